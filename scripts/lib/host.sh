@@ -1,0 +1,129 @@
+# The host's parts from Debian's arm64 packages: kernels, busybox, device tree, U-Boot, headers for modules.
+# To be sourced by bash after debian.sh and tools.sh.
+# shellcheck shell=bash
+
+host=$target/host
+
+# The suites where a kernel series is, in the order to look.
+kernel_suites() { # SERIES
+    case $1 in
+    6.1) echo bookworm ;;
+    6.12) echo bookworm-backports trixie ;;
+    6.18) echo trixie-backports ;;
+    *) echo trixie-backports trixie bookworm-backports bookworm ;;
+    esac
+}
+
+have_host() { [ -e "$host/$1/package" ]; }
+
+get_host() { # SERIES
+    local series=$1 suite='' package='' name release new=$host/.$1.new
+    [[ $series =~ ^[0-9]+\.[0-9]+$ ]] || die "host:$series: a kernel series such as 6.12 is wanted"
+    for suite in $(kernel_suites "$series"); do
+        debian_suite "$suite" arm64 || exit 1
+        package=$(debian_names "$suite" arm64 "^linux-image-${series//./\\.}\\.[0-9][^ ]*-arm64\$" |
+            sed -E '/-(cloud|rt)-/d' | sort -V | tail -n 1)
+        [ -z "$package" ] || break
+    done
+    [ -n "$package" ] || die "Debian has no arm64 kernel $series in $(kernel_suites "$series"): name a series that it has (6.1 and 6.12 are tested)"
+    have depmod || install_packages "depmod, which lists what the host's modules need" '' kmod
+    release=${package#linux-image-}
+
+    rm -rf "$new"
+    mkdir -p "$new/tree"
+    # In newer series the kernel's files lie in further packages.
+    for name in "$package" $(debian_names "$suite" arm64 "^linux-(base|binary|modules)-${release//[.+]/.}\$"); do
+        debian_download "$suite" arm64 "$name" "the host's kernel $series" || exit 1
+        deb_facts "$deb" >>"$new/package.new"
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner
+    done
+    echo "suite $suite" >>"$new/package.new"
+    local modules image
+    # /boot/vmlinuz-RELEASE, later /usr/lib/modules/RELEASE/vmlinuz; the configuration lies beside it.
+    image=$(find "$new/tree" \( -name "vmlinuz-$release" -o -path "*/$release/vmlinuz" \) -type f | head -n 1)
+    [ "$(dd "if=${image:-/dev/null}" bs=4 skip=14 count=1 status=none | tr -d '\0')" = ARMd ] ||
+        die "$package holds no plain arm64 Image: take another series"
+    mv "${image/%vmlinuz*/config${image##*vmlinuz}}" "$new/config"
+    mv "$image" "$new/Image"
+    find "$new/tree" -name bcm2711-rpi-4-b.dtb -exec cp {} "$new/" \;
+    modules=$(find "$new/tree" -path "*/lib/modules/$release" -type d | head -n 1)
+    depmod -b "${modules%/lib/modules/*}" "$release" || die "depmod failed for the modules of $release: see above"
+    mv "$modules" "$new/modules"
+    echo "$release" >"$new/release"
+    rm -rf "$new/tree"
+    mv "$new/package.new" "$new/package"
+    rm -rf "${host:?}/$series"
+    mv "$new" "$host/$series"
+    say "host kernel $series: $release is in target/host/$series"
+}
+
+# One file of a package, the newest of the first suite that has it.
+get_file() { # PACKAGE FILE-IN-IT DESTINATION WHY
+    local package=$1 file=$2 to=$3 why=$4 suite
+    for suite in trixie bookworm; do
+        debian_suite "$suite" arm64 || exit 1
+        [ -z "$(debian_names "$suite" arm64 "^$package\$")" ] || break
+    done
+    debian_download "$suite" arm64 "$package" "$why" || exit 1
+    mkdir -p "${to%/*}"
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -O --wildcards "$file" >"$to.new"
+    [ -s "$to.new" ] || die "$package of $suite has no $file (for $why): the package has changed, scripts/lib/host.sh must follow"
+    { deb_facts "$deb"; echo "suite $suite"; } >"$to.package"
+    mv "$to.new" "$to"
+}
+
+have_busybox() { [ -x "$host/busybox" ]; }
+get_busybox() {
+    get_file busybox-static '*/bin/busybox' "$host/busybox" "the host's user space"
+    chmod +x "$host/busybox"
+}
+
+have_uboot() { [ -e "$host/u-boot/qemu_arm64.bin" ]; }
+get_uboot() { get_file u-boot-qemu '*/qemu_arm64/u-boot.bin' "$host/u-boot/qemu_arm64.bin" "booting with booti, in tests"; }
+
+have_rpi_dtb() { [ -e "$host/bcm2711-rpi-4-b.dtb" ]; }
+get_rpi_dtb() {
+    have_host 6.12 || get_host 6.12
+    cp "$host/6.12/bcm2711-rpi-4-b.dtb" "$host/bcm2711-rpi-4-b.dtb.new"
+    mv "$host/bcm2711-rpi-4-b.dtb.new" "$host/bcm2711-rpi-4-b.dtb"
+}
+
+have_module_headers() { have_host "$1" && [ -e "$host/$1/headers/package" ]; }
+
+# Headers for exactly the kernel of host:SERIES, laid out so that they work from target/ (see lib/build-module).
+get_module_headers() { # SERIES
+    local series=$1 release suite version common kbuild arch package dir=$host/$1/headers new=$host/.$1.headers.new
+    have_host "$series" || get_host "$series"
+    release=$(cat "$host/$series/release")
+    suite=$(sed -n 's/^suite //p' "$host/$series/package")
+    version=$(sed -n 's/^version //p;T;q' "$host/$series/package")
+    arch=$(host_arch)
+    debian_suite "$suite" arm64 || exit 1
+    debian_versions "$suite" arm64 "linux-headers-$release" | grep -qxF "$version" ||
+        die "Debian's $suite has no headers for $release $version (any more): remove target/host/$series to take its newest kernel of $series, or build modules for another series"
+    rm -rf "$new"
+    mkdir -p "$new/tree"
+    debian_download "$suite" arm64 "linux-headers-$release=$version" "building test modules for the host's kernel $series" || exit 1
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner
+    deb_facts "$deb" >"$new/package.new"
+    common=$(dpkg-deb -f "$deb" Depends | grep -oE 'linux-headers-[^ ,]*-common' | head -n 1)
+    kbuild=$(dpkg-deb -f "$deb" Depends | grep -oE 'linux-kbuild-[^ ,]*' | head -n 1)
+    # The programs among them run here: they are for this machine's architecture.
+    for package in "arm64 $common=$version" "$arch $kbuild=$version"; do
+        debian_download "$suite" "${package% *}" "${package#* }" "building test modules for the host's kernel $series" || exit 1
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner
+        deb_facts "$deb" >>"$new/package.new"
+    done
+    mv "$new/tree/usr/src" "$new/src"
+    mv "$new/tree/usr/lib" "$new/lib" # src/*/scripts leads to ../../lib
+    rm -rf "$new/tree"
+    sed -i -e '1i src_folder := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))..' -e 's|/usr/src/|$(src_folder)/|' \
+        "$new/src/linux-headers-$release/Makefile"
+    # With it kbuild would want pahole, to describe the module's types; nothing here needs them.
+    rm -f "$new/src/linux-headers-$release/vmlinux"
+    ln -s "src/linux-headers-$release" "$new/build"
+    mv "$new/package.new" "$new/package"
+    rm -rf "$dir"
+    mv "$new" "$dir"
+    say "module headers for $release are in target/host/$series/headers (scripts/lib/build-module builds with them)"
+}

@@ -1,0 +1,71 @@
+# Builds the core and the development machine's tool. To be sourced by bash, after `root` is set.
+# shellcheck shell=bash
+
+# The value of an option among the arguments, both "--name value" and "--name=value"; empty if it is not there.
+option_value() { # NAME ARGUMENT...
+    local name=$1 value=''
+    shift
+    while [ $# -gt 0 ]; do
+        case $1 in
+        "$name") value=${2-} ;;
+        "$name="*) value=${1#*=} ;;
+        esac
+        shift
+    done
+    printf '%s' "$value"
+}
+
+# Whether an argument is among the others.
+has_option() { # NAME ARGUMENT...
+    local name=$1 argument
+    shift
+    for argument in "$@"; do
+        if [ "$argument" = "$name" ]; then return 0; fi
+    done
+    return 1
+}
+
+# Whether --kernel names a version to be provided, not a file.
+is_version() { # TEXT
+    [[ $1 =~ ^[0-9]+(\.[0-9]+)+$ ]]
+}
+
+# Runs a command that must not eat a script on our standard input. A terminal stays, for sudo's password.
+no_input() {
+    if [ -t 0 ]; then "$@"; else "$@" </dev/null; fi
+}
+
+# The tool, built for this machine.
+build_tool() {
+    [ -e "$root/target/debug/corevisor-tool" ] || echo "${0##*/}: building the tool (once)" >&2
+    (cd "$root" && no_input cargo build --quiet --package corevisor-tool)
+    tool=$root/target/debug/corevisor-tool
+}
+
+# The core's flat image, target/image/corevisor.bin.
+build_core() {
+    build_flat "$root/target" "$root/target/image/corevisor.bin"
+}
+
+# The same with the failures that tests ask for, target/test/corevisor-hooks.bin; its ELF is under target/hooks.
+build_core_with_hooks() {
+    build_flat "$root/target/hooks" "$root/target/test/corevisor-hooks.bin" --features test-hooks
+}
+
+build_flat() { # TARGET-DIR FLAT-IMAGE CARGO-ARGUMENT...
+    local target=$1 flat=$2 elf=$1/aarch64-unknown-none-softfloat/release/corevisor
+    shift 2
+    [ -e "$elf" ] || echo "${0##*/}: building the core (once)" >&2
+    (cd "$root" && no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package corevisor \
+        --target-dir "$target" "$@")
+    if [ "$flat" -nt "$elf" ]; then return 0; fi
+    mkdir -p "$(dirname "$flat")"
+    (
+        . "$root/scripts/lib/common.sh"
+        . "$root/scripts/lib/rust.sh"
+        . "$root/scripts/lib/tools.sh"
+        find_objcopy || { echo "${0##*/}: no llvm-objcopy: scripts/setup objcopy installs it" >&2; exit 1; }
+        "${objcopy[@]}" -O binary "$elf" "$flat.$$"
+    )
+    mv "$flat.$$" "$flat"
+}

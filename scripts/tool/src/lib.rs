@@ -1,0 +1,56 @@
+//! What the project's scripts are thin over, and what its QEMU tests are written on.
+//!
+//! Runs on the development machine only; nothing of it is part of the core.
+//!
+//! | module          | for                                                                        |
+//! |-----------------|----------------------------------------------------------------------------|
+//! | [`project`]     | where things stand under `target/`                                         |
+//! | [`newc`]        | a cpio archive, as Linux wants its initramfs                               |
+//! | [`modules`]     | which kernel modules to load, in which order                               |
+//! | [`initrd`]      | the host's initramfs: busybox, modules, `/init`, a script                  |
+//! | [`arm64_image`] | the header of an arm64 `Image`                                             |
+//! | [`bundle`]      | core and host kernel in one bootable file                                  |
+//! | [`machine`]     | the QEMU command line of a machine                                         |
+//! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
+//! | [`qmp`]         | QEMU's control socket                                                      |
+//! | [`run`]         | a run of a machine: console text, outcome, and an end to it in any case    |
+//! | [`script`]      | a script for the host's shell from standard input                          |
+//! | [`deploy`]      | the files for a board, [`sdcard`] an SD-card image of them                 |
+//! | [`bench`]       | the project's numbers                                                      |
+//! | [`cli`]         | the command line of the tool                                               |
+//!
+//! # A test in QEMU
+//! ```no_run
+//! use corevisor_tool::{machine::Machine, project::Project, run::{Outcome, Run}};
+//! use std::time::Duration;
+//!
+//! let project = Project::find()?;
+//! let done = Run::new(&project, Machine::virt().cpu("cortex-a72").smp(2))
+//!     .script("nproc; insmod /lib/probe.ko")
+//!     .file("/lib/probe.ko", std::fs::read("probe.ko")?)
+//!     .timeout(Duration::from_secs(60))
+//!     .finish()?;
+//! assert_eq!(done.outcome, Outcome::PoweredOff { script: Some(0) }, "{}", done.tail(20));
+//! assert!(done.console.contains("\n2\n"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//! [`run::Run::start`] gives a running machine instead, to type into, to wait for a line of, and to ask through QMP.
+
+pub mod arm64_image;
+pub mod bench;
+pub mod bundle;
+pub mod cli;
+pub mod deploy;
+pub mod error;
+pub mod initrd;
+pub mod machine;
+pub mod modules;
+pub mod newc;
+pub mod outcome;
+pub mod project;
+pub mod qmp;
+pub mod raspi;
+pub mod run;
+pub mod running;
+pub mod script;
+pub mod sdcard;

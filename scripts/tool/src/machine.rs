@@ -1,0 +1,420 @@
+//! A machine of QEMU, and its command line.
+
+use std::{
+    ffi::OsString,
+    fmt,
+    path::{Path, PathBuf},
+};
+use thiserror::Error;
+
+/// The boards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Board {
+    /// QEMU's own board.
+    Virt,
+    /// The Raspberry Pi 4.
+    Raspi4b,
+}
+
+impl Board {
+    /// Where QEMU puts an arm64 Image that asks for no particular place.
+    pub fn image_base(self) -> u64 {
+        match self {
+            Self::Virt => 0x4020_0000,
+            Self::Raspi4b => 0x20_0000,
+        }
+    }
+}
+
+impl fmt::Display for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Virt => "virt",
+            Self::Raspi4b => "raspi4b",
+        })
+    }
+}
+
+/// What a board cannot do.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MachineError {
+    /// The Raspberry Pi's parts are fixed.
+    #[error("the raspi4b of QEMU has {fixed}: leave {option} out, or use --board virt")]
+    Fixed {
+        /// The option that asks for something else.
+        option: &'static str,
+        /// What there is.
+        fixed: &'static str,
+    },
+}
+
+/// A machine: start with [`Machine::virt`] or [`Machine::raspi4b`] and say what differs.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    board: Board,
+    cpu: Option<String>,
+    smp: Option<u32>,
+    memory: Option<String>,
+    gic: Option<u32>,
+    el2: Option<bool>,
+    machine_options: Vec<String>,
+    gdb: bool,
+    icount: bool,
+    drives: Vec<PathBuf>,
+    net: bool,
+    allow_reboot: bool,
+    args: Vec<OsString>,
+}
+
+/// What the machine's loader puts into memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BootFiles {
+    /// `-kernel`.
+    pub kernel: Option<PathBuf>,
+    /// `-initrd`.
+    pub initrd: Option<PathBuf>,
+    /// `-append`.
+    pub append: String,
+    /// `-dtb`.
+    pub dtb: Option<PathBuf>,
+}
+
+/// Where the machine's serial console goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// To the terminal, shared with QEMU's monitor (Ctrl-A c).
+    Terminal,
+    /// From standard input and to standard output, nothing else in it.
+    Pipes,
+}
+
+impl Machine {
+    fn new(board: Board) -> Self {
+        Self {
+            board,
+            cpu: None,
+            smp: None,
+            memory: None,
+            gic: None,
+            el2: None,
+            machine_options: Vec::new(),
+            gdb: false,
+            icount: false,
+            drives: Vec::new(),
+            net: false,
+            allow_reboot: false,
+            args: Vec::new(),
+        }
+    }
+
+    /// QEMU's virt: four `max` CPUs, 2 GiB, GICv3.
+    pub fn virt() -> Self {
+        Self::new(Board::Virt)
+    }
+
+    /// The Raspberry Pi 4: four cortex-a72, 2 GiB, GIC-400.
+    pub fn raspi4b() -> Self {
+        Self::new(Board::Raspi4b)
+    }
+
+    /// The board.
+    pub fn board(&self) -> Board {
+        self.board
+    }
+
+    /// The CPU model: `max`, `cortex-a72`, ...
+    #[must_use]
+    pub fn cpu(mut self, model: impl Into<String>) -> Self {
+        self.cpu = Some(model.into());
+        self
+    }
+
+    /// The number of CPUs.
+    #[must_use]
+    pub fn smp(mut self, cpus: u32) -> Self {
+        self.smp = Some(cpus);
+        self
+    }
+
+    /// The memory, as QEMU writes it: `512M`, `4G`.
+    #[must_use]
+    pub fn memory(mut self, size: impl Into<String>) -> Self {
+        self.memory = Some(size.into());
+        self
+    }
+
+    /// The version of the interrupt controller: 2 or 3.
+    #[must_use]
+    pub fn gic(mut self, version: u32) -> Self {
+        self.gic = Some(version);
+        self
+    }
+
+    /// Whether virt has EL2, whatever is booted (else: with the core it has, without it does not).
+    #[must_use]
+    pub fn el2(mut self, there: bool) -> Self {
+        self.el2 = Some(there);
+        self
+    }
+
+    /// One more option of `-M`: `secure=on`.
+    #[must_use]
+    pub fn machine_option(mut self, option: impl Into<String>) -> Self {
+        self.machine_options.push(option.into());
+        self
+    }
+
+    /// Wait for a debugger on port 1234.
+    #[must_use]
+    pub fn gdb(mut self, wait: bool) -> Self {
+        self.gdb = wait;
+        self
+    }
+
+    /// Count instructions: one is 1 ns, and every run is the same.
+    #[must_use]
+    pub fn icount(mut self, count: bool) -> Self {
+        self.icount = count;
+        self
+    }
+
+    /// One more virtio disk, a raw file.
+    #[must_use]
+    pub fn drive(mut self, file: impl Into<PathBuf>) -> Self {
+        self.drives.push(file.into());
+        self
+    }
+
+    /// A virtio network card on QEMU's user network.
+    #[must_use]
+    pub fn net(mut self, card: bool) -> Self {
+        self.net = card;
+        self
+    }
+
+    /// Let the machine reset; else a reset ends the run.
+    #[must_use]
+    pub fn allow_reboot(mut self, allow: bool) -> Self {
+        self.allow_reboot = allow;
+        self
+    }
+
+    /// Whether the machine may reset and go on.
+    pub fn may_reboot(&self) -> bool {
+        self.allow_reboot
+    }
+
+    /// One more argument for QEMU, as it is.
+    #[must_use]
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    /// Whether the machine waits for a debugger.
+    pub fn waits_for_debugger(&self) -> bool {
+        self.gdb
+    }
+
+    /// The start of the kernel's command line: its console, and a reset at once when it panics.
+    pub fn base_append(&self) -> &'static str {
+        match self.board {
+            Board::Virt => "console=ttyAMA0 panic=-1 quiet",
+            Board::Raspi4b => crate::raspi::QEMU_APPEND,
+        }
+    }
+
+    /// QEMU's arguments. `core`: whether the core is what boots.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the board does not have what was asked for.
+    pub fn args(&self, boot: &BootFiles, core: bool, console: Console) -> Result<Vec<OsString>, MachineError> {
+        let mut args = Args::default();
+        match self.board {
+            Board::Virt => self.virt_args(&mut args, core),
+            Board::Raspi4b => self.raspi_args(&mut args)?,
+        }
+        args.flag("-nographic").pair("-nic", "none");
+        match console {
+            // Said, not left to -nographic, which forgets it when a run adds its own control socket; then
+            // Ctrl-C would end QEMU.
+            Console::Terminal => args.pair("-serial", "mon:stdio"),
+            Console::Pipes => args.pair("-monitor", "none").pair("-serial", "stdio"),
+        };
+        if self.icount {
+            args.pair("-icount", "shift=0,sleep=off").pair("-rtc", "clock=vm").pair("-seed", "1");
+        }
+        for (number, file) in self.drives.iter().enumerate() {
+            args.pair("-drive", option_with_path(&format!("if=none,id=drive{number},format=raw,file="), file));
+            args.pair("-device", format!("virtio-blk-device,drive=drive{number}"));
+        }
+        if self.net {
+            args.pair("-netdev", "user,id=net0").pair("-device", "virtio-net-device,netdev=net0");
+        }
+        if !self.allow_reboot {
+            args.flag("-no-reboot");
+        }
+        if self.gdb {
+            args.flag("-s").flag("-S");
+        }
+        for (name, file) in [("-kernel", &boot.kernel), ("-initrd", &boot.initrd), ("-dtb", &boot.dtb)] {
+            if let Some(file) = file {
+                args.pair(name, file);
+            }
+        }
+        // QEMU refuses a command line without a kernel to give it to.
+        if boot.kernel.is_some() && !boot.append.is_empty() {
+            args.pair("-append", &boot.append);
+        }
+        args.0.extend(self.args.iter().cloned());
+        Ok(args.0)
+    }
+
+    fn virt_args(&self, args: &mut Args, core: bool) {
+        let el2 = if self.el2.unwrap_or(core) { "on" } else { "off" };
+        let mut machine = format!("virt,virtualization={el2},gic-version={}", self.gic.unwrap_or(3));
+        if self.icount {
+            machine.push_str(",dtb-randomness=off");
+        }
+        for option in &self.machine_options {
+            machine.push(',');
+            machine.push_str(option);
+        }
+        args.pair("-M", machine)
+            .pair("-cpu", self.cpu.as_deref().unwrap_or("max"))
+            .pair("-smp", self.smp.unwrap_or(4).to_string())
+            .pair("-m", self.memory.as_deref().unwrap_or("2G"));
+    }
+
+    fn raspi_args(&self, args: &mut Args) -> Result<(), MachineError> {
+        let fixed = |option, fixed| Err(MachineError::Fixed { option, fixed });
+        if self.cpu.as_deref().is_some_and(|cpu| cpu != "cortex-a72") {
+            return fixed("--cpu", "cortex-a72 CPUs");
+        }
+        if self.smp.is_some_and(|cpus| cpus != 4) {
+            return fixed("--smp", "four CPUs");
+        }
+        if self.memory.as_deref().is_some_and(|size| !["2G", "2048M", "2048"].contains(&size)) {
+            return fixed("--memory", "2 GiB of memory");
+        }
+        if self.gic.is_some_and(|version| version != 2) {
+            return fixed("--gic", "a GICv2");
+        }
+        if self.net || !self.drives.is_empty() {
+            return fixed("--net and --drive", "no virtio devices");
+        }
+        let mut machine = "raspi4b".to_owned();
+        for option in &self.machine_options {
+            machine.push(',');
+            machine.push_str(option);
+        }
+        args.pair("-M", machine).pair("-smp", "4").pair("-m", "2G");
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) -> &mut Self {
+        self.0.push(flag.into());
+        self
+    }
+
+    fn pair(&mut self, name: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(name.into());
+        self.0.push(value.into());
+        self
+    }
+}
+
+/// QEMU's options are comma lists; a comma in a file's name is written twice.
+fn option_with_path(before: &str, path: &Path) -> OsString {
+    match path.to_str() {
+        Some(text) => format!("{before}{}", text.replace(',', ",,")).into(),
+        None => {
+            let mut option = OsString::from(before);
+            option.push(path);
+            option
+        }
+    }
+}
+
+/// A command line to paste into a shell.
+pub fn shell_line(program: &Path, args: &[OsString]) -> String {
+    let words = std::iter::once(program.as_os_str()).chain(args.iter().map(OsString::as_os_str));
+    words.map(|word| shell_word(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
+}
+
+fn shell_word(word: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./=,:+@%".contains(&b);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(machine: &Machine, core: bool) -> String {
+        let boot = BootFiles { kernel: Some("/k".into()), append: "a b".into(), ..BootFiles::default() };
+        shell_line(Path::new("qemu"), &machine.args(&boot, core, Console::Terminal).unwrap())
+    }
+
+    #[test]
+    fn the_default_machine() {
+        assert_eq!(
+            line(&Machine::virt(), true),
+            "qemu -M virt,virtualization=on,gic-version=3 -cpu max -smp 4 -m 2G -nographic -nic none -serial mon:stdio \
+             -no-reboot -kernel /k -append 'a b'"
+        );
+    }
+
+    #[test]
+    fn without_the_core_there_is_no_el2_unless_asked_for() {
+        assert!(line(&Machine::virt(), false).contains("virtualization=off"));
+        assert!(line(&Machine::virt().el2(true), false).contains("virtualization=on"));
+        assert!(line(&Machine::virt().el2(false), true).contains("virtualization=off"));
+    }
+
+    #[test]
+    fn counted_runs_have_no_chance_in_them() {
+        let line = line(&Machine::virt().icount(true), true);
+        for part in ["-icount shift=0,sleep=off", "-rtc clock=vm", "dtb-randomness=off", "-seed 1"] {
+            assert!(line.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn disks_and_network_are_virtio() {
+        let line = line(&Machine::virt().drive("/a,b").drive("/c").net(true), true);
+        assert!(line.contains("-drive if=none,id=drive0,format=raw,file=/a,,b -device virtio-blk-device,drive=drive0"));
+        assert!(line.contains("id=drive1,format=raw,file=/c"));
+        assert!(line.contains("-netdev user,id=net0 -device virtio-net-device,netdev=net0"));
+    }
+
+    #[test]
+    fn what_the_raspberry_pi_does_not_have_is_refused() {
+        let refused = |machine: Machine| machine.args(&BootFiles::default(), true, Console::Pipes).is_err();
+        assert!(!refused(Machine::raspi4b()));
+        assert!(!refused(Machine::raspi4b().cpu("cortex-a72").smp(4).memory("2G").gic(2)));
+        assert!(refused(Machine::raspi4b().cpu("max")));
+        assert!(refused(Machine::raspi4b().smp(2)));
+        assert!(refused(Machine::raspi4b().memory("4G")));
+        assert!(refused(Machine::raspi4b().gic(3)));
+        assert!(refused(Machine::raspi4b().net(true)));
+        assert!(refused(Machine::raspi4b().drive("/a")));
+    }
+
+    #[test]
+    fn words_survive_a_shell() {
+        assert_eq!(shell_word("a=b,c"), "a=b,c");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word("$x"), "'$x'");
+    }
+}

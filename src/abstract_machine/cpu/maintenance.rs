@@ -1,0 +1,116 @@
+//! TLB and cache maintenance. Arm ARM D8.16 (TLB), D7.5 (caches); the order of barriers is the point of each function.
+
+use core::arch::asm;
+
+use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{Readable, VTTBR_EL2, Writeable};
+
+use super::super::addr::{Ipa, PAGE_SHIFT, PhysRange};
+
+/// DSB ISHST, ISB: table entries written before are seen by walks that start after.
+pub fn publish() {
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+}
+
+/// Runs `flush` with `root` in VTTBR_EL2: the stage-2 TLBI instructions act on the VMID that stands there.
+fn with_vttbr(root: u64, flush: impl FnOnce()) {
+    let current = VTTBR_EL2.get();
+    if current != root {
+        VTTBR_EL2.set(root);
+        barrier::isb(barrier::SY);
+    }
+    flush();
+    if current != root {
+        VTTBR_EL2.set(current);
+        barrier::isb(barrier::SY);
+    }
+}
+
+/// Forgets one intermediate address of the VMID in `root`, on every CPU: first stage-2 entries, then, after these are
+/// gone, entries that combine both stages, which are not found by intermediate address.
+pub fn flush_ipa(root: u64, ipa: Ipa) {
+    barrier::dsb(barrier::ISHST);
+    with_vttbr(root, || {
+        // SAFETY: TLB invalidation only makes walks happen again.
+        unsafe {
+            asm!("tlbi ipas2e1is, {}", in(reg) ipa.raw() >> PAGE_SHIFT, options(nostack, preserves_flags));
+        }
+        barrier::dsb(barrier::ISH);
+        // SAFETY: as above.
+        unsafe {
+            asm!("tlbi vmalle1is", options(nostack, preserves_flags));
+        }
+        barrier::dsb(barrier::ISH);
+        barrier::isb(barrier::SY);
+    });
+}
+
+/// Forgets everything of the VMID in `root`, on every CPU.
+pub fn flush_vm(root: u64) {
+    barrier::dsb(barrier::ISHST);
+    with_vttbr(root, || {
+        // SAFETY: TLB invalidation only makes walks happen again.
+        unsafe {
+            asm!("tlbi vmalls12e1is", options(nostack, preserves_flags));
+        }
+        barrier::dsb(barrier::ISH);
+        barrier::isb(barrier::SY);
+    });
+}
+
+/// Forgets everything of EL1 and of EL2 on this CPU: at its start, when any rest of a loader may stand there.
+pub fn flush_all_local() {
+    // SAFETY: TLB invalidation only makes walks happen again.
+    unsafe {
+        asm!("dsb nshst", "tlbi alle1", "tlbi alle2", "dsb nsh", "isb", options(nostack, preserves_flags));
+    }
+}
+
+/// Bytes of the smallest data cache line (CTR_EL0.DminLine), and of the smallest instruction cache line.
+fn line_sizes() -> (u64, u64) {
+    let ctr: u64;
+    // SAFETY: reading an ID register.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    (4 << (ctr >> 16 & 0xf), 4 << (ctr & 0xf))
+}
+
+/// Cleans `range`, mapped at its physical address, to the point of coherency: a CPU with its caches off sees it.
+pub fn clean_to_poc(range: PhysRange) {
+    let (line, _) = line_sizes();
+    let mut at = range.base().align_down(line).raw();
+    while at < range.end().raw() {
+        // SAFETY: cleaning changes no content; the range is mapped.
+        unsafe { asm!("dc cvac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    barrier::dsb(barrier::SY);
+}
+
+/// Drops all instructions from the instruction caches of all CPUs.
+pub fn invalidate_icache_all() {
+    // SAFETY: instructions are fetched again; nothing else changes.
+    unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Fills `range`, the core's own and mapped at its physical address, with zeroes, a block at a time where the CPU can
+/// (DC ZVA). Both ends are whole pages.
+pub fn zero(range: PhysRange) {
+    let dczid: u64;
+    // SAFETY: reading an ID register.
+    unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags)) };
+    let prohibited = dczid >> 4 & 1 == 1;
+    let block = 4_u64 << (dczid & 0xf);
+    let mut at = range.base().raw();
+    while at < range.end().raw() {
+        // SAFETY: the range is the caller's to overwrite; DC ZVA writes one aligned block, of at most 2 KiB.
+        unsafe {
+            if prohibited {
+                asm!("stp xzr, xzr, [{}]", in(reg) at, options(nostack, preserves_flags));
+            } else {
+                asm!("dc zva, {}", in(reg) at, options(nostack, preserves_flags));
+            }
+        }
+        at += if prohibited { 16 } else { block };
+    }
+}

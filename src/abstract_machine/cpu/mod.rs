@@ -1,0 +1,195 @@
+//! The real CPU at EL2. Exists on the target only.
+//!
+//! | part            | holds                                                                   |
+//! |-----------------|-------------------------------------------------------------------------|
+//! | [`Cpu`]         | [`Machine`] on the real thing                                           |
+//! | [`el2`]         | what EL2 must hold so that the host can run                             |
+//! | [`maintenance`] | TLB and cache maintenance                                               |
+//! | [`pool`]        | pages for tables and per-CPU areas                                      |
+//! | [`sysreg`]      | system registers that `aarch64-cpu` lacks                               |
+//! | [`smccc`]       | the SMC instruction                                                     |
+//! | [`halt`]        | stopping for good                                                       |
+
+pub mod el2;
+pub mod halt;
+pub mod maintenance;
+pub mod pool;
+pub mod smccc;
+pub mod sysreg;
+
+use aarch64_cpu::registers::{
+    ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
+    TPIDR_EL2, VBAR_EL1, Writeable,
+};
+use spin::Once;
+
+use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use super::per_cpu::{Event, PerCpu};
+use super::regs::{El1Reg, Syndrome};
+use super::{Machine, SmcOutcome};
+
+/// What serves SMC for the host: the board's PSCI server, set once at boot.
+pub trait SmcServer: Sync {
+    /// See [`Machine::host_smc`]; `cpu` is the CPU that trapped.
+    fn serve(&self, cpu: &PerCpu, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome;
+}
+
+static CPUS: Once<&'static [PerCpu]> = Once::new();
+static SMC_SERVER: Once<&'static dyn SmcServer> = Once::new();
+
+/// This machine.
+#[derive(Clone, Copy)]
+pub struct Cpu;
+
+/// Data of all CPUs, in order of their dense numbers; none before [`set_all`].
+pub fn all() -> &'static [PerCpu] {
+    CPUS.get().copied().unwrap_or(&[])
+}
+
+/// Makes `cpus` the data of all CPUs.
+pub fn set_all(cpus: &'static [PerCpu]) {
+    CPUS.call_once(|| cpus);
+}
+
+/// Makes `server` answer the host's SMCs.
+pub fn set_smc_server(server: &'static dyn SmcServer) {
+    SMC_SERVER.call_once(|| server);
+}
+
+/// Data of this CPU, if it has any yet.
+pub fn this() -> Option<&'static PerCpu> {
+    // SAFETY: TPIDR_EL2 is zero until `set_this`, which takes a `&'static PerCpu`; nobody else writes it.
+    unsafe { (TPIDR_EL2.get() as *const PerCpu).as_ref() }
+}
+
+/// Makes `per_cpu` the data of this CPU.
+pub fn set_this(per_cpu: Option<&'static PerCpu>) {
+    TPIDR_EL2.set(per_cpu.map_or(0, |data| core::ptr::from_ref(data) as u64));
+}
+
+impl Machine for Cpu {
+    fn pt_load(&self, entry: Pa) -> u64 {
+        assert!(pool::holds(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
+        // SAFETY: the pool is the core's, mapped at its physical addresses; the entry is aligned. The hardware may
+        // read it at the same time, and other CPUs under another table's lock never write it.
+        unsafe { (entry.raw() as *const u64).read_volatile() }
+    }
+
+    fn pt_store(&self, entry: Pa, value: u64) {
+        assert!(pool::holds(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
+        // SAFETY: as above; one aligned 64-bit store, which walkers see whole.
+        unsafe { (entry.raw() as *mut u64).write_volatile(value) };
+    }
+
+    fn alloc_table(&self, order: u32) -> Option<Pa> {
+        pool::alloc(order)
+    }
+
+    fn free_table(&self, base: Pa, order: u32) {
+        pool::free(base, order);
+    }
+
+    fn publish_tables(&self) {
+        maintenance::publish();
+    }
+
+    fn tlb_flush_ipa(&self, _: VmId, root: u64, ipa: Ipa) {
+        maintenance::flush_ipa(root, ipa);
+    }
+
+    fn tlb_flush_vm(&self, _: VmId, root: u64) {
+        maintenance::flush_vm(root);
+    }
+
+    fn clear_phys_page(&self, pfn: Pfn) {
+        // Only the core's own memory is mapped; until pages of VMs change hands, nothing else is scrubbed.
+        let page = pfn.addr();
+        assert!(pool::holds(page), "page {page} is not mapped by the core");
+        // SAFETY: a page of the pool that its owner gives up.
+        unsafe { (page.raw() as *mut u8).write_bytes(0, PAGE_SIZE as usize) };
+        maintenance::clean_to_poc(PhysRange::between(page, Pa::new(page.raw() + PAGE_SIZE)));
+    }
+
+    fn sync_page_to_poc(&self, range: PhysRange) {
+        maintenance::clean_to_poc(range);
+        maintenance::invalidate_icache_all();
+    }
+
+    fn read_esr_el2(&self) -> Syndrome {
+        Syndrome::new(ESR_EL2.get())
+    }
+
+    fn read_hpfar_el2(&self) -> Ipa {
+        // HPFAR_EL2.FIPA: bits 47 to 12 of the address stand at bits 39 to 4.
+        Ipa::new((HPFAR_EL2.get() & 0xff_ffff_fff0) << 8)
+    }
+
+    fn read_far_el2(&self) -> u64 {
+        FAR_EL2.get()
+    }
+
+    fn host_pc(&self) -> u64 {
+        ELR_EL2.get()
+    }
+
+    fn set_host_pc(&self, pc: u64) {
+        ELR_EL2.set(pc);
+    }
+
+    fn host_pstate(&self) -> u64 {
+        SPSR_EL2.get()
+    }
+
+    fn set_host_pstate(&self, pstate: u64) {
+        SPSR_EL2.set(pstate);
+    }
+
+    fn read_el1(&self, reg: El1Reg) -> u64 {
+        match reg {
+            El1Reg::Elr => ELR_EL1.get(),
+            El1Reg::Spsr => SPSR_EL1.get(),
+            El1Reg::Esr => ESR_EL1.get(),
+            El1Reg::Far => FAR_EL1.get(),
+            El1Reg::Sctlr => SCTLR_EL1.get(),
+            El1Reg::Vbar => VBAR_EL1.get(),
+        }
+    }
+
+    fn write_el1(&self, reg: El1Reg, value: u64) {
+        match reg {
+            El1Reg::Elr => ELR_EL1.set(value),
+            El1Reg::Spsr => SPSR_EL1.set(value),
+            El1Reg::Esr => ESR_EL1.set(value),
+            El1Reg::Far => FAR_EL1.set(value),
+            El1Reg::Sctlr => SCTLR_EL1.set(value),
+            El1Reg::Vbar => VBAR_EL1.set(value),
+        }
+    }
+
+    fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {
+        const NOT_SUPPORTED: u64 = -1_i64 as u64;
+        match (SMC_SERVER.get(), this()) {
+            (Some(server), Some(cpu)) => server.serve(cpu, args, is_host_memory),
+            _ => SmcOutcome::Return([NOT_SUPPORTED, 0, 0, 0]),
+        }
+    }
+
+    fn read_log(&self, seq: u64, out: &mut [u8]) -> (u64, usize) {
+        let read = crate::platform::logger::read_from(seq, out);
+        (read.next, read.len)
+    }
+
+    fn count(&self, event: Event) {
+        if let Some(cpu) = this() {
+            cpu.count(event);
+        }
+    }
+
+    fn counted(&self, event: Event) -> u64 {
+        all().iter().map(|cpu| cpu.counted(event)).sum()
+    }
+
+    fn check(&self) {
+        halt::check();
+    }
+}

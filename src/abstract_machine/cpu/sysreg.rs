@@ -1,0 +1,204 @@
+//! System registers that `aarch64-cpu` does not have, or not with their fields, by the manual's names.
+//!
+//! Each is a value with `get` and `set`; the encoding stands at its definition. Arm ARM (DDI 0487) D24.2.
+
+pub use fields::*;
+
+#[allow(missing_docs, reason = "the macro's own items cannot carry any")]
+mod fields {
+    use tock_registers::register_bitfields;
+
+    register_bitfields! {u64,
+        /// Architectural feature trap register, E2H = 0. RES1 bits are written as one.
+        pub CPTR_EL2 [
+            /// RES1.
+            RES1_A OFFSET(0) NUMBITS(8) [],
+            /// SVE traps; RES1 without SVE.
+            TZ OFFSET(8) NUMBITS(1) [],
+            /// RES1.
+            RES1_B OFFSET(9) NUMBITS(1) [],
+            /// FP and SIMD trap.
+            TFP OFFSET(10) NUMBITS(1) [],
+            /// SME traps; RES1 without SME.
+            TSM OFFSET(12) NUMBITS(1) [],
+            /// RES1.
+            RES1_C OFFSET(13) NUMBITS(1) [],
+        ],
+        /// SVE vector length control: the longest that the CPU has.
+        pub ZCR_EL2 [ LEN OFFSET(0) NUMBITS(9) [] ],
+        /// SME vector length and features for lower levels.
+        pub SMCR_EL2 [
+            LEN OFFSET(0) NUMBITS(9) [],
+            EZT0 OFFSET(30) NUMBITS(1) [],
+            FA64 OFFSET(31) NUMBITS(1) [],
+        ],
+        /// Extended hypervisor configuration: features that EL1 may use.
+        pub HCRX_EL2 [
+            EnAS0 OFFSET(0) NUMBITS(1) [],
+            EnALS OFFSET(1) NUMBITS(1) [],
+            EnASR OFFSET(2) NUMBITS(1) [],
+            MSCEn OFFSET(11) NUMBITS(1) [],
+            TCR2En OFFSET(14) NUMBITS(1) [],
+            SCTLR2En OFFSET(15) NUMBITS(1) [],
+            D128En OFFSET(17) NUMBITS(1) [],
+            EnSNERR OFFSET(18) NUMBITS(1) [],
+            EnSDERR OFFSET(20) NUMBITS(1) [],
+            EnIDCP128 OFFSET(21) NUMBITS(1) [],
+            GCSEn OFFSET(22) NUMBITS(1) [],
+            EnFPM OFFSET(23) NUMBITS(1) [],
+            PACMEn OFFSET(24) NUMBITS(1) [],
+        ],
+        /// ID_AA64PFR0_EL1: which extensions there are.
+        pub ID_AA64PFR0 [
+            GIC OFFSET(24) NUMBITS(4) [],
+            SVE OFFSET(32) NUMBITS(4) [],
+            MPAM OFFSET(40) NUMBITS(4) [],
+            CSV2 OFFSET(56) NUMBITS(4) [],
+        ],
+        /// ID_AA64PFR1_EL1.
+        pub ID_AA64PFR1 [
+            MTE OFFSET(8) NUMBITS(4) [],
+            SME OFFSET(24) NUMBITS(4) [],
+        ],
+        /// ID_AA64SMFR0_EL1.
+        pub ID_AA64SMFR0 [
+            SMEver OFFSET(56) NUMBITS(4) [],
+            FA64 OFFSET(63) NUMBITS(1) [],
+        ],
+        /// ID_AA64DFR0_EL1.
+        pub ID_AA64DFR0 [
+            PMUVer OFFSET(8) NUMBITS(4) [],
+            PMSVer OFFSET(32) NUMBITS(4) [],
+            TraceFilt OFFSET(40) NUMBITS(4) [],
+            TraceBuffer OFFSET(44) NUMBITS(4) [],
+        ],
+        /// ID_AA64MMFR0_EL1.
+        pub ID_AA64MMFR0 [
+            PARange OFFSET(0) NUMBITS(4) [],
+            FGT OFFSET(56) NUMBITS(4) [],
+            ECV OFFSET(60) NUMBITS(4) [],
+        ],
+        /// ID_AA64MMFR1_EL1.
+        pub ID_AA64MMFR1 [
+            VMIDBits OFFSET(4) NUMBITS(4) [ Bits16 = 0b0010 ],
+            HCX OFFSET(40) NUMBITS(4) [],
+        ],
+        /// ID_AA64ISAR1_EL1: pointer authentication, by whichever algorithm.
+        pub ID_AA64ISAR1 [
+            APA OFFSET(4) NUMBITS(4) [],
+            API OFFSET(8) NUMBITS(4) [],
+            GPA OFFSET(24) NUMBITS(4) [],
+            GPI OFFSET(28) NUMBITS(4) [],
+        ],
+        /// PMCR_EL0.
+        pub PMCR_EL0 [ N OFFSET(11) NUMBITS(5) [] ],
+        /// PMEVTYPER<n>_EL0.
+        pub PMEVTYPER [
+            P OFFSET(31) NUMBITS(1) [],
+            U OFFSET(30) NUMBITS(1) [],
+            NSK OFFSET(29) NUMBITS(1) [],
+            NSU OFFSET(28) NUMBITS(1) [],
+            NSH OFFSET(27) NUMBITS(1) [],
+            EVENT OFFSET(0) NUMBITS(16) [ InstRetired = 0x08 ],
+        ],
+    }
+}
+
+macro_rules! registers {
+    ($($(#[$doc:meta])* $name:ident: $encoding:literal, $fields:ty;)*) => {
+        $(
+            $(#[$doc])*
+            pub struct $name;
+
+            #[allow(dead_code)]
+            impl $name {
+                /// Reads the register.
+                pub fn get() -> tock_registers::LocalRegisterCopy<u64, $fields> {
+                    let value: u64;
+                    // SAFETY: reading a system register of this CPU has no effect on memory; that the register
+                    // exists is the caller's check of the ID registers (else an undefined-instruction trap stops the core).
+                    unsafe {
+                        core::arch::asm!(concat!("mrs {}, ", $encoding), out(reg) value, options(nomem, nostack, preserves_flags));
+                    }
+                    tock_registers::LocalRegisterCopy::new(value)
+                }
+
+                /// Writes the register.
+                pub fn set(value: u64) {
+                    // SAFETY: these registers govern lower exception levels and counters; none changes how the core
+                    // itself runs or what its references mean.
+                    unsafe {
+                        core::arch::asm!(concat!("msr ", $encoding, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags));
+                    }
+                }
+            }
+        )*
+    };
+}
+
+registers! {
+    /// Architectural feature traps.
+    Cptr: "cptr_el2", CPTR_EL2::Register;
+    /// SVE vector length for EL2 and below.
+    Zcr: "S3_4_C1_C2_0", ZCR_EL2::Register;
+    /// SME control for EL2 and below.
+    Smcr: "S3_4_C1_C2_6", SMCR_EL2::Register;
+    /// Extended hypervisor configuration.
+    Hcrx: "S3_4_C1_C2_2", HCRX_EL2::Register;
+    /// Fine-grained read traps.
+    Hfgrtr: "S3_4_C1_C1_4", ();
+    /// Fine-grained write traps.
+    Hfgwtr: "S3_4_C1_C1_5", ();
+    /// Fine-grained instruction traps.
+    Hfgitr: "S3_4_C1_C1_6", ();
+    /// Fine-grained debug read traps.
+    Hdfgrtr: "S3_4_C3_C1_4", ();
+    /// Fine-grained debug write traps.
+    Hdfgwtr: "S3_4_C3_C1_5", ();
+    /// Fine-grained activity monitor traps.
+    Hafgrtr: "S3_4_C3_C1_6", ();
+    /// Second fine-grained debug read traps (FEAT_FGT2).
+    Hdfgrtr2: "S3_4_C3_C1_0", ();
+    /// Second fine-grained debug write traps (FEAT_FGT2).
+    Hdfgwtr2: "S3_4_C3_C1_1", ();
+    /// Second fine-grained read traps (FEAT_FGT2).
+    Hfgrtr2: "S3_4_C3_C1_2", ();
+    /// Second fine-grained write traps (FEAT_FGT2).
+    Hfgwtr2: "S3_4_C3_C1_3", ();
+    /// Second fine-grained instruction traps (FEAT_FGT2).
+    Hfgitr2: "S3_4_C3_C1_7", ();
+    /// Hypervisor system trap register (AArch32 CP15).
+    Hstr: "hstr_el2", ();
+    /// Memory partitioning, EL2.
+    Mpam2: "S3_4_C10_C5_0", ();
+    /// Trace filter, EL2.
+    Trfcr: "S3_4_C1_C2_1", ();
+    /// Virtual processor id: what EL1 reads as MIDR_EL1.
+    Vpidr: "vpidr_el2", ();
+    /// EL1's access to its feature traps.
+    Cpacr1: "cpacr_el1", ();
+    /// Performance monitors control.
+    Pmcr: "pmcr_el0", PMCR_EL0::Register;
+    /// Counter selection.
+    Pmselr: "pmselr_el0", ();
+    /// Event of the selected counter.
+    Pmxevtyper: "pmxevtyper_el0", PMEVTYPER::Register;
+    /// Count of the selected counter.
+    Pmxevcntr: "pmxevcntr_el0", ();
+    /// Counter enable set.
+    Pmcntenset: "pmcntenset_el0", ();
+    /// Feature registers.
+    IdAa64pfr0: "id_aa64pfr0_el1", ID_AA64PFR0::Register;
+    /// Feature registers.
+    IdAa64pfr1: "id_aa64pfr1_el1", ID_AA64PFR1::Register;
+    /// Feature registers: SME.
+    IdAa64smfr0: "S3_0_C0_C4_5", ID_AA64SMFR0::Register;
+    /// Feature registers: debug.
+    IdAa64dfr0: "id_aa64dfr0_el1", ID_AA64DFR0::Register;
+    /// Feature registers: memory model.
+    IdAa64mmfr0: "id_aa64mmfr0_el1", ID_AA64MMFR0::Register;
+    /// Feature registers: memory model.
+    IdAa64mmfr1: "id_aa64mmfr1_el1", ID_AA64MMFR1::Register;
+    /// Feature registers: instructions.
+    IdAa64isar1: "id_aa64isar1_el1", ID_AA64ISAR1::Register;
+}

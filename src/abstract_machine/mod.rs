@@ -1,0 +1,131 @@
+//! Layer 0, AbstractMachine: all that the layers can do to the machine.
+//!
+//! The layers above are ordinary safe Rust over the trait [`Machine`]. It has two implementations:
+//! [`cpu`] is the real CPU at EL2, the only place (besides `platform` and `boot`) with `unsafe`;
+//! [`sim`] is a simulated machine for the development machine, on which every layer is tested next to its
+//! specification.
+//!
+//! | part           | holds                                                                            |
+//! |----------------|----------------------------------------------------------------------------------|
+//! | [`addr`]       | a type for each kind of address and number                                       |
+//! | [`turn`]       | the words of a ticket lock, and the data that a held turn gives access to        |
+//! | [`regs`]       | trapped registers by name: syndromes, the host's EL1 registers, its x0-x30       |
+//! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
+//! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
+//! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
+//!
+//! Source: SeKVM layer AbstractMachine; K §1.2.
+
+pub mod addr;
+pub mod per_cpu;
+pub mod regs;
+pub mod shape;
+pub mod turn;
+
+#[cfg(target_os = "none")]
+pub mod cpu;
+#[cfg(not(target_os = "none"))]
+pub mod sim;
+
+use addr::{Ipa, Pa, Pfn, PhysRange, VmId};
+use regs::{El1Reg, Syndrome};
+
+/// What the firmware, or the board in its place, did with a call that the core passed on or served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SmcOutcome {
+    /// The call is over; x0 to x3 for the caller.
+    Return([u64; 4]),
+    /// The CPU starts again at this address in the host, with this value in x0 (power-down suspend, or a CPU
+    /// that was switched off and on again): everything else of its EL1 state is at reset.
+    Restart {
+        /// Where the host runs on: an address with the host's MMU off.
+        entry: Ipa,
+        /// Its x0.
+        context: u64,
+    },
+}
+
+/// The machine, as the layers see it.
+///
+/// An implementation is shared by all CPUs; a method that speaks of "this CPU" means the one that calls it.
+/// Page-table memory is reached by physical address, but only within the pool that the tables come from: an
+/// entry outside it is a broken invariant and stops the machine, so no error in a layer can make the core
+/// write elsewhere.
+pub trait Machine: Sync {
+    /// Reads the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_load`.
+    fn pt_load(&self, entry: Pa) -> u64;
+
+    /// Writes the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_store`.
+    fn pt_store(&self, entry: Pa, value: u64);
+
+    /// Takes `1 << order` pages for tables from the pool: zeroed, aligned to their size. `None` if the pool
+    /// has no such run left.
+    fn alloc_table(&self, order: u32) -> Option<Pa>;
+
+    /// Gives table pages back that no table and no TLB refers to any more.
+    fn free_table(&self, base: Pa, order: u32);
+
+    /// Makes earlier [`pt_store`](Self::pt_store)s visible to every table walk that starts after it
+    /// (DSB ISHST, ISB): enough after an invalid entry became valid, which no TLB holds.
+    fn publish_tables(&self);
+
+    /// Forgets, on every CPU, what was cached for `ipa` of `vm`, including combined stage-1 entries, and waits
+    /// until it is done: DSB; TLBI IPAS2E1IS; DSB; TLBI VMALLE1IS; DSB; ISB. K §2 L8, Arm ARM D8.16.
+    /// `root` is the VM's VTTBR value.
+    fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa);
+
+    /// Forgets, on every CPU, all that was cached for `vm`. `root` is its VTTBR value.
+    fn tlb_flush_vm(&self, vm: VmId, root: u64);
+
+    /// Fills the page with zeroes and cleans it to the point of coherency. K: `clear_phys_page`.
+    fn clear_phys_page(&self, pfn: Pfn);
+
+    /// Cleans the range from the data caches to the point of coherency and drops it from the instruction
+    /// caches of all CPUs: for memory that changes hands (K A21).
+    fn sync_page_to_poc(&self, range: PhysRange);
+
+    /// Syndrome of the trap that this CPU serves. K: `read_esr_el2`.
+    fn read_esr_el2(&self) -> Syndrome;
+
+    /// Page of the intermediate physical address that faulted (HPFAR_EL2): valid for stage-2 translation and
+    /// access-flag faults, and for faults of a stage-1 walk. K: `read_hpfar_el2`.
+    fn read_hpfar_el2(&self) -> Ipa;
+
+    /// Virtual address that faulted (FAR_EL2).
+    fn read_far_el2(&self) -> u64;
+
+    /// Where the trapped host goes on (ELR_EL2).
+    fn host_pc(&self) -> u64;
+
+    /// Sets where the trapped host goes on (ELR_EL2).
+    fn set_host_pc(&self, pc: u64);
+
+    /// The trapped host's processor state (SPSR_EL2).
+    fn host_pstate(&self) -> u64;
+
+    /// Sets the trapped host's processor state (SPSR_EL2).
+    fn set_host_pstate(&self, pstate: u64);
+
+    /// Reads an EL1 register of the host.
+    fn read_el1(&self, reg: El1Reg) -> u64;
+
+    /// Writes an EL1 register of the host.
+    fn write_el1(&self, reg: El1Reg, value: u64);
+
+    /// Serves a trapped SMC of the host from the whitelist: PSCI, and what firmware may be asked. It may not
+    /// return (CPU or system off). `is_host_memory` says whether an address is the host's, for entry points.
+    fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome;
+
+    /// Copies recent log lines from sequence number `seq` on into `out`: the next sequence number and the
+    /// number of bytes copied.
+    fn read_log(&self, seq: u64, out: &mut [u8]) -> (u64, usize);
+
+    /// One more event of this kind on this CPU.
+    fn count(&self, event: per_cpu::Event);
+
+    /// Sum of the events of this kind over all CPUs.
+    fn counted(&self, event: per_cpu::Event) -> u64;
+
+    /// Stops this CPU for good if the machine was halted by a failure. K: `check`.
+    fn check(&self);
+}

@@ -1,0 +1,480 @@
+//! The simulated machine: the trait [`Machine`] for the development machine, built to show mistakes.
+//!
+//! | part       | holds                                                                                      |
+//! |------------|--------------------------------------------------------------------------------------------|
+//! | [`walker`] | stage-2 walks as the hardware does them, written from the manual, not from the layers       |
+//! | [`tlb`]    | a TLB and a walk cache for each CPU that forget nothing unless they are told                |
+//! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
+//! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
+//!
+//! A thread is one CPU at a time: [`run_as`] says which. [`Sim::host_access`] is what the host's hardware would do with
+//! an address. Mistakes that real hardware would only punish at times are collected in [`Sim::violations`].
+#![forbid(unsafe_code)]
+
+pub mod tables;
+pub mod tlb;
+pub mod walker;
+
+use std::boxed::Box;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::string::String;
+use std::sync::{Mutex, MutexGuard};
+use std::vec::Vec;
+use std::{format, vec};
+
+use super::addr::{Ipa, Pa, Pfn, PhysRange, VmId};
+use super::per_cpu::Event;
+use super::regs::{El1Reg, Syndrome};
+use super::{Machine, SmcOutcome};
+use tables::{LogEntry, Tables};
+use tlb::Tlb;
+use walker::{AccessKind, Fault, Leaf, Regime, TableAt};
+
+std::thread_local! {
+    static CPU: Cell<usize> = const { Cell::new(0) };
+}
+
+/// This thread is `cpu` from now on.
+pub fn run_as(cpu: usize) {
+    CPU.set(cpu);
+}
+
+/// The registers of a trapped host, on one CPU.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Trapped {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// The faulting page, as HPFAR_EL2 gives it.
+    pub hpfar: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// ELR_EL2.
+    pub pc: u64,
+    /// SPSR_EL2.
+    pub pstate: u64,
+    /// ELR_EL1.
+    pub elr_el1: u64,
+    /// SPSR_EL1.
+    pub spsr_el1: u64,
+    /// ESR_EL1.
+    pub esr_el1: u64,
+    /// FAR_EL1.
+    pub far_el1: u64,
+    /// SCTLR_EL1.
+    pub sctlr_el1: u64,
+    /// VBAR_EL1.
+    pub vbar_el1: u64,
+}
+
+/// A fault to plant: what the machine leaves out, so that a test can show that it is noticed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sabotage {
+    /// `tlb_flush_ipa` does nothing.
+    NoFlushIpa,
+    /// `tlb_flush_vm` does nothing.
+    NoFlushVm,
+    /// `publish_tables` does nothing.
+    NoPublish,
+    /// `clear_phys_page` does nothing.
+    NoScrub,
+    /// `tlb_flush_ipa` reaches only the CPU that calls it.
+    LocalFlushOnly,
+}
+
+/// What the fake firmware does with an SMC.
+pub type Firmware = Box<dyn Fn([u64; 4], &dyn Fn(Ipa) -> bool) -> SmcOutcome + Send + Sync>;
+
+#[derive(Default)]
+struct Cpu {
+    trapped: Trapped,
+    tlb: Tlb,
+    counts: [u64; Event::COUNT],
+}
+
+struct State {
+    tables: Tables,
+    cpus: Vec<Cpu>,
+    ram: BTreeMap<u64, u64>,
+    synced: Vec<PhysRange>,
+    text: (u64, Vec<u8>),
+    watched: Vec<u64>,
+    sabotage: Option<Sabotage>,
+    halted: bool,
+}
+
+/// The simulated machine.
+pub struct Sim {
+    state: Mutex<State>,
+    firmware: Option<Firmware>,
+}
+
+/// What a page holds that nobody has written yet: different for each page, never zero.
+pub const fn canary(pfn: Pfn) -> u64 {
+    0xca4a_5100_0000_0000 | pfn.raw()
+}
+
+impl Sim {
+    /// A machine with so many CPUs and a pool for tables at `pool`.
+    pub fn new(cpus: usize, pool: PhysRange) -> Self {
+        let state = State {
+            tables: Tables::new(pool.base().raw(), pool.pages() as usize),
+            cpus: (0..cpus).map(|_| Cpu::default()).collect(),
+            ram: BTreeMap::new(),
+            synced: vec![],
+            text: (0, vec![]),
+            watched: vec![],
+            sabotage: None,
+            halted: false,
+        };
+        Self { state: Mutex::new(state), firmware: None }
+    }
+
+    /// The same, with firmware that answers SMCs. Without, every SMC is NOT_SUPPORTED.
+    #[must_use]
+    pub fn with_firmware(mut self, firmware: Firmware) -> Self {
+        self.firmware = Some(firmware);
+        self
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A test thread that panicked has its message out already; the others may go on.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The CPUs use this stage-2 table for `vm` from now on.
+    pub fn load_stage2(&self, vm: VmId, root: Pa, ia_bits: u32, pa_bits: u32) {
+        self.state().tables.load_root(vm.raw(), Regime { root: root.raw(), ia_bits, pa_bits });
+    }
+
+    /// What the hardware of `cpu` makes of the host's access to `ipa`: the physical address, or the fault that it takes.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn host_access(&self, cpu: usize, ipa: Ipa, kind: AccessKind) -> Result<Pa, Fault> {
+        let mut state = self.state();
+        state.tables.section_over();
+        state.translate(cpu, 0, ipa.raw(), kind)
+    }
+
+    /// The host's load from the page at `ipa`.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn host_load(&self, cpu: usize, ipa: Ipa) -> Result<u64, Fault> {
+        let pa = self.host_access(cpu, ipa, AccessKind::Read)?;
+        Ok(self.read_ram(Pfn::containing(pa)))
+    }
+
+    /// The host's store to the page at `ipa`.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn host_store(&self, cpu: usize, ipa: Ipa, value: u64) -> Result<(), Fault> {
+        let pa = self.host_access(cpu, ipa, AccessKind::Write)?;
+        self.write_ram(Pfn::containing(pa), value);
+        Ok(())
+    }
+
+    /// After every store to a table, all CPUs walk to these addresses on their own account, as speculation may.
+    pub fn watch(&self, ipas: &[Ipa]) {
+        self.state().watched = ipas.iter().map(|ipa| ipa.raw()).collect();
+    }
+
+    /// The fault that the machine plants from now on.
+    pub fn sabotage(&self, sabotage: Sabotage) {
+        self.state().sabotage = Some(sabotage);
+    }
+
+    /// The machine was halted by a failure on some CPU.
+    pub fn halt(&self) {
+        self.state().halted = true;
+    }
+
+    /// What went against the rules of the architecture so far.
+    pub fn violations(&self) -> Vec<String> {
+        self.state().tables.violations.clone()
+    }
+
+    /// The same, including sections that ended without what they owed, as the host sees it when it runs again.
+    pub fn violations_at_rest(&self) -> Vec<String> {
+        self.state().tables.section_over();
+        self.violations()
+    }
+
+    /// The registers of the host on `cpu`.
+    pub fn trapped(&self, cpu: usize) -> Trapped {
+        self.state().cpus[cpu].trapped
+    }
+
+    /// Sets the registers of the host on `cpu`.
+    pub fn set_trapped(&self, cpu: usize, trapped: Trapped) {
+        self.state().cpus[cpu].trapped = trapped;
+    }
+
+    /// The registers after the stage-2 abort of an access to `ipa` by virtual address `va`.
+    pub fn take_abort(&self, cpu: usize, ipa: Ipa, va: u64, kind: AccessKind, fault: Fault) {
+        let class = if kind == AccessKind::Execute { 0x20 } else { 0x24 };
+        let write = u64::from(kind == AccessKind::Write);
+        let mut state = self.state();
+        let trapped = &mut state.cpus[cpu].trapped;
+        trapped.esr = class << 26 | 1 << 25 | write << 6 | fault.fsc();
+        // HPFAR is written for translation, access-flag and address-size faults only.
+        trapped.hpfar = if let Fault::Permission(_) = fault { 0xbad_0000_0000 } else { ipa.raw() & !0xfff };
+        trapped.far = va;
+    }
+
+    /// Content of a page.
+    pub fn read_ram(&self, pfn: Pfn) -> u64 {
+        self.state().ram.get(&pfn.raw()).copied().unwrap_or(canary(pfn))
+    }
+
+    /// Writes a page, as its owner would.
+    pub fn write_ram(&self, pfn: Pfn, value: u64) {
+        self.state().ram.insert(pfn.raw(), value);
+    }
+
+    /// The ranges that were cleaned to the point of coherency, in order.
+    pub fn synced(&self) -> Vec<PhysRange> {
+        self.state().synced.clone()
+    }
+
+    /// The log's text; its first byte has sequence number `first`.
+    pub fn set_log_text(&self, first: u64, text: &[u8]) {
+        self.state().text = (first, text.to_vec());
+    }
+
+    /// Number of free pages in the pool.
+    pub fn free_pages(&self) -> usize {
+        self.state().tables.free_pages()
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> PhysRange {
+        let (base, size) = self.state().tables.pool();
+        PhysRange::between(Pa::new(base), Pa::new(base + size))
+    }
+
+    /// Begins to write down what is done to tables.
+    pub fn start_log(&self) {
+        self.state().tables.log = Some(vec![]);
+    }
+
+    /// What was written down.
+    pub fn take_log(&self) -> Vec<LogEntry> {
+        self.state().tables.log.take().unwrap_or_default()
+    }
+
+    /// The table memory as it is.
+    pub fn snapshot(&self) -> BTreeMap<u64, u64> {
+        self.state().tables.snapshot()
+    }
+
+    /// How the CPUs walk the tables of `vm`.
+    pub fn regime(&self, vm: VmId) -> Option<Regime> {
+        self.state().tables.regime(vm.raw())
+    }
+
+    /// All leaves and tables of `vm` that stand in memory.
+    pub fn enumerate(&self, vm: VmId) -> (Vec<Leaf>, Vec<TableAt>) {
+        let mut state = self.state();
+        let tables = &mut state.tables;
+        tables.regime(vm.raw()).map(|regime| regime.enumerate(|addr| tables.walk_load(addr))).unwrap_or_default()
+    }
+
+    /// All leaves of `vm` that some CPU remembers.
+    pub fn remembered(&self, vm: VmId) -> Vec<Leaf> {
+        self.state().cpus.iter().flat_map(|cpu| cpu.tlb.leaves(vm.raw())).collect()
+    }
+}
+
+impl State {
+    fn translate(&mut self, cpu: usize, vm: u16, ipa: u64, kind: AccessKind) -> Result<Pa, Fault> {
+        let regime = self.tables.regime(vm).unwrap_or_else(|| panic!("no stage-2 table loaded for VM {vm}"));
+        let leaf = match self.cpus[cpu].tlb.find(vm, ipa) {
+            Some(leaf) => leaf,
+            None => {
+                let from = self.cpus[cpu].tlb.find_table(vm, ipa);
+                let (seen, leaf) = regime.walk(ipa, from, |addr| self.tables.walk_load(addr));
+                self.cpus[cpu].tlb.saw_tables(vm, &seen);
+                let leaf = leaf?;
+                if let Some(conflict) = self.cpus[cpu].tlb.saw_leaf(vm, leaf) {
+                    self.tables.violation(conflict);
+                }
+                leaf
+            }
+        };
+        if leaf.allows(kind) {
+            Ok(Pa::new(leaf.output + (ipa - leaf.base)))
+        } else {
+            Err(Fault::Permission(leaf.level))
+        }
+    }
+
+    fn speculate(&mut self) {
+        if self.tables.regime(0).is_none() {
+            return;
+        }
+        for ipa in self.watched.clone() {
+            for cpu in 0..self.cpus.len() {
+                let _ = self.translate(cpu, 0, ipa, AccessKind::Read);
+            }
+        }
+    }
+
+    fn this_cpu(&mut self) -> &mut Cpu {
+        let cpu = CPU.get();
+        self.cpus.get_mut(cpu).unwrap_or_else(|| panic!("CPU {cpu} does not exist"))
+    }
+
+    fn check_root(&mut self, vm: VmId, root: u64) {
+        if let Some(regime) = self.tables.regime(vm.raw())
+            && root != regime.root | u64::from(vm.raw()) << 48
+        {
+            self.tables.violation(format!("flush of VM {} with the VTTBR {root:#x} of another", vm.raw()));
+        }
+    }
+}
+
+impl Machine for Sim {
+    fn pt_load(&self, entry: Pa) -> u64 {
+        self.state().tables.load(entry.raw())
+    }
+
+    fn pt_store(&self, entry: Pa, value: u64) {
+        let mut state = self.state();
+        state.tables.store(entry.raw(), value);
+        state.speculate();
+    }
+
+    fn alloc_table(&self, order: u32) -> Option<Pa> {
+        self.state().tables.alloc(order).map(Pa::new)
+    }
+
+    fn free_table(&self, base: Pa, order: u32) {
+        let mut state = self.state();
+        let mut pages = (0..1u64 << order).map(|n| base.raw() + n * 4096);
+        let remembered = pages.any(|page| state.cpus.iter().any(|cpu| cpu.tlb.knows_table(page)));
+        state.tables.free(base.raw(), order, remembered);
+    }
+
+    fn publish_tables(&self) {
+        let mut state = self.state();
+        if state.sabotage != Some(Sabotage::NoPublish) {
+            state.tables.publish();
+        }
+    }
+
+    fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa) {
+        let mut state = self.state();
+        state.check_root(vm, root);
+        state.tables.publish();
+        let me = CPU.get();
+        match state.sabotage {
+            Some(Sabotage::NoFlushIpa) => return,
+            Some(Sabotage::LocalFlushOnly) => state.cpus[me].tlb.flush_ipa(vm.raw(), ipa.raw()),
+            _ => state.cpus.iter_mut().for_each(|cpu| cpu.tlb.flush_ipa(vm.raw(), ipa.raw())),
+        }
+        state.tables.flushed_ipa(vm.raw(), ipa.raw());
+    }
+
+    fn tlb_flush_vm(&self, vm: VmId, root: u64) {
+        let mut state = self.state();
+        state.check_root(vm, root);
+        state.tables.publish();
+        if state.sabotage != Some(Sabotage::NoFlushVm) {
+            state.cpus.iter_mut().for_each(|cpu| cpu.tlb.flush_vm(vm.raw()));
+            state.tables.flushed_vm(vm.raw());
+        }
+    }
+
+    fn clear_phys_page(&self, pfn: Pfn) {
+        let mut state = self.state();
+        if state.sabotage != Some(Sabotage::NoScrub) {
+            state.ram.insert(pfn.raw(), 0);
+        }
+    }
+
+    fn sync_page_to_poc(&self, range: PhysRange) {
+        self.state().synced.push(range);
+    }
+
+    fn read_esr_el2(&self) -> Syndrome {
+        Syndrome::new(self.state().this_cpu().trapped.esr)
+    }
+
+    fn read_hpfar_el2(&self) -> Ipa {
+        Ipa::new(self.state().this_cpu().trapped.hpfar)
+    }
+
+    fn read_far_el2(&self) -> u64 {
+        self.state().this_cpu().trapped.far
+    }
+
+    fn host_pc(&self) -> u64 {
+        self.state().this_cpu().trapped.pc
+    }
+
+    fn set_host_pc(&self, pc: u64) {
+        self.state().this_cpu().trapped.pc = pc;
+    }
+
+    fn host_pstate(&self) -> u64 {
+        self.state().this_cpu().trapped.pstate
+    }
+
+    fn set_host_pstate(&self, pstate: u64) {
+        self.state().this_cpu().trapped.pstate = pstate;
+    }
+
+    fn read_el1(&self, reg: El1Reg) -> u64 {
+        *el1(&mut self.state().this_cpu().trapped, reg)
+    }
+
+    fn write_el1(&self, reg: El1Reg, value: u64) {
+        *el1(&mut self.state().this_cpu().trapped, reg) = value;
+    }
+
+    fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {
+        match &self.firmware {
+            Some(firmware) => firmware(args, is_host_memory),
+            None => SmcOutcome::Return([-1i64 as u64, args[1], args[2], args[3]]),
+        }
+    }
+
+    fn read_log(&self, seq: u64, out: &mut [u8]) -> (u64, usize) {
+        let state = self.state();
+        let (first, text) = &state.text;
+        let from = seq.saturating_sub(*first).min(text.len() as u64) as usize;
+        let rest = &text[from..];
+        let count = rest.len().min(out.len());
+        out[..count].copy_from_slice(&rest[..count]);
+        (first + (from + count) as u64, count)
+    }
+
+    fn count(&self, event: Event) {
+        self.state().this_cpu().counts[event as usize] += 1;
+    }
+
+    fn counted(&self, event: Event) -> u64 {
+        self.state().cpus.iter().map(|cpu| cpu.counts[event as usize]).sum()
+    }
+
+    fn check(&self) {
+        assert!(!self.state().halted, "check: the machine is halted, and a CPU went on");
+    }
+}
+
+fn el1(trapped: &mut Trapped, reg: El1Reg) -> &mut u64 {
+    match reg {
+        El1Reg::Elr => &mut trapped.elr_el1,
+        El1Reg::Spsr => &mut trapped.spsr_el1,
+        El1Reg::Esr => &mut trapped.esr_el1,
+        El1Reg::Far => &mut trapped.far_el1,
+        El1Reg::Sctlr => &mut trapped.sctlr_el1,
+        El1Reg::Vbar => &mut trapped.vbar_el1,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,186 @@
+use super::*;
+use crate::abstract_machine::addr::PhysRange;
+
+const POOL: u64 = 0x8000_0000;
+// AF, S2AP, inner shareable, write-back; a block.
+const BLOCK: u64 = 0x7fd;
+
+fn sim() -> (Sim, Pa) {
+    let sim = Sim::new(2, PhysRange::new(Pa::new(POOL), 8 * 4096).unwrap());
+    let root = sim.alloc_table(0).unwrap();
+    sim.load_stage2(VmId::HOST, root, 39, 40);
+    (sim, root)
+}
+
+fn slot(table: Pa, index: u64) -> Pa {
+    Pa::new(table.raw() + index * 8)
+}
+
+fn violation_of(act: impl FnOnce(&Sim, Pa)) -> String {
+    let (sim, root) = sim();
+    act(&sim, root);
+    sim.violations_at_rest().join("; ")
+}
+
+const AT_1G: Ipa = Ipa::new(1 << 30);
+
+#[test]
+fn a_leaf_that_was_stored_and_published_translates() {
+    let (sim, root) = sim();
+    assert_eq!(sim.host_access(0, AT_1G, AccessKind::Read), Err(Fault::Translation(1)));
+    sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+    sim.publish_tables();
+    assert_eq!(sim.host_access(0, Ipa::new(0x4000_0008), AccessKind::Write), Ok(Pa::new(0x4000_0008)));
+    assert_eq!(sim.violations(), Vec::<String>::new());
+}
+
+#[test]
+fn a_cpu_remembers_a_leaf_until_it_is_told_to_forget() {
+    let (sim, root) = sim();
+    sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+    sim.publish_tables();
+    assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
+    sim.pt_store(slot(root, 1), 0);
+    assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok(), "not flushed");
+    sim.tlb_flush_ipa(VmId::HOST, root.raw(), Ipa::new(0x7fff_f000));
+    assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_err(), "flushed by any address of the block");
+    assert!(
+        violation_of(|sim, root| {
+            sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+            sim.publish_tables();
+            sim.pt_store(slot(root, 1), 0);
+        })
+        .contains("unmapped and never flushed")
+    );
+}
+
+#[test]
+fn what_breaks_the_rules_of_the_architecture_is_written_down() {
+    let leaf = 1 << 30 | BLOCK;
+    let overwritten = violation_of(|sim, root| {
+        sim.pt_store(slot(root, 1), leaf);
+        sim.pt_store(slot(root, 1), 2 << 30 | BLOCK);
+    });
+    assert!(overwritten.contains("break before make"), "{overwritten}");
+    let not_flushed = violation_of(|sim, root| {
+        sim.pt_store(slot(root, 1), leaf);
+        sim.pt_store(slot(root, 1), 0);
+        sim.pt_store(slot(root, 1), leaf);
+    });
+    assert!(not_flushed.contains("TLBs may remember"), "{not_flushed}");
+    let not_published = violation_of(|sim, root| sim.pt_store(slot(root, 1), leaf));
+    assert!(not_published.contains("never published"), "{not_published}");
+    let garbage = violation_of(|sim, root| {
+        let table = sim.alloc_table(0).unwrap();
+        sim.pt_store(slot(root, 1), table.raw() | 3);
+        sim.publish_tables();
+    });
+    assert!(garbage.contains("before its contents were published"), "{garbage}");
+    let freed = violation_of(|sim, root| {
+        let table = sim.alloc_table(0).unwrap();
+        sim.publish_tables();
+        sim.pt_store(slot(root, 1), table.raw() | 3);
+        sim.publish_tables();
+        sim.free_table(table, 0);
+    });
+    assert!(freed.contains("was freed while Live"), "{freed}");
+    let misaligned = violation_of(|sim, root| {
+        sim.pt_store(slot(root, 1), 0x4000_1000 | BLOCK);
+        sim.publish_tables();
+    });
+    assert!(misaligned.contains("not aligned to its size"), "{misaligned}");
+    let other_root = violation_of(|sim, root| sim.tlb_flush_vm(VmId::HOST, root.raw() + 4096));
+    assert!(other_root.contains("of another"), "{other_root}");
+}
+
+/// A level-2 table with one block, linked at 1 GiB.
+fn with_table(sim: &Sim, root: Pa) -> Pa {
+    let table = sim.alloc_table(0).unwrap();
+    sim.pt_store(slot(table, 0), 1 << 30 | BLOCK);
+    sim.publish_tables();
+    sim.pt_store(slot(root, 1), table.raw() | 3);
+    sim.publish_tables();
+    table
+}
+
+#[test]
+fn a_table_may_be_freed_after_the_whole_vm_was_flushed_and_not_before() {
+    let act = |flush: fn(&Sim, Pa)| {
+        violation_of(|sim, root| {
+            let table = with_table(sim, root);
+            assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
+            sim.pt_store(slot(root, 1), 0);
+            flush(sim, root);
+            sim.free_table(table, 0);
+        })
+    };
+    assert_eq!(act(|sim, root| sim.tlb_flush_vm(VmId::HOST, root.raw())), "");
+    assert!(act(|sim, root| sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G)).contains("freed while Stale"));
+    assert!(act(|_, _| ()).contains("freed while a walk cache remembers it"));
+}
+
+#[test]
+fn a_block_over_pages_that_a_tlb_remembers_is_a_conflict() {
+    let text = violation_of(|sim, root| {
+        let table = with_table(sim, root);
+        assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
+        sim.pt_store(slot(root, 1), 0);
+        sim.tlb_flush_ipa(VmId::HOST, root.raw(), Ipa::new(0x4020_0000));
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        assert!(sim.host_access(1, Ipa::new(0x4020_0000), AccessKind::Read).is_ok());
+        let _ = table;
+    });
+    assert!(text.contains("TLB conflict"), "{text}");
+}
+
+#[test]
+fn speculation_remembers_what_was_valid_for_a_moment() {
+    let (sim, root) = sim();
+    sim.watch(&[AT_1G]);
+    sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+    sim.pt_store(slot(root, 1), 0);
+    assert!(sim.host_access(0, AT_1G, AccessKind::Read).is_ok());
+}
+
+#[test]
+fn a_pool_gives_aligned_runs_and_ends() {
+    let sim = Sim::new(1, PhysRange::new(Pa::new(POOL + 0x1000), 8 * 4096).unwrap());
+    assert_eq!(sim.alloc_table(2), Some(Pa::new(POOL + 0x4000)));
+    assert_eq!(sim.alloc_table(2), None);
+    assert_eq!((0..4).filter_map(|_| sim.alloc_table(0)).count(), 4);
+    assert_eq!((sim.alloc_table(0), sim.free_pages()), (None, 0));
+    assert_eq!(sim.pt_load(Pa::new(POOL + 0x4ff8)), 0);
+}
+
+#[test]
+#[should_panic(expected = "double free?")]
+fn a_double_free_panics() {
+    let (sim, _) = sim();
+    let table = sim.alloc_table(0).unwrap();
+    sim.free_table(table, 0);
+    sim.free_table(table, 0);
+}
+
+#[test]
+#[should_panic(expected = "outside the pool")]
+fn an_entry_outside_the_pool_panics() {
+    sim().0.pt_store(Pa::new(POOL + 8 * 4096), 0);
+}
+
+#[test]
+#[should_panic(expected = "the table page is free")]
+fn a_freed_table_page_is_not_to_be_read() {
+    let (sim, _) = sim();
+    let table = sim.alloc_table(0).unwrap();
+    sim.free_table(table, 0);
+    sim.pt_load(table);
+}
+
+#[test]
+#[should_panic(expected = "a CPU went on")]
+fn a_halted_machine_lets_no_cpu_go_on() {
+    let (sim, _) = sim();
+    sim.halt();
+    sim.check();
+}

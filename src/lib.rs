@@ -1,0 +1,29 @@
+//! corevisor: KCore of SeKVM, one module per verified layer.
+//!
+//! Read the modules in this order; a layer calls only what stands above it here (`tests/architecture.rs` checks it).
+//!
+//! | layers | module               | holds                                                              |
+//! |--------|----------------------|--------------------------------------------------------------------|
+//! | 0      | [`abstract_machine`] | everything unsafe: registers, table memory, TLB and caches         |
+//! | 1-4    | [`locks`]            | ticket locks that own their data, ranks                            |
+//! | 5-8    | [`npt`]              | translation tables                                                 |
+//! | 13-17  | [`memory`]           | who owns each page                                                 |
+//! | -      | [`interface`]        | the calls of the host, in one table                                |
+//! | 30-34  | [`trap`]             | exits and hypercalls                                               |
+//! | -      | [`platform`]         | device tree, console, PSCI, boot: beside layer 0                   |
+//!
+//! SMMU tables (9-12), VM lifecycle (18-21), SMMU registers (22-26) and vCPUs (27-29) have their places between these
+//! and are not there yet: see `docs/status.md`.
+#![no_std]
+#[cfg(not(target_os = "none"))]
+extern crate std;
+
+pub mod abstract_machine;
+pub mod interface;
+pub mod locks;
+pub mod memory;
+pub mod npt;
+pub mod platform;
+#[cfg(not(target_os = "none"))]
+pub mod spec;
+pub mod trap;

@@ -1,0 +1,52 @@
+//! Layer 14, PageIndex: from a page to the place of its record.
+//!
+//! | primitive             | gives                                                  | lock |
+//! |-----------------------|--------------------------------------------------------|------|
+//! | [`get_s2_page_index`] | place of the record of a page of RAM; none for others  | none |
+//!
+//! Below: MemRegion. Above: PageManager. Specification: `spec::memory`. Source: SeKVM layer PageIndex; K §2 L14.
+#![forbid(unsafe_code)]
+
+use super::mem_region::{MemRegions, RegionKind, mem_region_search};
+use crate::abstract_machine::addr::{BLOCK_2M, Pfn};
+
+/// Place of a page's record, and of the counter of its 2 MiB block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageIndex {
+    /// Slot of the record.
+    pub slot: usize,
+    /// Number of the counter.
+    pub block: usize,
+}
+
+/// Place of the record of `pfn`, or `None` if it is no page of RAM. K: `get_s2_page_index`.
+pub fn get_s2_page_index(regions: &MemRegions, pfn: Pfn) -> Option<PageIndex> {
+    let addr = pfn.addr();
+    let region = mem_region_search(regions, addr)?;
+    let RegionKind::Ram { first_slot, first_block } = region.kind else { return None };
+    let slot = first_slot + (pfn.raw() - region.range.first_pfn().raw());
+    let block = first_block + (addr.raw() / BLOCK_2M - region.range.base().raw() / BLOCK_2M);
+    Some(PageIndex { slot: usize::try_from(slot).ok()?, block: usize::try_from(block).ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abstract_machine::addr::{Pa, PhysRange};
+
+    #[test]
+    fn records_of_several_banks_stand_one_behind_the_other() {
+        let mut regions = MemRegions::new();
+        // Base 0, as on the Raspberry Pi; then a bank that starts in the middle of a block.
+        regions.push_ram(PhysRange::new(Pa::new(0), 0x3000).unwrap()).unwrap();
+        regions.push_device(PhysRange::new(Pa::new(0x10_0000), 0x1000).unwrap()).unwrap();
+        regions.push_ram(PhysRange::new(Pa::new(0x3f_f000), 0x2000).unwrap()).unwrap();
+        let index = |pfn| get_s2_page_index(&regions, Pfn::new(pfn));
+        assert_eq!(index(0), Some(PageIndex { slot: 0, block: 0 }));
+        assert_eq!(index(2), Some(PageIndex { slot: 2, block: 0 }));
+        assert_eq!(index(3), None);
+        assert_eq!(index(0x100), None);
+        assert_eq!(index(0x3ff), Some(PageIndex { slot: 3, block: 1 }));
+        assert_eq!(index(0x400), Some(PageIndex { slot: 4, block: 2 }));
+    }
+}

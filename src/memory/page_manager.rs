@@ -1,0 +1,286 @@
+//! Layer 15, PageManager: one record for every page of RAM.
+//!
+//! | primitive                                                        | does                              | lock   |
+//! |------------------------------------------------------------------|-----------------------------------|--------|
+//! | [`get_pfn_state`], [`set_pfn_state`]                             | the whole record                  | S2Page |
+//! | [`get_pfn_owner`]                                                | who owns a page                   | S2Page |
+//! | [`get_pfn_count`]                                                | how often it is lent or shared    | S2Page |
+//! | [`get_pfn_map`]                                                  | where its owner sees it           | S2Page |
+//! | [`block_is_host`]                                                | whether a 2 MiB or 1 GiB block is all the host's | S2Page |
+//!
+//! The proof keeps owner, count and gfn apart and sets them one by one; here they are one value of [`PageState`], so
+//! that no combination without a meaning can be stored (K §8.3 A1: "count INVALID" was one).
+//! A record is 8 bytes and all zero for a page of the host, so a new table need only be zeroed. Next to the records
+//! stands a counter for each 2 MiB block: how many of its pages are not plainly the host's.
+//!
+//! Below: PageIndex. Above: MemManager. Specification: `spec::memory`. Source: SeKVM layer PageManager; K §2 L15.
+#![forbid(unsafe_code)]
+
+use tock_registers::{LocalRegisterCopy, register_bitfields};
+
+use super::mem_region::{MemRegions, mem_region_search};
+use super::page_index::{PageIndex, get_s2_page_index};
+use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Pfn, PhysRange, VmId};
+
+register_bitfields! {u64,
+    RECORD [
+        STATE OFFSET(0) NUMBITS(4) [
+            Host = 0,
+            Core = 1,
+            Lent = 2,
+            Private = 3,
+            Shared = 4,
+            Dma = 5,
+        ],
+        COUNT OFFSET(4) NUMBITS(8) [],
+        VMID OFFSET(12) NUMBITS(16) [],
+        GFN OFFSET(28) NUMBITS(36) [],
+    ],
+}
+
+/// Owner and state of a page of RAM: the table of the blueprint, §4.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageState {
+    /// The host's own: it reads, writes and executes it.
+    Host,
+    /// The core's own: nobody else reaches it.
+    Core,
+    /// The host's, and visible in ordinary VMs at so many places (1 to 255).
+    Lent(u8),
+    /// A protected VM's own, at `gfn`: nobody else reaches it.
+    Private {
+        /// The owner.
+        vm: VmId,
+        /// Where the owner sees it.
+        gfn: Gfn,
+    },
+    /// A protected VM's own, at `gfn`, which it shows to the host; shown `count` times (1 to 255).
+    Shared {
+        /// The owner.
+        vm: VmId,
+        /// Where the owner sees it.
+        gfn: Gfn,
+        /// How often it was shared and not yet taken back.
+        count: u8,
+    },
+    /// A VM's, reached by its devices only; never by a CPU.
+    Dma {
+        /// The owner.
+        vm: VmId,
+    },
+}
+
+impl PageState {
+    /// Whether the host may read and write the page.
+    pub const fn host_may_access(self) -> bool {
+        matches!(self, Self::Host | Self::Lent(_) | Self::Shared { .. })
+    }
+}
+
+/// Owner of a page of RAM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageOwner {
+    /// The core.
+    Core,
+    /// The host or a VM.
+    Vm(VmId),
+}
+
+/// The record of one page: 8 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct PageRecord(u64);
+
+impl PageRecord {
+    /// The record of a page of the host.
+    pub const HOST: Self = Self(0);
+
+    fn encode(state: PageState) -> Self {
+        let fields = match state {
+            PageState::Host => RECORD::STATE::Host,
+            PageState::Core => RECORD::STATE::Core,
+            PageState::Lent(count) => RECORD::STATE::Lent + RECORD::COUNT.val(count.into()),
+            PageState::Private { vm, gfn } => RECORD::STATE::Private + owner_fields(vm, gfn),
+            PageState::Shared { vm, gfn, count } => {
+                RECORD::STATE::Shared + owner_fields(vm, gfn) + RECORD::COUNT.val(count.into())
+            }
+            PageState::Dma { vm } => RECORD::STATE::Dma + RECORD::VMID.val(vm.raw().into()),
+        };
+        Self(fields.value)
+    }
+
+    fn decode(self) -> PageState {
+        let fields = LocalRegisterCopy::<u64, RECORD::Register>::new(self.0);
+        let vm = VmId::new(fields.read(RECORD::VMID) as u16);
+        let gfn = Gfn::new(fields.read(RECORD::GFN));
+        let count = fields.read(RECORD::COUNT) as u8;
+        match fields.read_as_enum(RECORD::STATE) {
+            Some(RECORD::STATE::Value::Host) => PageState::Host,
+            Some(RECORD::STATE::Value::Lent) => PageState::Lent(count),
+            Some(RECORD::STATE::Value::Private) => PageState::Private { vm, gfn },
+            Some(RECORD::STATE::Value::Shared) => PageState::Shared { vm, gfn, count },
+            Some(RECORD::STATE::Value::Dma) => PageState::Dma { vm },
+            // A value that was never stored belongs to nobody but the core.
+            Some(RECORD::STATE::Value::Core) | None => PageState::Core,
+        }
+    }
+}
+
+fn owner_fields(vm: VmId, gfn: Gfn) -> tock_registers::fields::FieldValue<u64, RECORD::Register> {
+    RECORD::VMID.val(vm.raw().into()) + RECORD::GFN.val(gfn.raw())
+}
+
+/// The records of all pages of RAM, and the counters of their 2 MiB blocks.
+pub struct S2Pages {
+    records: &'static mut [PageRecord],
+    blocks: &'static mut [u16],
+}
+
+impl S2Pages {
+    /// The records of a machine on which every page is the host's: both slices all zero.
+    pub const fn new(records: &'static mut [PageRecord], blocks: &'static mut [u16]) -> Self {
+        Self { records, blocks }
+    }
+}
+
+/// State of `pfn`, or `None` if it is no page of RAM.
+pub fn get_pfn_state(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<PageState> {
+    let PageIndex { slot, .. } = get_s2_page_index(regions, pfn)?;
+    pages.records.get(slot).map(|record| record.decode())
+}
+
+/// Sets the state of `pfn`. A page that is no RAM has no state: nothing happens (K: slot INVALID64, write ignored).
+pub fn set_pfn_state(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, state: PageState) {
+    let Some(PageIndex { slot, block }) = get_s2_page_index(regions, pfn) else { return };
+    let (Some(record), Some(foreign)) = (pages.records.get_mut(slot), pages.blocks.get_mut(block)) else { return };
+    match (record.decode() == PageState::Host, state == PageState::Host) {
+        (true, false) => *foreign += 1,
+        (false, true) => *foreign -= 1,
+        _ => {}
+    }
+    *record = PageRecord::encode(state);
+}
+
+/// Owner of `pfn`, or `None` if it is no page of RAM. K: `get_pfn_owner`.
+pub fn get_pfn_owner(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<PageOwner> {
+    Some(match get_pfn_state(pages, regions, pfn)? {
+        PageState::Host | PageState::Lent(_) => PageOwner::Vm(VmId::HOST),
+        PageState::Core => PageOwner::Core,
+        PageState::Private { vm, .. } | PageState::Shared { vm, .. } | PageState::Dma { vm } => PageOwner::Vm(vm),
+    })
+}
+
+/// How often `pfn` is lent or shared, or `None` if it is no page of RAM. K: `get_pfn_count`.
+pub fn get_pfn_count(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<u8> {
+    Some(match get_pfn_state(pages, regions, pfn)? {
+        PageState::Lent(count) | PageState::Shared { count, .. } => count,
+        _ => 0,
+    })
+}
+
+/// Where a VM that owns `pfn` sees it, or `None` if no VM owns it. K: `get_pfn_map`.
+pub fn get_pfn_map(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<Gfn> {
+    match get_pfn_state(pages, regions, pfn)? {
+        PageState::Private { gfn, .. } | PageState::Shared { gfn, .. } => Some(gfn),
+        _ => None,
+    }
+}
+
+/// Whether every page of `range`, whole 2 MiB blocks within one bank of RAM, is in state `Host`.
+pub fn block_is_host(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> bool {
+    if range.is_empty() || !range.base().is_aligned(BLOCK_2M) || !range.end().is_aligned(BLOCK_2M) {
+        return false;
+    }
+    // Banks may touch, and their records too: only the region says where one ends.
+    if !mem_region_search(regions, range.base()).is_some_and(|bank| bank.range.contains_range(range)) {
+        return false;
+    }
+    let last_pfn = Pfn::new(range.first_pfn().raw() + range.pages() - 1);
+    let (Some(first), Some(last)) =
+        (get_s2_page_index(regions, range.first_pfn()), get_s2_page_index(regions, last_pfn))
+    else {
+        return false;
+    };
+    pages.blocks.get(first.block..=last.block).is_some_and(|blocks| blocks.iter().all(|count| *count == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abstract_machine::addr::Pa;
+    use std::boxed::Box;
+    use std::vec;
+
+    fn world() -> (S2Pages, MemRegions) {
+        let mut regions = MemRegions::new();
+        regions.push_ram(PhysRange::new(Pa::new(0x4000_0000), 0x80_0000).unwrap()).unwrap();
+        let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
+        (S2Pages::new(records, blocks), regions)
+    }
+
+    #[test]
+    fn a_record_is_eight_bytes_and_gives_back_every_state_that_was_stored() {
+        assert_eq!(size_of::<PageRecord>(), 8);
+        let (vm, gfn) = (VmId::new(0xffff), Gfn::new((1 << 36) - 1));
+        for state in [
+            PageState::Host,
+            PageState::Core,
+            PageState::Lent(1),
+            PageState::Lent(255),
+            PageState::Private { vm, gfn },
+            PageState::Shared { vm, gfn, count: 100 },
+            PageState::Shared { vm: VmId::new(1), gfn: Gfn::new(0), count: 1 },
+            PageState::Dma { vm },
+        ] {
+            assert_eq!(PageRecord::encode(state).decode(), state);
+        }
+        assert_eq!(PageRecord::encode(PageState::Host), PageRecord(0));
+    }
+
+    #[test]
+    fn a_new_page_is_the_hosts() {
+        let (pages, regions) = world();
+        let pfn = Pfn::new(0x4_0000);
+        assert_eq!(get_pfn_state(&pages, &regions, pfn), Some(PageState::Host));
+        assert_eq!(get_pfn_owner(&pages, &regions, pfn), Some(PageOwner::Vm(VmId::HOST)));
+        assert_eq!(get_pfn_owner(&pages, &regions, Pfn::new(0x3_ffff)), None);
+    }
+
+    #[test]
+    fn a_block_is_the_hosts_only_while_all_its_pages_are() {
+        let (mut pages, regions) = world();
+        let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
+        let all = PhysRange::new(Pa::new(0x4000_0000), 4 * BLOCK_2M).unwrap();
+        let (a, b) = (Pfn::new(0x4_0201), Pfn::new(0x4_0202));
+        assert!(block_is_host(&pages, &regions, all));
+        set_pfn_state(&mut pages, &regions, a, PageState::Core);
+        set_pfn_state(&mut pages, &regions, b, PageState::Lent(1));
+        set_pfn_state(&mut pages, &regions, b, PageState::Lent(2));
+        assert!(block_is_host(&pages, &regions, block(0)) && !block_is_host(&pages, &regions, block(1)));
+        assert!(!block_is_host(&pages, &regions, all));
+        set_pfn_state(&mut pages, &regions, a, PageState::Host);
+        assert!(!block_is_host(&pages, &regions, block(1)));
+        set_pfn_state(&mut pages, &regions, b, PageState::Host);
+        assert!(block_is_host(&pages, &regions, all));
+    }
+
+    #[test]
+    fn a_block_that_leaves_its_bank_is_nobodys_block() {
+        let (pages, regions) = world();
+        assert!(!block_is_host(&pages, &regions, PhysRange::new(Pa::new(0x4060_0000), 2 * BLOCK_2M).unwrap()));
+        assert!(!block_is_host(&pages, &regions, PhysRange::new(Pa::new(0x4000_1000), BLOCK_2M).unwrap()));
+    }
+
+    #[test]
+    fn a_block_that_lies_in_two_banks_that_touch_is_nobodys_block() {
+        let mut regions = MemRegions::new();
+        regions.push_ram(PhysRange::new(Pa::new(0x4000_0000), 0x30_0000).unwrap()).unwrap();
+        regions.push_ram(PhysRange::new(Pa::new(0x4030_0000), 0x30_0000).unwrap()).unwrap();
+        let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
+        let pages = S2Pages::new(records, blocks);
+        let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
+        assert_eq!([0, 1, 2].map(|n| block_is_host(&pages, &regions, block(n))), [true, false, true]);
+    }
+}

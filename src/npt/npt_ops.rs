@@ -1,0 +1,114 @@
+//! Layer 8, NPTOps: the tables under their locks, with the TLBs kept in step.
+//!
+//! | primitive                | does                                                               | lock      |
+//! |--------------------------|--------------------------------------------------------------------|-----------|
+//! | [`get_level_s2pt`]       | level of the leaf at an address                                    | takes Npt |
+//! | [`walk_s2pt`]            | the leaf at an address                                             | takes Npt |
+//! | [`map_s2pt`]             | puts one leaf where nothing is                                     | takes Npt |
+//! | [`map_largest_s2pt`]     | the same, of the largest size that both table and owner allow      | takes Npt |
+//! | [`clear_pfn_host`]       | the host no longer reaches a page, and no TLB says otherwise       | takes Npt |
+//! | [`merge_host`]           | the tables in the place of one block go                            | takes Npt |
+//! | [`forget_host`]          | all tables of the host below the root go                           | takes Npt |
+//!
+//! At most one leaf is made valid in one critical section; what was valid is unmapped by: invalid entry, DSB, TLBI by
+//! IPA and of combined entries, DSB, and only then anything else (break before make; K §6.1 17, VRM's sequential TLB invalidation).
+//!
+//! Below: NPTWalk. Above: MemManager. Specification: `spec::npt`. Source: SeKVM layer NPTOps; K §2 L8.
+#![forbid(unsafe_code)]
+
+use super::descriptor::Desc;
+use super::npt_walk::{self, SetNptError, Walk};
+use super::{Level, Npts};
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{Ia, Ipa, Pfn, VmId};
+
+/// Level of the leaf that maps the host's `ipa`. K: `get_level_s2pt`.
+pub fn get_level_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa) -> Option<Level> {
+    let mut npt = npts.host().acquire();
+    npt_walk::get_npt_level(npts.machine(), &mut npt, ipa.into())
+}
+
+/// The leaf that maps the host's `ipa`. K: `walk_s2pt`.
+pub fn walk_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa) -> Option<(Level, Desc)> {
+    let mut npt = npts.host().acquire();
+    match npt_walk::walk_npt(npts.machine(), &mut npt, ipa.into()) {
+        Walk::Mapped(level, leaf) => Some((level, leaf)),
+        Walk::Hole(_) => None,
+    }
+}
+
+/// Maps the host's `ipa` by `leaf` of `level`. K: `map_s2pt`.
+///
+/// # Errors
+/// See [`SetNptError`]; nothing that translates has changed.
+pub fn map_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa, level: Level, leaf: Desc) -> Result<(), SetNptError> {
+    let mut npt = npts.host().acquire();
+    let set = npt_walk::set_npt(npts.machine(), &mut npt, ipa.into(), level, leaf);
+    // Also after an error: tables may have been added on the way.
+    npts.machine().publish_tables();
+    set
+}
+
+/// Maps the host's `ipa` by the largest leaf that fits into the table and for which `leaf_of` has one; `leaf_of` is
+/// asked from the largest level down. If something is mapped there already, by another CPU a moment ago, that is success.
+///
+/// # Errors
+/// [`SetNptError::OutOfTables`], or [`SetNptError::OutOfRange`] for an address the table has no place for, or
+/// [`SetNptError::Occupied`] if `leaf_of` has none that fits. Nothing that translates has changed.
+pub fn map_largest_s2pt<M: Machine>(
+    npts: &Npts<M>,
+    ipa: Ipa,
+    leaf_of: impl Fn(Level) -> Option<Desc>,
+) -> Result<(), SetNptError> {
+    let machine = npts.machine();
+    let mut npt = npts.host().acquire();
+    let Walk::Hole(largest) = npt_walk::walk_npt(machine, &mut npt, ipa.into()) else { return Ok(()) };
+    for level in Level::ALL.into_iter().filter(|level| *level >= largest) {
+        if let Some(leaf) = leaf_of(level) {
+            let ia = Ia::from(ipa).align_down(level.size());
+            let set = npt_walk::set_npt(machine, &mut npt, ia, level, leaf);
+            machine.publish_tables();
+            return set;
+        }
+    }
+    Err(SetNptError::Occupied)
+}
+
+/// Makes the host's stage 2 forget `pfn`: afterwards no CPU holds a translation to it. A block around the page is split,
+/// so the rest of it stays mapped. If the pool has no page for the split, the whole block goes: the host's table only
+/// repeats what the page records say, so the rest comes back when the host touches it. K: `clear_pfn_host`.
+pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
+    let machine = npts.machine();
+    let ipa = pfn.identity().addr();
+    let mut npt = npts.host().acquire();
+    let root = npt.vttbr();
+    while let Ok(Some(split)) = npt_walk::split_npt(machine, &mut npt, ipa.into()) {
+        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+        npt_walk::finish_split(machine, split);
+        machine.publish_tables();
+    }
+    if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {
+        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+    }
+}
+
+/// Where a block of `level` around `pfn` could be mapped for the host, but a table stands: the table goes, with all below
+/// it, so that the next fault can map the block. Nothing happens if no table stands there.
+pub fn merge_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, level: Level) {
+    let machine = npts.machine();
+    let mut npt = npts.host().acquire();
+    let Some(unlinked) = npt_walk::unlink_npt(machine, &mut npt, pfn.identity().addr().into(), level) else { return };
+    // By address it would take one flush for each page that the table mapped.
+    machine.tlb_flush_vm(VmId::HOST, npt.vttbr());
+    npt_walk::free_unlinked(machine, &mut npt, unlinked);
+}
+
+/// Gives all tables of the host below the root back to the pool. What they mapped comes back when the host touches it:
+/// its table is a cache of what the page records say.
+pub fn forget_host<M: Machine>(npts: &Npts<M>) {
+    let machine = npts.machine();
+    let mut npt = npts.host().acquire();
+    npt_walk::park_all(machine, &mut npt);
+    machine.tlb_flush_vm(VmId::HOST, npt.vttbr());
+    npt_walk::free_parked(machine, &mut npt);
+}

@@ -1,0 +1,307 @@
+//! The order of boot: from the boot loader's registers to the host's first instruction.
+//!
+//! Own map and page pool (the core's house), device tree and console, data of all CPUs, the host's kernel (found and
+//! checked), who owns each page (the core's own first), PSCI, the host's device tree, the host.
+//!
+//! Whatever is missing or broken ends here with one line that names it.
+
+use core::slice;
+
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
+use log::LevelFilter;
+use spin::Once;
+
+use super::boot_error::BootError;
+use super::console::Console;
+use super::device_tree::{self, DeviceTree, MachineDescription};
+use super::host_image::BUNDLE_HEADER_OFFSET;
+use super::host_start::{self, Plan};
+use super::own_map::{self, MapError};
+use super::psci::Leave;
+use super::{cpus, entry, failure, logger};
+use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange, Va, VmId};
+use crate::abstract_machine::cpu::{self, Cpu, el2, halt, pool};
+use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::regs::TrapFrame;
+use crate::memory::Memory;
+use crate::memory::mem_region::MemRegions;
+use crate::memory::memory_ops;
+use crate::memory::page_manager::{PageRecord, S2Pages};
+use crate::npt::descriptor::CoreAccess;
+use crate::npt::pt_alloc;
+use crate::npt::{Npts, Shape, TableOwner};
+use crate::trap::{Core, trap_handler};
+
+/// Largest device tree that fits into the page pool.
+pub const MAX_TREE: usize = 512 * 1024;
+
+static CORE: Once<Core<Cpu>> = Once::new();
+
+/// The boot CPU, its MMU on with the map of boot: `dtb` is what x0 held, `base` where the image lies, `entered_at` the
+/// exception level.
+pub extern "C" fn primary_main(dtb: u64, base: u64, entered_at: u64) -> ! {
+    entry::early_traps();
+    match start(Pa::new(dtb), Pa::new(base), entered_at) {
+        Ok(host) => {
+            log::info!(
+                "host kernel at {}, device tree at {}; core took {} ticks of {} Hz",
+                host.entry,
+                host.dtb,
+                CNTPCT_EL0.get(),
+                CNTFRQ_EL0.get()
+            );
+            match cpu::all().first() {
+                Some(boot_cpu) => entry::start_host(boot_cpu, host.entry.raw(), host.dtb.raw()),
+                None => halt::stay(),
+            }
+        }
+        Err(error) => {
+            log::error!("cannot start: {error}");
+            let _ = halt::begin();
+            halt::stay()
+        }
+    }
+}
+
+/// Entered at EL1: the MMU is off, so nothing that needs exclusive accesses may be used; say so and stop.
+pub extern "C" fn refuse_el1(dtb: u64) {
+    let Some(description) = early_description(Pa::new(dtb)) else { return };
+    if let Some(console) = description.console.and_then(|device| {
+        // SAFETY: the device tree says that the registers are there; the MMU is off, so all of it is device memory.
+        unsafe { Console::new(device, Va::new(device.base().raw())) }
+    }) {
+        console.write(
+            b"corevisor: cannot start: entered at EL1, but a hypervisor needs EL2 (QEMU: -M virt,virtualization=on)\n",
+        );
+    }
+}
+
+/// Reads the device tree with the MMU off: no locks, no pool; the rest of the core's block serves as buffer.
+pub fn early_description(dtb: Pa) -> Option<MachineDescription> {
+    let free = entry::image_layout().free;
+    if dtb.raw() == 0 || !dtb.is_aligned(8) {
+        return None;
+    }
+    // SAFETY: with the MMU off every address can be read; the blob's header says how long it is, and it is the boot
+    // loader's promise that x0 points to one. Nothing else uses the rest of the core's block.
+    unsafe {
+        let size = device_tree::total_size(slice::from_raw_parts(dtb.raw() as *const u8, 64)).ok()?;
+        let bytes = slice::from_raw_parts(dtb.raw() as *const u8, size);
+        let buffer = slice::from_raw_parts_mut(free.base().raw() as *mut u8, MAX_TREE);
+        let tree = DeviceTree::normalise(bytes, buffer).ok()?;
+        let mut description = MachineDescription::empty();
+        let _ = device_tree::describe(&tree, &mut description);
+        Some(description)
+    }
+}
+
+/// What the host starts with.
+struct HostStart {
+    entry: Pa,
+    dtb: Pa,
+}
+
+fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
+    let layout = entry::image_layout();
+    let pool_range = PhysRange::between(layout.free.base(), Pa::new(base.raw() + BUNDLE_HEADER_OFFSET));
+    // SAFETY: the rest of the core's block, which nothing uses; the page of the bundle's header stays out.
+    unsafe { pool::init(pool_range, pool_range) };
+    own_map::init(&layout)?;
+
+    let (tree, description) = read_tree(dtb)?;
+    open_console(&tree, description)?;
+    log::info!("version {}, at {base}, entered at EL{entered_at}", env!("CARGO_PKG_VERSION"));
+    if description.cpus_ignored != 0 {
+        log::warn!("{} CPUs are more than the core drives and stay off", description.cpus_ignored);
+    }
+
+    if el2::is_vhe() {
+        return Err(BootError::VheOnly);
+    }
+    let cpus = cpus::allocate(description)?;
+    let mut plan = Plan::new(description, &layout)?;
+    let kernel = host_start::find_kernel(description, base, &mut plan)?;
+    let core_memory = build_core(description, &mut plan)?;
+    ready_for_host();
+    cpus::start_psci(description, cpus)?;
+    let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, &mut plan)?;
+    log::info!(
+        "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
+        cpus.len(),
+        description.ram.iter().map(|bank| bank.size()).sum::<u64>() >> 20,
+        core_memory.iter().map(|range| range.size()).sum::<u64>() >> 10,
+    );
+    Ok(HostStart { entry: kernel.at, dtb })
+}
+
+// ---- device tree and console ----------------------------------------------------------------------------------------
+
+/// A value in pages of the pool that is never given back.
+fn in_pool<T>(value: T) -> Result<&'static mut T, BootError> {
+    let order = (size_of::<T>() as u64).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
+    let place = pool::alloc(order).ok_or(BootError::OutOfTables)?.raw() as *mut T;
+    // SAFETY: fresh pages, large enough and page aligned, that nobody else has.
+    unsafe {
+        place.write(value);
+        Ok(&mut *place)
+    }
+}
+
+/// Maps the boot loader's blob, checks it and reads it.
+fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static MachineDescription), BootError> {
+    let header = PhysRange::new(dtb, PAGE_SIZE / 8).ok_or(BootError::Map(MapError::OutOfTables))?;
+    let size = own_map::with_bytes(header, device_tree::total_size)??;
+    let blob = PhysRange::new(dtb, size as u64).ok_or(BootError::TreeTooLarge(size))?;
+    let tree = own_map::with_bytes(blob, |bytes| {
+        let needed = device_tree::buffer_size(bytes)?;
+        if needed > MAX_TREE {
+            return Err(BootError::TreeTooLarge(needed));
+        }
+        let order = (needed as u64).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
+        let buffer = pool::alloc(order).ok_or(BootError::OutOfTables)?.raw() as *mut u8;
+        // SAFETY: fresh pages that nobody else has and that are never given back.
+        let buffer = unsafe { slice::from_raw_parts_mut(buffer, needed) };
+        Ok(DeviceTree::normalise(bytes, buffer)?)
+    })??;
+    let description = in_pool(MachineDescription::empty())?;
+    let read = device_tree::describe(&tree, description);
+    if read.is_err() {
+        // The console may be known already: then the error can be told.
+        let _ = open_console(&tree, description);
+    }
+    read?;
+    Ok((tree, description))
+}
+
+fn open_console(tree: &DeviceTree<'_>, description: &MachineDescription) -> Result<(), MapError> {
+    let bootargs = description.chosen.bootargs.map_or("", |range| tree.text(range));
+    let level = logger::level_from_bootargs(bootargs);
+    let mut console = None;
+    if let Some(device) = description.console {
+        let registers = PhysRange::between(device.base(), Pa::new(device.base().raw() + device.size()));
+        own_map::map(registers, CoreAccess::Device)?;
+        // SAFETY: the device tree says that the registers are there; they stay mapped.
+        console = unsafe { Console::new(device, Va::new(device.base().raw())) };
+    }
+    // SAFETY: only the boot CPU runs, and it is not logging.
+    unsafe { logger::init(console, level.as_ref().ok().copied().flatten().unwrap_or(logger::DEFAULT_LEVEL)) };
+    logger::enable_locking();
+    if let Err(unknown) = level {
+        log::warn!("corevisor.log={}: no such level (off, error, warn, info, debug, trace)", unknown.0);
+    }
+    Ok(())
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------------------
+
+/// The core itself: the records of all pages, the host's empty table, and its own memory taken from the host.
+fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[PhysRange; 2], BootError> {
+    let shape = Shape::new(el2::pa_bits());
+    let regions = in_pool(MemRegions::new())?;
+    add_regions(regions, description, shape)?;
+    let records_size = (regions.slots() * size_of::<PageRecord>() as u64).div_ceil(BLOCK_2M) * BLOCK_2M;
+    let records = plan.place("the records of all pages", records_size, BLOCK_2M)?;
+    plan.core[1] = records;
+    own_map::map(records, CoreAccess::ReadWrite)?;
+    cpu::maintenance::zero(records);
+    let blocks_bytes = regions.blocks() * size_of::<u16>() as u64;
+    let blocks =
+        pool::alloc(blocks_bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(BootError::OutOfTables)?;
+    // SAFETY: free RAM that the plan gave to the core and fresh pages of the pool, both mapped, zeroed and large
+    // enough; a record and a counter of zero are valid values.
+    let pages = unsafe {
+        S2Pages::new(
+            slice::from_raw_parts_mut(records.base().raw() as *mut PageRecord, regions.slots() as usize),
+            slice::from_raw_parts_mut(blocks.raw() as *mut u16, regions.blocks() as usize),
+        )
+    };
+    let host = pt_alloc::alloc_root(&Cpu, TableOwner::Stage2(VmId::HOST), shape)?;
+    halt::set_host_root(host.vttbr(), 1 << shape.root_order());
+    HOST_STAGE2.call_once(|| (host.vttbr(), shape));
+    let regions = core::mem::take(regions);
+    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host), regions, pages)));
+    for range in plan.core {
+        memory_ops::protect_el2_mem(core.memory(), range)?;
+    }
+    Ok(plan.core)
+}
+
+static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
+
+/// RAM and device windows in ascending order; what lies beyond the host's address size does not exist for it.
+fn add_regions(regions: &mut MemRegions, description: &MachineDescription, shape: Shape) -> Result<(), BootError> {
+    let limit = Pa::new(1 << shape.ia_bits());
+    let mut ram = description.ram.iter().peekable();
+    let mut windows = description.windows.iter().peekable();
+    loop {
+        let ram_first = match (ram.peek(), windows.peek()) {
+            (None, None) => return Ok(()),
+            (Some(_), None) => true,
+            (None, Some(_)) => false,
+            (Some(bank), Some(window)) => bank.base() < window.base(),
+        };
+        let next = if ram_first { ram.next() } else { windows.next() };
+        let Some(range) = next else { return Ok(()) };
+        if range.end() > limit {
+            log::warn!("{range} is beyond the {} bits of this CPU and left out", shape.ia_bits());
+        } else if ram_first {
+            regions.push_ram(*range)?;
+        } else {
+            regions.push_device(*range)?;
+        }
+    }
+}
+
+/// Makes EL2 of this CPU ready for the host. A CPU that cannot walk the host's table never gets the host.
+pub fn ready_for_host() {
+    let Some((vttbr, shape)) = HOST_STAGE2.get() else { halt::stay() };
+    if el2::is_vhe() || el2::pa_bits() < shape.ia_bits() {
+        log::error!(
+            "CPU with MPIDR {:#x} is too different from the boot CPU (address size or VHE): it stays off",
+            el2::affinity()
+        );
+        halt::stay();
+    }
+    el2::init_for_host(*vttbr, *shape);
+}
+
+// ---- while the host runs --------------------------------------------------------------------------------------------
+
+/// A synchronous exception of the host: from boot/vectors.S.
+pub extern "C" fn trap_lower_sync(frame: &mut TrapFrame) {
+    match CORE.get() {
+        Some(core) => trap_handler::host_trap_handler(core, frame),
+        None => failure::unexpected_serror(frame),
+    }
+}
+
+/// A hypercall of the host, with its x0 to x3: from boot/vectors.S.
+pub extern "C" fn trap_lower_hvc(args: &mut [u64; 4]) {
+    #[cfg(feature = "test-hooks")]
+    failure::provoke::if_asked(args);
+    if let Some(core) = CORE.get() {
+        trap_handler::host_hvc_handler(core, args);
+    }
+}
+
+/// The host ends a CPU's or the machine's run: at debug level, what was counted.
+pub fn report_end(leave: &Leave) {
+    if !matches!(leave, Leave::System(_) | Leave::WarmReset) {
+        return;
+    }
+    log::info!("host ends the run: {leave:?}");
+    if log::max_level() >= LevelFilter::Debug {
+        for event in Event::ALL {
+            let count: u64 = cpu::all().iter().map(|data| data.counted(event)).sum();
+            log::debug!("{}: {count}", event.name());
+        }
+    }
+}
+
+/// The host switched the machine off, and nothing can: all CPUs stop here.
+pub fn halted_by_host() -> ! {
+    log::info!("this board has no power-off; it may be switched off now");
+    let _ = halt::begin();
+    halt::stop_others();
+    halt::stay()
+}

@@ -1,0 +1,169 @@
+//! Which node is what: `compatible` strings and names that the core knows. Nothing else may compare such strings.
+#![forbid(unsafe_code)]
+
+use super::description::{ModuleKind, PsciVersion, SmmuVersion};
+
+/// What a node's `compatible` says it is. Where several strings match, the greatest role wins.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Role {
+    Other,
+    GicV2,
+    GicV3,
+    Its,
+    Psci(PsciVersion),
+    Timer,
+    Ns16550,
+    Bcm2835Aux,
+    SbsaUart,
+    Pl011,
+    BcmPower,
+    Smmu(SmmuVersion),
+    OtherModule,
+    KernelModule,
+    RamdiskModule,
+}
+
+/// The strings that the core knows.
+const ROLES: &[(&str, Role)] = &[
+    ("arm,armv8-timer", Role::Timer),
+    ("arm,gic-v3", Role::GicV3),
+    ("arm,gic-v3-its", Role::Its),
+    ("arm,gic-400", Role::GicV2),
+    ("arm,cortex-a15-gic", Role::GicV2),
+    ("arm,cortex-a9-gic", Role::GicV2),
+    ("arm,cortex-a7-gic", Role::GicV2),
+    ("qcom,msm-qgic2", Role::GicV2),
+    ("arm,psci", Role::Psci(PsciVersion::V0_1)),
+    ("arm,psci-0.2", Role::Psci(PsciVersion::V0_2)),
+    ("arm,psci-1.0", Role::Psci(PsciVersion::V1_0)),
+    ("arm,pl011", Role::Pl011),
+    ("arm,sbsa-uart", Role::SbsaUart),
+    ("ns16550", Role::Ns16550),
+    ("ns16550a", Role::Ns16550),
+    ("snps,dw-apb-uart", Role::Ns16550),
+    ("brcm,bcm2835-aux-uart", Role::Bcm2835Aux),
+    ("brcm,bcm2835-pm", Role::BcmPower),
+    ("brcm,bcm2835-pm-wdt", Role::BcmPower),
+    ("arm,smmu-v3", Role::Smmu(SmmuVersion::V3)),
+    ("arm,smmu-v1", Role::Smmu(SmmuVersion::V2)),
+    ("arm,smmu-v2", Role::Smmu(SmmuVersion::V2)),
+    ("arm,mmu-400", Role::Smmu(SmmuVersion::V2)),
+    ("arm,mmu-401", Role::Smmu(SmmuVersion::V2)),
+    ("arm,mmu-500", Role::Smmu(SmmuVersion::V2)),
+    ("multiboot,module", Role::OtherModule),
+    ("xen,multiboot-module", Role::OtherModule),
+    ("multiboot,kernel", Role::KernelModule),
+    ("xen,linux-zimage", Role::KernelModule),
+    ("multiboot,ramdisk", Role::RamdiskModule),
+    ("xen,linux-initrd", Role::RamdiskModule),
+];
+
+impl Role {
+    /// The role for the value of a `compatible` property: NUL-terminated strings (DTSpec §2.3.1).
+    pub(super) fn of(compatible: &[u8]) -> Self {
+        let mut role = Self::Other;
+        for string in compatible.split(|b| *b == 0) {
+            let known = ROLES.iter().find(|known| known.0.as_bytes() == string);
+            role = role.max(known.map_or(Self::Other, |known| known.1));
+        }
+        role
+    }
+
+    /// Which boot module a node with this role is, if it is one.
+    pub(super) fn module(self) -> Option<ModuleKind> {
+        match self {
+            Self::KernelModule => Some(ModuleKind::Kernel),
+            Self::RamdiskModule => Some(ModuleKind::Ramdisk),
+            Self::OtherModule => Some(ModuleKind::Other),
+            _ => None,
+        }
+    }
+}
+
+/// Which part of the tree a node lies in: the well-known children of the root with what is below them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Section {
+    Devices,
+    Cpus,
+    Chosen,
+    ReservedMemory,
+}
+
+impl Section {
+    /// The section of the root's child `name`.
+    pub(super) fn of(name: &[u8]) -> Self {
+        match position(name, &["cpus", "chosen", "reserved-memory"]) {
+            Some(0) => Self::Cpus,
+            Some(1) => Self::Chosen,
+            Some(2) => Self::ReservedMemory,
+            _ => Self::Devices,
+        }
+    }
+}
+
+/// Whether a `status` value lets a node be used (DTSpec §2.3.4); a node without one may be.
+pub(super) fn is_okay(status: &[u8]) -> bool {
+    is_one_of(without_nul(status), &["okay", "ok"])
+}
+
+/// Whether a child of `/cpus` is a CPU: by type, or in older trees by name.
+pub(super) fn is_cpu(name: &[u8], device_type: &[u8]) -> bool {
+    let base_name = name.split(|b| *b == b'@').next().unwrap_or_default();
+    is_one_of(base_name, &["cpu"]) || is_one_of(without_nul(device_type), &["cpu"])
+}
+
+/// Whether a child of the root is memory (DTSpec §3.4).
+pub(super) fn is_memory(device_type: &[u8]) -> bool {
+    is_one_of(without_nul(device_type), &["memory"])
+}
+
+/// Which of `words` `text` is. Never inlined: the target compares with a constant byte by byte, in line.
+#[inline(never)]
+pub(super) fn position(text: &[u8], words: &[&str]) -> Option<usize> {
+    words.iter().position(|word| word.as_bytes() == text)
+}
+
+/// Whether `text` is one of `words`.
+pub(super) fn is_one_of(text: &[u8], words: &[&str]) -> bool {
+    position(text, words).is_some()
+}
+
+/// The values of the properties called `names`, in the order of `names`. As for Linux, the first of a name counts.
+pub(super) fn select<'a, const N: usize>(
+    mut properties: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    names: [&str; N],
+) -> [Option<&'a [u8]>; N] {
+    let mut values = [None; N];
+    fill(&mut properties, &names, &mut values);
+    values
+}
+
+fn fill<'a>(
+    properties: &mut dyn Iterator<Item = (&'a [u8], &'a [u8])>,
+    names: &[&str],
+    values: &mut [Option<&'a [u8]>],
+) {
+    for (name, value) in properties {
+        if let Some(place) = position(name, names).and_then(|at| values.get_mut(at)) {
+            place.get_or_insert(value);
+        }
+    }
+}
+
+/// A string property's value up to its NUL, or all of it if that is missing.
+pub(super) fn without_nul(value: &[u8]) -> &[u8] {
+    value.split(|b| *b == 0).next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_telling_compatible_string_decides_in_any_order() {
+        assert_eq!(Role::of(b"multiboot,module\0multiboot,kernel\0"), Role::KernelModule);
+        assert_eq!(Role::of(b"arm,psci-0.2\0arm,psci-1.0\0arm,psci\0"), Role::Psci(PsciVersion::V1_0));
+        assert_eq!(Role::of(b"arm,pl011\0arm,primecell\0"), Role::Pl011);
+        assert_eq!(Role::of(b""), Role::Other);
+    }
+}

@@ -1,0 +1,306 @@
+//! The machine as its device tree describes it: plain data, fixed size, no reference into the blob.
+//!
+//! Filled by [`describe`](super::describe) only. About 9 KiB: let it stand in a static, not on a stack.
+#![forbid(unsafe_code)]
+
+use core::fmt;
+
+use super::list::List;
+use crate::abstract_machine::addr::{Pa, PhysRange};
+pub use crate::platform::console::ConsoleDevice as Console;
+
+/// Most CPUs that the core drives; more are counted and left alone.
+pub const MAX_CPUS: usize = 64;
+/// Most memory banks, after merging.
+pub const MAX_BANKS: usize = 64;
+/// Most reserved ranges.
+pub const MAX_RESERVED: usize = 64;
+/// Most device windows, after merging.
+pub const MAX_WINDOWS: usize = 256;
+
+const NO_RANGE: PhysRange = PhysRange::between(Pa::new(0), Pa::new(0));
+
+/// A place in the normalised blob that holds text; [`DeviceTree::text`](super::DeviceTree::text) reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TextRange {
+    /// First byte, counted from the start of the blob.
+    pub offset: u32,
+    /// Number of bytes, without the terminating NUL.
+    pub len: u32,
+}
+
+/// Everything the core learns from the device tree.
+#[derive(Clone, Debug)]
+pub struct MachineDescription {
+    /// RAM: sorted, merged, whole pages, never overlapping, at least one (DTSpec §3.4).
+    pub ram: List<PhysRange, MAX_BANKS>,
+    /// Parts of the memory map that firmware keeps: `/memreserve/` entries and children of `/reserved-memory`
+    /// (DTSpec §3.5, §5.3), in the tree's order, byte-exact. They may overlap.
+    pub reserved: List<Reserved, MAX_RESERVED>,
+    /// Enabled CPUs in the tree's order, at least one (DTSpec §3.8; Linux `arm/cpus.yaml`).
+    pub cpus: List<Cpu, MAX_CPUS>,
+    /// Enabled CPUs beyond [`MAX_CPUS`]: left alone, worth a warning.
+    pub cpus_ignored: u32,
+    /// Power firmware, where there is one (Linux `arm/psci.yaml`).
+    pub psci: Option<Psci>,
+    /// The interrupt controller; always `Some` after [`describe`](super::describe) succeeded.
+    pub gic: Option<Gic>,
+    /// Where `stdout-path` points, if the core can drive it; `None` is worth a warning.
+    pub console: Option<Console>,
+    /// What the boot loader left in `/chosen` (DTSpec §3.6).
+    pub chosen: Chosen,
+    /// What the host may reach besides RAM: whole pages, sorted, merged. No RAM, no GICH, no GICV.
+    pub windows: List<PhysRange, MAX_WINDOWS>,
+    /// System MMUs, byte-exact; for now they also stand in [`windows`](Self::windows).
+    pub smmus: List<Smmu, 16>,
+    /// The power manager of the Raspberry Pi (`brcm,bcm2835-pm`): reset and power-off without PSCI.
+    pub bcm_power: Option<Pa>,
+    /// The architected timer's node (Linux `arm,arch_timer.yaml`).
+    pub timer: Option<Timer>,
+}
+
+impl MachineDescription {
+    /// Nothing known yet. No constant, which would travel in the image with all of its unused places: 9.7 KiB.
+    pub fn empty() -> Self {
+        Self {
+            ram: List::new(NO_RANGE),
+            reserved: List::new(Reserved { range: NO_RANGE, no_map: false }),
+            cpus: List::new(Cpu { mpidr: Mpidr(0), enable_method: EnableMethod::None }),
+            cpus_ignored: 0,
+            psci: None,
+            gic: None,
+            console: None,
+            chosen: Chosen::empty(),
+            windows: List::new(NO_RANGE),
+            smmus: List::new(Smmu { version: SmmuVersion::V3, range: NO_RANGE }),
+            bcm_power: None,
+            timer: None,
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn clear(&mut self) {
+        self.ram.clear();
+        self.reserved.clear();
+        self.cpus.clear();
+        self.cpus_ignored = 0;
+        self.psci = None;
+        self.gic = None;
+        self.console = None;
+        self.chosen.bootargs = None;
+        self.chosen.initrd = None;
+        self.chosen.modules.clear();
+        self.windows.clear();
+        self.smmus.clear();
+        self.bcm_power = None;
+        self.timer = None;
+    }
+}
+
+/// A range that firmware keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reserved {
+    /// Its bytes.
+    pub range: PhysRange,
+    /// Whether it must not even be mapped (`no-map`).
+    pub no_map: bool,
+}
+
+/// Affinity fields of MPIDR_EL1 (Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0), nothing else (Arm ARM D24.2.117).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mpidr(u64);
+
+impl Mpidr {
+    /// The affinity fields of `raw`; other bits of the register are dropped.
+    pub const fn new(raw: u64) -> Self {
+        Self(raw & 0xff_00ff_ffff)
+    }
+
+    /// The fields, in the register's places.
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Debug for Mpidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Mpidr({:#x})", self.0)
+    }
+}
+
+/// A CPU that the tree does not disable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cpu {
+    /// Its `reg`: which CPU it is.
+    pub mpidr: Mpidr,
+    /// How it is started.
+    pub enable_method: EnableMethod,
+}
+
+/// How a CPU is started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EnableMethod {
+    /// By CPU_ON of the firmware.
+    Psci,
+    /// By writing its entry point to the doubleword at `release` and SEV.
+    SpinTable {
+        /// `cpu-release-addr`.
+        release: Pa,
+    },
+    /// No method, or none that arm64 knows: only the boot CPU can be used then.
+    None,
+}
+
+/// The instruction that calls the firmware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PsciConduit {
+    /// SMC.
+    Smc,
+    /// HVC: something else already sits at EL2, or the tree is not meant for EL2.
+    Hvc,
+}
+
+/// Version that the firmware's `compatible` claims.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum PsciVersion {
+    /// `arm,psci`: function numbers come from the tree.
+    V0_1,
+    /// `arm,psci-0.2`.
+    V0_2,
+    /// `arm,psci-1.0` or later.
+    V1_0,
+}
+
+/// Function numbers of PSCI 0.1; later versions have fixed ones.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PsciFunctions {
+    /// `cpu_suspend`.
+    pub cpu_suspend: Option<u32>,
+    /// `cpu_off`.
+    pub cpu_off: Option<u32>,
+    /// `cpu_on`.
+    pub cpu_on: Option<u32>,
+}
+
+/// Power firmware.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Psci {
+    /// How it is called.
+    pub conduit: PsciConduit,
+    /// What it claims to be.
+    pub version: PsciVersion,
+    /// Numbers from the tree, for version 0.1.
+    pub functions: PsciFunctions,
+}
+
+/// The interrupt controller's frames, byte-exact, as the CPU addresses them.
+#[derive(Clone, Copy, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one, in a static")]
+pub enum Gic {
+    /// GICv2 (Linux `arm,gic.yaml`).
+    V2 {
+        /// Distributor.
+        gicd: PhysRange,
+        /// CPU interface.
+        gicc: PhysRange,
+        /// Virtual interface control: the core's alone.
+        gich: Option<PhysRange>,
+        /// Virtual CPU interface: for VMs.
+        gicv: Option<PhysRange>,
+    },
+    /// GICv3 or v4 (Linux `arm,gic-v3.yaml`).
+    V3 {
+        /// Distributor.
+        gicd: PhysRange,
+        /// Redistributor regions, at least one.
+        redistributors: List<PhysRange, 16>,
+        /// Distance in bytes from one redistributor to the next, if it is not the architecture's.
+        stride: Option<u64>,
+        /// Legacy CPU interface.
+        gicc: Option<PhysRange>,
+        /// Legacy virtual interface control: the core's alone.
+        gich: Option<PhysRange>,
+        /// Legacy virtual CPU interface.
+        gicv: Option<PhysRange>,
+        /// Interrupt translation services.
+        its: List<PhysRange, 16>,
+    },
+}
+
+impl Gic {
+    /// The frames that the host must not reach: GICH and GICV.
+    pub fn virtualization_frames(&self) -> impl Iterator<Item = PhysRange> {
+        let (Self::V2 { gich, gicv, .. } | Self::V3 { gich, gicv, .. }) = *self;
+        gich.into_iter().chain(gicv)
+    }
+}
+
+/// What the boot loader chose.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// Command line.
+    pub bootargs: Option<TextRange>,
+    /// Initial RAM disk, byte-exact.
+    pub initrd: Option<PhysRange>,
+    /// Boot modules in the tree's order (QEMU's guest-loader; the multiboot binding of Xen).
+    pub modules: List<BootModule, 8>,
+}
+
+impl Chosen {
+    fn empty() -> Self {
+        Self {
+            bootargs: None,
+            initrd: None,
+            modules: List::new(BootModule { kind: ModuleKind::Other, range: NO_RANGE, bootargs: None }),
+        }
+    }
+}
+
+/// What a boot module is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ModuleKind {
+    /// `multiboot,kernel` or `xen,linux-zimage`.
+    Kernel,
+    /// `multiboot,ramdisk` or `xen,linux-initrd`.
+    Ramdisk,
+    /// Any other `multiboot,module`.
+    Other,
+}
+
+/// A file that the boot loader put into memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BootModule {
+    /// What it is.
+    pub kind: ModuleKind,
+    /// Where it is, byte-exact.
+    pub range: PhysRange,
+    /// Its own command line.
+    pub bootargs: Option<TextRange>,
+}
+
+/// Generation of a system MMU.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum SmmuVersion {
+    /// SMMUv1 or v2: `arm,smmu-v2`, `arm,mmu-500` and relatives.
+    V2,
+    /// `arm,smmu-v3`.
+    V3,
+}
+
+/// A system MMU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Smmu {
+    /// Its generation.
+    pub version: SmmuVersion,
+    /// Its registers.
+    pub range: PhysRange,
+}
+
+/// The architected timer's interrupts, as the node names them.
+#[derive(Clone, Copy, Debug)]
+pub struct Timer {
+    /// Cells of `interrupts`, in native byte order.
+    pub cells: List<u32, 24>,
+    /// Cells of one interrupt: `#interrupt-cells` of the interrupt controller.
+    pub cells_per_interrupt: u32,
+}

@@ -1,0 +1,158 @@
+//! When the core itself is wrong: say all that is known, and stop every CPU. Nothing here returns, and no lock is given
+//! back (K §8.2 D1).
+
+use core::fmt::Write;
+use core::panic::PanicInfo;
+
+use aarch64_cpu::registers::{CurrentEL, ELR_EL2, ESR_EL2, FAR_EL2, HPFAR_EL2, Readable, SPSR_EL2};
+
+use super::entry;
+use super::logger::{self, PanicWriter};
+use crate::abstract_machine::addr::Pa;
+use crate::abstract_machine::cpu::{self, halt};
+use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::regs::TrapFrame;
+
+/// Frames of a backtrace at most.
+const MAX_FRAMES: usize = 24;
+
+/// An assertion of the core did not hold.
+pub fn panicked(info: &PanicInfo<'_>) -> ! {
+    let frame_pointer: u64;
+    // SAFETY: reads a register.
+    unsafe { core::arch::asm!("mov {}, x29", out(reg) frame_pointer, options(nomem, nostack, preserves_flags)) };
+    report(|out| {
+        let _ = writeln!(out, "panic: {}", info.message());
+        if let Some(at) = info.location() {
+            let _ = writeln!(out, "  at {}:{}", at.file(), at.line());
+        }
+        backtrace(out, None, frame_pointer);
+    })
+}
+
+/// The core itself trapped: boot/vectors.S comes here on the CPU's emergency stack.
+pub extern "C" fn core_trapped(frame: &TrapFrame, kind: u32) -> ! {
+    const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
+    let what = KINDS.get(kind as usize & 3).copied().unwrap_or("trap");
+    report(|out| {
+        let _ = writeln!(out, "{what} in the core (vector {kind})");
+        let _ = writeln!(
+            out,
+            "  ESR_EL2 {:#x}  FAR_EL2 {:#x}  SPSR_EL2 {:#x}",
+            ESR_EL2.get(),
+            FAR_EL2.get(),
+            SPSR_EL2.get()
+        );
+        let _ = writeln!(out, "  pc {:#x}  sp {:#x}", ELR_EL2.get(), frame.sp);
+        for (n, pair) in frame.x.chunks(2).enumerate() {
+            let (first, second) = (pair.first().copied().unwrap_or(0), pair.get(1).copied());
+            let _ = match second {
+                Some(second) => writeln!(out, "  x{:<2} {first:#018x}  x{:<2} {second:#018x}", 2 * n, 2 * n + 1),
+                None => writeln!(out, "  x{:<2} {first:#018x}", 2 * n),
+            };
+        }
+        backtrace(out, Some(ELR_EL2.get()), frame.x[29]);
+    })
+}
+
+/// A physical interrupt came to EL2, although they are the host's.
+pub extern "C" fn unexpected_interrupt(_: &TrapFrame) {
+    panic!("a physical interrupt was taken to EL2");
+}
+
+/// An SError came to EL2, although the host's are the host's.
+pub extern "C" fn unexpected_serror(_: &TrapFrame) {
+    panic!("SError at EL2, syndrome {:#x}, host IPA {:#x}", ESR_EL2.get(), HPFAR_EL2.get() << 8);
+}
+
+fn report(text: impl FnOnce(&mut PanicWriter<'_>)) -> ! {
+    if !halt::begin() {
+        // Another CPU reports already, or this report failed itself.
+        halt::stay();
+    }
+    let mut out = logger::panic_writer();
+    let cpu = cpu::this().map_or(0, |data| data.cpu.index());
+    let _ = writeln!(out, "FATAL on CPU {cpu} at EL{}", CurrentEL.get() >> 2);
+    text(&mut out);
+    for event in Event::ALL {
+        let count: u64 = cpu::all().iter().map(|data| data.counted(event)).sum();
+        let _ = writeln!(out, "  {}: {count}", event.name());
+    }
+    halt::stop_others();
+    let _ = writeln!(out, "all CPUs stopped; nothing of this machine runs any more");
+    halt::stay()
+}
+
+/// Addresses as offsets into the image, so that `scripts/symbolize` can name them: the place of the trap, then the chain
+/// of frame records (x29, x30).
+fn backtrace(out: &mut PanicWriter<'_>, pc: Option<u64>, mut frame_pointer: u64) {
+    let layout = entry::image_layout();
+    let base = layout.text.base().raw();
+    let _ = write!(out, "backtrace (scripts/symbolize names these):");
+    if let Some(pc) = pc {
+        let _ = write!(out, " {:#x}", pc.wrapping_sub(base));
+    }
+    for _ in 0..MAX_FRAMES {
+        let in_stack = |at: u64| layout.data.contains(Pa::new(at)) || layout.free.contains(Pa::new(at));
+        if frame_pointer & 7 != 0 || !in_stack(frame_pointer) || !in_stack(frame_pointer + 15) {
+            break;
+        }
+        // SAFETY: 16 aligned bytes of the core's own data or stacks, which are mapped; a guard page would trap, and
+        // the second report stays silent.
+        let [next, link] = unsafe { (frame_pointer as *const [u64; 2]).read_volatile() };
+        let _ = write!(out, " {:#x}", link.wrapping_sub(base));
+        frame_pointer = next;
+    }
+    let _ = writeln!(out);
+}
+
+/// Failures that a test can ask for: HVC with this number in x0 and the kind of failure in x1.
+#[cfg(feature = "test-hooks")]
+pub mod provoke {
+    use aarch64_cpu::registers::{Readable, SP};
+
+    use super::entry;
+
+    /// Far from the numbers of the interface.
+    const FAIL: u64 = 0xc600_8fff;
+
+    /// Fails as the call asks for; returns if it does not ask.
+    pub fn if_asked([call, kind, ..]: &[u64; 4]) {
+        if *call != FAIL {
+            return;
+        }
+        let layout = entry::image_layout();
+        match *kind {
+            0 => panic!("asked for by a test"),
+            // Each is the error that the test wants to see caught.
+            1 => touch(layout.text.base().raw(), true),
+            2 => touch(layout.stack_guard.base().raw(), false),
+            3 => jump(layout.data.base().raw()),
+            4 => drop(deeper(0)),
+            address => jump(address),
+        }
+    }
+
+    fn touch(at: u64, write: bool) {
+        let at = at as *mut u64;
+        // SAFETY: it is not safe; the access must trap, and the trap is the test.
+        unsafe {
+            if write {
+                at.write_volatile(0);
+            } else {
+                at.read_volatile();
+            }
+        }
+    }
+
+    fn jump(at: u64) {
+        // SAFETY: it is not safe; the fetch must trap, and the trap is the test.
+        unsafe { core::mem::transmute::<usize, extern "C" fn()>(at as usize)() };
+    }
+
+    #[expect(unconditional_recursion, reason = "the stack must run into its guard page")]
+    fn deeper(depth: u64) -> u64 {
+        let here = [depth; 32];
+        deeper(core::hint::black_box(here)[7] + SP.get())
+    }
+}

@@ -1,0 +1,134 @@
+//! The core's own stage-1 map: what it may read, write and execute itself.
+//!
+//! Every address maps to itself. Text is read-only, nothing else is executable, devices are device memory, the page
+//! under every stack is not mapped, and memory of others is mapped for as long as one look takes. The map is made of
+//! the same tables as stage 2, by the same layers (K: the table of COREVISOR). Boot CPU only.
+
+use core::slice;
+
+use aarch64_cpu::asm::barrier;
+use spin::Once;
+use spin::mutex::SpinMutex;
+
+use super::entry::{self, ImageLayout};
+use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange, Va};
+use crate::abstract_machine::cpu::Cpu;
+use crate::npt::descriptor::{CoreAccess, Desc};
+use crate::npt::npt_walk::{self, SetNptError};
+use crate::npt::pt_alloc::{self, OutOfTables};
+use crate::npt::{Level, Npt, Shape, TableOwner};
+
+static OWN: Once<SpinMutex<Npt>> = Once::new();
+
+/// Why a range could not be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// No page for a table.
+    OutOfTables,
+    /// It overlaps what is mapped already, or is no address.
+    Overlap(PhysRange),
+}
+
+impl From<OutOfTables> for MapError {
+    fn from(_: OutOfTables) -> Self {
+        Self::OutOfTables
+    }
+}
+
+/// Replaces the map of boot by the final one: the image in its parts, its free rest, and the device tree blob.
+///
+/// # Errors
+/// [`MapError`].
+pub fn init(layout: &ImageLayout) -> Result<(), MapError> {
+    let npt = pt_alloc::alloc_root(&Cpu, TableOwner::Core, Shape::new(48))?;
+    let root = npt.root();
+    OWN.call_once(|| SpinMutex::new(npt));
+    map(layout.text, CoreAccess::ReadExecute)?;
+    map(layout.rodata, CoreAccess::Read)?;
+    map(layout.data, CoreAccess::ReadWrite)?;
+    map(layout.free, CoreAccess::ReadWrite)?;
+    unmap(layout.stack_guard);
+    // SAFETY: the map holds the image, with the stack that this runs on, where it is.
+    unsafe { entry::install_map(root) };
+    Ok(())
+}
+
+/// Maps the pages that `range` touches, at their own addresses, by the largest blocks that fit.
+///
+/// # Errors
+/// [`MapError`]; a part may be mapped then.
+pub fn map(range: PhysRange, access: CoreAccess) -> Result<(), MapError> {
+    let pages = range.page_cover();
+    let mut npt = OWN.get().ok_or(MapError::OutOfTables)?.lock();
+    let mut at = pages.base();
+    while at < pages.end() {
+        let left = pages.end().raw() - at.raw();
+        let level = Level::ALL.into_iter().find(|level| at.is_aligned(level.size()) && left >= level.size());
+        let level = level.unwrap_or(Level::L3);
+        let leaf = Desc::stage1(level, at, access);
+        npt_walk::set_npt(&Cpu, &mut npt, Va::new(at.raw()).into(), level, leaf).map_err(|error| match error {
+            SetNptError::OutOfTables => MapError::OutOfTables,
+            _ => MapError::Overlap(range),
+        })?;
+        at = at.checked_add(level.size()).ok_or(MapError::Overlap(range))?;
+    }
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+    Ok(())
+}
+
+/// Takes the pages that `range` touches out of the map, on all CPUs.
+pub fn unmap(range: PhysRange) {
+    let pages = range.page_cover();
+    let Some(own) = OWN.get() else { return };
+    let mut npt = own.lock();
+    let mut at = pages.base().raw();
+    while at < pages.end().raw() {
+        let step = npt_walk::clear_npt(&Cpu, &mut npt, Va::new(at).into()).map_or(PAGE_SIZE, |(level, _)| level.size());
+        at += step;
+    }
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: translations are walked again; what was unmapped is not in use any more.
+    unsafe { core::arch::asm!("tlbi alle2is", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Shows the bytes of `range`, memory of somebody else, to `look` and forgets them again.
+///
+/// # Errors
+/// [`MapError`], if the range overlaps what is mapped.
+pub fn with_bytes<R>(range: PhysRange, look: impl FnOnce(&[u8]) -> R) -> Result<R, MapError> {
+    map(range, CoreAccess::Read)?;
+    // SAFETY: mapped, readable; only the boot CPU runs, so nobody writes meanwhile.
+    let result = look(unsafe { slice::from_raw_parts(range.base().raw() as *const u8, range.size() as usize) });
+    unmap(range);
+    Ok(result)
+}
+
+/// Lets `change` write the bytes of `range`, memory of somebody else, cleans them to memory and forgets them again.
+///
+/// # Errors
+/// [`MapError`], if the range overlaps what is mapped.
+pub fn with_bytes_mut<R>(range: PhysRange, change: impl FnOnce(&mut [u8]) -> R) -> Result<R, MapError> {
+    map(range, CoreAccess::ReadWrite)?;
+    // SAFETY: mapped, writable; only the boot CPU runs, and the caller gave up every other reference.
+    let result = change(unsafe { slice::from_raw_parts_mut(range.base().raw() as *mut u8, range.size() as usize) });
+    crate::abstract_machine::cpu::maintenance::clean_to_poc(range);
+    unmap(range);
+    Ok(result)
+}
+
+/// Writes the aligned doubleword at `at`, memory of somebody else, in one access, and cleans it to memory: another CPU that
+/// polls it sees all of it or nothing.
+///
+/// # Errors
+/// [`MapError`], if `at` is not aligned or overlaps what is mapped.
+pub fn write_doubleword(at: Pa, value: u64) -> Result<(), MapError> {
+    let word = PhysRange::between(at, Pa::new(at.raw().wrapping_add(8)));
+    if !at.is_aligned(8) {
+        return Err(MapError::Overlap(word));
+    }
+    with_bytes_mut(word, |bytes| {
+        // SAFETY: eight aligned bytes, mapped writable; the only other user polls them.
+        unsafe { bytes.as_mut_ptr().cast::<u64>().write_volatile(value) };
+    })
+}

@@ -1,0 +1,65 @@
+//! The specification: what each primitive does, as a pure function over an abstract state.
+//!
+//! Not part of the core: it is compiled on the development machine only, where the layers run on the simulated machine next
+//! to it and are compared after every call ("refinement", K §6.4 k). It shares words with the layers (states, errors,
+//! levels), but no code that decides anything.
+//!
+//! | module         | specifies                                                                    | layers |
+//! |----------------|------------------------------------------------------------------------------|--------|
+//! | [`locks`]      | the line at a ticket lock                                                    | 1-4    |
+//! | [`npt`]        | a stage-2 table as a map from gfn to (pfn, level, access)                    | 5-8    |
+//! | [`memory`]     | page -> state, and the transitions                                           | 13-17  |
+//! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
+//! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
+//! | [`replay`]     | K §6.1 item 17: every order in which a section's stores may be seen          | 5-8    |
+//! | [`world`]      | code and specification side by side, compared after each call                | -      |
+//!
+//! A function takes the state and gives the new one: `fn primitive(State, arguments) -> (State, result)`.
+//! Where K §8.2 or §8.3 says that the published model is wrong, the corrected behaviour stands here, with the item's name.
+#![forbid(unsafe_code)]
+
+pub mod invariants;
+pub mod locks;
+pub mod memory;
+pub mod npt;
+pub mod replay;
+pub mod trap;
+pub mod world;
+
+use std::collections::BTreeMap;
+use std::vec::Vec;
+
+use crate::abstract_machine::addr::{Pfn, PhysRange};
+use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::sim::Trapped;
+use crate::memory::page_manager::PageState;
+
+/// What the device tree said, as far as it decides anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where.
+    pub range: PhysRange,
+    /// RAM, or a window of device registers.
+    pub is_ram: bool,
+}
+
+/// The abstract state: K §1.1, as far as host and core are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// K: `regions`. Ascending.
+    pub regions: Vec<Region>,
+    /// K: `s2page`. Pages that are not in state `Host`.
+    pub pages: BTreeMap<Pfn, PageState>,
+    /// K: `npts[HOST]`.
+    pub host: npt::Table,
+    /// Free pages in the pool for tables.
+    pub free_tables: usize,
+    /// K: `flatmem`. Pages that were written; all others hold their canary.
+    pub ram: BTreeMap<Pfn, u64>,
+    /// K: `regs`, the part that a trap reads and writes, for each CPU.
+    pub cpus: Vec<Trapped>,
+    /// Events counted.
+    pub counts: [u64; Event::COUNT],
+    /// The log's first sequence number and its text.
+    pub log: (u64, Vec<u8>),
+}

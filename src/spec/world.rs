@@ -1,0 +1,276 @@
+//! Code and specification side by side: each step is done by both, and then everything is compared.
+#![forbid(unsafe_code)]
+
+use std::boxed::Box;
+use std::collections::{BTreeMap, BTreeSet};
+use std::string::String;
+use std::vec::Vec;
+use std::{format, vec};
+
+use super::invariants::View;
+use super::{Region, State, memory, npt, trap};
+use crate::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::regs::TrapFrame;
+use crate::abstract_machine::sim::walker::{AccessKind, Fault};
+use crate::abstract_machine::sim::{Sim, Trapped, run_as};
+use crate::abstract_machine::{Machine, SmcOutcome};
+use crate::memory::mem_manager::{self, Denied};
+use crate::memory::mem_region::MemRegions;
+use crate::memory::page_manager::{PageRecord, PageState, S2Pages};
+use crate::memory::{Memory, memory_ops};
+use crate::npt::descriptor::Stage2Access;
+use crate::npt::pt_alloc::alloc_root;
+use crate::npt::{Level, Npts, Shape, TableOwner};
+use crate::trap::Core;
+use crate::trap::trap_handler::host_trap_handler;
+
+/// What a test machine looks like.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Base, size, RAM or not; ascending.
+    pub regions: Vec<(u64, u64, bool)>,
+    /// Where the pool for tables is; in RAM.
+    pub pool: u64,
+    /// Its pages.
+    pub pool_pages: u64,
+    /// Bits of the host's addresses.
+    pub ia_bits: u32,
+    /// CPUs.
+    pub cpus: usize,
+}
+
+/// The firmware of the test machine: CPU_ON (0xc400_0003) asks whether the entry point is the host's memory, CPU_SUSPEND
+/// (0xc400_0001) starts again there, everything else is unknown.
+pub fn firmware(args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {
+    match args[0] {
+        0xc400_0003 if is_host_memory(Ipa::new(args[2])) => SmcOutcome::Return([0, args[1], args[2], args[3]]),
+        0xc400_0003 => SmcOutcome::Return([-9i64 as u64, args[1], args[2], args[3]]),
+        0xc400_0001 => SmcOutcome::Restart { entry: Ipa::new(args[2]), context: args[3] },
+        _ => SmcOutcome::Return([-1i64 as u64, args[1], args[2], args[3]]),
+    }
+}
+
+/// What the host's hardware made of an access, in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// It went through.
+    Reached(Pa),
+    /// The host took an external abort.
+    Aborted,
+}
+
+/// A core on the simulated machine, and its specification.
+pub struct World {
+    /// The code.
+    pub core: Core<Sim>,
+    /// The specification.
+    pub spec: State,
+    /// Calls made so far.
+    pub calls: usize,
+}
+
+impl World {
+    /// Boots the machine: every page the host's, except the pool.
+    pub fn new(layout: &Layout) -> Self {
+        let range = |base, size| PhysRange::between(Pa::new(base), Pa::new(base + size));
+        let mut regions = MemRegions::new();
+        for &(base, size, is_ram) in &layout.regions {
+            let pushed =
+                if is_ram { regions.push_ram(range(base, size)) } else { regions.push_device(range(base, size)) };
+            pushed.unwrap_or_else(|error| panic!("{layout:x?}: {error:?}"));
+        }
+        let pool = range(layout.pool, layout.pool_pages * 4096);
+        let sim = Sim::new(layout.cpus, pool).with_firmware(Box::new(firmware));
+        let owner = TableOwner::Stage2(VmId::HOST);
+        let npt = alloc_root(&sim, owner, Shape::new(layout.ia_bits)).unwrap_or_else(|_| panic!("pool too small"));
+        sim.load_stage2(VmId::HOST, npt.root(), layout.ia_bits, 48);
+        let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
+        let memory = Memory::new(Npts::new(sim, npt), regions, S2Pages::new(records, blocks));
+        let host = npt::Table::new(layout.ia_bits);
+        let spec = State {
+            regions: layout.regions.iter().map(|r| Region { range: range(r.0, r.1), is_ram: r.2 }).collect(),
+            pages: BTreeMap::new(),
+            free_tables: layout.pool_pages as usize - host.root_pages(),
+            host,
+            ram: BTreeMap::new(),
+            cpus: vec![Trapped::default(); layout.cpus],
+            counts: [0; Event::COUNT],
+            log: (0, vec![]),
+        };
+        let mut world = Self { core: Core::new(memory), spec, calls: 0 };
+        assert_eq!(world.protect_el2_mem(pool), Ok(()));
+        world
+    }
+
+    /// The machine.
+    pub fn sim(&self) -> &Sim {
+        self.core.machine()
+    }
+
+    fn mem(&self) -> &Memory<Sim> {
+        self.core.memory()
+    }
+
+    /// The two results of one call, which must be one.
+    fn agreed<T: PartialEq + core::fmt::Debug>(&mut self, code: T, step: impl FnOnce(State) -> (State, T)) -> T {
+        let (after, spec) = step(self.spec.clone());
+        self.spec = after;
+        self.calls += 1;
+        assert!(code == spec, "code gives {code:x?}\nspecification gives {spec:x?}");
+        code
+    }
+
+    /// Both map.
+    pub fn map_page_host(&mut self, ipa: Ipa) -> Result<(), Denied> {
+        let code = mem_manager::map_page_host(self.mem(), ipa);
+        self.agreed(code, |s| memory::map_page_host(s, ipa))
+    }
+
+    /// Both assign.
+    pub fn assign_page_to_core(&mut self, pfn: Pfn) -> Result<(), Denied> {
+        let code = mem_manager::assign_page_to_core(self.mem(), pfn);
+        self.agreed(code, |s| memory::assign_page_to_core(s, pfn))
+    }
+
+    /// Both return.
+    pub fn return_page_to_host(&mut self, pfn: Pfn) -> Result<(), Denied> {
+        let code = mem_manager::return_page_to_host(self.mem(), pfn);
+        self.agreed(code, |s| memory::return_page_to_host(s, pfn))
+    }
+
+    /// Both protect.
+    pub fn protect_el2_mem(&mut self, range: PhysRange) -> Result<(), Denied> {
+        let code = memory_ops::protect_el2_mem(self.mem(), range);
+        self.agreed(code, |s| memory::protect_el2_mem(s, range))
+    }
+
+    /// Both look.
+    pub fn is_host_memory(&mut self, ipa: Ipa) -> bool {
+        let code = memory_ops::is_host_memory(self.mem(), ipa);
+        let spec = memory::is_host_memory(&self.spec, ipa);
+        self.agreed(code, |s| (s, spec))
+    }
+
+    /// `pages` pages of the pool are taken by somebody else, or fewer if it ends first. They are given back by
+    /// [`Self::give_back`].
+    pub fn take_from_pool(&mut self, pages: usize) -> Vec<Pa> {
+        let taken: Vec<Pa> = (0..pages).map_while(|_| self.sim().alloc_table(0)).collect();
+        self.sim().publish_tables();
+        self.spec.free_tables -= taken.len();
+        taken
+    }
+
+    /// Gives back what [`Self::take_from_pool`] took.
+    pub fn give_back(&mut self, taken: Vec<Pa>) {
+        self.spec.free_tables += taken.len();
+        taken.into_iter().for_each(|page| self.sim().free_table(page, 0));
+    }
+
+    /// The host on `cpu` traps with these registers; gives what it finds afterwards.
+    pub fn trap(&mut self, cpu: usize, trapped: Trapped, x: trap::Frame) -> (Trapped, trap::Frame) {
+        run_as(cpu);
+        self.sim().set_trapped(cpu, trapped);
+        self.spec.cpus[cpu] = trapped;
+        let mut frame = TrapFrame { x, sp: 0 };
+        host_trap_handler(&self.core, &mut frame);
+        let code = (self.sim().trapped(cpu), frame.x);
+        self.agreed(code, |s| {
+            let (s, x) = trap::host_trap(s, cpu, x, &firmware);
+            let trapped = s.cpus[cpu];
+            (s, (trapped, x))
+        })
+    }
+
+    /// The host's hypercall (or SMC, by `class`) on `cpu`.
+    pub fn call(&mut self, cpu: usize, class: u64, immediate: u16, args: [u64; 4]) -> [u64; 4] {
+        let mut x = core::array::from_fn(|n| 0x1000 + n as u64);
+        x[..4].copy_from_slice(&args);
+        let esr = class << 26 | 1 << 25 | u64::from(immediate);
+        let trapped = Trapped { esr, pc: 0xffff_8000_0000_1000, pstate: 0x5, ..Trapped::default() };
+        let (_, x) = self.trap(cpu, trapped, x);
+        [x[0], x[1], x[2], x[3]]
+    }
+
+    /// The host on `cpu` touches `ipa`: the hardware's walk, and as many faults as it takes.
+    pub fn touch(&mut self, cpu: usize, ipa: Ipa, kind: AccessKind) -> Touched {
+        for _ in 0..3 {
+            match self.sim().host_access(cpu, ipa, kind) {
+                Ok(pa) => {
+                    let allowed = memory::host_may_access(&self.spec, ipa.identity());
+                    assert_eq!(allowed, Ok(()), "the host on CPU {cpu} reached {ipa}");
+                    assert_eq!(pa, ipa.identity());
+                    if kind == AccessKind::Write {
+                        // What the host writes is there, until the page is scrubbed.
+                        let (pfn, value) = (Pfn::containing(pa), 0x4057_0000 + self.calls as u64);
+                        self.sim().write_ram(pfn, value);
+                        self.spec.ram.insert(pfn, value);
+                    }
+                    return Touched::Reached(pa);
+                }
+                Err(fault) => {
+                    self.check_fault(ipa, kind, fault);
+                    let pc = 0xffff_8000_0000_2000;
+                    let start = Trapped { pc, pstate: 0x5, vbar_el1: 0xffff_8000_0001_0000, ..Trapped::default() };
+                    self.sim().set_trapped(cpu, start);
+                    self.sim().take_abort(cpu, ipa, 0xffff_0000_0000_0000 | ipa.raw(), kind, fault);
+                    let (after, _) = self.trap(cpu, self.sim().trapped(cpu), [0; 31]);
+                    if after.pc != pc {
+                        return Touched::Aborted;
+                    }
+                }
+            }
+        }
+        panic!("the host's access to {ipa} on CPU {cpu} faults for ever");
+    }
+
+    /// A fault must have a reason in the specification: a table says nothing, or says no.
+    fn check_fault(&self, ipa: Ipa, kind: AccessKind, fault: Fault) {
+        match (self.spec.host.translate(Gfn::containing(ipa)), fault) {
+            (None, Fault::Translation(_)) => {}
+            (Some((_, Stage2Access::Window)), Fault::Permission(_)) if kind == AccessKind::Execute => {}
+            (spec, _) => panic!("the hardware faults at {ipa} ({fault:?}); the specification says {spec:?}"),
+        }
+    }
+
+    /// Pages that are the core's by the specification.
+    pub fn core_pages(&self) -> BTreeSet<Pfn> {
+        self.spec.pages.iter().filter(|(_, state)| **state == PageState::Core).map(|(pfn, _)| *pfn).collect()
+    }
+
+    /// The abstraction of the concrete state is the specification's state, and the invariants hold.
+    pub fn check(&self) {
+        let view = View::of(self.mem());
+        assert_eq!(abstract_table(&view, self.spec.host.ia_bits), Ok(self.spec.host.clone()), "host stage 2");
+        assert_eq!(view.foreign, self.spec.pages, "page records");
+        assert_eq!(self.sim().free_pages(), self.spec.free_tables, "free pages of the pool");
+        let table_pages = self.mem().npts().host().acquire().table_pages();
+        assert_eq!(table_pages, self.spec.host.root_pages() + self.spec.host.tables.len(), "accounted table pages");
+        let counts = Event::ALL.map(|event| self.sim().counted(event));
+        assert_eq!(counts, self.spec.counts, "events counted");
+        for (pfn, content) in &self.spec.ram {
+            assert_eq!(self.sim().read_ram(*pfn), *content, "content of {pfn:?}");
+        }
+        if let Err(broken) = view.check(&self.core_pages()) {
+            panic!("{broken}");
+        }
+    }
+}
+
+/// The table in memory, as the specification describes one.
+fn abstract_table(view: &View<'_>, ia_bits: u32) -> Result<npt::Table, String> {
+    let mut table = npt::Table::new(ia_bits);
+    for leaf in &view.leaves {
+        let access = match (leaf.raw & 0xfff0_0000_0000_0ffc, leaf.level) {
+            (0x0000_0000_0000_07fc, 1..=3) => Stage2Access::Ram,
+            (0x0040_0000_0000_07d4, 1..=3) => Stage2Access::Window,
+            (other, _) => return Err(format!("a leaf with the attributes {other:#x}")),
+        };
+        let level = Level::ALL[leaf.level as usize - 1];
+        let pfn = Pfn::containing(Pa::new(leaf.output));
+        table.leaves.insert(Gfn::containing(Ipa::new(leaf.base)), npt::Leaf { pfn, level, access });
+    }
+    table.tables = view.tables.iter().map(|at| (at.level, Gfn::containing(Ipa::new(at.base)))).collect();
+    Ok(table)
+}

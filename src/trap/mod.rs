@@ -1,0 +1,41 @@
+//! Layers 30-34: what the core does when the host traps.
+//!
+//! | layer | module               | holds                                                         |
+//! |-------|----------------------|---------------------------------------------------------------|
+//! | 31    | [`fault_handler`]    | stage-2 faults: more of the host's memory, or an abort        |
+//! | 32    | [`trap_dispatcher`]  | which call, which answer                                      |
+//! | 33    | [`trap_handler_raw`] | registers in, dispatcher, registers out                       |
+//! | 34    | [`trap_handler`]     | the entry points: from exception class to handler             |
+//!
+//! Layer 30 (MemHandler) serves VMs and comes with them. This file holds the state that these layers share.
+#![forbid(unsafe_code)]
+
+pub mod fault_handler;
+pub mod trap_dispatcher;
+pub mod trap_handler;
+pub mod trap_handler_raw;
+
+use crate::abstract_machine::Machine;
+use crate::memory::Memory;
+
+/// All state of the core.
+pub struct Core<M> {
+    memory: Memory<M>,
+}
+
+impl<M: Machine> Core<M> {
+    /// The core over this memory.
+    pub const fn new(memory: Memory<M>) -> Self {
+        Self { memory }
+    }
+
+    /// The layers below.
+    pub const fn memory(&self) -> &Memory<M> {
+        &self.memory
+    }
+
+    /// The machine.
+    pub const fn machine(&self) -> &M {
+        self.memory.machine()
+    }
+}

@@ -1,0 +1,277 @@
+//! The picture of docs and blueprint, read from the sources: a layer calls only layers below it; `unsafe` stands only at the
+//! bottom; each layer's file says what it is.
+#![forbid(unsafe_code)]
+
+mod source;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use source::{Token, module_of, paths, tokens, without_tests};
+
+/// The layers from the bottom up. A directory's own file (`npt`) holds the state that its layers share.
+const ORDER: &[&str] = &[
+    "abstract_machine",
+    "interface",
+    "locks",
+    "npt",
+    "npt::descriptor",
+    "npt::pt_alloc",
+    "npt::pt_walk",
+    "npt::npt_walk",
+    "npt::npt_ops",
+    "spt",
+    "spt::mmio_pt_alloc",
+    "spt::mmio_pt_walk",
+    "spt::mmio_spt_walk",
+    "spt::mmio_spt_ops",
+    "memory::mem_region",
+    "memory::page_index",
+    "memory::page_manager",
+    "memory",
+    "memory::mem_manager",
+    "memory::memory_ops",
+    "vm",
+    "vm::vm_power",
+    "vm::boot_core",
+    "vm::boot_aux",
+    "vm::boot_ops",
+    "smmu",
+    "smmu::mmio_raw",
+    "smmu::mmio_core_aux",
+    "smmu::mmio_core",
+    "smmu::mmio_ops_aux",
+    "smmu::mmio_ops",
+    "vcpu",
+    "vcpu::vcpu_ops_aux",
+    "vcpu::vcpu_ops",
+    "vcpu::ctxt_switch",
+    "trap",
+    "trap::mem_handler",
+    "trap::fault_handler",
+    "trap::trap_dispatcher",
+    "trap::trap_handler_raw",
+    "trap::trap_handler",
+];
+
+/// Files of layer directories that hold shared state or values, and so are no layers themselves.
+const NO_LAYERS: &[&str] = &["interface", "npt", "npt::descriptor", "spt", "memory", "vm", "smmu", "vcpu", "trap"];
+
+/// Most lines of a file.
+const MOST_LINES: usize = 500;
+
+/// Where a module stands: in the order, beside it, or above everything.
+#[derive(PartialEq, Eq, Debug)]
+enum Place {
+    Layer(usize),
+    Platform,
+    Spec,
+}
+
+fn place_of(module: &[String]) -> Option<Place> {
+    match module.first()?.as_str() {
+        "platform" => return Some(Place::Platform),
+        "spec" => return Some(Place::Spec),
+        _ => {}
+    }
+    // All of abstract_machine is layer 0; elsewhere a module deeper than the table belongs to its nearest layer.
+    let names = (1..=module.len()).rev().map(|n| module[..n].join("::"));
+    names.into_iter().find_map(|name| ORDER.iter().position(|layer| *layer == name)).map(Place::Layer)
+}
+
+/// What is wrong with the imports of one file.
+fn upward_imports(module: &str, text: &str, known: &BTreeSet<Vec<String>>) -> Vec<String> {
+    let module: Vec<String> = module.split("::").map(String::from).collect();
+    let mut wrong = vec![];
+    let Some(from) = place_of(&module) else { return vec![format!("{module:?} has no place in the order")] };
+    for path in paths(&without_tests(tokens(text)), &module, known) {
+        let Some(target) = module_of(&path, known) else { continue };
+        let to = place_of(&target);
+        let fine = match (&from, &to) {
+            (Place::Platform | Place::Spec, _) => true,
+            (Place::Layer(0), Some(Place::Platform)) => true,
+            (Place::Layer(from), Some(Place::Layer(to))) => to <= from,
+            _ => false,
+        };
+        if !fine {
+            wrong.push(format!("{} reaches up to {}", module.join("::"), path.join("::")));
+        }
+    }
+    wrong
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    without_tests(tokens(text)).contains(&Token::Word(word.into()))
+}
+
+/// `.unwrap()`, `.expect(`, `panic!` and their relatives, outside tests.
+fn gives_up(text: &str) -> Vec<String> {
+    let tokens = without_tests(tokens(text));
+    let is = |n: usize, mark| tokens.get(n) == Some(&Token::Mark(mark));
+    let found = tokens.iter().enumerate().filter_map(|(n, token)| {
+        let Token::Word(word) = token else { return None };
+        let wrong = match word.as_str() {
+            "unwrap" | "expect" => n > 0 && is(n - 1, '.') && is(n + 1, '('),
+            "panic" | "todo" | "unimplemented" => is(n + 1, '!'),
+            _ => false,
+        };
+        wrong.then(|| word.clone())
+    });
+    found.collect()
+}
+
+/// What the header of a layer's file does not say.
+fn header_lacks(text: &str) -> Vec<&'static str> {
+    let header: String = text.lines().take_while(|line| line.starts_with("//!")).collect::<Vec<_>>().join("\n");
+    let lower = header.to_lowercase();
+    let mut lacks = vec![];
+    if !header.starts_with("//! Layer") {
+        lacks.push("a first line that names the layer");
+    }
+    for word in ["lock", "specification", "source", "below", "k §"] {
+        if !lower.contains(word) {
+            lacks.push(word);
+        }
+    }
+    lacks
+}
+
+fn src() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+/// Module path and text of every source file, `lib.rs` and `main.rs` and files of tests left out.
+fn sources() -> Vec<(String, String)> {
+    let (mut out, mut todo) = (vec![], vec![src()]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+                continue;
+            }
+            let relative = path.strip_prefix(src()).unwrap().with_extension("");
+            let mut parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+            if path.extension().is_none_or(|ext| ext != "rs") || parts == ["lib"] || parts == ["main"] {
+                continue;
+            }
+            if parts.last().is_some_and(|last| last == "tests") {
+                continue;
+            }
+            if parts.last().is_some_and(|last| last == "mod") {
+                parts.pop();
+            }
+            out.push((parts.join("::"), fs::read_to_string(&path).unwrap()));
+        }
+    }
+    out.sort();
+    out
+}
+
+fn known(sources: &[(String, String)]) -> BTreeSet<Vec<String>> {
+    // `platform` also where a tree has none yet.
+    let names = sources.iter().map(|(module, _)| module.as_str()).chain(["platform"]);
+    names.map(|module| module.split("::").map(String::from).collect()).collect()
+}
+
+fn may_be_unsafe(module: &str) -> bool {
+    let bottom = module.starts_with("abstract_machine") || module.starts_with("platform");
+    bottom && !module.starts_with("abstract_machine::sim")
+}
+
+fn assert_none(wrong: &[String]) {
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_layer_calls_only_layers_below_it() {
+    let sources = sources();
+    let known = known(&sources);
+    let wrong: Vec<_> = sources.iter().flat_map(|(module, text)| upward_imports(module, text, &known)).collect();
+    assert_none(&wrong);
+    println!("{} files, {} places in the order", sources.len(), ORDER.len());
+}
+
+#[test]
+fn unsafe_stands_only_at_the_bottom_and_is_forbidden_elsewhere() {
+    let above: Vec<_> = sources().into_iter().filter(|(module, _)| !may_be_unsafe(module)).collect();
+    let uses = above.iter().filter(|(_, text)| has_word(text, "unsafe"));
+    let allows = above.iter().filter(|(_, text)| !text.contains("#![forbid(unsafe_code)]"));
+    assert_none(&uses.map(|(module, _)| format!("{module} uses unsafe")).collect::<Vec<_>>());
+    assert_none(&allows.map(|(module, _)| format!("{module} does not forbid unsafe")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_layers_file_begins_with_what_it_is() {
+    let is_layer =
+        |module: &str| ORDER.contains(&module) && !NO_LAYERS.contains(&module) && module != "abstract_machine";
+    let layers: Vec<_> = sources().into_iter().filter(|(module, _)| is_layer(module)).collect();
+    assert!(layers.len() >= 14);
+    let wrong = layers.iter().map(|(module, text)| (module, header_lacks(text))).filter(|(_, lacks)| !lacks.is_empty());
+    assert_none(&wrong.map(|(module, lacks)| format!("{module}: the header lacks {lacks:?}")).collect::<Vec<_>>());
+    let bare = sources().into_iter().filter(|(_, text)| !text.starts_with("//!"));
+    assert_none(&bare.map(|(module, _)| format!("{module} has no header")).collect::<Vec<_>>());
+}
+
+#[test]
+fn no_file_is_two_things() {
+    let long = sources().into_iter().map(|(module, text)| (module, text.lines().count()));
+    let long = long.filter(|(_, lines)| *lines > MOST_LINES).map(|(module, lines)| format!("{module}: {lines} lines"));
+    assert_none(&long.collect::<Vec<_>>());
+}
+
+#[test]
+fn no_layer_gives_up() {
+    let layers = sources().into_iter().filter(|(module, _)| {
+        let path: Vec<String> = module.split("::").map(String::from).collect();
+        matches!(place_of(&path), Some(Place::Layer(n)) if n > 0)
+    });
+    let wrong =
+        layers.flat_map(|(module, text)| gives_up(&text).into_iter().map(move |what| format!("{module}: {what}")));
+    assert_none(&wrong.collect::<Vec<_>>());
+}
+
+#[test]
+fn an_upward_import_is_caught_however_it_is_written() {
+    let known = known(&sources());
+    for (module, text) in [
+        ("locks", "use crate::npt::Npt;"),
+        ("npt::pt_walk", "use super::npt_ops;"),
+        ("npt::pt_walk", "use crate::{locks::Lock, npt::{descriptor::Desc, npt_walk::{self, Walk}}};"),
+        ("npt::descriptor", "fn f() { crate::memory::memory_ops::is_host_memory(x) }"),
+        ("memory::page_index", "mod inner { use super::super::mem_manager::Denied; }"),
+        ("memory", "use mem_manager::Denied;"),
+        ("abstract_machine::cpu", "use crate::locks::Lock;"),
+        ("trap::fault_handler", "use crate::platform::console;"),
+        ("npt::npt_ops", "use crate::spec::npt;"),
+    ] {
+        assert!(!upward_imports(module, text, &known).is_empty(), "{module}: {text}");
+    }
+}
+
+#[test]
+fn downward_imports_tests_comments_and_strings_are_left_alone() {
+    let known = known(&sources());
+    for (module, text) in [
+        ("npt::npt_ops", "use super::npt_walk::{self, Walk}; use crate::abstract_machine::addr::Pa;"),
+        ("locks", "#[cfg(test)] mod tests { use crate::npt::Npt; } fn f() {}"),
+        ("locks", "// use crate::npt::Npt;\n/* crate::npt */ const S: &str = \"crate::npt::Npt\";"),
+        ("locks", "mod order { use super::Rank; } const C: char = '\\''; const D: char = '\"';"),
+        ("memory", "use page_manager::S2Pages;"),
+        ("abstract_machine::cpu", "use crate::platform::psci;"),
+        ("platform", "use crate::trap::Core;"),
+        ("trap::trap_dispatcher", "use crate::interface::HostCall;"),
+    ] {
+        assert_none(&upward_imports(module, text, &known));
+    }
+}
+
+#[test]
+fn what_the_other_rules_forbid_is_caught() {
+    assert!(has_word("fn f() { unsafe { g() } }", "unsafe"));
+    assert!(!has_word("#![forbid(unsafe_code)] // unsafe", "unsafe"));
+    assert_eq!(gives_up("fn f() { a.unwrap(); b.expect(\"c\"); panic!(\"d\") }"), ["unwrap", "expect", "panic"]);
+    assert_eq!(gives_up("fn f() { a.unwrap_or(1) } #[cfg(test)] mod tests { fn f() { a.unwrap() } }"), [""; 0]);
+    assert!(header_lacks("//! Something\nuse crate::x;").contains(&"lock"));
+}

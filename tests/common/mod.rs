@@ -1,0 +1,94 @@
+//! What the tests of this directory share: a small generator of random numbers, and random machines.
+#![forbid(unsafe_code)]
+#![allow(dead_code, missing_docs)]
+
+pub mod driver;
+
+use corevisor::spec::world::Layout;
+
+/// xorshift64*: small, fast, and the same on every machine.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len() as u64) as usize]
+    }
+}
+
+/// A number from the environment, for longer runs: `COREVISOR_TEST_FACTOR=20 cargo test`.
+pub fn factor() -> u64 {
+    std::env::var("COREVISOR_TEST_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+const PAGE: u64 = 4096;
+const BLOCK: u64 = 1 << 21;
+const GIB: u64 = 1 << 30;
+
+/// A machine with random banks of RAM, windows and holes. `large` adds a bank of a whole GiB.
+pub fn random_layout(rng: &mut Rng, large: bool) -> Layout {
+    let ia_bits = rng.pick(&[36, 38, 39, 40, 41, 42, 43, 44, 46, 48]);
+    let top = 1u64 << ia_bits;
+    let mut regions = vec![];
+    let mut at = rng.pick(&[0, 0, PAGE, 0x0800_0000, GIB - BLOCK, GIB]);
+    let count = 3 + rng.below(4);
+    let large_at = if large { rng.below(count) } else { count };
+    for n in 0..count {
+        let is_ram = n == large_at || rng.below(3) > 0;
+        let size = if n == large_at {
+            at = at.next_multiple_of(GIB);
+            GIB + rng.below(3) * BLOCK
+        } else {
+            let pages = 1 + rng.below(700);
+            let size = if rng.below(3) == 0 { (1 + rng.below(3)) * BLOCK } else { pages * PAGE };
+            if !is_ram && rng.below(8) == 0 { 2 * GIB } else { size }
+        };
+        regions.push((at, size, is_ram));
+        at += size;
+        // A gap, often none: adjacent regions are the interesting ones.
+        at += match rng.below(5) {
+            0 => rng.below(5) * PAGE,
+            1 => rng.below(3) * BLOCK,
+            2 => GIB - at % GIB,
+            _ => 0,
+        };
+    }
+    // The bank that holds the pool for tables; sometimes at the very end of the address space.
+    let pool_pages = 40 + rng.below(60);
+    let size = pool_pages * PAGE + rng.below(30) * PAGE;
+    let base = if rng.below(3) == 0 { top - size } else { at };
+    assert!(base >= at && base + size <= top);
+    regions.push((base, size, true));
+    let pool = base + rng.below((size - pool_pages * PAGE) / PAGE + 1) * PAGE;
+    let pool = if pool == 0 { pool + PAGE } else { pool };
+    Layout { regions, pool, pool_pages: pool_pages - 1, ia_bits, cpus: 3 }
+}
+
+/// Addresses worth trying: ends of regions and blocks, and what is just outside of them.
+pub fn interesting(layout: &Layout) -> Vec<u64> {
+    let mut all = vec![0, PAGE, GIB, (1 << layout.ia_bits) - PAGE, 1 << layout.ia_bits, 1 << 47, (1 << 48) - PAGE];
+    for &(base, size, _) in &layout.regions {
+        let end = base + size;
+        for near in [base, end, base.next_multiple_of(BLOCK), end & !(BLOCK - 1), base + size / 2] {
+            all.extend([near.saturating_sub(PAGE), near, near + PAGE]);
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}

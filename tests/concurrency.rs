@@ -1,0 +1,97 @@
+//! Several CPUs at once: some take pages for the core and give them back, all fault. No host access ever reaches a page
+//! while it is the core's, on no CPU; afterwards the invariants hold.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{Rng, factor};
+use corevisor::abstract_machine::addr::{Ipa, Pfn};
+use corevisor::abstract_machine::regs::TrapFrame;
+use corevisor::abstract_machine::sim::walker::AccessKind;
+use corevisor::abstract_machine::sim::{Sim, Trapped, run_as};
+use corevisor::memory::mem_manager::{assign_page_to_core, return_page_to_host};
+use corevisor::spec::invariants::View;
+use corevisor::spec::world::{Layout, World};
+use corevisor::trap::Core;
+use corevisor::trap::trap_handler::host_trap_handler;
+
+const RAM: u64 = 0x4000_0000;
+const POOL: u64 = RAM + (8 << 20);
+const CPUS: usize = 4;
+/// What the core writes into its pages; nobody else may ever see it.
+const SECRET: u64 = 0x5ec2_e700_0000_0000;
+
+/// The host on this CPU touches the page until it gets there or takes an abort.
+fn touch(core: &Core<Sim>, cpu: usize, at: u64) -> bool {
+    const PC: u64 = 0x1000;
+    // Others may take the mapping away in between, but not for ever.
+    for _ in 0..1000 {
+        match core.machine().host_access(cpu, Ipa::new(at), AccessKind::Read) {
+            Ok(_) => return true,
+            Err(fault) => {
+                let start = Trapped { pc: PC, pstate: 5, vbar_el1: 0x8000, ..Trapped::default() };
+                core.machine().set_trapped(cpu, start);
+                core.machine().take_abort(cpu, Ipa::new(at), at, AccessKind::Read, fault);
+                host_trap_handler(core, &mut TrapFrame::default());
+                if core.machine().trapped(cpu).pc != PC {
+                    return false;
+                }
+            }
+        }
+    }
+    panic!("the host's access to {at:#x} on CPU {cpu} faults for ever");
+}
+
+fn one_cpu(core: &Core<Sim>, cpu: usize, seed: u64, rounds: u64, done: &AtomicUsize) {
+    run_as(cpu);
+    let rng = &mut Rng::new(seed * CPUS as u64 + cpu as u64);
+    for _ in 0..rounds {
+        let at = RAM + rng.below(8 << 8) * 4096;
+        match rng.below(4) {
+            0 => {
+                // A page of this CPU's own: nobody else gives it back.
+                let page = Pfn::new((RAM + rng.below(8) * (1 << 20) + (8 + cpu as u64) * 4096) >> 12);
+                assert_eq!(assign_page_to_core(core.memory(), page), Ok(()));
+                core.machine().write_ram(page, SECRET | page.raw());
+                for other in 0..CPUS {
+                    let seen = core.machine().host_load(other, page.identity().addr());
+                    assert!(seen.is_err(), "CPU {other} reaches {page:?}, which is the core's");
+                }
+                assert!(!touch(core, cpu, page.addr().raw()));
+                assert_eq!(return_page_to_host(core.memory(), page), Ok(()));
+            }
+            _ => {
+                let reached = touch(core, cpu, at);
+                if let Ok(seen) = core.machine().host_load(cpu, Ipa::new(at)) {
+                    assert_ne!(seen & SECRET, SECRET, "the host reads what the core wrote at {at:#x}");
+                }
+                let own = (8..8 + CPUS as u64).contains(&(at >> 12 & 0xff));
+                assert!(reached || own, "{at:#x} is the host's all the time");
+            }
+        }
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn no_cpu_reaches_a_page_while_it_is_the_cores() {
+    let done = AtomicUsize::new(0);
+    for seed in 1..=16 * factor() {
+        // Also with a pool that ends again and again.
+        let pool_pages = if seed % 3 == 0 { 5 } else { 40 };
+        let layout = Layout { regions: vec![(RAM, 9 << 20, true)], pool: POOL, pool_pages, ia_bits: 40, cpus: CPUS };
+        let world = World::new(&layout);
+        let pool: BTreeSet<Pfn> = world.core_pages();
+        std::thread::scope(|scope| {
+            for cpu in 0..CPUS {
+                let (core, done) = (&world.core, &done);
+                scope.spawn(move || one_cpu(core, cpu, seed, 1500, done));
+            }
+        });
+        assert_eq!(View::of(world.core.memory()).check(&pool), Ok(()), "seed {seed}");
+    }
+    println!("{} steps of {CPUS} CPUs at once", done.load(Ordering::Relaxed));
+}

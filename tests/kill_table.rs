@@ -1,0 +1,36 @@
+//! Controls: the machine leaves something out, and the evidence must notice. What is caught here by a random sequence would
+//! be caught in the core as well if a layer forgot to ask for it.
+//!
+//! | fault                             | caught by                                                            |
+//! |-----------------------------------|----------------------------------------------------------------------|
+//! | no flush by address               | the machine's rules, TLBs that disagree, the host reaching the page  |
+//! | a flush of this CPU only          | the same, on another CPU                                             |
+//! | no flush of a VM                  | a table freed while a walk cache remembers it                        |
+//! | no barrier after a store          | an entry made valid and never published                              |
+//! | no scrub                          | the content of a returned page                                       |
+#![forbid(unsafe_code)]
+
+mod common;
+
+use std::panic::{catch_unwind, set_hook};
+
+use common::driver::run;
+use corevisor::abstract_machine::sim::Sabotage;
+
+#[test]
+fn every_planted_fault_is_caught() {
+    set_hook(Box::new(|_| {}));
+    for sabotage in
+        [Sabotage::NoFlushIpa, Sabotage::LocalFlushOnly, Sabotage::NoFlushVm, Sabotage::NoPublish, Sabotage::NoScrub]
+    {
+        let caught: Vec<String> = (1..=40)
+            .filter_map(|seed| catch_unwind(|| run(seed, false, 100, Some(sabotage))).err())
+            .map(|panic| match panic.downcast::<String>() {
+                Ok(text) => text.chars().take(100).collect(),
+                Err(_) => String::from("?"),
+            })
+            .collect();
+        println!("{sabotage:?}: caught in {} of 40 sequences, first by: {:?}", caught.len(), caught.first());
+        assert!(!caught.is_empty(), "{sabotage:?} is not caught");
+    }
+}

@@ -1,0 +1,132 @@
+//! The ways into the core, and what the host finds when it has started.
+
+use crate::{
+    bed::{Bed, Checks, FUNCTIONS, Failure, HEALTH, LIMIT, check, healthy},
+    placed::{Placed, initrd_with, load, whole},
+    runner::Case,
+};
+use corevisor_tool::{
+    machine::Machine,
+    outcome::{Finished, Outcome},
+    project::Kernel,
+    run::Boot,
+};
+use dtoolkit::{Node, Property, fdt::Fdt, model::DeviceTree};
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let new = |name: &str, act: fn(&Bed) -> Result<(), Failure>| Case::new("boot", name, act);
+    vec![
+        new("U-Boot's booti starts the core and its host", booti),
+        new("kernel and initrd may come as boot modules", modules),
+        new("the core runs at any multiple of 2 MiB", anywhere),
+        new("entered at EL1 the core says what it needs, and stops", el1),
+        new("entered at EL3 the core drops to EL2, and the host lives on one CPU", el3),
+        Case::new("device tree", "the host's GICv2 has no virtualization, and the core is named", |bed| tree(bed, 2)),
+        Case::new("device tree", "the host's GICv3 has no virtualization, and the core is named", |bed| tree(bed, 3)),
+    ]
+}
+
+fn health(cpus: u32) -> String {
+    format!("{FUNCTIONS}\nCPUS={cpus}\n{HEALTH}\nexit 0\n")
+}
+
+/// The host was well, under a core that was loaded to `at`.
+fn well(done: &Finished, at: &str) -> Result<(), Failure> {
+    done.succeeded()?;
+    done.says(&format!(" at {at}, entered at EL2"))?;
+    done.counted("host accesses denied", 0)?;
+    done.counted("host instructions undefined", 0)
+}
+
+fn booti(bed: &Bed) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let (core, initrd) = (dir.path().join("core"), dir.path().join("initrd"));
+    let initrd_file = initrd_with(bed, &health(2))?;
+    std::fs::write(&core, whole(bed)?)?;
+    std::fs::write(&initrd, &initrd_file)?;
+    let firmware = bed.project.host().join("u-boot/qemu_arm64.bin");
+    let machine = Machine::virt().smp(2).cpu("cortex-a72").arg("-bios").arg(firmware);
+    let machine = load(load(machine, &core, 0x5000_0000), &initrd, 0x6000_0000);
+    let mut machine = bed.run(machine).boot(Boot::Nothing).no_initrd().start()?;
+    machine.wait_for("Hit any key to stop autoboot", LIMIT)?;
+    machine.send("\n")?;
+    machine.wait_for("=> ", LIMIT)?;
+    machine.send("setenv bootargs console=ttyAMA0 panic=-1 quiet corevisor.log=debug\n")?;
+    machine.wait_for("=> ", LIMIT)?;
+    machine.send(&format!("booti 0x50000000 0x60000000:{:x} ${{fdtcontroladdr}}\n", initrd_file.len()))?;
+    well(&machine.finish(), "0x50000000")
+}
+
+fn modules(bed: &Bed) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let initrd = dir.path().join("initrd");
+    std::fs::write(&initrd, initrd_with(bed, &health(2))?)?;
+    let kernel = Kernel::resolve(&bed.project, "6.12")?.image;
+    let bootargs = "bootargs=console=ttyAMA0 panic=-1 quiet";
+    let machine = Machine::virt().smp(2).arg("-device");
+    let machine = machine.arg(format!("guest-loader,addr=0x50000000,kernel={},{bootargs}", kernel.display()));
+    let machine = machine.arg("-device").arg(format!("guest-loader,addr=0x58000000,initrd={}", initrd.display()));
+    let done = bed.run(machine).boot(Boot::File(bed.project.core())).no_initrd().finish()?;
+    well(&done, "0x40200000")
+}
+
+fn anywhere(bed: &Bed) -> Result<(), Failure> {
+    for at in [0x4400_0000, 0x7a60_0000, 0xb000_0000] {
+        let mut placed = Placed::virt(bed, 2, &[], &health(2))?;
+        placed.core_at = at;
+        well(&placed.run(bed)?.finish()?, &format!("{at:#x}"))?;
+    }
+    Ok(())
+}
+
+fn el1(bed: &Bed) -> Result<(), Failure> {
+    for machine in [Machine::virt(), Machine::virt().cpu("cortex-a72").gic(2)] {
+        let done = bed.run(machine.smp(2).el2(false)).script("true").finish()?;
+        done.core_stopped(&["entered at EL1", "EL2", "virtualization=on"])?;
+    }
+    Ok(())
+}
+
+fn el3(bed: &Bed) -> Result<(), Failure> {
+    // QEMU has no PSCI for a machine that starts at EL3, and no firmware is there to offer it.
+    let placed = Placed::virt(bed, 1, &["secure=on"], &health(1))?;
+    let done = placed.run(bed)?.finish()?;
+    done.says("entered at EL3")?;
+    done.says("corevisor-host: script ended with status 0")?;
+    done.check(
+        matches!(done.outcome, Outcome::Halted(_) | Outcome::PoweredOff { .. }),
+        "the host should stop by itself",
+    )
+}
+
+/// The tree that the host got comes back on its disk.
+fn tree(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk.img");
+    std::fs::write(&disk, vec![0; 4 << 20])?;
+    let machine = Machine::virt().smp(2).gic(gic).drive(&disk);
+    healthy(bed.run(machine), 2, "dd if=/sys/firmware/fdt of=/dev/vda bs=64k conv=fsync 2>/dev/null")?;
+    let bytes = std::fs::read(&disk)?;
+    let size = bytes.get(4..8).and_then(|size| size.try_into().ok()).map_or(0, u32::from_be_bytes) as usize;
+    let bytes = bytes.get(..size).unwrap_or_default();
+    let fdt = Fdt::new(bytes).map_err(|error| Failure::new(format!("the host's device tree: {error}")))?;
+    let tree = DeviceTree::from_fdt(&fdt);
+    let value = |path: &str, name: &str| -> Result<Vec<u8>, Failure> {
+        let node = tree.find_node(path).ok_or_else(|| Failure::new(format!("no node {path}")))?;
+        let property = node.property(name).ok_or_else(|| Failure::new(format!("{path} has no {name}")))?;
+        Ok(property.value().to_vec())
+    };
+    let is = |path: &str, name: &str, wanted: &[u8]| {
+        let found = value(path, name)?;
+        let shown = || format!("{path}/{name} is {}, not {}", found.escape_ascii(), wanted.escape_ascii());
+        check(found == wanted, shown())
+    };
+    check(value("/hypervisor", "compatible")?.starts_with(b"corevisor"), "/hypervisor is not corevisor's")?;
+    is("/psci", "method", b"smc\0")?;
+    // Two frames of 16 bytes each: GICD and GICC, or GICD and redistributors.
+    check(value("/intc@8000000", "reg")?.len() == 32, "the interrupt controller has more than two frames")?;
+    check(value("/intc@8000000", "interrupts").is_err(), "the maintenance interrupt is still there")?;
+    // The EL2 timer's interrupt is the core's.
+    check(value("/memory@40000000", "reg").is_ok_and(|reg| reg.len() >= 16), "no memory")
+}

@@ -1,0 +1,105 @@
+//! A core that fails: it says all that is known, and no CPU runs anything any more. The build with `test-hooks` fails when
+//! the host's test module asks for it (`src/platform/failure.rs`).
+
+use crate::{
+    bed::{Bed, Failure, LIMIT, check},
+    made,
+    runner::Case,
+};
+use corevisor_tool::machine::Machine;
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
+
+/// Where QEMU's virt puts the core, and how large its block is.
+const CORE: std::ops::Range<u64> = 0x4020_0000..0x4040_0000;
+/// The last line of a failing core.
+const LAST: &str = "corevisor: all CPUs stopped";
+/// How often the CPUs are looked at until all of them are in the core.
+const LOOKS: usize = 200;
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let new = |name: &str, kind: &'static str, texts: &'static [&'static str]| {
+        Case::new("failure", name, move |bed| fails(bed, kind, texts))
+    };
+    vec![
+        new(
+            "a panic of the core is told with a backtrace, and stops four busy CPUs",
+            "0",
+            &["panic: asked for by a test", "if_asked"],
+        ),
+        new(
+            "the core's text cannot be written",
+            "1",
+            &["synchronous exception in the core", "ESR_EL2 0x9600004f", "touch"],
+        ),
+        new(
+            "the page below the boot stack is not there",
+            "2",
+            &["synchronous exception in the core", "ESR_EL2 0x96000007"],
+        ),
+        new("the core's data cannot be executed", "3", &["synchronous exception in the core", "ESR_EL2 0x8600000f"]),
+        new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
+    ]
+}
+
+/// The host keeps four CPUs busy and asks the core for a failure of `kind`. The report, with names, must hold `texts`.
+fn fails(bed: &Bed, kind: &str, texts: &[&str]) -> Result<(), Failure> {
+    let script = format!(
+        "insmod /lib/corevisor_test.ko\nfor cpu in 0 1 2 3; do taskset -c $cpu sh -c 'while :; do echo tick > /dev/null; done' & done\n\
+         echo 'hvc c6008fff {kind}' > /proc/corevisor\necho 'the host goes on'\n"
+    );
+    let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
+    let run = bed.run(Machine::virt().smp(4)).core(hooks);
+    let mut machine = run.file("/lib/corevisor_test.ko", made::module(bed)?).script(script).start()?;
+    machine.wait_for(LAST, LIMIT)?;
+
+    let everywhere = (0..LOOKS).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let places = program_counters(&machine);
+        places.len() == 4 && places.iter().all(|place| CORE.contains(place))
+    });
+    let console = machine.console();
+    check(
+        everywhere,
+        format!("some CPU still runs the host: {:x?}\n{}", program_counters(&machine), machine.tail(30)),
+    )?;
+    drop(machine);
+
+    let report = console.split_once("corevisor: FATAL on CPU ").map_or("", |(_, report)| report);
+    check(report.matches("FATAL").count() == 0, "the core fails more than once")?;
+    check(!report.contains("the host goes on"), "the host goes on")?;
+    let named = symbolized(bed, report)?;
+    for text in texts {
+        check(named.contains(text), format!("the report should say {text:?}:\n{named}"))?;
+    }
+    Ok(())
+}
+
+/// Where each CPU is.
+fn program_counters(machine: &corevisor_tool::running::Running) -> Vec<u64> {
+    let arguments = serde_json::json!({ "command-line": "info registers -a" });
+    let Ok(answer) = machine.qmp("human-monitor-command", &arguments) else { return Vec::new() };
+    let text = answer.as_str().unwrap_or_default().to_owned();
+    text.split(" PC=").skip(1).filter_map(|rest| u64::from_str_radix(rest.get(..16)?, 16).ok()).collect()
+}
+
+/// `report` as `scripts/symbolize` shows it.
+fn symbolized(bed: &Bed, report: &str) -> Result<String, Failure> {
+    let root = bed.project.root();
+    let elf = root.join("target/hooks/aarch64-unknown-none-softfloat/release/corevisor");
+    let mut child = Command::new(root.join("scripts/symbolize"))
+        .arg("--elf")
+        .arg(elf)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(report.as_bytes())?;
+    }
+    let done = child.wait_with_output()?;
+    check(done.status.success(), "scripts/symbolize failed")?;
+    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+}

@@ -1,0 +1,170 @@
+//! What a host does in its life: CPUs off and on, reboot, panic, kexec, suspend; and its clock.
+
+use crate::{
+    bed::{Bed, Checks, FUNCTIONS, Failure, LIMIT, healthy},
+    confinement::with_module,
+    made,
+    runner::Case,
+};
+use corevisor_tool::{initrd, machine::Machine, outcome::Outcome, project::Kernel};
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let new = |name: &str, act: fn(&Bed) -> Result<(), Failure>| Case::new("host life", name, act);
+    vec![
+        new("CPUs go off and on in a loop, GICv3", |bed| hotplug(bed, Machine::virt().smp(4))),
+        new("CPUs go off and on in a loop, GICv2, cortex-a72", |bed| {
+            hotplug(bed, Machine::virt().smp(2).gic(2).cpu("cortex-a72"))
+        }),
+        new("a reboot starts the core and its host again, twice", reboot),
+        new("a kernel panic reboots", panic),
+        // It hangs now and then, see docs/status.md.
+        new("kexec starts another kernel with all CPUs under the same core", kexec).only_in_full_if(true),
+        new("suspend to idle ends at the alarm of the clock", suspend),
+        new("power-off is the core's last line", power_off),
+        Case::new("clock", "the host's clock runs on the physical timer, the kernels' own choice", clock_source),
+        Case::new("clock", "no interrupt and no tick of the clock enters the core", ticks),
+    ]
+}
+
+/// All CPUs but the first go off and come back, several times. Has [`FUNCTIONS`]' checks.
+pub const HOTPLUG: &str = r#"
+    all=$(nproc)
+    for round in 1 2 3 4 5; do
+        for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
+            echo 0 > $cpu/online || fail "round $round: ${cpu##*/} does not go off"
+        done
+        is "round $round: CPUs left" $(nproc) 1
+        for cpu in /sys/devices/system/cpu/cpu[1-9]*; do
+            echo 1 > $cpu/online || fail "round $round: ${cpu##*/} does not come back"
+        done
+        is "round $round: CPUs" $(nproc) $all
+    done
+    # Each of them works.
+    for cpu in $(seq 0 $((all - 1))); do
+        taskset $(printf '%x' $((1 << cpu))) sha256sum /bin/busybox > /tmp/sum.$cpu || fail "CPU $cpu does not work"
+        cmp /tmp/sum.0 /tmp/sum.$cpu || fail "CPU $cpu computes something else"
+    done
+    if complaints; then fail "the kernel complains"; fi
+"#;
+
+fn hotplug(bed: &Bed, machine: Machine) -> Result<(), Failure> {
+    let done = bed.run(machine).script(format!("{FUNCTIONS}{HOTPLUG}")).finish()?;
+    done.succeeded()?;
+    done.counted("host accesses denied", 0)
+}
+
+fn reboot(bed: &Bed) -> Result<(), Failure> {
+    // The disk remembers how often the host has started.
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk.img");
+    std::fs::write(&disk, [b"1\n", &[0; (2 << 20) - 2][..]].concat())?;
+    let script = r#"
+        read -r boot < /dev/vda
+        echo "host: boot $boot"
+        [ $boot -lt 3 ] || exit 0
+        echo $((boot + 1)) | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null
+        sync
+        reboot -f
+    "#;
+    let machine = Machine::virt().smp(2).drive(&disk).allow_reboot(true);
+    let done = healthy(bed.run(machine), 2, script)?;
+    done.says("host: boot 3")?;
+    done.says_times("entered at EL2", 3)?;
+    done.says_times("under corevisor", 3)
+}
+
+fn panic(bed: &Bed) -> Result<(), Failure> {
+    let run = bed.run(Machine::virt().smp(2)).append("panic=1").script("echo c > /proc/sysrq-trigger");
+    let done = run.finish()?;
+    done.ended(&Outcome::Panicked("sysrq triggered crash".to_owned()))?;
+    done.says("host ends the run: ")
+}
+
+fn kexec(bed: &Bed) -> Result<(), Failure> {
+    let kernel = Kernel::resolve(&bed.project, "6.12")?;
+    let second_initrd = std::fs::read(initrd::base(&bed.project, &kernel)?)?;
+    // Not on `max`: with 52-bit addresses Debian's 6.12 has an oops in kexec_load, without the core too.
+    let run = bed
+        .run(Machine::virt().smp(2).cpu("cortex-a72"))
+        .file("/kexec", made::program(bed, "kexec")?)
+        .file("/next.kernel", std::fs::read(&kernel.image)?)
+        .file("/next.initrd", second_initrd)
+        .script("/kexec /next.kernel /next.initrd");
+    let mut machine = run.start()?;
+    machine.wait_for("host: loaded the next kernel", LIMIT)?;
+    // The second initrd has no script, so it ends in a shell.
+    machine.wait_for("host:~#", LIMIT)?;
+    machine.send("echo second; nproc; dmesg | grep -cE 'WARNING:|Call trace|Internal error|BUG:'; exit\n")?;
+    machine.wait_for("\nsecond\n2\n0\n", LIMIT)?;
+    let done = machine.finish();
+    done.ended(&Outcome::PoweredOff { script: None })?;
+    done.says_times("entered at EL2", 1)?;
+    done.says_times("2 CPUs, 1", 2)?;
+    done.counted("host accesses denied", 0)
+}
+
+fn suspend(bed: &Bed) -> Result<(), Failure> {
+    let script = r#"
+        rtc=/sys/class/rtc/rtc0
+        echo +3 > $rtc/wakealarm || fail "no alarm"
+        before=$(cat $rtc/since_epoch)
+        echo freeze > /sys/power/state || fail "no suspend to idle"
+        [ $(cat $rtc/since_epoch) -gt $before ] || fail "the clock did not move"
+        dmesg | grep -q 'PM: suspend entry (s2idle)' || fail "no entry"
+        dmesg | grep -q 'PM: suspend exit' || fail "no exit"
+        is "CPUs" $(nproc) 2
+        if complaints; then fail "the kernel complains"; fi
+    "#;
+    let done = bed.run(Machine::virt().smp(2)).script(format!("{FUNCTIONS}{script}")).finish()?;
+    done.succeeded()
+}
+
+fn power_off(bed: &Bed) -> Result<(), Failure> {
+    let done = bed.run(Machine::virt().smp(4)).script("true").finish()?;
+    done.succeeded()?;
+    done.says("host ends the run: ")?;
+    let last = done.console.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
+    done.check(last.starts_with("corevisor: "), "another line came after the core's")
+}
+
+fn clock_source(bed: &Bed) -> Result<(), Failure> {
+    for kernel in ["6.1", "6.12"] {
+        let script = r#"
+            dmesg | grep -E 'arch_timer: cp15 timer\(s\) running at .* \(phys\)' || fail "not the physical timer"
+            is "clock source" $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource) arch_sys_counter
+            grep -q ' 30 .*arch_timer' /proc/interrupts || cat /proc/interrupts
+        "#;
+        let done = bed.run(Machine::virt().smp(1)).kernel(kernel).script(format!("{FUNCTIONS}{script}")).finish()?;
+        done.succeeded()?;
+    }
+    Ok(())
+}
+
+fn ticks(bed: &Bed) -> Result<(), Failure> {
+    let script = r#"
+        interrupts() { awk '/arch_timer/ { n = 0; for (i = 2; i <= 3; i++) n += $i; print n; exit }' /proc/interrupts; }
+        # Traps of every kind but the hypercalls that ask.
+        traps() {
+            sum=0
+            for event in 0 1 3 4; do
+                sum=$((sum + 0x$(call hvc c6008001 $event | cut -d ' ' -f 2)))
+            done
+            echo $sum
+        }
+        busy() { i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; }
+        busy
+        traps > /dev/null
+        ticks=$(interrupts)
+        before=$(traps)
+        while [ $(($(interrupts) - ticks)) -lt 1000 ]; do
+            sleep 0.1
+            busy
+        done
+        after=$(traps)
+        echo "host: $(($(interrupts) - ticks)) interrupts of the timer, $((after - before)) traps"
+        # New memory may be touched for the first time.
+        [ $((after - before)) -lt 10 ] || fail "the core runs too often"
+    "#;
+    with_module(bed, script).map(|_| ())
+}

@@ -1,0 +1,56 @@
+//! Programs that the cases need: made once in a run, under `target/test`.
+
+use crate::bed::{Bed, Failure};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
+};
+
+/// One at a time: two cases may want the same.
+static MAKING: Mutex<()> = Mutex::new(());
+
+/// `tests/host-module`, for Debian's 6.12.
+pub fn module(bed: &Bed) -> Result<Vec<u8>, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (source, dir) = places(bed, "host-module")?;
+    for file in ["Kbuild", "corevisor_test.c"] {
+        copy_if_changed(&source.join(file), &dir.join(file))?;
+    }
+    let script = bed.project.root().join("scripts/lib/build-module");
+    make(Command::new(script).arg(&dir).arg("6.12"))?;
+    Ok(std::fs::read(dir.join("corevisor_test.ko"))?)
+}
+
+/// The static program `tests/host-<name>/<name>.c`.
+pub fn program(bed: &Bed, name: &str) -> Result<Vec<u8>, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (source, dir) = places(bed, &format!("host-{name}"))?;
+    let program = dir.join(name);
+    let mut compiler = Command::new("aarch64-linux-gnu-gcc");
+    let source = source.join(format!("{name}.c"));
+    make(compiler.args(["-Wall", "-Wextra", "-O1", "-static", "-o"]).arg(&program).arg(source))?;
+    Ok(std::fs::read(program)?)
+}
+
+fn places(bed: &Bed, name: &str) -> Result<(PathBuf, PathBuf), Failure> {
+    let dir = bed.project.root().join("target/test").join(name);
+    std::fs::create_dir_all(&dir)?;
+    Ok((bed.project.root().join("tests").join(name), dir))
+}
+
+fn copy_if_changed(from: &Path, to: &Path) -> Result<(), Failure> {
+    let content = std::fs::read(from)?;
+    if !std::fs::read(to).is_ok_and(|old| old == content) {
+        std::fs::write(to, content)?;
+    }
+    Ok(())
+}
+
+fn make(command: &mut Command) -> Result<(), Failure> {
+    let done = command.stdin(Stdio::null()).output()?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{command:?} failed:\n{}", String::from_utf8_lossy(&done.stderr))))
+}

@@ -1,0 +1,51 @@
+//! The tests in QEMU: whole machines with the core and a stock Linux host, judged by what their console says.
+//!
+//! `scripts/test qemu` installs and builds what they need and runs them; `scripts/test qemu NAME` runs some. They are
+//! no test of `cargo test`, which must not need QEMU. No case looks at a clock: limits only end what hangs.
+//!
+//! | module           | cases                                                                  |
+//! |------------------|------------------------------------------------------------------------|
+//! | [`matrix`]       | kernels x interrupt controllers x CPUs x memory                        |
+//! | [`raspi`]        | the Raspberry Pi 4 in QEMU's model                                     |
+//! | [`host_life`]    | CPUs off and on, reboot, panic, kexec, suspend; the clock              |
+//! | [`confinement`]  | a host that pokes at what is not its own                               |
+//! | [`boot_paths`]   | ways into the core; the device tree of the host                        |
+//! | [`broken`]       | broken inputs: one clear line each                                     |
+//! | [`failure`]      | the core itself fails                                                  |
+//! | [`placed`]       | machines whose memory is filled by hand                                |
+//! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
+
+mod bed;
+mod boot_paths;
+mod broken;
+mod confinement;
+mod failure;
+mod host_life;
+mod made;
+mod matrix;
+mod placed;
+mod raspi;
+mod runner;
+
+use corevisor_tool::project::Project;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let project = match Project::find() {
+        Ok(project) => project,
+        Err(error) => {
+            println!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let cases = [
+        matrix::cases(),
+        raspi::cases(),
+        host_life::cases(),
+        confinement::cases(),
+        boot_paths::cases(),
+        broken::cases(),
+        failure::cases(),
+    ];
+    runner::run(cases.into_iter().flatten().collect(), &bed::Bed { project })
+}

@@ -1,0 +1,84 @@
+//! A stock Debian host on all kinds of QEMU's virt: kernels, interrupt controllers, CPUs, memory.
+
+use crate::{
+    bed::{Bed, Checks, Failure, check, healthy},
+    runner::Case,
+};
+use corevisor_tool::machine::Machine;
+
+const KERNELS: [&str; 2] = ["6.1", "6.12"];
+const GICS: [u32; 2] = [2, 3];
+const CPUS: [&str; 2] = ["cortex-a72", "max"];
+const NUMBERS: [u32; 3] = [1, 2, 4];
+const MEMORIES: [&str; 2] = ["512M", "4G"];
+
+/// A place in the matrix: the index of each value.
+type Place = [usize; 5];
+
+/// The default selection: every value meets every other.
+const SELECTED: [Place; 6] =
+    [[0, 0, 0, 0, 0], [1, 1, 1, 0, 1], [0, 0, 1, 1, 1], [1, 1, 0, 1, 0], [0, 1, 0, 2, 1], [1, 0, 1, 2, 0]];
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let mut cases = vec![Case::new("matrix", "the default selection has every value with every other", |_| pairs())];
+    for place in all().into_iter() {
+        let [kernel, gic, cpu, number, memory] = place;
+        let (kernel, gic, cpu, number) = (KERNELS[kernel], GICS[gic], CPUS[cpu], NUMBERS[number]);
+        let memory = MEMORIES[memory];
+        cases.push(virt(kernel, gic, cpu, number, memory).only_in_full_if(!SELECTED.contains(&place)));
+    }
+    for (cpu, gic) in [("cortex-a53", 2), ("cortex-a76", 3), ("neoverse-v1", 3)] {
+        cases.push(virt("6.12", gic, cpu, 2, "2G"));
+    }
+    cases.push(virt("6.12", 3, "max", 4, "64G"));
+    cases
+}
+
+fn virt(kernel: &'static str, gic: u32, cpu: &'static str, number: u32, memory: &'static str) -> Case {
+    let name = format!("Debian's {kernel} lives on GICv{gic}, {number} x {cpu}, {memory}");
+    Case::new("matrix", name, move |bed| {
+        let mut machine = Machine::virt().gic(gic).cpu(cpu).smp(number).memory(memory);
+        if memory == "64G" {
+            // More than this machine may have: pages that are not touched cost nothing.
+            let backend = format!("memory-backend-ram,id=ram,size={memory},reserve=off");
+            machine = machine.machine_option("memory-backend=ram").arg("-object").arg(backend);
+        }
+        lives(bed, machine, kernel, number)
+    })
+}
+
+/// Boots a host with disk and network, which examines itself, and looks at its disk.
+fn lives(bed: &Bed, machine: Machine, kernel: &str, cpus: u32) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk.img");
+    let pattern: Vec<u8> = (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    let empty = vec![0; pattern.len()];
+    std::fs::write(&disk, [&pattern[..], &empty].concat())?;
+    let done = healthy(bed.run(machine.drive(&disk).net(true)).kernel(kernel), cpus, "")?;
+    let written = std::fs::read(&disk)?;
+    done.check(written == [&pattern[..], &pattern].concat(), "the disk's file does not hold what the host wrote")
+}
+
+fn all() -> Vec<Place> {
+    let mut places = vec![[0; 5]];
+    for (at, values) in [KERNELS.len(), GICS.len(), CPUS.len(), NUMBERS.len(), MEMORIES.len()].into_iter().enumerate() {
+        let with = |place: Place, value| {
+            let mut place = place;
+            place[at] = value;
+            place
+        };
+        places = places.into_iter().flat_map(|place| (0..values).map(move |value| with(place, value))).collect();
+    }
+    places
+}
+
+fn pairs() -> Result<(), Failure> {
+    for place in all() {
+        for (one, other) in (0..5).flat_map(|one| (0..one).map(move |other| (one, other))) {
+            let meets = |chosen: &Place| chosen[one] == place[one] && chosen[other] == place[other];
+            check(SELECTED.iter().any(meets), format!("values {one} and {other} of {place:?} do not meet"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! Runs the cases, as many at a time as there are CPUs, and says how each ended.
+
+use crate::bed::{Bed, Failure};
+use std::{
+    collections::VecDeque,
+    io::Write,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::Instant,
+};
+
+/// A test case: a sentence that is true, and how to find out.
+pub struct Case {
+    topic: &'static str,
+    name: String,
+    only_in_full: bool,
+    act: Act,
+}
+
+type Act = Box<dyn Fn(&Bed) -> Result<(), Failure> + Send + Sync>;
+
+impl Case {
+    /// A case of the default run.
+    pub fn new(
+        topic: &'static str,
+        name: impl Into<String>,
+        act: impl Fn(&Bed) -> Result<(), Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self { topic, name: name.into(), only_in_full: false, act: Box::new(act) }
+    }
+
+    /// Left out of the default run if `condition`.
+    pub fn only_in_full_if(mut self, condition: bool) -> Self {
+        self.only_in_full = condition;
+        self
+    }
+
+    fn title(&self) -> String {
+        format!("{}: {}", self.topic, self.name)
+    }
+
+    fn run(&self, bed: &Bed) -> Result<(), Failure> {
+        catch_unwind(AssertUnwindSafe(|| (self.act)(bed))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            Err(Failure::new(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("the test case panicked")))
+        })
+    }
+}
+
+const HELP: &str = "usage: scripts/test qemu [--full] [--list] [--jobs N] [NAME...]
+
+Runs the QEMU test cases whose title contains one of the NAMEs, or all of the default selection.
+  --full     every case, also those that the default selection leaves out; named cases run in any case
+  --list     only show the titles
+  --jobs N   so many at a time (default: the number of CPUs, at most 8)
+";
+
+struct Options {
+    full: bool,
+    list: bool,
+    jobs: usize,
+    names: Vec<String>,
+}
+
+fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+    let jobs = thread::available_parallelism().map_or(1, usize::from).min(8);
+    let mut options = Options { full: false, list: false, jobs, names: Vec::new() };
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--full" => options.full = true,
+            "--list" => options.list = true,
+            "--jobs" => {
+                let number = args.next().and_then(|text| text.parse().ok()).filter(|jobs| *jobs > 0);
+                options.jobs = number.ok_or("--jobs wants a number from 1 on")?;
+            }
+            "--help" | "-h" => return Err(HELP.to_owned()),
+            name if name.starts_with('-') => return Err(format!("there is no option {name}\n\n{HELP}")),
+            name => options.names.push(name.to_owned()),
+        }
+    }
+    Ok(options)
+}
+
+/// Runs what the command line asks for.
+pub fn run(cases: Vec<Case>, bed: &Bed) -> ExitCode {
+    let options = match options(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(text) => {
+            print!("{text}");
+            return if text == HELP { ExitCode::SUCCESS } else { ExitCode::from(2) };
+        }
+    };
+    let chosen: Vec<_> = cases.into_iter().filter(|case| options.chooses(case)).collect();
+    if options.list {
+        chosen.iter().for_each(|case| println!("{}", case.title()));
+        return ExitCode::SUCCESS;
+    }
+    if chosen.is_empty() {
+        println!("no test case is called so: {} (scripts/test qemu --full --list shows all)", options.names.join(", "));
+        return ExitCode::from(2);
+    }
+    let failed = run_all(&chosen, bed, options.jobs);
+    if !failed.is_empty() {
+        println!("\nfailed:");
+        failed.iter().for_each(|title| println!("  {title}"));
+    }
+    println!("\n{} passed, {} failed", chosen.len() - failed.len(), failed.len());
+    ExitCode::from(u8::from(!failed.is_empty()))
+}
+
+impl Options {
+    fn chooses(&self, case: &Case) -> bool {
+        if self.names.is_empty() {
+            return self.full || !case.only_in_full;
+        }
+        let title = case.title();
+        self.names.iter().any(|name| title.contains(name.as_str()))
+    }
+}
+
+/// The titles of those that failed.
+fn run_all(cases: &[Case], bed: &Bed, jobs: usize) -> Vec<String> {
+    let waiting: Mutex<VecDeque<&Case>> = Mutex::new(cases.iter().collect());
+    let ended: Mutex<(usize, Vec<String>)> = Mutex::default();
+    thread::scope(|scope| {
+        for _ in 0..jobs.min(cases.len()) {
+            scope.spawn(|| {
+                while let Some(case) = lock(&waiting).pop_front() {
+                    let start = Instant::now();
+                    let result = case.run(bed);
+                    let mut ended = lock(&ended);
+                    ended.0 += 1;
+                    let word = if result.is_ok() { "ok" } else { "FAILED" };
+                    let seconds = start.elapsed().as_secs_f64();
+                    println!("[{:3}/{}] {word:6} {} ({seconds:.1} s)", ended.0, cases.len(), case.title());
+                    if let Err(failure) = result {
+                        println!("{failure}");
+                        ended.1.push(case.title());
+                    }
+                    // A pipe that nobody reads is no reason to stop.
+                    let _ = std::io::stdout().flush();
+                }
+            });
+        }
+    });
+    ended.into_inner().unwrap_or_else(PoisonError::into_inner).1
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

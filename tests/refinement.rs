@@ -1,0 +1,49 @@
+//! Random machines, random calls: after each, code and specification agree and the invariants hold.
+//!
+//! A failure prints its seed; `COREVISOR_TEST_SEED=n` runs that one alone, `COREVISOR_TEST_FACTOR=n` runs n times as many.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use common::driver::run;
+use common::factor;
+
+/// Many seeds, on two threads.
+fn run_all(name: &str, large: bool, sequences: u64, steps: usize) {
+    let only = std::env::var("COREVISOR_TEST_SEED").ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds: Vec<u64> = only.map_or_else(|| (1..=sequences * factor()).collect(), |seed| vec![seed]);
+    let (mut calls, mut states) = (0, 0);
+    std::thread::scope(|scope| {
+        let halves: Vec<_> = seeds.chunks(seeds.len().div_ceil(2)).collect();
+        let threads: Vec<_> = halves
+            .into_iter()
+            .map(|seeds| {
+                scope.spawn(move || {
+                    let one = |seed: &u64| {
+                        std::panic::catch_unwind(|| run(*seed, large, steps, None)).unwrap_or_else(|panic| {
+                            eprintln!("{name}: failed with seed {seed}");
+                            std::panic::resume_unwind(panic)
+                        })
+                    };
+                    seeds.iter().map(one).fold((0, 0), |sum, (calls, states)| (sum.0 + calls, sum.1 + states))
+                })
+            })
+            .collect();
+        for thread in threads {
+            let (more_calls, more_states) = thread.join().expect("see above");
+            calls += more_calls;
+            states += more_states;
+        }
+    });
+    println!("{name}: {} sequences of {steps} steps, {calls} calls compared, {states} states replayed", seeds.len());
+}
+
+#[test]
+fn code_and_specification_agree_on_random_machines_and_calls() {
+    run_all("small machines", false, 300, 150);
+}
+
+#[test]
+fn code_and_specification_agree_where_whole_gibibytes_are_mapped() {
+    run_all("large machines", true, 10, 60);
+}

@@ -1,0 +1,84 @@
+//! Every sequence of calls up to a depth over a handful of pages: two CPUs, two banks, one block, a window, and a pool that
+//! ends after three tables. After each, code and specification agree and the invariants hold.
+#![forbid(unsafe_code)]
+
+use corevisor::abstract_machine::addr::{Ipa, Pfn};
+use corevisor::abstract_machine::sim::walker::AccessKind;
+use corevisor::spec::world::{Layout, World};
+
+const BLOCK: u64 = 0x4000_0000;
+const PAGES: u64 = 0x8000_0000;
+const WINDOW: u64 = 0x0900_0000;
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Touch(usize, u64, AccessKind),
+    Assign(u64),
+    Return(u64),
+    Ask,
+}
+
+/// Everything that can happen.
+const ACTS: [Act; 13] = [
+    Act::Touch(0, BLOCK, AccessKind::Read),
+    Act::Touch(1, BLOCK + 0x1000, AccessKind::Write),
+    Act::Touch(1, PAGES, AccessKind::Execute),
+    Act::Touch(0, WINDOW, AccessKind::Execute),
+    Act::Touch(1, WINDOW, AccessKind::Write),
+    Act::Touch(0, BLOCK - 0x1000, AccessKind::Read),
+    Act::Assign(BLOCK),
+    Act::Assign(BLOCK + 0x1000),
+    Act::Assign(PAGES),
+    Act::Return(BLOCK),
+    Act::Return(BLOCK + 0x1000),
+    Act::Return(PAGES),
+    Act::Ask,
+];
+
+fn act(world: &mut World, act: Act) {
+    match act {
+        Act::Touch(cpu, at, kind) => {
+            world.touch(cpu, Ipa::new(at), kind);
+        }
+        Act::Assign(at) => {
+            let _ = world.assign_page_to_core(Pfn::new(at >> 12));
+        }
+        Act::Return(at) => {
+            let _ = world.return_page_to_host(Pfn::new(at >> 12));
+        }
+        // The host asks: nothing changes.
+        Act::Ask => {
+            world.is_host_memory(Ipa::new(BLOCK));
+        }
+    }
+}
+
+/// Runs every sequence of exactly `depth` acts; the shorter ones are its beginnings.
+fn every_sequence(depth: u32) -> usize {
+    let regions = vec![(WINDOW, 0x1000, false), (BLOCK, 2 << 20, true), (PAGES, 0x6000, true)];
+    let layout = Layout { regions, pool: PAGES + 0x1000, pool_pages: 4, ia_bits: 39, cpus: 2 };
+    let count = ACTS.len().pow(depth);
+    for n in 0..count {
+        let mut world = World::new(&layout);
+        let mut rest = n;
+        for _ in 0..depth {
+            act(&mut world, ACTS[rest % ACTS.len()]);
+            rest /= ACTS.len();
+        }
+        world.check();
+    }
+    count
+}
+
+#[test]
+fn every_sequence_of_up_to_four_calls_agrees_with_the_specification() {
+    let counts: Vec<usize> = (1..=4).map(every_sequence).collect();
+    println!("{counts:?} sequences of 1 to 4 calls, all there are over {} calls", ACTS.len());
+}
+
+/// Half a minute and 2 GiB.
+#[test]
+#[ignore = "long: cargo test --test small_world -- --ignored"]
+fn every_sequence_of_five_calls_agrees_with_the_specification() {
+    println!("{} sequences of 5 calls", every_sequence(5));
+}
