@@ -133,6 +133,8 @@ pub mod provoke {
         }
     }
 
+    // Never inlined: the report of the test must name it, whatever the optimizer makes of its caller.
+    #[inline(never)]
     fn touch(at: u64, write: bool) {
         let at = at as *mut u64;
         // SAFETY: it is not safe; the access must trap, and the trap is the test.
