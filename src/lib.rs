@@ -19,7 +19,7 @@
 extern crate std;
 
 pub mod abstract_machine;
-pub mod interface;
+pub use corevisor_interface as interface;
 pub mod locks;
 pub mod memory;
 pub mod npt;

@@ -10,6 +10,7 @@
 //! | [`addr`]       | a type for each kind of address and number                                       |
 //! | [`turn`]       | the words of a ticket lock, and the data that a held turn gives access to        |
 //! | [`regs`]       | trapped registers by name: syndromes, the host's EL1 registers, its x0-x30       |
+//! | [`shadow`]     | the registers of a VM that does not run, by name                                 |
 //! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
@@ -19,6 +20,7 @@
 pub mod addr;
 pub mod per_cpu;
 pub mod regs;
+pub mod shadow;
 pub mod shape;
 pub mod turn;
 

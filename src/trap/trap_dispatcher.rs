@@ -33,6 +33,8 @@ pub fn host_hvc_dispatcher<M: Machine>(core: &Core<M>, args: [u64; 4]) -> Result
         }
         HostCall::CallUid => Ok(CORE_UID),
         HostCall::CallRevision => Ok([INTERFACE_VERSION >> 16, INTERFACE_VERSION & 0xffff, x2, x3]),
+        // The calls for VMs come with their layers.
+        _ => Err(CallError::NotSupported),
     }
 }
 

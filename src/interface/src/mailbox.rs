@@ -1,0 +1,195 @@
+//! The page through which a host runs a vCPU. K §3.5: the "intermediate vCPU".
+//!
+//! It is the host's memory, writable by it at any time, from any CPU. The core copies what it takes from it once, at entry, then checks
+//! the copy (K §8.3 A2, A17); it writes to it once, at exit. All fields are 64-bit, little endian, at the offsets of this type.
+//!
+//! What an exit shows and what an entry takes back, by [`ExitReason`] (K §3.5; the core's table is `vcpu::exposure`):
+//!
+//! | reason      | shown                                              | taken back at the next entry                |
+//! |-------------|----------------------------------------------------|---------------------------------------------|
+//! | Irq, Timer  | nothing                                            | nothing                                     |
+//! | Wfx         | `esr.ISS.TI`                                       | nothing; PC + 4                             |
+//! | MmioRead    | `ipa`, `esr` (ISV, SAS, SSE, SRT, SF)              | `x[SRT]`, unless SRT is 31 (K A8); PC + 4   |
+//! | MmioWrite   | the same, and `x[SRT]`                             | nothing; PC + 4                             |
+//! | MemoryFault | `ipa` (page), `esr`: write, fetch                  | nothing; the access is made again           |
+//! | Psci        | `x[0]` to `x[3]`                                   | `x[0]`                                      |
+//! | Sysreg      | `esr` (ISS: which register, which way); for a write `x[Rt]` | for a read `x[Rt]`; PC + 4         |
+//! | SystemOff   | `x[0]`: the PSCI function (SYSTEM_OFF, SYSTEM_RESET) | nothing: the VM never runs again          |
+//! | Stopped     | nothing: the VM was powered off by the host         | -                                          |
+//! | Failed      | `esr` class: the VM did what the core cannot serve (SError, ...) | nothing: it never runs again  |
+//!
+//! Ordinary VMs show the same; their other registers are there for the asking (GetRegister, SetRegister).
+
+/// Why VcpuRun returned: x0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum ExitReason {
+    /// A physical interrupt is pending: the host takes it as soon as it unmasks.
+    Irq = 0,
+    /// The VM's virtual timer fired; the core has masked it at the CPU (CNTV_CTL.IMASK) until the next entry at which the host shows the
+    /// interrupt as active, pending or no longer asserted. See [`Mailbox::cntv_ctl`].
+    Timer = 1,
+    /// WFI or WFE.
+    Wfx = 2,
+    /// A load from where the VM has no memory and none can be: below its RAM or not mapped.
+    MmioRead = 3,
+    /// A store to such a place.
+    MmioWrite = 4,
+    /// An access that the syndrome does not describe (no ISV), an instruction fetch or a walk that found nothing mapped: the host maps memory, or powers the VM off.
+    MemoryFault = 5,
+    /// PSCI call or another call that the core leaves to the host.
+    Psci = 6,
+    /// A trapped system register: GICv3 SGI generation, physical timer.
+    Sysreg = 7,
+    /// The VM switched itself off or asked for a reset. State POWEROFF.
+    SystemOff = 8,
+    /// The VM was powered off by the host while it ran.
+    Stopped = 9,
+    /// The VM failed. State POWEROFF.
+    Failed = 10,
+}
+
+impl ExitReason {
+    /// Every reason, in order.
+    pub const ALL: [Self; 11] = [
+        Self::Irq,
+        Self::Timer,
+        Self::Wfx,
+        Self::MmioRead,
+        Self::MmioWrite,
+        Self::MemoryFault,
+        Self::Psci,
+        Self::Sysreg,
+        Self::SystemOff,
+        Self::Stopped,
+        Self::Failed,
+    ];
+
+    /// The reason that x0 holds.
+    pub fn from_x0(x0: u64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(x0).ok()?).copied()
+    }
+}
+
+/// Most GIC list registers that the architecture has.
+pub const MAX_LIST_REGISTERS: usize = 16;
+
+/// [`Mailbox::entry_flags`]: HCR_EL2.VI, a virtual IRQ without the virtual CPU interface (an interrupt controller emulated by the host).
+pub const ENTRY_VIRQ: u64 = 1 << 0;
+/// [`Mailbox::entry_flags`]: HCR_EL2.VF.
+pub const ENTRY_VFIQ: u64 = 1 << 1;
+/// [`Mailbox::entry_flags`]: the access that the last exit reported ends with a synchronous external abort in the VM, instead of being served.
+pub const ENTRY_INJECT_ABORT: u64 = 1 << 2;
+/// [`Mailbox::entry_flags`]: the VM's timer may interrupt again (the host has deactivated its virtual interrupt).
+pub const ENTRY_TIMER_UNMASK: u64 = 1 << 3;
+
+/// The page. Fields marked "in" are read by the core at entry, "out" written by it at exit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Mailbox {
+    /// in: ENTRY_*.
+    pub entry_flags: u64,
+    /// in, first entry of a vCPU that the VM itself did not start (by PSCI CPU_ON): where it starts. In a protected VM it must be the entry point of the manifest.
+    pub pc: u64,
+    /// in, first entry: processor state; EL1h with all masked is what the core takes (K A9), anything else is an error.
+    pub pstate: u64,
+    /// in, first entry of vCPU 0: x0, the address of the device tree; x1 to x3 are 0.
+    pub x0: u64,
+    /// in and out: general registers, each only where the table above says so; x[31] is not used.
+    pub x: [u64; 32],
+    /// out: ESR_EL2, only the fields that the table names.
+    pub esr: u64,
+    /// out: the address in the VM, with its offset in the page where it is MMIO.
+    pub ipa: u64,
+    /// in and out: number of list registers in use, at most CoreInfo's.
+    pub lr_count: u64,
+    /// in and out: list registers in the form of the machine's GIC: GICH_LR<n> or ICH_LR<n>_EL2. Hardware-linked ones (HW) are refused
+    /// except for the VM's own timer.
+    pub lr: [u64; MAX_LIST_REGISTERS],
+    /// in: maintenance interrupt enables of GICH_HCR or ICH_HCR_EL2 (UIE, NPIE, LRENPIE); other bits are the core's.
+    pub vgic_hcr: u64,
+    /// out: GICH_VMCR or ICH_VMCR_EL2.
+    pub vgic_vmcr: u64,
+    /// out: GICH_MISR or ICH_MISR_EL2.
+    pub vgic_misr: u64,
+    /// out: CNTV_CTL_EL0 of the VM: enable, mask as the VM set them; ISTATUS as it was.
+    pub cntv_ctl: u64,
+    /// out: CNTV_CVAL_EL0 of the VM.
+    pub cntv_cval: u64,
+    /// out: CNTVOFF_EL2 of the VM, so that the host knows when it will fire.
+    pub cntvoff: u64,
+    /// out: number of exits of this vCPU so far.
+    pub exits: u64,
+    /// out: PSCI state the core has for the vCPU: 0 off, 1 on.
+    pub powered: u64,
+}
+
+impl Mailbox {
+    /// All zero.
+    pub const EMPTY: Self = Self {
+        entry_flags: 0,
+        pc: 0,
+        pstate: 0,
+        x0: 0,
+        x: [0; 32],
+        esr: 0,
+        ipa: 0,
+        lr_count: 0,
+        lr: [0; MAX_LIST_REGISTERS],
+        vgic_hcr: 0,
+        vgic_vmcr: 0,
+        vgic_misr: 0,
+        cntv_ctl: 0,
+        cntv_cval: 0,
+        cntvoff: 0,
+        exits: 0,
+        powered: 0,
+    };
+
+    /// Its 64-bit words in order, for copying it word by word.
+    pub const WORDS: usize = size_of::<Self>() / 8;
+}
+
+/// The only processor state that a vCPU may start in: EL1h, D, A, I and F masked.
+pub const START_PSTATE: u64 = 0x3c5;
+
+/// Registers of GetRegister and SetRegister: number of the register file of `vcpu::shadow` (`ShadowReg`).
+/// 0 to 30: x0 to x30; the rest by name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum Register {
+    /// x0; x`n` is this plus n.
+    X0 = 0,
+    /// SP_EL0.
+    SpEl0 = 31,
+    /// Program counter.
+    Pc = 32,
+    /// Processor state.
+    Pstate = 33,
+    /// SP_EL1.
+    SpEl1 = 34,
+    /// The others start here: 40 + position in `vcpu::shadow::ShadowReg`'s list of EL1 registers.
+    El1 = 40,
+    /// Low and high halves of q0 and on: 128 + 2 * n and 129 + 2 * n.
+    Q0 = 128,
+    /// FPSR.
+    Fpsr = 192,
+    /// FPCR.
+    Fpcr = 193,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mailbox_fits_into_its_page_and_is_whole_words() {
+        assert!(size_of::<Mailbox>() <= 4096 && size_of::<Mailbox>() == Mailbox::WORDS * 8);
+    }
+
+    #[test]
+    fn every_reason_is_found_by_its_number() {
+        assert!(ExitReason::ALL.iter().all(|reason| ExitReason::from_x0(*reason as u64) == Some(*reason)));
+        assert_eq!(ExitReason::from_x0(11), None);
+    }
+}
