@@ -4,6 +4,7 @@ use thiserror::Error;
 
 /// Where the header says how much memory the image needs from its first byte on.
 pub const IMAGE_SIZE_OFFSET: usize = 16;
+const TEXT_OFFSET: usize = 8;
 const MAGIC_OFFSET: usize = 56;
 const MAGIC: &[u8; 4] = b"ARM\x64";
 
@@ -40,6 +41,13 @@ pub fn image_size(file: &[u8]) -> Result<u64, NotAnImage> {
     Ok(u64::from_le_bytes(said).max(file.len() as u64))
 }
 
+/// Where the image wants to start within a block of 2 MiB: its header's `text_offset`. Images before Linux 3.17, which leave
+/// `image_size` 0, mean 0x8_0000 by whatever stands there.
+pub fn text_offset(file: &[u8]) -> u64 {
+    let word = |at: usize| file.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+    if word(IMAGE_SIZE_OFFSET) == 0 { 0x8_0000 } else { word(TEXT_OFFSET) & 0x1f_ffff }
+}
+
 /// The release of a Linux kernel, from its "Linux version" text: "6.12.38+deb12-arm64".
 pub fn linux_release(kernel: &[u8]) -> Option<String> {
     const BEFORE: &[u8] = b"Linux version ";
@@ -64,6 +72,7 @@ pub(crate) mod tests {
     /// A file of `len` bytes that passes for an arm64 Image.
     pub(crate) fn image(len: usize, said_size: u64) -> Vec<u8> {
         let mut file = vec![0xa5; len];
+        file[TEXT_OFFSET..TEXT_OFFSET + 8].fill(0);
         file[IMAGE_SIZE_OFFSET..IMAGE_SIZE_OFFSET + 8].copy_from_slice(&said_size.to_le_bytes());
         file[MAGIC_OFFSET..MAGIC_OFFSET + 4].copy_from_slice(MAGIC);
         file
@@ -73,6 +82,15 @@ pub(crate) mod tests {
     fn an_image_needs_what_it_says_and_at_least_its_own_length() {
         assert_eq!(image_size(&image(4096, 0x10000)), Ok(0x10000));
         assert_eq!(image_size(&image(4096, 0)), Ok(4096));
+    }
+
+    #[test]
+    fn an_image_stands_where_its_header_wants_it() {
+        let mut file = image(4096, 0x10000);
+        assert_eq!(text_offset(&file), 0);
+        file[TEXT_OFFSET + 2] = 8;
+        assert_eq!(text_offset(&file), 0x8_0000);
+        assert_eq!(text_offset(&image(4096, 0)), 0x8_0000);
     }
 
     #[test]

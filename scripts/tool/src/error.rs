@@ -80,6 +80,23 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> Result<(), FileError> {
     write().map_err(FileError::at("write", path))
 }
 
+/// Writes a new file that only its owner may read.
+///
+/// # Errors
+/// With the path in the message; also when the file is there.
+pub fn write_secret(path: &Path, text: &str) -> Result<(), FileError> {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_dir(dir)?;
+    let write = || -> io::Result<()> {
+        // Readable by nobody else, as temporary files are.
+        let mut file = tempfile::Builder::new().tempfile_in(dir)?;
+        io::Write::write_all(&mut file, text.as_bytes())?;
+        file.persist_noclobber(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().map_err(FileError::at("write", path))
+}
+
 /// Makes a folder and those above it.
 ///
 /// # Errors

@@ -9,6 +9,8 @@
 //! | [`modules`]     | which kernel modules to load, in which order                               |
 //! | [`initrd`]      | the host's initramfs: busybox, modules, `/init`, a script                  |
 //! | [`arm64_image`] | the header of an arm64 `Image`                                             |
+//! | [`layout`]      | where a VM's images stand in its memory                                    |
+//! | [`sign`]        | the manifest of a protected VM, and the keys that sign it                  |
 //! | [`bundle`]      | core and host kernel in one bootable file                                  |
 //! | [`machine`]     | the QEMU command line of a machine                                         |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
@@ -43,6 +45,7 @@ pub mod cli;
 pub mod deploy;
 pub mod error;
 pub mod initrd;
+pub mod layout;
 pub mod machine;
 pub mod modules;
 pub mod newc;
@@ -54,3 +57,4 @@ pub mod run;
 pub mod running;
 pub mod script;
 pub mod sdcard;
+pub mod sign;
