@@ -62,6 +62,16 @@ impl Project {
         self.root.join("target/run")
     }
 
+    /// The key that signs VMs unless another one is named.
+    pub fn development_key(&self) -> PathBuf {
+        self.root.join("target/keys/development.pem")
+    }
+
+    /// The core's interface in C.
+    pub fn c_header(&self) -> PathBuf {
+        self.root.join("kserv/linux/include/corevisor.h")
+    }
+
     /// busybox for the host.
     pub fn busybox(&self) -> PathBuf {
         self.host().join("busybox")

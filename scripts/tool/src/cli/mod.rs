@@ -1,21 +1,26 @@
-//! The command line of the tool, which `scripts/run` and `scripts/image` hand on.
+//! The command line of the tool, which the scripts hand on: [`run`] for `scripts/run`, [`sign`] for `scripts/sign`.
+
+mod run;
+mod sign;
 
 use crate::{
     bench::{Bench, BenchError},
     deploy::{Deploy, DeployError, deploy},
     error::{FileError, chain, read, write},
-    machine::{Board, Machine},
+    layout::LayoutError,
+    machine::Board,
     project::{NoProject, Project},
-    run::{Boot, Finished, Outcome, Run, RunError},
-    script::{FIRST_BYTE, Input, InputError, NEXT_BYTE, read_input},
+    run::RunError,
+    script::InputError,
+    sign::{KeyError, SignError, Wrong},
 };
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use run::RunArgs;
+use sign::{HeaderArgs, SignArgs};
 use std::{
-    io::{self, IsTerminal},
+    io,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 use thiserror::Error;
@@ -31,14 +36,19 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Boot core and host in QEMU
-    #[command(override_help = include_str!("../help/run.txt"))]
+    #[command(override_help = include_str!("../../help/run.txt"))]
     Run(Box<RunArgs>),
     /// Make the files to boot on a board
-    #[command(override_help = include_str!("../help/image.txt"))]
+    #[command(override_help = include_str!("../../help/image.txt"))]
     Image(ImageArgs),
     /// Print the project's numbers
-    #[command(override_help = include_str!("../help/bench.txt"))]
+    #[command(override_help = include_str!("../../help/bench.txt"))]
     Bench(BenchArgs),
+    /// Sign the images of a protected VM
+    #[command(override_help = include_str!("../../help/sign.txt"))]
+    Sign(SignArgs),
+    /// Write the interface as a C header
+    Header(HeaderArgs),
     /// Put the core's flat image and a host kernel into one file
     Bundle {
         /// The core's flat image
@@ -79,52 +89,6 @@ impl LogLevel {
     fn argument(self) -> String {
         format!("corevisor.log={}", format!("{self:?}").to_lowercase())
     }
-}
-
-#[derive(Debug, Args)]
-struct RunArgs {
-    #[arg(long, value_enum, default_value = "virt")]
-    board: Board,
-    #[arg(long)]
-    cpu: Option<String>,
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=512))]
-    smp: Option<u32>,
-    #[arg(long, value_parser = memory_size)]
-    memory: Option<String>,
-    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=3))]
-    gic: Option<u32>,
-    #[arg(long)]
-    drive: Vec<PathBuf>,
-    #[arg(long)]
-    net: bool,
-    #[arg(long)]
-    dtb: Option<PathBuf>,
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    #[arg(long)]
-    initrd: Option<PathBuf>,
-    #[arg(long, allow_hyphen_values = true)]
-    append: Vec<String>,
-    #[arg(long)]
-    script: Option<PathBuf>,
-    #[arg(long, conflicts_with = "log")]
-    no_core: bool,
-    #[arg(long, conflicts_with = "no_core")]
-    raw_image: Option<PathBuf>,
-    #[arg(long, value_enum)]
-    log: Option<LogLevel>,
-    #[arg(long)]
-    gdb: bool,
-    #[arg(long)]
-    icount: bool,
-    #[arg(long, value_parser = seconds)]
-    timeout: Option<Duration>,
-    #[arg(long)]
-    allow_reboot: bool,
-    #[arg(long, allow_hyphen_values = true, action = ArgAction::Append)]
-    qemu_arg: Vec<String>,
-    #[arg(long)]
-    dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -198,6 +162,14 @@ enum CliError {
     #[error(transparent)]
     Bundle(#[from] crate::bundle::BundleError),
     #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    #[error("{path}: {error}")]
+    Layout { path: String, error: LayoutError },
+    #[error("{path} is not good: {error}")]
+    Manifest { path: String, error: Wrong },
+    #[error(transparent)]
     Deploy(#[from] DeployError),
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -210,9 +182,11 @@ enum CliError {
 /// Does what the command line says. Messages go to standard error, one line each.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Run(args) => run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Image(args) => image(args),
         Command::Bench(args) => bench(args),
+        Command::Sign(args) => sign::sign(&args),
+        Command::Header(args) => sign::header(&args),
         Command::Bundle { core, kernel, output } => bundle(&core, &kernel, &output),
         Command::Initrd { kernel, script, output } => initrd(&kernel, script, &output),
     };
@@ -280,146 +254,16 @@ fn initrd(kernel: &str, script: Option<PathBuf>, output: &Path) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-impl RunArgs {
-    fn machine(&self) -> Machine {
-        let mut machine = match self.board {
-            Board::Virt => Machine::virt(),
-            Board::Raspi4b => Machine::raspi4b(),
-        };
-        if let Some(model) = &self.cpu {
-            machine = machine.cpu(model);
-        }
-        if let Some(cpus) = self.smp {
-            machine = machine.smp(cpus);
-        }
-        if let Some(size) = &self.memory {
-            machine = machine.memory(size);
-        }
-        if let Some(version) = self.gic {
-            machine = machine.gic(version);
-        }
-        for file in &self.drive {
-            machine = machine.drive(file);
-        }
-        for arg in &self.qemu_arg {
-            machine = machine.arg(arg);
-        }
-        machine.net(self.net).gdb(self.gdb).icount(self.icount).allow_reboot(self.allow_reboot)
-    }
-
-    fn run(&self, project: &Project) -> Run {
-        let mut run = Run::new(project, self.machine()).kernel(&self.kernel);
-        if self.no_core {
-            run = run.boot(Boot::NoCore);
-        }
-        if let Some(file) = &self.raw_image {
-            run = run.boot(Boot::File(file.clone()));
-        }
-        if let Some(file) = &self.initrd {
-            run = run.initrd(file);
-        }
-        if let Some(file) = &self.dtb {
-            run = run.dtb(file);
-        }
-        if let Some(level) = self.log {
-            run = run.append(level.argument());
-        }
-        for args in &self.append {
-            run = run.append(args);
-        }
-        if let Some(limit) = self.timeout {
-            run = run.timeout(limit);
-        }
-        run
-    }
-}
-
-fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
-    let project = Project::find()?;
-    let mut run = args.run(&project);
-    if let Some(script) = &args.script {
-        run = run.script(read(script)?);
-    }
-    if args.dry_run {
-        let (line, missing) = run.dry_run()?;
-        println!("{line}");
-        if let Some(missing) = missing {
-            say(&format!("not there yet: {} (scripts/run makes what is missing)", chain(&missing)));
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-
-    // An initramfs of somebody else's runs nobody's script unless one is given.
-    let terminal = io::stdin().is_terminal() && args.script.is_none();
-    if !io::stdin().is_terminal() && args.script.is_none() {
-        match read_input(io::stdin().lock(), FIRST_BYTE, NEXT_BYTE)? {
-            Input::Text(text) if text.is_empty() && args.initrd.is_some() => {}
-            Input::Text(text) => run = run.script(text),
-            Input::Silent => {
-                say("standard input is open but says nothing: going on without a script");
-                run = run.script("");
-            }
-        }
-    }
-    if args.gdb {
-        say_how_to_attach(args, &project);
-    }
-
-    let signal = Arc::new(AtomicUsize::new(0));
-    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-        signal_hook::flag::register_usize(number, signal.clone(), number as usize).map_err(CliError::Signals)?;
-    }
-    let settings = terminal.then(|| tcgetattr(io::stdin()).ok()).flatten();
-    let done = run.terminal(terminal).echo(!terminal).interrupt(signal).finish();
-    if let Some(settings) = settings {
-        // QEMU puts the terminal back itself, unless it was killed.
-        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &settings);
-    }
-    Ok(report(&done?))
-}
-
-/// The core is linked at 0; a debugger has to be told where the boot loader puts it.
-fn say_how_to_attach(args: &RunArgs, project: &Project) {
-    say("QEMU waits for a debugger on port 1234. Attach with:");
-    if args.no_core || args.raw_image.is_some() {
-        say("  gdb-multiarch -ex 'target remote :1234'");
-        return;
-    }
-    let elf = project.core_elf();
-    let (elf, base) = (elf.display(), args.board.image_base());
-    say(&format!("  gdb-multiarch -ex 'add-symbol-file {elf} -o {base:#x}' -ex 'target remote :1234'"));
-    say(&format!(
-        "  lldb -o 'target create {elf}' -o 'target modules load --file corevisor --slide {base:#x}' -o 'gdb-remote 1234'"
-    ));
-}
-
-/// Says what happened unless all went well, and gives the exit status.
-fn report(done: &Finished) -> ExitCode {
-    if done.is_success() {
-        return ExitCode::SUCCESS;
-    }
-    let status = match &done.outcome {
-        Outcome::PoweredOff { script: Some(status) } => u8::try_from(*status).ok().filter(|n| *n != 0).unwrap_or(1),
-        Outcome::TimedOut(_) => 124,
-        Outcome::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(1),
-        _ => 1,
-    };
-    if matches!(done.outcome, Outcome::TimedOut(_)) && !done.console.is_empty() {
-        eprintln!("the console's last lines:\n{}", done.tail(15));
-    }
-    say(&done.story());
-    ExitCode::from(status)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
 
     const HELP: &[(&str, &str)] = &[
-        ("run", include_str!("../help/run.txt")),
-        ("image", include_str!("../help/image.txt")),
-        ("bench", include_str!("../help/bench.txt")),
+        ("sign", include_str!("../../help/sign.txt")),
+        ("run", include_str!("../../help/run.txt")),
+        ("image", include_str!("../../help/image.txt")),
+        ("bench", include_str!("../../help/bench.txt")),
     ];
 
     fn parsed(args: &[&str]) -> Result<RunArgs, clap::Error> {

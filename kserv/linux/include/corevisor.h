@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/* Made from src/interface by `scripts/header`; do not edit. */
+#ifndef COREVISOR_H
+#define COREVISOR_H
+
+#define CV_INTERFACE_VERSION 0x2ULL
+#define CV_MAX_PAGES 0x200ULL
+#define CV_MAX_VMS 0x7fULL
+#define CV_MAX_VCPUS 0x10ULL
+#define CV_MAX_IMAGES 0x5ULL
+#define CV_MAX_LIST_REGISTERS 0x10ULL
+
+/* ()
+ * x0 = [`INTERFACE_VERSION`].
+ */
+#define CV_CALL_CORE_VERSION 0xc6008000ULL
+
+/* (event)
+ * x0 = 0, x1 = how often the event was counted, over all CPUs since boot (numbers: `per_cpu::Event`, in order).
+ */
+#define CV_CALL_CORE_STATISTICS 0xc6008001ULL
+
+/* (seq)
+ * x0 = 0, x1 = next sequence number, x2, x3 = up to 16 bytes of the core's log from sequence number `seq` on, the
+ * first in the low byte; `x1 - seq` may be larger than 16 if older lines are gone; no more if x1 = seq.
+ */
+#define CV_CALL_CORE_LOG_READ 0xc6008002ULL
+
+/* ()
+ * What this machine can do for VMs: x0 = 0, x1 = number of GIC list registers, x2 = GIC architecture version for VMs (2 or
+ * 3; 0: none) in bits 7:0, most bits of a VM's addresses in bits 15:8, vCPU context pages per vCPU in bits 23:16, x3 = physical address of the
+ * GICv2 virtual CPU interface (GICV), else 0.
+ */
+#define CV_CALL_CORE_INFO 0xc6008003ULL
+
+/* (kind, ipa_bits, root)
+ * A new VM, `kind` [`VM_ORDINARY`] or [`VM_PROTECTED`], with `ipa_bits` (32 to the most that CoreInfo says) of address space. The
+ * host gives the page(s) at `root` for its stage-2 root: 1 page up to 39 bits, else `1 << (ipa_bits - 39)`, aligned to their size.
+ * x0 = 0, x1 = VM id. State: READY. K: `register_kvm`.
+ */
+#define CV_CALL_REGISTER_VM 0xc6008010ULL
+
+/* (vm, vcpu, mailbox)
+ * A new vCPU, whose [`crate::mailbox::Mailbox`] is the host's page at `mailbox`, which stays the host's for as long as the VM lives and
+ * cannot be given away. VM state READY. Takes its context pages from the VM's pool. K: `register_vcpu`.
+ */
+#define CV_CALL_REGISTER_VCPU 0xc6008011ULL
+
+/* (vm, pa, pages)
+ * The host's `pages` pages from `pa` on become the VM's pool, from which its tables and vCPU contexts come. They come back to
+ * the host, scrubbed, at [`HostCall::DestroyVm`]. x0 = pages given, at most [`MAX_PAGES`].
+ */
+#define CV_CALL_DONATE_POOL 0xc6008012ULL
+
+/* (vm)
+ * Pages of the VM's pool that are free: x0 = 0, x1 = free, x2 = all.
+ */
+#define CV_CALL_POOL_INFO 0xc6008013ULL
+
+/* (vm, gpa, size)
+ * One more image of `size` bytes, which the VM will see at `gpa`: both any value, `gpa` page-aligned. x0 = 0, x1 = image index.
+ * State READY, protected VMs only. K: `set_boot_info`.
+ */
+#define CV_CALL_SET_BOOT_INFO 0xc6008014ULL
+
+/* (vm, image, pa)
+ * The host's page at `pa` is the next page of image `image`: it leaves the host at once. State READY. K: `remap_vm_image`.
+ */
+#define CV_CALL_REMAP_IMAGE_PAGE 0xc6008015ULL
+
+/* (vm, manifest)
+ * Protected VM: checks the images against the manifest ([`crate::boot::Manifest`]) in the host's page at `manifest`, copied once, with its
+ * signature; all pages of every image must be there. Ordinary VM: `manifest` is 0. State READY to VERIFIED; the VM can run.
+ * A wrong signature or digest leaves the VM READY, its pages with it; it can only be destroyed. Works in steps: returns
+ * [`CallError::Again`] until done. K: `verify_and_load_images`.
+ */
+#define CV_CALL_VERIFY_VM 0xc6008016ULL
+
+/* (vm, gpa, pa, pages, flags)
+ * Protected VM: the host's pages become the VM's, private, at `gpa`, scrubbed first (K §8.3 A18). Ordinary VM: they are lent to it. As
+ * blocks where both sides are aligned. x0 = pages mapped (a whole 2 MiB block, or up to `pages`); what is mapped already is
+ * refused (A4). State READY or VERIFIED.
+ */
+#define CV_CALL_MAP_MEMORY 0xc6008017ULL
+
+/* (vm, gpa, pages)
+ * Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.
+ */
+#define CV_CALL_UNMAP_MEMORY 0xc6008018ULL
+
+/* (vm, gpa, pa, pages)
+ * Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`. State READY. K: `map_io`.
+ */
+#define CV_CALL_MAP_IO 0xc6008019ULL
+
+/* (vm, offset)
+ * What is added to the physical counter, negated, to give the VM's virtual counter. State READY. K: `TIMER_SET_CNTVOFF`.
+ */
+#define CV_CALL_SET_CNTVOFF 0xc600801aULL
+
+/* (vm, vcpu)
+ * Runs the vCPU until something is the host's to do. x0 = a [`crate::mailbox::ExitReason`], the rest in the mailbox. State VERIFIED. K: `VCPU_RUN`.
+ */
+#define CV_CALL_VCPU_RUN 0xc600801bULL
+
+/* (vm, vcpu, register)
+ * Reads register `register` ([`crate::mailbox::Register`]) of a vCPU that does not run. Ordinary VMs only. x0 = 0, x1 = value.
+ */
+#define CV_CALL_GET_REGISTER 0xc600801cULL
+
+/* (vm, vcpu, register, value)
+ * Writes it.
+ */
+#define CV_CALL_SET_REGISTER 0xc600801dULL
+
+/* (vm)
+ * No vCPU of the VM runs any more from now on. From every state: POWEROFF. Those that run right now leave at their next exit: the host
+ * makes them exit by an interrupt. K §8.3 A10.
+ */
+#define CV_CALL_POWER_OFF_VM 0xc600801eULL
+
+/* (vm)
+ * Takes up to [`MAX_PAGES`] pages of a VM in state POWEROFF back to the host: unmapped, scrubbed if they were private.
+ * [`CallError::Busy`] while a vCPU runs. x0 = pages taken; 0: none is left. K: `clear_vm_stage2_range`, A7.
+ */
+#define CV_CALL_RECLAIM_VM 0xc600801fULL
+
+/* (vm)
+ * The VM is gone: pool, root and id are free again. Needs all memory reclaimed, else [`CallError::Busy`]. In steps: [`CallError::Again`].
+ */
+#define CV_CALL_DESTROY_VM 0xc6008020ULL
+
+/* (vm)
+ * x0 = 0, x1 = state (`vm_power::VmState`), x2 = pages private or shared, x3 = kind.
+ */
+#define CV_CALL_VM_INFO 0xc6008021ULL
+
+/* (vm, gpa)
+ * Whether the VM's page at `gpa` is: x0 = 0, x1 = 0 not mapped, 1 private, 2 shared, 3 lent, 4 window; x2 = its physical address unless it is private.
+ */
+#define CV_CALL_PAGE_INFO 0xc6008022ULL
+
+/* (vm, gpa, out, tag)
+ * Seals the private page at `gpa` of a protected VM that does not run (state POWEROFF by [`HostCall::PowerOffVm`], or VERIFIED with all vCPUs off) into the
+ * host's pages at `out` (ciphertext) and `tag` (first 64 bytes: sequence, nonce, tag). K §4.8.
+ */
+#define CV_CALL_SEAL_PAGE 0xc6008030ULL
+
+/* (vm, gpa, data, tag)
+ * The host's page `data` with seal `tag` becomes the page at `gpa` of a protected VM in state READY.
+ */
+#define CV_CALL_UNSEAL_PAGE 0xc6008031ULL
+
+/* (vm, vcpu, out)
+ * Seals all registers of a vCPU into the host's page at `out`, which then holds a [`crate::boot::SealedVcpu`].
+ */
+#define CV_CALL_SEAL_VCPU 0xc6008032ULL
+
+/* (vm, vcpu, data)
+ * The vCPU goes on from the sealed registers in the host's page at `data`. State READY, vCPU registered.
+ */
+#define CV_CALL_UNSEAL_VCPU 0xc6008033ULL
+
+/* (vm, phase, data)
+ * Ends a save (`phase` 0: x1, x2 of the result identify the snapshot) or a restore (`phase` 1: the manifest of the snapshot in the host's page
+ * `data` is checked, and the VM becomes VERIFIED only if every page and vCPU of the snapshot is there).
+ */
+#define CV_CALL_SEAL_VM 0xc6008034ULL
+
+/* ()
+ * x0-x3 = the core's UID, as SMCCC's "call UID" query gives it. Guests of KVM look for KVM's UID here.
+ */
+#define CV_CALL_CALL_UID 0x8600ff01ULL
+
+/* ()
+ * x0 = major, x1 = minor version of the interface.
+ */
+#define CV_CALL_CALL_REVISION 0x8600ff03ULL
+
+#define CV_ERR_NOT_SUPPORTED (-1)
+#define CV_ERR_INVALID_PARAMETER (-3)
+#define CV_ERR_NO_SUCH_OBJECT (-16)
+#define CV_ERR_WRONG_STATE (-17)
+#define CV_ERR_NOT_OWNER (-18)
+#define CV_ERR_IN_USE (-19)
+#define CV_ERR_OCCUPIED (-20)
+#define CV_ERR_NO_MEMORY (-21)
+#define CV_ERR_NO_SPACE (-22)
+#define CV_ERR_BUSY (-23)
+#define CV_ERR_AGAIN (-24)
+#define CV_ERR_NOT_AUTHENTIC (-25)
+
+#define CV_EXIT_IRQ 0
+#define CV_EXIT_TIMER 1
+#define CV_EXIT_WFX 2
+#define CV_EXIT_MMIO_READ 3
+#define CV_EXIT_MMIO_WRITE 4
+#define CV_EXIT_MEMORY_FAULT 5
+#define CV_EXIT_PSCI 6
+#define CV_EXIT_SYSREG 7
+#define CV_EXIT_SYSTEM_OFF 8
+#define CV_EXIT_STOPPED 9
+#define CV_EXIT_FAILED 10
+
+#endif

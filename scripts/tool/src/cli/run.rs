@@ -1,0 +1,196 @@
+//! `scripts/run`.
+
+use super::{CliError, LogLevel, memory_size, say, seconds};
+use crate::{
+    error::{chain, read},
+    machine::{Board, Machine},
+    project::Project,
+    run::{Boot, Finished, Outcome, Run},
+    script::{FIRST_BYTE, Input, NEXT_BYTE, read_input},
+};
+use clap::{ArgAction, Args};
+use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[arg(long, value_enum, default_value = "virt")]
+    board: Board,
+    #[arg(long)]
+    cpu: Option<String>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=512))]
+    smp: Option<u32>,
+    #[arg(long, value_parser = memory_size)]
+    memory: Option<String>,
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=3))]
+    gic: Option<u32>,
+    #[arg(long)]
+    drive: Vec<PathBuf>,
+    #[arg(long)]
+    net: bool,
+    #[arg(long)]
+    dtb: Option<PathBuf>,
+    #[arg(long, default_value = "6.12")]
+    kernel: String,
+    #[arg(long)]
+    initrd: Option<PathBuf>,
+    #[arg(long, allow_hyphen_values = true)]
+    append: Vec<String>,
+    #[arg(long)]
+    script: Option<PathBuf>,
+    #[arg(long, conflicts_with = "log")]
+    no_core: bool,
+    #[arg(long, conflicts_with = "no_core")]
+    raw_image: Option<PathBuf>,
+    #[arg(long, value_enum)]
+    log: Option<LogLevel>,
+    #[arg(long)]
+    gdb: bool,
+    #[arg(long)]
+    icount: bool,
+    #[arg(long, value_parser = seconds)]
+    timeout: Option<Duration>,
+    #[arg(long)]
+    allow_reboot: bool,
+    #[arg(long, allow_hyphen_values = true, action = ArgAction::Append)]
+    qemu_arg: Vec<String>,
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl RunArgs {
+    fn machine(&self) -> Machine {
+        let mut machine = match self.board {
+            Board::Virt => Machine::virt(),
+            Board::Raspi4b => Machine::raspi4b(),
+        };
+        if let Some(model) = &self.cpu {
+            machine = machine.cpu(model);
+        }
+        if let Some(cpus) = self.smp {
+            machine = machine.smp(cpus);
+        }
+        if let Some(size) = &self.memory {
+            machine = machine.memory(size);
+        }
+        if let Some(version) = self.gic {
+            machine = machine.gic(version);
+        }
+        for file in &self.drive {
+            machine = machine.drive(file);
+        }
+        for arg in &self.qemu_arg {
+            machine = machine.arg(arg);
+        }
+        machine.net(self.net).gdb(self.gdb).icount(self.icount).allow_reboot(self.allow_reboot)
+    }
+
+    fn run(&self, project: &Project) -> Run {
+        let mut run = Run::new(project, self.machine()).kernel(&self.kernel);
+        if self.no_core {
+            run = run.boot(Boot::NoCore);
+        }
+        if let Some(file) = &self.raw_image {
+            run = run.boot(Boot::File(file.clone()));
+        }
+        if let Some(file) = &self.initrd {
+            run = run.initrd(file);
+        }
+        if let Some(file) = &self.dtb {
+            run = run.dtb(file);
+        }
+        if let Some(level) = self.log {
+            run = run.append(level.argument());
+        }
+        for args in &self.append {
+            run = run.append(args);
+        }
+        if let Some(limit) = self.timeout {
+            run = run.timeout(limit);
+        }
+        run
+    }
+}
+
+pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
+    let project = Project::find()?;
+    let mut run = args.run(&project);
+    if let Some(script) = &args.script {
+        run = run.script(read(script)?);
+    }
+    if args.dry_run {
+        let (line, missing) = run.dry_run()?;
+        println!("{line}");
+        if let Some(missing) = missing {
+            say(&format!("not there yet: {} (scripts/run makes what is missing)", chain(&missing)));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    // An initramfs of somebody else's runs nobody's script unless one is given.
+    let terminal = io::stdin().is_terminal() && args.script.is_none();
+    if !io::stdin().is_terminal() && args.script.is_none() {
+        match read_input(io::stdin().lock(), FIRST_BYTE, NEXT_BYTE)? {
+            Input::Text(text) if text.is_empty() && args.initrd.is_some() => {}
+            Input::Text(text) => run = run.script(text),
+            Input::Silent => {
+                say("standard input is open but says nothing: going on without a script");
+                run = run.script("");
+            }
+        }
+    }
+    if args.gdb {
+        say_how_to_attach(args, &project);
+    }
+
+    let signal = Arc::new(AtomicUsize::new(0));
+    for number in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        signal_hook::flag::register_usize(number, signal.clone(), number as usize).map_err(CliError::Signals)?;
+    }
+    let settings = terminal.then(|| tcgetattr(io::stdin()).ok()).flatten();
+    let done = run.terminal(terminal).echo(!terminal).interrupt(signal).finish();
+    if let Some(settings) = settings {
+        // QEMU puts the terminal back itself, unless it was killed.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &settings);
+    }
+    Ok(report(&done?))
+}
+
+/// The core is linked at 0; a debugger has to be told where the boot loader puts it.
+fn say_how_to_attach(args: &RunArgs, project: &Project) {
+    say("QEMU waits for a debugger on port 1234. Attach with:");
+    if args.no_core || args.raw_image.is_some() {
+        say("  gdb-multiarch -ex 'target remote :1234'");
+        return;
+    }
+    let elf = project.core_elf();
+    let (elf, base) = (elf.display(), args.board.image_base());
+    say(&format!("  gdb-multiarch -ex 'add-symbol-file {elf} -o {base:#x}' -ex 'target remote :1234'"));
+    say(&format!(
+        "  lldb -o 'target create {elf}' -o 'target modules load --file corevisor --slide {base:#x}' -o 'gdb-remote 1234'"
+    ));
+}
+
+/// Says what happened unless all went well, and gives the exit status.
+fn report(done: &Finished) -> ExitCode {
+    if done.is_success() {
+        return ExitCode::SUCCESS;
+    }
+    let status = match &done.outcome {
+        Outcome::PoweredOff { script: Some(status) } => u8::try_from(*status).ok().filter(|n| *n != 0).unwrap_or(1),
+        Outcome::TimedOut(_) => 124,
+        Outcome::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(1),
+        _ => 1,
+    };
+    if matches!(done.outcome, Outcome::TimedOut(_)) && !done.console.is_empty() {
+        eprintln!("the console's last lines:\n{}", done.tail(15));
+    }
+    say(&done.story());
+    ExitCode::from(status)
+}
