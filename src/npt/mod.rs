@@ -110,6 +110,15 @@ impl Npt {
     }
 }
 
+/// Whose memory a VM runs in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmKind {
+    /// Memory lent by the host, which keeps its access.
+    Ordinary,
+    /// Memory of its own, which the host gave away.
+    Protected,
+}
+
 /// The stage-2 tables, each behind its lock, and the machine that they live in.
 pub struct Npts<M> {
     machine: M,

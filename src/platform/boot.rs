@@ -31,6 +31,7 @@ use crate::npt::descriptor::CoreAccess;
 use crate::npt::pt_alloc;
 use crate::npt::{Npts, Shape, TableOwner};
 use crate::trap::{Core, trap_handler};
+use crate::vm;
 
 /// Largest device tree that fits into the page pool.
 pub const MAX_TREE: usize = 512 * 1024;
@@ -147,6 +148,18 @@ fn in_pool<T>(value: T) -> Result<&'static mut T, BootError> {
     }
 }
 
+/// `count` values in pages of the pool that are never given back, made one by one: all together they have no place on a stack.
+fn many_in_pool<T>(count: usize, new: fn() -> T) -> Result<&'static [T], BootError> {
+    let order = ((count * size_of::<T>()) as u64).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
+    let place = pool::alloc(order).ok_or(BootError::OutOfTables)?.raw() as *mut T;
+    for n in 0..count {
+        // SAFETY: fresh pages, large enough for `count` values and page aligned, that nobody else has.
+        unsafe { place.add(n).write(new()) };
+    }
+    // SAFETY: the same pages, every value written above.
+    Ok(unsafe { slice::from_raw_parts(place, count) })
+}
+
 /// Maps the boot loader's blob, checks it and reads it.
 fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static MachineDescription), BootError> {
     let header = PhysRange::new(dtb, PAGE_SIZE / 8).ok_or(BootError::Map(MapError::OutOfTables))?;
@@ -219,7 +232,8 @@ fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[
     halt::set_host_root(host.vttbr(), 1 << shape.root_order());
     HOST_STAGE2.call_once(|| (host.vttbr(), shape));
     let regions = core::mem::take(regions);
-    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host), regions, pages)));
+    let vms = many_in_pool(vm::slots(), vm::no_vm)?;
+    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host), regions, pages), vms));
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }

@@ -24,6 +24,7 @@ use crate::npt::pt_alloc::alloc_root;
 use crate::npt::{Level, Npts, Shape, TableOwner};
 use crate::trap::Core;
 use crate::trap::trap_handler::host_trap_handler;
+use crate::vm;
 
 /// What a test machine looks like.
 #[derive(Clone, Debug)]
@@ -49,6 +50,11 @@ pub fn firmware(args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutc
         0xc400_0001 => SmcOutcome::Restart { entry: Ipa::new(args[2]), context: args[3] },
         _ => SmcOutcome::Return([-1i64 as u64, args[1], args[2], args[3]]),
     }
+}
+
+/// Places for VMs, as boot makes them.
+pub fn vm_slots() -> &'static [vm::VmLock] {
+    Box::leak((0..vm::slots()).map(|_| vm::no_vm()).collect())
 }
 
 /// What the host's hardware made of an access, in the end.
@@ -99,7 +105,7 @@ impl World {
             counts: [0; Event::COUNT],
             log: (0, vec![]),
         };
-        let mut world = Self { core: Core::new(memory), spec, calls: 0 };
+        let mut world = Self { core: Core::new(memory, vm_slots()), spec, calls: 0 };
         assert_eq!(world.protect_el2_mem(pool), Ok(()));
         world
     }

@@ -17,25 +17,31 @@ pub mod trap_handler_raw;
 
 use crate::abstract_machine::Machine;
 use crate::memory::Memory;
+use crate::vm::{VmLock, Vms};
 
 /// All state of the core.
 pub struct Core<M> {
-    memory: Memory<M>,
+    vms: Vms<M>,
 }
 
 impl<M: Machine> Core<M> {
-    /// The core over this memory.
-    pub const fn new(memory: Memory<M>) -> Self {
-        Self { memory }
+    /// The core over this memory, with places for VMs (`MAX_VMS` of [`crate::vm::no_vm`]).
+    pub const fn new(memory: Memory<M>, vms: &'static [VmLock]) -> Self {
+        Self { vms: Vms::new(memory, vms) }
     }
 
-    /// The layers below.
+    /// The VMs.
+    pub const fn vms(&self) -> &Vms<M> {
+        &self.vms
+    }
+
+    /// The memory.
     pub const fn memory(&self) -> &Memory<M> {
-        &self.memory
+        self.vms.memory()
     }
 
     /// The machine.
     pub const fn machine(&self) -> &M {
-        self.memory.machine()
+        self.vms.machine()
     }
 }

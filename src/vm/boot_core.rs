@@ -1,0 +1,50 @@
+//! Layer 19, BootCore: the numbers that are given out.
+//!
+//! | primitive          | does                                        | lock |
+//! |--------------------|---------------------------------------------|------|
+//! | [`gen_vmid`]       | gives the lowest free VM id                 | Core |
+//! | [`free_vmid`]      | takes one back                              | Core |
+//!
+//! The proof counts up and panics at the end, so that a machine starts 15 VMs between two reboots (K §4.4). Here an id is free again
+//! when its VM is destroyed: by then no TLB knows it, for the layer below flushed it before it gave the table's pages back. The remap
+//! addresses of the proof (`alloc_remap_addr`) do not exist: an image goes straight to where the VM sees it.
+//!
+//! Below: VMPower. Above: BootAux. Specification: `spec::vm`. Source: SeKVM layer BootCore; K §2 L19.
+#![forbid(unsafe_code)]
+
+use super::Vms;
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::VmId;
+use crate::interface::CallError;
+use crate::interface::calls::MAX_VMS;
+
+/// The ids in use: bit n is id n + 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ids(u128);
+
+impl Ids {
+    /// None in use.
+    pub const NONE: Self = Self(0);
+}
+
+/// Gives the lowest id that is in no use. Nobody else gets it until [`free_vmid`]. K: `gen_vmid`.
+///
+/// # Errors
+/// [`CallError::NoSpace`] if all are in use.
+pub fn gen_vmid<M: Machine>(vms: &Vms<M>) -> Result<VmId, CallError> {
+    let mut ids = vms.ids().acquire();
+    let lowest = ids.0.trailing_ones();
+    if u64::from(lowest) >= MAX_VMS {
+        return Err(CallError::NoSpace);
+    }
+    ids.0 |= 1 << lowest;
+    Ok(VmId::new(lowest as u16 + 1))
+}
+
+/// Takes `vm` back; no VM has it any more. The VM's lock may be held.
+pub fn free_vmid<M: Machine>(vms: &Vms<M>, vm: VmId) {
+    let mut ids = vms.ids().acquire();
+    if let Some(bit) = u32::from(vm.raw()).checked_sub(1).and_then(|n| 1u128.checked_shl(n)) {
+        ids.0 &= !bit;
+    }
+}

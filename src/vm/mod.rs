@@ -1,0 +1,273 @@
+//! Layers 18-21: the life of VMs.
+//!
+//! | layer | module             | holds                                                                  |
+//! |-------|--------------------|------------------------------------------------------------------------|
+//! | 18    | [`vm_power`]       | power-off, and whether a VM still runs                                 |
+//! | 19    | [`boot_core`]      | VM ids, given out and taken back                                       |
+//!
+//! This file holds the state that these layers share: one [`Vm`] for each id, behind a lock of rank `Vm`, and the ids that are in
+//! use, behind one of rank `Core`.
+#![forbid(unsafe_code)]
+
+pub mod boot_core;
+pub mod vm_power;
+
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{Gfn, Pa, Pfn, VcpuId, VmId};
+use crate::abstract_machine::shadow::Shadow;
+use crate::interface::CallError;
+use crate::interface::calls::{MAX_IMAGES, MAX_VCPUS, MAX_VMS};
+use crate::locks::{Guard, Lock, Rank};
+use crate::memory::Memory;
+use crate::npt::VmKind;
+
+const VCPU_SLOTS: usize = MAX_VCPUS as usize;
+const IMAGE_SLOTS: usize = MAX_IMAGES as usize;
+
+/// Where a VM is in its life. K §4.4, with its numbers; `Dying` is new.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum VmState {
+    /// There is no such VM.
+    Unused = 0,
+    /// The host builds it: vCPUs, images.
+    Ready = 2,
+    /// It may run.
+    Verified = 3,
+    /// It never runs again; its memory goes back to the host.
+    PowerOff = 4,
+    /// Its memory is gone, its tables go.
+    Dying = 5,
+}
+
+/// Where a vCPU is in its life. K §4.4.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VcpuState {
+    /// There is no such vCPU.
+    Unused,
+    /// It does not run.
+    Ready,
+    /// It runs on some CPU.
+    Active,
+}
+
+/// What a vCPU's power is, as PSCI sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Power {
+    /// It was never started. Whether the host may start it depends on the VM's kind.
+    Never,
+    /// CPU_ON was called for it; it has not run since. Where it starts stands in its shadow.
+    Pending,
+    /// It is on.
+    On,
+    /// It switched itself off.
+    Off,
+}
+
+/// How a vCPU's next run begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// Where it left.
+    Resume,
+    /// All registers at reset, at `pc` with `x0`: the VM itself said so, by CPU_ON. The mailbox has no say.
+    Psci {
+        /// Entry point.
+        pc: u64,
+        /// Its x0.
+        x0: u64,
+    },
+    /// All registers at reset, at `pc` with `x0`: the manifest says so. The mailbox's `pc` must say the same (else InvalidParameter).
+    Manifest {
+        /// Entry point.
+        pc: u64,
+        /// Its x0.
+        x0: u64,
+    },
+    /// All registers at reset; `pc` and `x0` are the mailbox's.
+    Mailbox,
+}
+
+/// A vCPU that this CPU is about to run: what the world switch needs. Nobody else runs it until `boot_ops::set_vcpu_inactive`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Active {
+    /// The VM.
+    pub vm: VmId,
+    /// The vCPU.
+    pub vcpu: VcpuId,
+    /// Whose memory it runs in: what the host may see of it.
+    pub kind: VmKind,
+    /// Its registers.
+    pub shadow: Shadow,
+    /// The host's page for it: held, so it stays the host's.
+    pub mailbox: Pfn,
+    /// VTTBR_EL2.
+    pub vttbr: u64,
+    /// Bits of its addresses.
+    pub ia_bits: u32,
+    /// CNTVOFF_EL2.
+    pub cntvoff: u64,
+    /// How this run begins.
+    pub start: Start,
+}
+
+/// One vCPU.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Vcpu {
+    pub(crate) state: VcpuState,
+    pub(crate) power: Power,
+    pub(crate) shadow: Shadow,
+    pub(crate) mailbox: Pfn,
+}
+
+impl Vcpu {
+    const UNUSED: Self =
+        Self { state: VcpuState::Unused, power: Power::Never, shadow: Shadow::new(Pa::new(0)), mailbox: Pfn::new(0) };
+}
+
+/// One boot image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Image {
+    pub(crate) gfn: Gfn,
+    pub(crate) size: u64,
+    /// Pages that are the VM's already: from the first on.
+    pub(crate) loaded: u64,
+}
+
+impl Image {
+    const NONE: Self = Self { gfn: Gfn::new(0), size: 0, loaded: 0 };
+
+    /// Pages that it has a byte in.
+    pub(crate) const fn pages(&self) -> u64 {
+        self.size.div_ceil(crate::abstract_machine::addr::PAGE_SIZE)
+    }
+
+    /// Whether `gfn` is one of its pages.
+    pub(crate) const fn contains(&self, gfn: Gfn) -> bool {
+        gfn.raw() >= self.gfn.raw() && gfn.raw() - self.gfn.raw() < self.pages()
+    }
+
+    /// Whether some page is in both.
+    pub(crate) const fn overlaps(&self, other: &Self) -> bool {
+        self.gfn.raw() < other.gfn.raw() + other.pages() && other.gfn.raw() < self.gfn.raw() + self.pages()
+    }
+}
+
+/// All that the core knows of one VM, besides its tables.
+#[derive(Debug)]
+pub struct Vm {
+    pub(crate) state: VmState,
+    pub(crate) kind: VmKind,
+    pub(crate) ipa_bits: u32,
+    pub(crate) active: u32,
+    pub(crate) vcpus: [Vcpu; VCPU_SLOTS],
+    pub(crate) images: [Image; IMAGE_SLOTS],
+    pub(crate) image_count: usize,
+    pub(crate) entry: u64,
+    pub(crate) x0: u64,
+    pub(crate) cntvoff: u64,
+}
+
+impl Vm {
+    /// No VM.
+    pub const UNUSED: Self = Self {
+        state: VmState::Unused,
+        kind: VmKind::Ordinary,
+        ipa_bits: 0,
+        active: 0,
+        vcpus: [Vcpu::UNUSED; VCPU_SLOTS],
+        images: [Image::NONE; IMAGE_SLOTS],
+        image_count: 0,
+        entry: 0,
+        x0: 0,
+        cntvoff: 0,
+    };
+
+    /// The vCPU with this number, if it was registered.
+    ///
+    /// # Errors
+    /// [`CallError::NoSuchObject`].
+    pub(crate) fn vcpu(&mut self, vcpu: VcpuId) -> Result<&mut Vcpu, CallError> {
+        let found = self.vcpus.get_mut(vcpu.index()).filter(|vcpu| vcpu.state != VcpuState::Unused);
+        found.ok_or(CallError::NoSuchObject)
+    }
+
+    /// The images so far.
+    pub(crate) fn images(&self) -> &[Image] {
+        self.images.get(..self.image_count).unwrap_or(&[])
+    }
+
+    /// # Errors
+    /// [`CallError::WrongState`] if the VM is in none of `states`.
+    pub(crate) fn expect(&self, states: &[VmState]) -> Result<(), CallError> {
+        if states.contains(&self.state) { Ok(()) } else { Err(CallError::WrongState) }
+    }
+
+    /// # Errors
+    /// [`CallError::WrongState`] if the VM is of the other kind.
+    pub(crate) fn expect_kind(&self, kind: VmKind) -> Result<(), CallError> {
+        if self.kind == kind { Ok(()) } else { Err(CallError::WrongState) }
+    }
+}
+
+/// A VM's place behind its lock.
+pub type VmLock = Lock<Vm>;
+
+/// A place without a VM.
+pub const fn no_vm() -> VmLock {
+    Lock::new(Rank::Vm, Vm::UNUSED)
+}
+
+/// A CPU has 127 of them, and one allocation holds them all.
+const _: () = assert!(size_of::<VmLock>() <= 1032);
+
+/// The VMs, and the memory that they live in.
+pub struct Vms<M> {
+    memory: Memory<M>,
+    ids: Lock<boot_core::Ids>,
+    slots: &'static [VmLock],
+}
+
+impl<M: Machine> Vms<M> {
+    /// No VM yet. `slots` are [`MAX_VMS`] times [`no_vm`].
+    pub const fn new(memory: Memory<M>, slots: &'static [VmLock]) -> Self {
+        Self { memory, ids: Lock::new(Rank::Core, boot_core::Ids::NONE), slots }
+    }
+
+    /// The layers below.
+    pub const fn memory(&self) -> &Memory<M> {
+        &self.memory
+    }
+
+    /// The machine.
+    pub const fn machine(&self) -> &M {
+        self.memory.machine()
+    }
+
+    /// The ids in use, behind their lock.
+    pub(crate) const fn ids(&self) -> &Lock<boot_core::Ids> {
+        &self.ids
+    }
+
+    /// The VM's place, locked, whether there is a VM or not.
+    ///
+    /// # Errors
+    /// [`CallError::NoSuchObject`] if there is no place with this number: the host's 0, and beyond the last.
+    pub(crate) fn place(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
+        let slot = vm.raw().checked_sub(1).and_then(|n| self.slots.get(usize::from(n)));
+        slot.map(Lock::acquire).ok_or(CallError::NoSuchObject)
+    }
+
+    /// The VM, locked.
+    ///
+    /// # Errors
+    /// [`CallError::NoSuchObject`] if there is none.
+    pub(crate) fn vm(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
+        let place = self.place(vm)?;
+        if place.state == VmState::Unused { Err(CallError::NoSuchObject) } else { Ok(place) }
+    }
+}
+
+/// Number of places for VMs.
+pub const fn slots() -> usize {
+    MAX_VMS as usize
+}

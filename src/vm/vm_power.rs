@@ -1,0 +1,44 @@
+//! Layer 18, VMPower: whether a VM may still run.
+//!
+//! | primitive              | does                                             | lock |
+//! |------------------------|--------------------------------------------------|------|
+//! | [`set_vm_poweroff`]    | no vCPU of the VM enters any more                | Vm   |
+//! | [`get_vm_poweron`]     | whether the VM is not powered off                | Vm   |
+//! | [`vm_kind`]            | whose memory the VM runs in                      | Vm   |
+//!
+//! The host may power off any VM (K §8.3 A10: otherwise one that was killed could never be reclaimed), and a VM itself. There is
+//! no way back: only destroying the VM makes its id free again.
+//!
+//! Below: MemoryOps. Above: BootCore. Specification: `spec::vm`. Source: SeKVM layer VMPower; K §2 L18, §8.2 D3, §8.3 A10.
+#![forbid(unsafe_code)]
+
+use super::{VmState, Vms};
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::VmId;
+use crate::interface::CallError;
+use crate::npt::VmKind;
+
+/// From now on no vCPU of `vm` enters. Those that run leave at their next exit. K: `set_vm_poweroff`.
+///
+/// # Errors
+/// [`CallError::NoSuchObject`].
+pub fn set_vm_poweroff<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallError> {
+    let mut vm = vms.vm(vm)?;
+    if vm.state != VmState::Dying {
+        vm.state = VmState::PowerOff;
+    }
+    Ok(())
+}
+
+/// Whether `vm` exists and is not powered off. K: `get_vm_poweron`.
+pub fn get_vm_poweron<M: Machine>(vms: &Vms<M>, vm: VmId) -> bool {
+    vms.vm(vm).is_ok_and(|vm| matches!(vm.state, VmState::Ready | VmState::Verified))
+}
+
+/// Whose memory `vm` runs in.
+///
+/// # Errors
+/// [`CallError::NoSuchObject`].
+pub fn vm_kind<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<VmKind, CallError> {
+    Ok(vms.vm(vm)?.kind)
+}
