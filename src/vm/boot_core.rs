@@ -18,15 +18,6 @@ use crate::abstract_machine::addr::VmId;
 use crate::interface::CallError;
 use crate::interface::calls::MAX_VMS;
 
-/// The ids in use: bit n is id n + 1.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ids(u128);
-
-impl Ids {
-    /// None in use.
-    pub const NONE: Self = Self(0);
-}
-
 /// Gives the lowest id that is in no use. Nobody else gets it until [`free_vmid`]. K: `gen_vmid`.
 ///
 /// # Errors

@@ -220,17 +220,21 @@ pub const fn no_vm() -> VmLock {
 /// A CPU has 127 of them, and one allocation holds them all.
 const _: () = assert!(size_of::<VmLock>() <= 1032);
 
+/// The VM ids in use: bit n is id n + 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ids(pub(crate) u128);
+
 /// The VMs, and the memory that they live in.
 pub struct Vms<M> {
     memory: Memory<M>,
-    ids: Lock<boot_core::Ids>,
+    ids: Lock<Ids>,
     slots: &'static [VmLock],
 }
 
 impl<M: Machine> Vms<M> {
     /// No VM yet. `slots` are [`MAX_VMS`] times [`no_vm`].
     pub const fn new(memory: Memory<M>, slots: &'static [VmLock]) -> Self {
-        Self { memory, ids: Lock::new(Rank::Core, boot_core::Ids::NONE), slots }
+        Self { memory, ids: Lock::new(Rank::Core, Ids(0)), slots }
     }
 
     /// The layers below.
@@ -244,7 +248,7 @@ impl<M: Machine> Vms<M> {
     }
 
     /// The ids in use, behind their lock.
-    pub(crate) const fn ids(&self) -> &Lock<boot_core::Ids> {
+    pub(crate) const fn ids(&self) -> &Lock<Ids> {
         &self.ids
     }
 

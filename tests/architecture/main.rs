@@ -35,8 +35,12 @@ const ORDER: &[&str] = &[
     "vm",
     "vm::vm_power",
     "vm::boot_core",
+    "vm::authenticate",
     "vm::boot_aux",
     "vm::boot_ops",
+    "vm::vm_memory",
+    "vm::seal",
+    "vm::host_calls",
     "smmu",
     "smmu::mmio_raw",
     "smmu::mmio_core_aux",
@@ -197,7 +201,10 @@ fn a_layer_calls_only_layers_below_it() {
 fn unsafe_stands_only_at_the_bottom_and_is_forbidden_elsewhere() {
     let above: Vec<_> = sources().into_iter().filter(|(module, _)| !may_be_unsafe(module)).collect();
     let uses = above.iter().filter(|(_, text)| has_word(text, "unsafe"));
-    let allows = above.iter().filter(|(_, text)| !text.contains("#![forbid(unsafe_code)]"));
+    // The interface is a package: its lib.rs says it for all of it.
+    let package = |module: &str| module.starts_with("interface::src::") && module != "interface::src::lib";
+    let alone = above.iter().filter(|(module, _)| !package(module));
+    let allows = alone.filter(|(_, text)| !text.contains("#![forbid(unsafe_code)]"));
     assert_none(&uses.map(|(module, _)| format!("{module} uses unsafe")).collect::<Vec<_>>());
     assert_none(&allows.map(|(module, _)| format!("{module} does not forbid unsafe")).collect::<Vec<_>>());
 }
