@@ -1,0 +1,387 @@
+//! The state of a VM's interrupts, as GICv2 and GICv3 share it: what is pending, active, enabled, and for whom.
+//!
+//! | function                                   | does                                                                |
+//! |--------------------------------------------|---------------------------------------------------------------------|
+//! | [`Engine::set_line`], [`Engine::pulse`]    | a device's or timer's line; an edge                                 |
+//! | [`Engine::send_sgi`]                       | an interrupt from vCPU to vCPU                                      |
+//! | [`Engine::fill`], [`Engine::fold`]         | list registers for an entry; back at its exit (module `delivery`)   |
+//! | [`Engine::deliverable`]                    | whether a vCPU that waits has to go on                              |
+//! | [`Engine::take_kicks`]                     | which vCPUs must be looked at since the last call                   |
+//! | [`Engine::bits`], [`Engine::write_bits`]   | the one-bit registers, 32 interrupts at a time                      |
+//!
+//! An interrupt is in one place: here, or in a list register of one vCPU. What a list register took (an edge, a sender) is gone here and
+//! comes back at the exit if it was not acknowledged: so nothing is lost and nothing arrives twice. A level is never taken: it is looked
+//! at again at every entry. What other vCPUs change meanwhile is noted beside it and wins at the exit; `take_kicks` names the vCPU.
+//! Source: IHI 0048B §3, IHI 0069H §4 (state machine of interrupts).
+#![forbid(unsafe_code)]
+
+mod delivery;
+mod list_register;
+pub mod registers;
+
+pub use delivery::{Filled, HCR_LRENPIE, HCR_NPIE, HCR_UIE};
+pub use list_register::{Form, ListRegister};
+
+/// Interrupts of one vCPU: SGIs and PPIs.
+pub const PRIVATE: usize = 32;
+/// SGIs.
+pub const SGIS: usize = 16;
+/// Most interrupts that a model may have.
+pub const MAX_INTIDS: usize = 1020;
+/// Most list registers.
+pub const MAX_LRS: usize = corevisor_interface::mailbox::MAX_LIST_REGISTERS;
+/// Bits of a priority that exist.
+pub const PRIORITY_MASK: u8 = 0xf8;
+
+const NOBODY: u8 = 0xff;
+
+/// What stands in a list register.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    /// It was pending there.
+    pending: bool,
+    /// The latch went with it.
+    latched: bool,
+    /// Sender of a GICv2 SGI.
+    source: u8,
+    /// Somebody cleared its pending state since.
+    withdrawn: bool,
+    /// Somebody wrote its active state since.
+    active_written: bool,
+}
+
+/// One interrupt.
+#[derive(Clone, Copy, Debug)]
+struct Irq {
+    priority: u8,
+    /// vCPUs that it may go to, one bit each (SPIs).
+    route: u16,
+    enabled: bool,
+    group1: bool,
+    edge: bool,
+    line: bool,
+    /// An edge, or set by software.
+    latch: bool,
+    /// GICv2 SGI: senders that wait.
+    sources: u8,
+    active: bool,
+    /// GICv2 SGI: sender of the active one.
+    source: u8,
+    /// The vCPU that has it active or in a list register.
+    holder: u8,
+    placed: Option<Placed>,
+}
+
+impl Irq {
+    const RESET: Self = Self {
+        priority: 0,
+        route: 0,
+        enabled: false,
+        group1: false,
+        edge: false,
+        line: false,
+        latch: false,
+        sources: 0,
+        active: false,
+        source: 0,
+        holder: NOBODY,
+        placed: None,
+    };
+
+    /// Pending here, apart from a list register.
+    const fn pending(&self) -> bool {
+        self.latch || self.sources != 0 || (self.line && !self.edge)
+    }
+
+    fn pending_anywhere(&self) -> bool {
+        self.pending() || self.placed.is_some_and(|placed| placed.pending && !placed.withdrawn)
+    }
+
+    const fn is_hot(&self) -> bool {
+        self.pending() || self.active || self.placed.is_some()
+    }
+}
+
+/// A one-bit register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bits {
+    /// IGROUPR.
+    Group,
+    /// ISENABLER, ICENABLER.
+    Enabled,
+    /// ISPENDR, ICPENDR.
+    Pending,
+    /// ISACTIVER, ICACTIVER.
+    Active,
+}
+
+/// All interrupts of a VM with up to `V` (at most 16; GICv2: 8) vCPUs and `S` SPIs.
+#[derive(Clone, Debug)]
+pub struct Engine<const V: usize, const S: usize> {
+    form: Form,
+    vcpus: usize,
+    private: [[Irq; PRIVATE]; V],
+    shared: [Irq; S],
+    /// Which interrupts have any state: most have none.
+    hot_private: [u32; V],
+    hot_shared: [u32; MAX_INTIDS.div_ceil(32)],
+    /// Group 0, group 1.
+    enables: [bool; 2],
+    placed: [[u16; MAX_LRS]; V],
+    placed_count: [usize; V],
+    kicks: u32,
+}
+
+impl<const V: usize, const S: usize> Engine<V, S> {
+    /// After reset, for `vcpus` vCPUs (cut to what the model can have).
+    pub const fn new(form: Form, vcpus: usize) -> Self {
+        const { assert!(V >= 1 && V <= 16 && PRIVATE + S <= MAX_INTIDS, "more than the model can have") };
+        let v3 = matches!(form, Form::V3);
+        let most = if v3 || V < 8 { V } else { 8 };
+        let mut bank = [Irq { group1: v3, ..Irq::RESET }; PRIVATE];
+        let mut sgi = 0;
+        while sgi < SGIS {
+            bank[sgi].edge = true;
+            bank[sgi].enabled = !v3;
+            sgi += 1;
+        }
+        Self {
+            form,
+            vcpus: if vcpus > most { most } else { vcpus },
+            private: [bank; V],
+            shared: [Irq { group1: v3, ..Irq::RESET }; S],
+            hot_private: [0; V],
+            hot_shared: [0; MAX_INTIDS.div_ceil(32)],
+            enables: [false; 2],
+            placed: [[0; MAX_LRS]; V],
+            placed_count: [0; V],
+            kicks: 0,
+        }
+    }
+
+    /// Number of vCPUs.
+    pub const fn vcpus(&self) -> usize {
+        self.vcpus
+    }
+
+    /// Number of interrupts, private ones included.
+    pub const fn intids(&self) -> usize {
+        PRIVATE + S
+    }
+
+    /// ITLinesNumber of GICD_TYPER.
+    pub const fn lines_number(&self) -> u32 {
+        (S as u32).div_ceil(32)
+    }
+
+    fn irq(&self, vcpu: usize, intid: usize) -> Option<&Irq> {
+        if intid < PRIVATE { self.private.get(vcpu)?.get(intid) } else { self.shared.get(intid - PRIVATE) }
+    }
+
+    /// The vCPU that gets it.
+    fn target(&self, vcpu: usize, intid: usize, irq: &Irq) -> Option<usize> {
+        if intid < PRIVATE {
+            return Some(vcpu);
+        }
+        let first = irq.route.trailing_zeros() as usize;
+        (first < self.vcpus).then_some(first)
+    }
+
+    fn may_signal(&self, irq: &Irq) -> bool {
+        irq.enabled && self.enables[usize::from(irq.group1)]
+    }
+
+    /// Changes an interrupt, then notes who must look at it. Nothing happens if it does not exist.
+    fn change(&mut self, vcpu: usize, intid: usize, change: impl FnOnce(&mut Irq)) {
+        let irq = if intid < PRIVATE {
+            self.private.get_mut(vcpu).and_then(|bank| bank.get_mut(intid))
+        } else {
+            self.shared.get_mut(intid - PRIVATE)
+        };
+        let Some(irq) = irq else { return };
+        change(irq);
+        let irq = *irq;
+        let hot = match intid {
+            0..PRIVATE => &mut self.hot_private[vcpu],
+            _ => &mut self.hot_shared[intid / 32],
+        };
+        *hot = *hot & !(1 << (intid % 32)) | u32::from(irq.is_hot()) << (intid % 32);
+        let kicked = if irq.placed.is_some() {
+            Some(usize::from(irq.holder))
+        } else if irq.pending() && !irq.active && self.may_signal(&irq) {
+            self.target(vcpu, intid, &irq)
+        } else {
+            None
+        };
+        self.kicks |= kicked.map_or(0, |vcpu| 1 << vcpu);
+    }
+
+    /// The line of a PPI (of `vcpu`) or SPI. A rising line makes an edge where the interrupt is edge-triggered.
+    pub fn set_line(&mut self, vcpu: usize, intid: usize, level: bool) {
+        if intid < SGIS || self.irq(vcpu, intid).is_none_or(|irq| irq.line == level) {
+            return;
+        }
+        self.change(vcpu, intid, |irq| {
+            irq.latch |= irq.edge && level;
+            irq.line = level;
+        });
+    }
+
+    /// An edge on a PPI or SPI.
+    pub fn pulse(&mut self, vcpu: usize, intid: usize) {
+        if intid >= SGIS {
+            self.change(vcpu, intid, |irq| irq.latch = true);
+        }
+    }
+
+    /// SGI `sgi` from `source` to the vCPUs of the mask `targets`. `group1` limits it to targets where it is in that group.
+    pub fn send_sgi(&mut self, source: usize, targets: u32, sgi: usize, group1: Option<bool>) {
+        if sgi >= SGIS {
+            return;
+        }
+        for target in (0..self.vcpus).filter(|vcpu| targets >> vcpu & 1 != 0) {
+            if group1.is_some_and(|group1| self.private[target][sgi].group1 != group1) {
+                continue;
+            }
+            match self.form {
+                Form::V2 => self.set_sgi_sources(target, sgi, 1 << (source & 7)),
+                Form::V3 => self.change(target, sgi, |irq| irq.latch = true),
+            }
+        }
+    }
+
+    /// GICv2: senders of an SGI that wait for `vcpu`.
+    pub fn sgi_sources(&self, vcpu: usize, sgi: usize) -> u8 {
+        let Some(irq) = self.irq(vcpu, sgi).filter(|_| sgi < SGIS) else { return 0 };
+        let placed = irq.placed.filter(|placed| placed.pending && !placed.withdrawn);
+        irq.sources | placed.map_or(0, |placed| 1 << placed.source)
+    }
+
+    /// GICv2: SPENDSGIR.
+    pub fn set_sgi_sources(&mut self, vcpu: usize, sgi: usize, sources: u8) {
+        if sgi < SGIS && sources != 0 {
+            self.change(vcpu, sgi, |irq| irq.sources |= sources);
+        }
+    }
+
+    /// GICv2: CPENDSGIR.
+    pub fn clear_sgi_sources(&mut self, vcpu: usize, sgi: usize, sources: u8) {
+        if sgi < SGIS && sources != 0 {
+            self.change(vcpu, sgi, |irq| {
+                irq.sources &= !sources;
+                if let Some(placed) = irq.placed.as_mut().filter(|placed| sources >> placed.source & 1 != 0) {
+                    placed.withdrawn = true;
+                }
+            });
+        }
+    }
+
+    /// Which groups the distributor forwards.
+    pub const fn enables(&self) -> [bool; 2] {
+        self.enables
+    }
+
+    /// GICD_CTLR: group 0, group 1.
+    pub fn set_enables(&mut self, enables: [bool; 2]) {
+        if self.enables != enables {
+            self.enables = enables;
+            self.kicks |= (1 << self.vcpus) - 1;
+        }
+    }
+
+    /// A one-bit register: interrupts 32 * `word` and on.
+    pub fn bits(&self, vcpu: usize, word: usize, bits: Bits) -> u32 {
+        (0..32).fold(0, |value, n| {
+            let bit = self.irq(vcpu, word * 32 + n).is_some_and(|irq| match bits {
+                Bits::Group => irq.group1,
+                Bits::Enabled => irq.enabled,
+                Bits::Pending => irq.pending_anywhere(),
+                Bits::Active => irq.active,
+            });
+            value | u32::from(bit) << n
+        })
+    }
+
+    /// Sets or clears those bits of a one-bit register that are set in `mask`.
+    pub fn write_bits(&mut self, vcpu: usize, word: usize, bits: Bits, mask: u32, set: bool) {
+        for intid in (0..32).filter(|n| mask >> n & 1 != 0).map(|n| word * 32 + n) {
+            let Some(irq) = self.irq(vcpu, intid) else { continue };
+            let v2_sgi = self.form == Form::V2 && intid < SGIS;
+            let heir = self.target(vcpu, intid, irq).unwrap_or(0) as u8;
+            match bits {
+                Bits::Group => self.change(vcpu, intid, |irq| irq.group1 = set),
+                // GICv2's SGIs are always enabled, and become pending only by SGIR and SPENDSGIR.
+                Bits::Enabled | Bits::Pending if v2_sgi => {}
+                Bits::Enabled => self.change(vcpu, intid, |irq| irq.enabled = set),
+                Bits::Pending if set => self.change(vcpu, intid, |irq| irq.latch = true),
+                Bits::Pending => self.change(vcpu, intid, |irq| {
+                    irq.latch = false;
+                    if let Some(placed) = &mut irq.placed {
+                        placed.withdrawn = true;
+                    }
+                }),
+                Bits::Active => self.change(vcpu, intid, |irq| {
+                    irq.active = set;
+                    match &mut irq.placed {
+                        Some(placed) => placed.active_written = true,
+                        None if !set => irq.holder = NOBODY,
+                        None if irq.holder == NOBODY => irq.holder = heir,
+                        None => {}
+                    }
+                }),
+            }
+        }
+    }
+
+    /// Priority of an interrupt.
+    pub fn priority(&self, vcpu: usize, intid: usize) -> u8 {
+        self.irq(vcpu, intid).map_or(0, |irq| irq.priority)
+    }
+
+    /// Sets it.
+    pub fn set_priority(&mut self, vcpu: usize, intid: usize, priority: u8) {
+        self.change(vcpu, intid, |irq| irq.priority = priority & PRIORITY_MASK);
+    }
+
+    /// Whether it is edge-triggered.
+    pub fn is_edge(&self, vcpu: usize, intid: usize) -> bool {
+        self.irq(vcpu, intid).is_some_and(|irq| irq.edge)
+    }
+
+    /// Makes an SPI edge-triggered or level-sensitive. SGIs and PPIs are what they are.
+    pub fn set_edge(&mut self, intid: usize, edge: bool) {
+        if intid >= PRIVATE {
+            self.change(0, intid, |irq| irq.edge = edge);
+        }
+    }
+
+    /// vCPUs that an SPI may go to; the lowest gets it.
+    pub fn route(&self, intid: usize) -> u16 {
+        if intid < PRIVATE { 0 } else { self.irq(0, intid).map_or(0, |irq| irq.route) }
+    }
+
+    /// Sets them.
+    pub fn set_route(&mut self, intid: usize, route: u16) {
+        if intid >= PRIVATE {
+            self.change(0, intid, |irq| irq.route = route);
+        }
+    }
+
+    /// `vcpu` has to be looked at for another reason.
+    pub fn kick(&mut self, vcpu: usize) {
+        if vcpu < self.vcpus {
+            self.kicks |= 1 << vcpu;
+        }
+    }
+
+    /// At reset: SPI `spi` (from 0) goes to vCPU 0.
+    pub(crate) const fn reset_route(&mut self, spi: usize) {
+        self.shared[spi].route = 1;
+    }
+
+    /// vCPUs for which something changed since the last call, one bit each: one that waits may have to go on, one that runs has to
+    /// leave and enter again.
+    pub fn take_kicks(&mut self) -> u32 {
+        core::mem::take(&mut self.kicks)
+    }
+}

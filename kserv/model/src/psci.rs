@@ -1,0 +1,131 @@
+//! The host's half of PSCI: which vCPUs run. The core has checked a CPU_ON's target and keeps entry and context; the host only schedules.
+//!
+//! | call                 | answer                                                                    |
+//! |----------------------|---------------------------------------------------------------------------|
+//! | CPU_ON               | the target is on; the caller of [`Psci::call`] starts it                  |
+//! | CPU_OFF              | the vCPU is off                                                           |
+//! | CPU_SUSPEND          | as WFI; 0 when it goes on                                                 |
+//! | AFFINITY_INFO        | on, or off                                                                |
+//! | any other            | NOT_SUPPORTED                                                             |
+//!
+//! SYSTEM_OFF and SYSTEM_RESET arrive as the exit SystemOff. Source: Arm DEN 0022F; contract with the core: `corevisor_interface::mailbox`.
+#![forbid(unsafe_code)]
+
+use corevisor_interface::guest::psci;
+
+use crate::layout::vcpu_of;
+
+/// SMCCC: 64-bit calling convention.
+const SMC64: u64 = 1 << 30;
+
+/// PSCI results.
+pub mod result {
+    /// Done.
+    pub const SUCCESS: u64 = 0;
+    /// There is no such function.
+    pub const NOT_SUPPORTED: u64 = -1i64 as u64;
+    /// There is no such vCPU.
+    pub const INVALID_PARAMETERS: u64 = -2i64 as u64;
+    /// It is on.
+    pub const ALREADY_ON: u64 = -4i64 as u64;
+    /// AFFINITY_INFO: on.
+    pub const ON: u64 = 0;
+    /// AFFINITY_INFO: off.
+    pub const OFF: u64 = 1;
+}
+
+/// What follows from a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PsciAction {
+    /// x0 is this; the vCPU goes on.
+    Return(u64),
+    /// This vCPU is on from now on: run it. x0 is SUCCESS; the caller goes on.
+    Start(usize),
+    /// The caller is off.
+    Off,
+    /// The caller waits for an interrupt; then x0 is SUCCESS.
+    Suspend,
+}
+
+/// Which of a VM's vCPUs are on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Psci {
+    on: u64,
+    vcpus: usize,
+}
+
+impl Psci {
+    /// vCPU 0 is on, the others are off. At most 64.
+    pub const fn new(vcpus: usize) -> Self {
+        Self { on: 1, vcpus: if vcpus > 64 { 64 } else { vcpus } }
+    }
+
+    /// Whether the vCPU is on.
+    pub const fn is_on(&self, vcpu: usize) -> bool {
+        vcpu < self.vcpus && self.on >> vcpu & 1 != 0
+    }
+
+    /// How many are on.
+    pub const fn count(&self) -> u32 {
+        self.on.count_ones()
+    }
+
+    /// A Psci exit of `vcpu` with `x[0]` to `x[3]`.
+    pub fn call(&mut self, vcpu: usize, x: [u64; 4]) -> PsciAction {
+        let function = x[0] & 0xffff_ffff;
+        let narrow = function & SMC64 == 0;
+        let target = if narrow { x[1] & 0xffff_ffff } else { x[1] };
+        match function | SMC64 {
+            psci::CPU_ON => match vcpu_of(target, self.vcpus) {
+                None => PsciAction::Return(result::INVALID_PARAMETERS),
+                Some(target) if self.is_on(target) => PsciAction::Return(result::ALREADY_ON),
+                Some(target) => {
+                    self.on |= 1 << target;
+                    PsciAction::Start(target)
+                }
+            },
+            psci::CPU_SUSPEND => PsciAction::Suspend,
+            psci::AFFINITY_INFO => match vcpu_of(target, self.vcpus) {
+                Some(target) if x[2] == 0 => {
+                    PsciAction::Return(if self.is_on(target) { result::ON } else { result::OFF })
+                }
+                _ => PsciAction::Return(result::INVALID_PARAMETERS),
+            },
+            _ if function == psci::CPU_OFF => {
+                if vcpu < self.vcpus {
+                    self.on &= !(1 << vcpu);
+                }
+                PsciAction::Off
+            }
+            _ => PsciAction::Return(result::NOT_SUPPORTED),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vcpu_goes_on_and_off_and_its_state_can_be_asked_for() {
+        let mut psci = Psci::new(2);
+        assert_eq!(psci.call(0, [psci::AFFINITY_INFO, 1, 0, 0]), PsciAction::Return(result::OFF));
+        assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0x4000_0000, 7]), PsciAction::Start(1));
+        assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0x4000_0000, 7]), PsciAction::Return(result::ALREADY_ON));
+        assert_eq!(psci.call(0, [0x8400_0004, 1, 0, 0]), PsciAction::Return(result::ON));
+        assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
+        assert!(!psci.is_on(1) && psci.is_on(0) && psci.count() == 1);
+        assert_eq!(psci.call(0, [0x8400_0003, 1, 0, 0]), PsciAction::Start(1));
+    }
+
+    #[test]
+    fn what_does_not_exist_is_refused() {
+        let mut psci = Psci::new(2);
+        assert_eq!(psci.call(0, [psci::CPU_ON, 2, 0, 0]), PsciAction::Return(result::INVALID_PARAMETERS));
+        assert_eq!(psci.call(0, [psci::AFFINITY_INFO, 1, 1, 0]), PsciAction::Return(result::INVALID_PARAMETERS));
+        assert_eq!(psci.call(0, [0xc400_0002, 0, 0, 0]), PsciAction::Return(result::NOT_SUPPORTED));
+        assert_eq!(psci.call(0, [0x1234, 0, 0, 0]), PsciAction::Return(result::NOT_SUPPORTED));
+        assert_eq!(psci.call(0, [psci::CPU_SUSPEND, 0, 0, 0]), PsciAction::Suspend);
+        assert_eq!(Psci::new(1000).call(999, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
+    }
+}

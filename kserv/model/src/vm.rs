@@ -1,0 +1,514 @@
+//! A VM and its vCPUs as the host sees them: what follows from an exit, and what an entry needs.
+//!
+//! | function            | does                                                                                              |
+//! |---------------------|---------------------------------------------------------------------------------------------------|
+//! | [`Vm::boot`]        | fills the mailbox for the first entry of vCPU 0                                                   |
+//! | [`Vm::on_entry`]    | before VcpuRun: timers, list registers, flags into the mailbox                                    |
+//! | [`Vm::on_exit`]     | after VcpuRun: takes the list registers back, serves the exit, says what the vCPU does next       |
+//! | [`Vm::runnable`]    | whether a vCPU that waits has to go on                                                            |
+//! | [`Vm::receive`], [`Vm::set_line`], [`Vm::pulse`] | the world outside: console input, devices                            |
+//!
+//! The caller holds one lock per VM around each call, but not while the vCPU runs. Every call gives a mask `kick` of vCPUs: the caller
+//! wakes those that wait, starts those that were switched on, and makes those that run exit (by an interrupt to their CPU), so that their
+//! list registers are made anew. Times are of the physical counter. Source: K §3.5; `corevisor_interface::mailbox`.
+#![forbid(unsafe_code)]
+
+use corevisor_interface::mailbox::{
+    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
+};
+
+use crate::gicv2::GicV2;
+use crate::gicv3::GicV3;
+use crate::irq::Engine;
+use crate::layout::{GICD_BASE, GICD_SIZE, GICR_BASE, PTIMER_INTID, UART_BASE, UART_INTID, UART_SIZE, VTIMER_INTID};
+use crate::memory::{Fault, MapRequest, Memory};
+use crate::mmio::{Access, Bus, Device, Range, Width};
+use crate::pl011::Pl011;
+use crate::psci::{Psci, PsciAction, result};
+use crate::sysreg::{Register, SysregAccess};
+use crate::vtimer::{PhysicalTimer, VirtualTimer};
+
+/// Faults at one address without any progress until the access fails in the VM.
+const MOST_REPEATS: u32 = 64;
+/// VMCR: the VM ends and deactivates interrupts apart.
+const VMCR_EOIM: u64 = 1 << 9;
+/// MISR: an interrupt without list register ended.
+const MISR_LRENP: u64 = 1 << 2;
+
+/// Which interrupt controller the machine can virtualise: CoreInfo x2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GicVersion {
+    /// GICv2.
+    V2,
+    /// GICv3.
+    V3,
+}
+
+impl GicVersion {
+    /// From CoreInfo; `None` if the machine has neither.
+    pub const fn from_core_info(version: u64) -> Option<Self> {
+        match version & 0xff {
+            2 => Some(Self::V2),
+            3 => Some(Self::V3),
+            _ => None,
+        }
+    }
+}
+
+/// The VM's interrupt controller.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per VM, in place")]
+pub enum Gic<const V: usize, const S: usize> {
+    /// GICv2.
+    V2(GicV2<V, S>),
+    /// GICv3.
+    V3(GicV3<V, S>),
+}
+
+impl<const V: usize, const S: usize> Gic<V, S> {
+    /// Its interrupts.
+    pub const fn irqs(&mut self) -> &mut Engine<V, S> {
+        match self {
+            Self::V2(gic) => &mut gic.irqs,
+            Self::V3(gic) => &mut gic.irqs,
+        }
+    }
+}
+
+/// All that is between the distributor and the serial port.
+impl<const V: usize, const S: usize> Device for Gic<V, S> {
+    fn read(&mut self, vcpu: usize, offset: u64, width: Width) -> u64 {
+        match (self, offset) {
+            (Self::V2(gic), 0..GICD_SIZE) => gic.read(vcpu, offset, width),
+            (Self::V3(gic), 0..GICD_SIZE) => gic.read_distributor(offset, width),
+            (Self::V3(gic), REDISTRIBUTORS..) => gic.read_redistributors(offset - REDISTRIBUTORS, width),
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, vcpu: usize, offset: u64, width: Width, value: u64) {
+        match (self, offset) {
+            (Self::V2(gic), 0..GICD_SIZE) => gic.write(vcpu, offset, width, value),
+            (Self::V3(gic), 0..GICD_SIZE) => gic.write_distributor(offset, width, value),
+            (Self::V3(gic), REDISTRIBUTORS..) => gic.write_redistributors(offset - REDISTRIBUTORS, width, value),
+            _ => {}
+        }
+    }
+}
+
+const REDISTRIBUTORS: u64 = GICR_BASE - GICD_BASE;
+const GIC_RANGE: Range = Range { base: GICD_BASE, size: UART_BASE - GICD_BASE };
+const UART_RANGE: Range = Range { base: UART_BASE, size: UART_SIZE };
+
+/// The serial port with where it sends.
+struct Console<'a> {
+    port: &'a mut Pl011,
+    send: &'a mut dyn FnMut(u8),
+}
+
+impl Device for Console<'_> {
+    fn read(&mut self, _: usize, offset: u64, _: Width) -> u64 {
+        self.port.read(offset).into()
+    }
+
+    fn write(&mut self, _: usize, offset: u64, _: Width, value: u64) {
+        self.port.write(offset, value as u32, self.send);
+    }
+}
+
+/// Why a VM ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ended {
+    /// It switched itself off.
+    Off,
+    /// It asked for a reset.
+    Reset,
+    /// Its last vCPU went off.
+    AllOff,
+    /// The host powered it off.
+    Stopped,
+    /// It did what the core cannot serve: ESR.
+    Failed(u64),
+}
+
+/// What a vCPU does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// It runs again.
+    Run,
+    /// It waits until it is kicked, or until this time.
+    Block {
+        /// When a timer of it fires.
+        until: Option<u64>,
+    },
+    /// MapMemory with this, then [`Vm::mapped`] with the pages done; then it runs again. If the core says `NoMemory`, DonatePool first.
+    Map(MapRequest),
+    /// It is off until it is kicked.
+    Off,
+    /// The VM is at its end; all vCPUs leave.
+    PowerOff(Ended),
+}
+
+/// What follows from a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Decision {
+    /// For the vCPU that exited.
+    pub action: Action,
+    /// Other vCPUs to wake, start or make exit: one bit each.
+    pub kick: u32,
+}
+
+/// State of a vCPU, for the host's scheduler and status line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VcpuState {
+    /// Switched off.
+    Off,
+    /// It can run.
+    Ready,
+    /// It runs: between `on_entry` and `on_exit`.
+    Running,
+    /// It waits for an interrupt, or for a time.
+    Blocked {
+        /// When a timer of it fires.
+        until: Option<u64>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Vcpu {
+    state: VcpuState,
+    virtual_timer: VirtualTimer,
+    physical_timer: PhysicalTimer,
+    split_eoi: bool,
+    inject_abort: bool,
+    last_fault: u64,
+    repeats: u32,
+    exits: [u64; ExitReason::ALL.len()],
+}
+
+impl Vcpu {
+    const OFF: Self = Self {
+        state: VcpuState::Off,
+        virtual_timer: VirtualTimer::new(),
+        physical_timer: PhysicalTimer::new(),
+        split_eoi: false,
+        inject_abort: false,
+        last_fault: u64::MAX,
+        repeats: 0,
+        exits: [0; ExitReason::ALL.len()],
+    };
+}
+
+/// A VM with up to `V` vCPUs and `S` SPIs.
+#[derive(Debug)]
+pub struct Vm<'a, const V: usize = 8, const S: usize = 64> {
+    gic: Gic<V, S>,
+    uart: Pl011,
+    psci: Psci,
+    memory: Memory<'a>,
+    bus: Bus,
+    vcpus: [Vcpu; V],
+    count: usize,
+    list_registers: usize,
+    unknown_registers: u64,
+    ended: Option<Ended>,
+}
+
+impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
+    /// A VM of `vcpus` vCPUs (cut to what the interrupt controller can have) on a machine with so many list registers (CoreInfo x1).
+    pub fn new(gic: GicVersion, vcpus: usize, list_registers: usize, memory: Memory<'a>) -> Self {
+        let mut gic = match gic {
+            GicVersion::V2 => Gic::V2(GicV2::new(vcpus)),
+            GicVersion::V3 => Gic::V3(GicV3::new(vcpus)),
+        };
+        let count = gic.irqs().vcpus();
+        let mut all = [Vcpu::OFF; V];
+        all[0].state = VcpuState::Ready;
+        Self {
+            gic,
+            uart: Pl011::new(),
+            psci: Psci::new(count),
+            memory,
+            bus: Bus::new(),
+            vcpus: all,
+            count,
+            list_registers: list_registers.min(MAX_LIST_REGISTERS),
+            unknown_registers: 0,
+            ended: None,
+        }
+    }
+
+    /// Number of vCPUs.
+    pub const fn vcpus(&self) -> usize {
+        self.count
+    }
+
+    /// Its memory.
+    pub const fn memory(&mut self) -> &mut Memory<'a> {
+        &mut self.memory
+    }
+
+    /// State of a vCPU; [`VcpuState::Off`] if there is none.
+    pub fn state(&self, vcpu: usize) -> VcpuState {
+        self.vcpus.get(vcpu).map_or(VcpuState::Off, |vcpu| vcpu.state)
+    }
+
+    /// Whether it has ended, and why.
+    pub const fn ended(&self) -> Option<Ended> {
+        self.ended
+    }
+
+    /// Exits of all its vCPUs for this reason.
+    pub fn exits(&self, reason: ExitReason) -> u64 {
+        self.vcpus.iter().map(|vcpu| vcpu.exits[reason as usize]).sum()
+    }
+
+    /// Accesses where no device is, and to registers that nobody serves.
+    pub const fn unknown(&self) -> (u64, u64) {
+        (self.bus.unknown, self.unknown_registers)
+    }
+
+    /// The mailbox for the first entry of vCPU 0.
+    pub const fn boot(mailbox: &mut Mailbox, entry: u64, x0: u64) {
+        mailbox.pc = entry;
+        mailbox.pstate = START_PSTATE;
+        mailbox.x0 = x0;
+    }
+
+    /// Prepares an entry: call it right before VcpuRun. `false`: the vCPU is off or the VM has ended, and must not run.
+    pub fn on_entry(&mut self, vcpu: usize, mailbox: &mut Mailbox, now: u64) -> bool {
+        if vcpu >= self.count || self.ended.is_some() || self.vcpus[vcpu].state == VcpuState::Off {
+            return false;
+        }
+        self.update_timers(vcpu, now);
+        let one = &mut self.vcpus[vcpu];
+        mailbox.entry_flags = 0;
+        if core::mem::take(&mut one.inject_abort) {
+            mailbox.entry_flags |= ENTRY_INJECT_ABORT;
+        }
+        if !one.virtual_timer.asserted(now) {
+            mailbox.entry_flags |= ENTRY_TIMER_UNMASK;
+        }
+        one.state = VcpuState::Running;
+        let lrs = &mut mailbox.lr[..self.list_registers];
+        let filled = self.gic.irqs().fill(vcpu, lrs, one.split_eoi);
+        mailbox.lr_count = filled.count as u64;
+        mailbox.vgic_hcr = filled.hcr;
+        true
+    }
+
+    /// Serves an exit: call it right after VcpuRun. `send` gets what the VM writes to its console.
+    ///
+    /// Any content of the mailbox is served: what makes no sense reads as zero or is ignored.
+    pub fn on_exit(
+        &mut self,
+        vcpu: usize,
+        reason: ExitReason,
+        mailbox: &mut Mailbox,
+        now: u64,
+        send: &mut dyn FnMut(u8),
+    ) -> Decision {
+        if vcpu >= self.count {
+            return Decision { action: Action::Off, kick: 0 };
+        }
+        let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
+        self.gic.irqs().fold(vcpu, &mailbox.lr[..self.list_registers], ends as u32);
+        let one = &mut self.vcpus[vcpu];
+        one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
+        one.virtual_timer.observe(mailbox);
+        one.exits[reason as usize] = one.exits[reason as usize].wrapping_add(1);
+        if reason != ExitReason::MemoryFault {
+            one.repeats = 0;
+        }
+        self.update_timers(vcpu, now);
+        let action = self.serve(vcpu, reason, mailbox, now, send);
+        self.vcpus[vcpu].state = match action {
+            Action::Run | Action::Map(_) => VcpuState::Ready,
+            Action::Block { until } => VcpuState::Blocked { until },
+            Action::Off | Action::PowerOff(_) => VcpuState::Off,
+        };
+        Decision { action, kick: self.kicks() & !(1 << vcpu) }
+    }
+
+    fn serve(
+        &mut self,
+        vcpu: usize,
+        reason: ExitReason,
+        mailbox: &mut Mailbox,
+        now: u64,
+        send: &mut dyn FnMut(u8),
+    ) -> Action {
+        if let Some(ended) = self.ended {
+            return Action::PowerOff(ended);
+        }
+        match reason {
+            ExitReason::Irq | ExitReason::Timer => Action::Run,
+            ExitReason::Wfx => self.wait(vcpu, mailbox.esr & 3 == 0, now),
+            ExitReason::MmioRead | ExitReason::MmioWrite => {
+                self.mmio(vcpu, reason, mailbox, send);
+                Action::Run
+            }
+            ExitReason::MemoryFault => self.fault(vcpu, mailbox),
+            ExitReason::Psci => self.psci(vcpu, mailbox, now),
+            ExitReason::Sysreg => {
+                self.sysreg(vcpu, mailbox, now);
+                Action::Run
+            }
+            ExitReason::SystemOff => {
+                let off = mailbox.x[0] & 0xffff_ffff == corevisor_interface::guest::psci::SYSTEM_OFF;
+                self.end(if off { Ended::Off } else { Ended::Reset })
+            }
+            ExitReason::Stopped => self.end(Ended::Stopped),
+            ExitReason::Failed => self.end(Ended::Failed(mailbox.esr)),
+        }
+    }
+
+    /// WFI waits; WFE and the forms with a time-out only give way.
+    fn wait(&mut self, vcpu: usize, interrupt: bool, now: u64) -> Action {
+        if !interrupt || self.gic.irqs().deliverable(vcpu) {
+            return Action::Run;
+        }
+        let one = &self.vcpus[vcpu];
+        let timers = [one.virtual_timer.deadline(), one.physical_timer.deadline()];
+        Action::Block { until: timers.into_iter().flatten().filter(|deadline| *deadline > now).min() }
+    }
+
+    fn mmio(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, send: &mut dyn FnMut(u8)) {
+        let Some(access) = Access::decode(reason, mailbox) else {
+            self.bus.miss(mailbox.ipa);
+            self.vcpus[vcpu].inject_abort = true;
+            return;
+        };
+        let mut console = Console { port: &mut self.uart, send };
+        let mut devices: [(Range, &mut dyn Device); 2] = [(GIC_RANGE, &mut self.gic), (UART_RANGE, &mut console)];
+        let value = self.bus.dispatch(vcpu, &access, &mut devices);
+        access.finish(value, mailbox);
+        self.update_uart();
+    }
+
+    fn fault(&mut self, vcpu: usize, mailbox: &Mailbox) -> Action {
+        // WnR means something for data aborts only.
+        let write = mailbox.esr >> 26 & 0x3f == 0x24 && mailbox.esr & 1 << 6 != 0;
+        let one = &mut self.vcpus[vcpu];
+        one.repeats = if one.last_fault == mailbox.ipa { one.repeats + 1 } else { 0 };
+        one.last_fault = mailbox.ipa;
+        match self.memory.on_fault(mailbox.ipa, write) {
+            Fault::Map(request) if one.repeats < MOST_REPEATS => return Action::Map(request),
+            Fault::Mapped if one.repeats < MOST_REPEATS => {}
+            Fault::Nothing => {
+                self.bus.miss(mailbox.ipa);
+                one.inject_abort = true;
+            }
+            _ => one.inject_abort = true,
+        }
+        Action::Run
+    }
+
+    fn psci(&mut self, vcpu: usize, mailbox: &mut Mailbox, now: u64) -> Action {
+        let x = [mailbox.x[0], mailbox.x[1], mailbox.x[2], mailbox.x[3]];
+        mailbox.x[0] = result::SUCCESS;
+        match self.psci.call(vcpu, x) {
+            PsciAction::Return(value) => mailbox.x[0] = value,
+            PsciAction::Start(target) => {
+                let exits = self.vcpus[target].exits;
+                self.vcpus[target] = Vcpu { state: VcpuState::Ready, exits, ..Vcpu::OFF };
+                self.update_timers(target, now);
+                self.gic.irqs().kick(target);
+            }
+            PsciAction::Off if self.psci.count() == 0 => return self.end(Ended::AllOff),
+            PsciAction::Off => return Action::Off,
+            PsciAction::Suspend => return self.wait(vcpu, true, now),
+        }
+        Action::Run
+    }
+
+    fn sysreg(&mut self, vcpu: usize, mailbox: &mut Mailbox, now: u64) {
+        let access = SysregAccess::decode(mailbox);
+        let mut value = 0;
+        match (access.register, access.write, &mut self.gic) {
+            (sgi @ (Register::IccSgi1r | Register::IccAsgi1r | Register::IccSgi0r), Some(value), Gic::V3(gic)) => {
+                gic.send_sgi(vcpu, sgi, value);
+            }
+            (timer @ (Register::CntpCtl | Register::CntpCval | Register::CntpTval), write, _) => {
+                let one = &mut self.vcpus[vcpu].physical_timer;
+                match write {
+                    Some(value) => one.write(timer, value, now),
+                    None => value = one.read(timer, now),
+                }
+                self.update_timers(vcpu, now);
+            }
+            _ => self.unknown_registers = self.unknown_registers.wrapping_add(1),
+        }
+        access.finish(value, mailbox);
+    }
+
+    fn end(&mut self, ended: Ended) -> Action {
+        self.ended = Some(ended);
+        for vcpu in 0..self.count {
+            self.gic.irqs().kick(vcpu);
+        }
+        Action::PowerOff(ended)
+    }
+
+    fn update_timers(&mut self, vcpu: usize, now: u64) {
+        let one = &self.vcpus[vcpu];
+        let (virtual_timer, physical_timer) = (one.virtual_timer.asserted(now), one.physical_timer.asserted(now));
+        self.gic.irqs().set_line(vcpu, VTIMER_INTID, virtual_timer);
+        self.gic.irqs().set_line(vcpu, PTIMER_INTID, physical_timer);
+    }
+
+    fn update_uart(&mut self) {
+        let level = self.uart.asserted();
+        self.gic.irqs().set_line(0, UART_INTID, level);
+    }
+
+    fn kicks(&mut self) -> u32 {
+        self.gic.irqs().take_kicks()
+    }
+
+    /// Whether a vCPU has something to do at `now`: it is ready, or what it waits for is there.
+    pub fn runnable(&mut self, vcpu: usize, now: u64) -> bool {
+        if vcpu >= self.count || self.ended.is_some() {
+            return false;
+        }
+        match self.vcpus[vcpu].state {
+            VcpuState::Ready => true,
+            VcpuState::Off | VcpuState::Running => false,
+            VcpuState::Blocked { .. } => {
+                self.update_timers(vcpu, now);
+                self.gic.irqs().deliverable(vcpu)
+            }
+        }
+    }
+
+    /// The core has mapped `pages` at `gpa`, after [`Action::Map`] or before the VM ran.
+    pub fn mapped(&mut self, gpa: u64, pages: u64) {
+        self.memory.mapped(gpa, pages);
+    }
+
+    /// Console input. How many bytes there was room for, and vCPUs to kick.
+    pub fn receive(&mut self, bytes: &[u8]) -> (usize, u32) {
+        let taken = bytes.len().min(self.uart.room());
+        for byte in &bytes[..taken] {
+            self.uart.receive(*byte);
+        }
+        self.update_uart();
+        (taken, self.kicks())
+    }
+
+    /// The level of an SPI that a device of the caller's drives. vCPUs to kick.
+    pub fn set_line(&mut self, intid: usize, level: bool) -> u32 {
+        if intid >= crate::irq::PRIVATE {
+            self.gic.irqs().set_line(0, intid, level);
+        }
+        self.kicks()
+    }
+
+    /// An edge on an SPI. vCPUs to kick.
+    pub fn pulse(&mut self, intid: usize) -> u32 {
+        if intid >= crate::irq::PRIVATE {
+            self.gic.irqs().pulse(0, intid);
+        }
+        self.kicks()
+    }
+}

@@ -1,0 +1,156 @@
+//! A vCPU's timers: when they fire, and whether their interrupts are asserted.
+//!
+//! | timer           | where its registers are                                        | interrupt |
+//! |-----------------|----------------------------------------------------------------|-----------|
+//! | [`VirtualTimer`]  | the CPU's; the mailbox shows them at every exit              | PPI 27    |
+//! | [`PhysicalTimer`] | here: the VM's accesses to CNTP_* trap to the host           | PPI 30    |
+//!
+//! The core masks the virtual timer at the CPU when it fires, so that the line drops for the host. It may fire again once its condition
+//! is gone: at the entry where [`VirtualTimer::asserted`] is false, ENTRY_TIMER_UNMASK is set. As long as it is asserted, the list
+//! register of interrupt 27 asks for an exit at its end, and so the condition is looked at again. Times are of the physical
+//! counter. Source: Arm ARM D11.2.4; `corevisor_interface::mailbox`.
+#![forbid(unsafe_code)]
+
+use corevisor_interface::mailbox::Mailbox;
+
+use crate::sysreg::Register;
+
+/// CNTx_CTL: the timer is on.
+pub const ENABLE: u64 = 1 << 0;
+/// CNTx_CTL: its interrupt is masked.
+pub const IMASK: u64 = 1 << 1;
+/// CNTx_CTL: the condition is met.
+pub const ISTATUS: u64 = 1 << 2;
+
+/// When a timer with these registers fires: physical time, saturating; `None` if it never does.
+const fn fires(ctl: u64, cval: u64, offset: u64) -> Option<u64> {
+    if ctl & (ENABLE | IMASK) != ENABLE {
+        return None;
+    }
+    // The condition is CVAL <= count - offset as unsigned numbers. An offset that makes the virtual count wrap between now and then
+    // is of a VM started before this machine: its count is `now + (-offset)`.
+    Some(if offset >> 63 == 0 { cval.saturating_add(offset) } else { cval.saturating_sub(offset.wrapping_neg()) })
+}
+
+/// The virtual timer as last seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VirtualTimer {
+    ctl: u64,
+    cval: u64,
+    offset: u64,
+}
+
+impl VirtualTimer {
+    /// Off.
+    pub const fn new() -> Self {
+        Self { ctl: 0, cval: 0, offset: 0 }
+    }
+
+    /// What an exit shows.
+    pub fn observe(&mut self, mailbox: &Mailbox) {
+        *self = Self { ctl: mailbox.cntv_ctl, cval: mailbox.cntv_cval, offset: mailbox.cntvoff };
+    }
+
+    /// When it fires (or did), in physical time.
+    pub const fn deadline(&self) -> Option<u64> {
+        fires(self.ctl, self.cval, self.offset)
+    }
+
+    /// Whether interrupt 27 is asserted at physical time `now`.
+    pub fn asserted(&self, now: u64) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+}
+
+/// The physical timer of a VM, emulated. Its count is the machine's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PhysicalTimer {
+    ctl: u64,
+    cval: u64,
+}
+
+impl PhysicalTimer {
+    /// Off.
+    pub const fn new() -> Self {
+        Self { ctl: 0, cval: 0 }
+    }
+
+    /// When it fires (or did).
+    pub const fn deadline(&self) -> Option<u64> {
+        fires(self.ctl, self.cval, 0)
+    }
+
+    /// Whether interrupt 30 is asserted at `now`.
+    pub fn asserted(&self, now: u64) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// An MRS. Zero for what is no register of it.
+    pub fn read(&self, register: Register, now: u64) -> u64 {
+        let met = self.ctl & ENABLE != 0 && self.cval <= now;
+        match register {
+            Register::CntpCtl => self.ctl | if met { ISTATUS } else { 0 },
+            Register::CntpCval => self.cval,
+            Register::CntpTval => self.cval.wrapping_sub(now) & 0xffff_ffff,
+            _ => 0,
+        }
+    }
+
+    /// An MSR. Ignored for what is no register of it.
+    pub fn write(&mut self, register: Register, value: u64, now: u64) {
+        match register {
+            Register::CntpCtl => self.ctl = value & (ENABLE | IMASK),
+            Register::CntpCval => self.cval = value,
+            Register::CntpTval => self.cval = now.wrapping_add(i64::from(value as u32 as i32) as u64),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn virtual_timer(ctl: u64, cval: u64, offset: u64) -> VirtualTimer {
+        VirtualTimer { ctl, cval, offset }
+    }
+
+    #[test]
+    fn the_virtual_timer_fires_at_its_value_plus_the_offset() {
+        let timer = virtual_timer(ENABLE, 100, 1000);
+        assert_eq!(timer.deadline(), Some(1100));
+        assert!(!timer.asserted(1099) && timer.asserted(1100));
+        assert_eq!(virtual_timer(ENABLE, u64::MAX, 1000).deadline(), Some(u64::MAX));
+        // A VM whose count is ahead of the machine's.
+        assert_eq!(virtual_timer(ENABLE, 100, 40u64.wrapping_neg()).deadline(), Some(60));
+        assert_eq!(virtual_timer(ENABLE, 10, 40u64.wrapping_neg()).deadline(), Some(0));
+    }
+
+    #[test]
+    fn a_timer_that_is_off_or_masked_never_fires() {
+        assert_eq!(virtual_timer(0, 0, 0).deadline(), None);
+        assert_eq!(virtual_timer(ENABLE | IMASK, 0, 0).deadline(), None);
+        assert!(!virtual_timer(ENABLE | IMASK | ISTATUS, 0, 0).asserted(u64::MAX));
+        assert!(virtual_timer(ENABLE | ISTATUS, 0, 0).asserted(0));
+    }
+
+    #[test]
+    fn the_physical_timer_is_what_its_registers_say() {
+        let mut timer = PhysicalTimer::new();
+        timer.write(Register::CntpTval, 50, 1000);
+        assert_eq!(timer.read(Register::CntpCval, 1000), 1050);
+        assert_eq!(timer.read(Register::CntpTval, 1020), 30);
+        assert_eq!(timer.read(Register::CntpTval, 1051), 0xffff_ffff);
+        timer.write(Register::CntpCtl, u64::MAX, 1000);
+        assert_eq!(timer.read(Register::CntpCtl, 1049), ENABLE | IMASK);
+        assert_eq!(timer.read(Register::CntpCtl, 1050), ENABLE | IMASK | ISTATUS);
+        assert_eq!(timer.deadline(), None);
+        timer.write(Register::CntpCtl, ENABLE, 1000);
+        assert_eq!(timer.deadline(), Some(1050));
+        // TVAL is signed: one that is in the past fires at once.
+        timer.write(Register::CntpTval, -1i64 as u64, 1000);
+        assert!(timer.asserted(1000) && timer.read(Register::CntpCval, 0) == 999);
+        timer.write(Register::CntpTval, 1, u64::MAX);
+        assert_eq!(timer.read(Register::IccSgi0r, 0), 0);
+    }
+}
