@@ -59,6 +59,12 @@ build_flat() { # TARGET-DIR FLAT-IMAGE CARGO-ARGUMENT...
     (cd "$root" && no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package corevisor \
         --target-dir "$target" "$@")
     if [ "$flat" -nt "$elf" ]; then return 0; fi
+    flat "$elf" "$flat"
+}
+
+# The bytes of a program as they are in memory.
+flat() { # ELF FLAT-IMAGE
+    local elf=$1 flat=$2
     mkdir -p "$(dirname "$flat")"
     (
         . "$root/scripts/lib/common.sh"
@@ -68,4 +74,20 @@ build_flat() { # TARGET-DIR FLAT-IMAGE CARGO-ARGUMENT...
         "${objcopy[@]}" -O binary "$elf" "$flat.$$"
     )
     mv "$flat.$$" "$flat"
+}
+
+# The guests of tests and demo: target/guests/NAME.bin, flat binaries for 0x4008_0000.
+build_guests() {
+    local dir=$root/target/guests program elf
+    [ -e "$dir/hello.bin" ] || echo "${0##*/}: building the guests (once)" >&2
+    # Linked by a script of their own, not by the core's, which .cargo/config.toml names.
+    (cd "$root" && RUSTFLAGS="-Crelocation-model=static -Clink-arg=-T$root/tests/guests/guest.ld -Clink-arg=--no-dynamic-linker" \
+        no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package corevisor-guests \
+        --target-dir "$dir")
+    for program in "$root"/tests/guests/src/bin/*.rs; do
+        program=$(basename "$program" .rs)
+        elf=$dir/aarch64-unknown-none-softfloat/release/$program
+        if [ "$dir/$program.bin" -nt "$elf" ]; then continue; fi
+        flat "$elf" "$dir/$program.bin"
+    done
 }
