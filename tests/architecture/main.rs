@@ -147,30 +147,35 @@ fn src() -> PathBuf {
 
 /// Module path and text of every source file, `lib.rs` and `main.rs` and files of tests left out.
 fn sources() -> Vec<(String, String)> {
-    let (mut out, mut todo) = (vec![], vec![src()]);
+    let all = files(&src()).into_iter().filter(|(module, _)| {
+        let last = module.rsplit("::").next().unwrap();
+        !["lib", "main"].contains(&module.as_str()) && last != "tests"
+    });
+    all.map(|(module, text)| (module.strip_suffix("::mod").unwrap_or(&module).to_owned(), text)).collect()
+}
+
+/// Path (with `::`) and text of every Rust file below `root`.
+fn files(root: &Path) -> Vec<(String, String)> {
+    let (mut out, mut todo) = (vec![], vec![root.to_owned()]);
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 todo.push(path);
-                continue;
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                let relative = path.strip_prefix(root).unwrap().with_extension("");
+                let parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
+                out.push((parts.join("::"), fs::read_to_string(&path).unwrap()));
             }
-            let relative = path.strip_prefix(src()).unwrap().with_extension("");
-            let mut parts: Vec<_> = relative.iter().map(|part| part.to_string_lossy().into_owned()).collect();
-            if path.extension().is_none_or(|ext| ext != "rs") || parts == ["lib"] || parts == ["main"] {
-                continue;
-            }
-            if parts.last().is_some_and(|last| last == "tests") {
-                continue;
-            }
-            if parts.last().is_some_and(|last| last == "mod") {
-                parts.pop();
-            }
-            out.push((parts.join("::"), fs::read_to_string(&path).unwrap()));
         }
     }
     out.sort();
     out
+}
+
+/// Every Rust file of the host's side.
+fn kserv() -> Vec<(String, String)> {
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("kserv"))
 }
 
 fn known(sources: &[(String, String)]) -> BTreeSet<Vec<String>> {
@@ -236,6 +241,36 @@ fn no_layer_gives_up() {
     });
     let wrong =
         layers.flat_map(|(module, text)| gives_up(&text).into_iter().map(move |what| format!("{module}: {what}")));
+    assert_none(&wrong.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_hosts_side_is_without_unsafe_but_for_the_mini_hosts_arch_module() {
+    let above: Vec<_> = kserv().into_iter().filter(|(file, _)| !file.starts_with("mini::src::arch")).collect();
+    assert!(above.len() > 10);
+    let uses = above.iter().filter(|(_, text)| has_word(text, "unsafe"));
+    assert_none(&uses.map(|(file, _)| format!("kserv {file} uses unsafe")).collect::<Vec<_>>());
+    // A program's root cannot forbid what one module of it may.
+    let model = above.iter().filter(|(file, _)| file.starts_with("model"));
+    let allows = model.filter(|(_, text)| !text.contains("#![forbid(unsafe_code)]"));
+    assert_none(&allows.map(|(file, _)| format!("kserv {file} does not forbid unsafe")).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_hosts_files_say_what_they_are_and_are_one_thing() {
+    let bare = kserv().into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(file, _)| file);
+    assert_none(&bare.collect::<Vec<_>>());
+    let long = kserv().into_iter().map(|(file, text)| (file, text.lines().count()));
+    let long =
+        long.filter(|(_, lines)| *lines > MOST_LINES).map(|(file, lines)| format!("kserv {file}: {lines} lines"));
+    assert_none(&long.collect::<Vec<_>>());
+}
+
+#[test]
+fn the_model_never_gives_up() {
+    let model = kserv().into_iter().filter(|(file, _)| file.starts_with("model::src"));
+    let wrong =
+        model.flat_map(|(file, text)| gives_up(&text).into_iter().map(move |what| format!("kserv {file}: {what}")));
     assert_none(&wrong.collect::<Vec<_>>());
 }
 

@@ -5,6 +5,7 @@
 //! | [`vm`]      | a VM and its vCPUs as the host sees them; what to do after each exit, before each entry |
 //! | [`memory`]  | a VM's memory: what is mapped, what to map next                                         |
 //! | [`irq`]     | the state of interrupts, and list registers: shared by both interrupt controllers       |
+//! | [`gic`]     | a VM's interrupt controller: one of the two below                                        |
 //! | [`gicv2`]   | GICv2 distributor                                                                       |
 //! | [`gicv3`]   | GICv3 distributor and redistributors, SGIs by system register                           |
 //! | [`pl011`]   | the serial port                                                                         |
@@ -32,6 +33,7 @@ pub mod archive;
 pub mod config;
 #[cfg(feature = "alloc")]
 pub mod fdt;
+pub mod gic;
 pub mod gicv2;
 pub mod gicv3;
 pub mod image;

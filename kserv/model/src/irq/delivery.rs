@@ -139,8 +139,9 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         let form = self.form;
         let Some(irq) = self.irq(vcpu, intid).copied() else { return 0 };
         let v2_sgi = form == Form::V2 && intid < SGIS;
-        // A level-sensitive interrupt or an SGI of GICv2 is never pending and active in one register.
-        let pending = !irq.active || (irq.latch && irq.edge && self.may_signal(&irq));
+        // A level-sensitive interrupt or an SGI of GICv2 is never pending and active in one register, nor one that goes elsewhere next.
+        let again = irq.latch && irq.edge && self.may_signal(&irq) && self.target(vcpu, intid, &irq) == Some(vcpu);
+        let pending = !irq.active || again;
         let source = match () {
             () if !v2_sgi => 0,
             () if irq.active => irq.source,
