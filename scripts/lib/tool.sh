@@ -15,6 +15,19 @@ option_value() { # NAME ARGUMENT...
     printf '%s' "$value"
 }
 
+# All values of an option that can be given more than once, one a line.
+option_values() { # NAME ARGUMENT...
+    local name=$1
+    shift
+    while [ $# -gt 0 ]; do
+        case $1 in
+        "$name") printf '%s\n' "${2-}" ;;
+        "$name="*) printf '%s\n' "${1#*=}" ;;
+        esac
+        shift
+    done
+}
+
 # Whether an argument is among the others.
 has_option() { # NAME ARGUMENT...
     local name=$1 argument

@@ -9,11 +9,12 @@
 //! | [`modules`]     | which kernel modules to load, in which order                               |
 //! | [`initrd`]      | the host's initramfs: busybox, modules, `/init`, a script                  |
 //! | [`arm64_image`] | the header of an arm64 `Image`                                             |
-//! | [`layout`]      | where a VM's images stand in its memory                                    |
 //! | [`sign`]        | the manifest of a protected VM, and the keys that sign it                  |
+//! | [`vms`]         | what the mini host starts: an archive of VMs                               |
 //! | [`bundle`]      | core and host kernel in one bootable file                                  |
 //! | [`machine`]     | the QEMU command line of a machine                                         |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
+//! | [`given_tree`]  | the device tree of a machine, with the public keys for the core            |
 //! | [`qmp`]         | QEMU's control socket                                                      |
 //! | [`run`]         | a run of a machine: console text, outcome, and an end to it in any case    |
 //! | [`script`]      | a script for the host's shell from standard input                          |
@@ -44,8 +45,8 @@ pub mod bundle;
 pub mod cli;
 pub mod deploy;
 pub mod error;
+pub mod given_tree;
 pub mod initrd;
-pub mod layout;
 pub mod machine;
 pub mod modules;
 pub mod newc;
@@ -58,3 +59,4 @@ pub mod running;
 pub mod script;
 pub mod sdcard;
 pub mod sign;
+pub mod vms;

@@ -1,5 +1,6 @@
 //! A machine of QEMU, and its command line.
 
+use kserv_model::vm::GicVersion;
 use std::{
     ffi::OsString,
     fmt,
@@ -209,6 +210,14 @@ impl Machine {
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.args.push(arg.into());
         self
+    }
+
+    /// The interrupt controller that it has.
+    pub fn gic_version(&self) -> GicVersion {
+        match (self.board, self.gic) {
+            (Board::Raspi4b, _) | (Board::Virt, Some(2)) => GicVersion::V2,
+            (Board::Virt, _) => GicVersion::V3,
+        }
     }
 
     /// Whether the machine waits for a debugger.

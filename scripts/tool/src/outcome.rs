@@ -15,6 +15,8 @@ pub(crate) const LAST_WORDS: [(&str, Last); 5] = [
     ("corevisor: cannot start: ", Last::CoreRefused),
 ];
 const CORE_FAILED: &str = "corevisor: FATAL ";
+/// How the mini host's line begins when something is not as it should be.
+const MINI_ERROR: &str = "mini: error: ";
 const LINUX_PANIC: &str = "Kernel panic - not syncing: ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum Outcome {
     },
     /// The host's kernel panicked and reset the machine.
     Panicked(String),
+    /// The mini host powered off because something is not as it should be: its line.
+    MiniFailed(String),
     /// The machine was reset.
     Reset,
     /// The core stopped the machine, because it failed or cannot run here: its message.
@@ -68,6 +72,7 @@ impl fmt::Display for Outcome {
                 write!(f, "the host powered off; its script ended with status {status}")
             }
             Self::Panicked(why) => write!(f, "the host's kernel panicked: {why}"),
+            Self::MiniFailed(line) => write!(f, "the mini host failed: {line}"),
             Self::Reset => f.write_str("the host reset the machine instead of powering off"),
             Self::CoreStopped(why) => write!(f, "the core stopped the machine: {why}"),
             Self::Halted(line) => write!(f, "the machine stopped: {line}"),
@@ -135,7 +140,10 @@ pub(crate) fn judge(
     let panic = console.split(LINUX_PANIC).nth(1).filter(|_| !may_reboot);
     let panic = panic.map(|rest| Outcome::Panicked(rest.lines().next().unwrap_or_default().trim().to_owned()));
     match shutdown.map(|shutdown| shutdown.reason.as_str()) {
-        Some("guest-shutdown") => Outcome::PoweredOff { script: script_status(console) },
+        Some("guest-shutdown") => match console.split_once(MINI_ERROR) {
+            Some((_, rest)) => Outcome::MiniFailed(rest.lines().next().unwrap_or_default().trim().to_owned()),
+            None => Outcome::PoweredOff { script: script_status(console) },
+        },
         Some("guest-reset") => panic.unwrap_or(Outcome::Reset),
         Some("guest-panic") => panic.unwrap_or_else(|| Outcome::Panicked(String::new())),
         Some("host-signal") => Outcome::Interrupted(15),
@@ -189,6 +197,12 @@ mod tests {
         assert_eq!(judged("guest-shutdown", "boot\n"), Outcome::PoweredOff { script: None });
         let said = "corevisor-host: script ended with status 0\nx\ncorevisor-host: script ended with status 3\nbye";
         assert_eq!(judged("guest-shutdown", said), Outcome::PoweredOff { script: Some(3) });
+    }
+
+    #[test]
+    fn a_mini_host_that_complains_has_failed() {
+        let said = "mini: vm0 runs\nmini: error: vm1: not authentic\nmini: vm0 off\n";
+        assert_eq!(judged("guest-shutdown", said), Outcome::MiniFailed("vm1: not authentic".into()));
     }
 
     #[test]

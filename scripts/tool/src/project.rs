@@ -62,6 +62,16 @@ impl Project {
         self.root.join("target/run")
     }
 
+    /// The mini host's flat image.
+    pub fn mini(&self) -> PathBuf {
+        self.root.join("target/image/kserv-mini.bin")
+    }
+
+    /// One of tests/guests.
+    pub fn guest(&self, name: &str) -> PathBuf {
+        self.root.join(format!("target/guests/{name}.bin"))
+    }
+
     /// The key that signs VMs unless another one is named.
     pub fn development_key(&self) -> PathBuf {
         self.root.join("target/keys/development.pem")

@@ -7,10 +7,13 @@ use crate::{
     arm64_image::NotAnImage,
     bundle::{BundleError, bundle},
     error::{FileError, create_dir, read, write},
+    given_tree::{self, TreeError},
     initrd::{self, Extra, InitrdError},
     machine::{Board, BootFiles, Console, Machine, MachineError, shell_line},
     project::{Kernel, Project, is_version},
     raspi::{self, DtbError},
+    sign::{Key, KeyError},
+    vms::{VmError, Vms},
 };
 use std::{
     io,
@@ -56,6 +59,15 @@ pub enum RunError {
     /// The Raspberry Pi's device tree cannot be edited.
     #[error(transparent)]
     Dtb(#[from] DtbError),
+    /// The core cannot be given its public key.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// No key to sign VMs with.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The mini host's VMs cannot be made.
+    #[error(transparent)]
+    Vm(#[from] VmError),
     /// QEMU does not start.
     #[error("cannot start {program}: {source} (scripts/setup qemu installs it; QEMU=program takes another one)")]
     Qemu {
@@ -67,10 +79,12 @@ pub enum RunError {
 }
 
 /// What boots.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Boot {
     /// The core with the host kernel behind it.
     Core,
+    /// The core with the mini host behind it, which starts VMs.
+    Mini(Vms),
     /// The host kernel alone.
     NoCore,
     /// This file, as it is.
@@ -93,6 +107,8 @@ pub struct Run {
     append: Vec<String>,
     whole_append: Option<String>,
     dtb: Option<PathBuf>,
+    key: Option<PathBuf>,
+    trusted: Option<[u8; 32]>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) stop_at: Vec<String>,
     pub(crate) echo: bool,
@@ -115,6 +131,8 @@ impl Run {
             append: Vec::new(),
             whole_append: None,
             dtb: None,
+            key: None,
+            trusted: None,
             timeout: None,
             stop_at: Vec::new(),
             echo: false,
@@ -194,6 +212,20 @@ impl Run {
         self
     }
 
+    /// The key that signs protected VMs, and that the core is given; else the development key.
+    #[must_use]
+    pub fn key(mut self, file: impl Into<PathBuf>) -> Self {
+        self.key = Some(file.into());
+        self
+    }
+
+    /// For tests: the core is given this public key, whichever signs.
+    #[must_use]
+    pub fn trusted(mut self, public: [u8; 32]) -> Self {
+        self.trusted = Some(public);
+        self
+    }
+
     /// After this time the machine is ended: [`Outcome::TimedOut`].
     #[must_use]
     pub fn timeout(mut self, limit: Duration) -> Self {
@@ -254,7 +286,11 @@ impl Run {
     }
 
     fn has_core(&self) -> bool {
-        self.boot != Boot::NoCore
+        !matches!(self.boot, Boot::NoCore)
+    }
+
+    fn has_vms(&self) -> bool {
+        matches!(self.boot, Boot::Mini(_))
     }
 
     /// Files that were named must be there; nobody makes them.
@@ -265,7 +301,7 @@ impl Run {
             Boot::File(file) => Some(file.clone()),
             _ => None,
         };
-        for file in [kernel, image, self.initrd.clone(), self.dtb.clone()].into_iter().flatten() {
+        for file in [kernel, image, self.initrd.clone(), self.dtb.clone(), self.key.clone()].into_iter().flatten() {
             std::fs::File::open(&file).map_err(FileError::at("read", &file))?;
         }
         Ok(())
@@ -275,7 +311,7 @@ impl Run {
     fn files_to_be(&self, dir: &Path) -> BootFiles {
         BootFiles {
             kernel: match &self.boot {
-                Boot::Core => Some(dir.join(BUNDLE)),
+                Boot::Core | Boot::Mini(_) => Some(dir.join(BUNDLE)),
                 Boot::NoCore => Some(Kernel::image_path(&self.project, &self.kernel)),
                 Boot::File(file) => Some(file.clone()),
                 Boot::Nothing => None,
@@ -286,6 +322,7 @@ impl Run {
             },
             append: self.command_line(),
             dtb: match (&self.dtb, self.machine.board()) {
+                _ if self.has_vms() => Some(dir.join(DTB)),
                 (None, Board::Raspi4b) => Some(dir.join(DTB)),
                 (dtb, _) => dtb.clone(),
             },
@@ -305,6 +342,10 @@ impl Run {
         let files = self.files_to_be(dir);
         // What the board cannot do is said first, before any work.
         self.machine.args(&files, self.has_core(), Console::Pipes)?;
+        if let Boot::Mini(vms) = &self.boot {
+            self.prepare_mini(vms, &files, dir)?;
+            return Ok(files);
+        }
         let needs_kernel = matches!(self.boot, Boot::Core | Boot::NoCore);
         let needs_base = self.initrd.is_none() && !self.no_initrd;
         if needs_kernel || needs_base {
@@ -326,14 +367,18 @@ impl Run {
     }
 
     fn prepare_kernel(&self, kernel: &Kernel, files: &BootFiles) -> Result<(), RunError> {
-        let path = kernel.image.display().to_string();
-        let content = read(&kernel.image)?;
-        if self.boot == Boot::NoCore {
+        if !self.has_core() {
+            let (path, content) = (kernel.image.display().to_string(), read(&kernel.image)?);
             return crate::arm64_image::image_size(&content)
                 .map(|_| ())
                 .map_err(|error| RunError::Kernel { path, error });
         }
-        let file = bundle(&read(&self.core)?, &content).map_err(|error| {
+        self.prepare_bundle(&kernel.image, files)
+    }
+
+    fn prepare_bundle(&self, kernel: &Path, files: &BootFiles) -> Result<(), RunError> {
+        let path = kernel.display().to_string();
+        let file = bundle(&read(&self.core)?, &read(kernel)?).map_err(|error| {
             let path = match error {
                 BundleError::Kernel(_) => path,
                 _ => self.core.display().to_string(),
@@ -342,6 +387,27 @@ impl Run {
         })?;
         if let Some(path) = &files.kernel {
             write(path, &[&file])?;
+        }
+        Ok(())
+    }
+
+    /// Bundle, archive of VMs, and a device tree with the public key.
+    fn prepare_mini(&self, vms: &Vms, files: &BootFiles, dir: &Path) -> Result<(), RunError> {
+        let key = match &self.key {
+            Some(file) => Key::read(file)?,
+            None => Key::read_or_make(&self.project.development_key())?.0,
+        };
+        self.prepare_bundle(&self.project.mini(), files)?;
+        if let Some(path) = &files.initrd {
+            write(path, &[&vms.archive(&self.project, self.machine.gic_version(), &key)?])?;
+        }
+        let tree = match (&self.dtb, self.machine.board()) {
+            (Some(file), _) => read(file)?,
+            (None, Board::Raspi4b) => raspi::for_qemu(&self.project.pi_dtb())?,
+            (None, Board::Virt) => given_tree::of_qemu(&self.project.qemu(), &self.machine, dir)?,
+        };
+        if let Some(path) = &files.dtb {
+            write(path, &[&given_tree::with_keys(&tree, &[self.trusted.unwrap_or_else(|| key.public())])?])?;
         }
         Ok(())
     }

@@ -133,8 +133,12 @@ impl Key {
             return Ok((Self::read(path)?, false));
         }
         let key = Self::generate();
-        write_secret(path, &key.0.sk.to_pem())?;
-        Ok((key, true))
+        match write_secret(path, &key.0.sk.to_pem()) {
+            Ok(()) => Ok((key, true)),
+            // Somebody else made it just now.
+            Err(_) if path.exists() => Ok((Self::read(path)?, false)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The public key, which the core is given.

@@ -7,7 +7,6 @@ use crate::{
     bench::{Bench, BenchError},
     deploy::{Deploy, DeployError, deploy},
     error::{FileError, chain, read, write},
-    layout::LayoutError,
     machine::Board,
     project::{NoProject, Project},
     run::RunError,
@@ -15,6 +14,7 @@ use crate::{
     sign::{KeyError, SignError, Wrong},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kserv_model::image::PlaceError;
 use run::RunArgs;
 use sign::{HeaderArgs, SignArgs};
 use std::{
@@ -140,6 +140,19 @@ fn memory_size(text: &str) -> Result<String, String> {
     Err("a number with M or G, such as 512M or 4G".to_owned())
 }
 
+/// What such a size is in bytes; without a letter it is MiB, as QEMU has it.
+fn bytes(size: &str) -> Option<u64> {
+    let digits = size.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let shift = match size[digits.len()..].to_ascii_lowercase().as_str() {
+        "k" => 10,
+        "" | "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let wanted = "a number of seconds above 0";
     let number: f64 = text.parse().map_err(|_| wanted)?;
@@ -166,7 +179,7 @@ enum CliError {
     #[error(transparent)]
     Sign(#[from] SignError),
     #[error("{path}: {error}")]
-    Layout { path: String, error: LayoutError },
+    Place { path: String, error: PlaceError },
     #[error("{path} is not good: {error}")]
     Manifest { path: String, error: Wrong },
     #[error(transparent)]

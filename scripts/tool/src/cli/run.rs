@@ -1,14 +1,16 @@
 //! `scripts/run`.
 
-use super::{CliError, LogLevel, memory_size, say, seconds};
+use super::{CliError, LogLevel, bytes, memory_size, say, seconds};
 use crate::{
     error::{chain, read},
     machine::{Board, Machine},
     project::Project,
     run::{Boot, Finished, Outcome, Run},
     script::{FIRST_BYTE, Input, NEXT_BYTE, read_input},
+    vms::{Payload, Vm, Vms},
 };
 use clap::{ArgAction, Args};
+use corevisor_interface::calls::MAX_VCPUS;
 use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
 use std::{
     io::{self, IsTerminal},
@@ -44,6 +46,24 @@ pub(super) struct RunArgs {
     append: Vec<String>,
     #[arg(long)]
     script: Option<PathBuf>,
+    #[arg(long, requires = "vm", conflicts_with_all = NOT_WITH_MINI)]
+    mini: bool,
+    #[arg(long, conflicts_with_all = NOT_WITH_MINI)]
+    demo: bool,
+    #[arg(long, requires = "mini")]
+    vm: Vec<String>,
+    #[arg(long, requires = "mini", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
+    vcpus: Option<u8>,
+    #[arg(long, requires = "mini", value_parser = memory_size)]
+    vm_memory: Option<String>,
+    #[arg(long, requires = "mini")]
+    vm_initrd: Option<PathBuf>,
+    #[arg(long, requires = "mini", allow_hyphen_values = true)]
+    vm_append: Vec<String>,
+    #[arg(long, requires = "mini")]
+    protected: bool,
+    #[arg(long)]
+    key: Option<PathBuf>,
     #[arg(long, conflicts_with = "log")]
     no_core: bool,
     #[arg(long, conflicts_with = "no_core")]
@@ -64,7 +84,42 @@ pub(super) struct RunArgs {
     dry_run: bool,
 }
 
+/// The mini host is a host of its own, with nothing but VMs.
+const NOT_WITH_MINI: [&str; 6] = ["kernel", "initrd", "no_core", "raw_image", "drive", "net"];
+
 impl RunArgs {
+    /// The VMs of `--mini` or `--demo`; `script` goes to those with Debian.
+    fn vms(&self, script: Option<&[u8]>) -> Option<Vms> {
+        if self.demo {
+            return Some(Vms::demo());
+        }
+        let vms = self.payloads().into_iter().map(|payload| {
+            let scripted = matches!(payload, Payload::Debian(_));
+            let mut vm = Vm::new(payload).vcpus(self.vcpus.unwrap_or(1).into()).protected(self.protected);
+            if let Some(bytes) = self.vm_memory.as_deref().and_then(bytes) {
+                vm = vm.memory(bytes);
+            }
+            if let Some(file) = &self.vm_initrd {
+                vm = vm.initrd(file);
+            }
+            if let Some(script) = script.filter(|_| scripted) {
+                vm = vm.script(script);
+            }
+            self.vm_append.iter().fold(vm, |vm, args| vm.append(args))
+        });
+        self.mini.then(|| vms.fold(Vms::new(), Vms::vm))
+    }
+
+    fn payloads(&self) -> Vec<Payload> {
+        self.vm.iter().map(|name| Payload::named(name, &self.kernel)).collect()
+    }
+
+    /// Whether something in the machine takes a script.
+    fn takes_script(&self) -> bool {
+        let debian = || self.payloads().iter().any(|payload| matches!(payload, Payload::Debian(_)));
+        !self.demo && (!self.mini || self.vm_initrd.is_none() && debian())
+    }
+
     fn machine(&self) -> Machine {
         let mut machine = match self.board {
             Board::Virt => Machine::virt(),
@@ -105,6 +160,9 @@ impl RunArgs {
         if let Some(file) = &self.dtb {
             run = run.dtb(file);
         }
+        if let Some(file) = &self.key {
+            run = run.key(file);
+        }
         if let Some(level) = self.log {
             run = run.append(level.argument());
         }
@@ -121,8 +179,23 @@ impl RunArgs {
 pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let project = Project::find()?;
     let mut run = args.run(&project);
-    if let Some(script) = &args.script {
-        run = run.script(read(script)?);
+    let mut script = args.script.as_deref().map(read).transpose()?;
+    // An initramfs of somebody else's runs nobody's script unless one is given.
+    let terminal = io::stdin().is_terminal() && args.script.is_none();
+    if !args.dry_run && args.takes_script() && !io::stdin().is_terminal() && args.script.is_none() {
+        match read_input(io::stdin().lock(), FIRST_BYTE, NEXT_BYTE)? {
+            Input::Text(text) if text.is_empty() && args.initrd.is_some() => {}
+            Input::Text(text) => script = Some(text),
+            Input::Silent => {
+                say("standard input is open but says nothing: going on without a script");
+                script = Some(Vec::new());
+            }
+        }
+    }
+    match (args.vms(script.as_deref()), script) {
+        (Some(vms), _) => run = run.boot(Boot::Mini(vms)),
+        (None, Some(script)) => run = run.script(script),
+        (None, None) => {}
     }
     if args.dry_run {
         let (line, missing) = run.dry_run()?;
@@ -133,18 +206,6 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    // An initramfs of somebody else's runs nobody's script unless one is given.
-    let terminal = io::stdin().is_terminal() && args.script.is_none();
-    if !io::stdin().is_terminal() && args.script.is_none() {
-        match read_input(io::stdin().lock(), FIRST_BYTE, NEXT_BYTE)? {
-            Input::Text(text) if text.is_empty() && args.initrd.is_some() => {}
-            Input::Text(text) => run = run.script(text),
-            Input::Silent => {
-                say("standard input is open but says nothing: going on without a script");
-                run = run.script("");
-            }
-        }
-    }
     if args.gdb {
         say_how_to_attach(args, &project);
     }

@@ -3,11 +3,11 @@
 use super::{CliError, say};
 use crate::{
     error::{read, write},
-    layout::Layout,
     project::Project,
     sign::{Image, Key, hex, verify},
 };
 use clap::{ArgGroup, Args};
+use kserv_model::image::{kind_of, place};
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
@@ -89,14 +89,15 @@ pub(super) fn sign(args: &SignArgs) -> Result<ExitCode, CliError> {
     let [kernel_file, dtb_file, initrd_file] = contents;
     let (kernel_file, dtb_file, initrd_file) =
         (kernel_file?.unwrap_or_default(), dtb_file?.unwrap_or_default(), initrd_file?);
-    let layout = Layout::of(&kernel_file)
-        .map_err(|error| CliError::Layout { path: kernel.file.display().to_string(), error })?;
+    let place =
+        place(kind_of(&kernel_file), &kernel_file, initrd_file.as_ref().map(|file| file.len() as u64), u64::MAX >> 1)
+            .map_err(|error| CliError::Place { path: kernel.file.display().to_string(), error })?;
     let mut images = vec![
-        Image { gpa: kernel.at.unwrap_or(layout.kernel), content: &kernel_file },
-        Image { gpa: dtb.at.unwrap_or(layout.dtb), content: &dtb_file },
+        Image { gpa: kernel.at.unwrap_or(place.load), content: &kernel_file },
+        Image { gpa: dtb.at.unwrap_or(place.dtb), content: &dtb_file },
     ];
     if let (Some(initrd), Some(content)) = (&args.initrd, &initrd_file) {
-        images.push(Image { gpa: initrd.at.unwrap_or(layout.initrd), content });
+        images.push(Image { gpa: initrd.at.or(place.initrd.map(|(start, _)| start)).unwrap_or_default(), content });
     }
     let start = (args.entry.unwrap_or(images[0].gpa), args.x0.unwrap_or(images[1].gpa));
     if let Some(manifest) = &args.verify {
