@@ -328,7 +328,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         // WnR means something for data aborts only.
         let write = mailbox.esr >> 26 & 0x3f == 0x24 && mailbox.esr & 1 << 6 != 0;
         let one = &mut self.vcpus[vcpu];
-        one.repeats = if one.last_fault == mailbox.ipa { one.repeats + 1 } else { 0 };
+        one.repeats = if one.last_fault == mailbox.ipa { one.repeats.saturating_add(1) } else { 0 };
         one.last_fault = mailbox.ipa;
         match self.memory.on_fault(mailbox.ipa, write) {
             Fault::Map(request) if one.repeats < MOST_REPEATS => return Action::Map(request),
