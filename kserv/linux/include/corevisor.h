@@ -9,6 +9,35 @@
 #define CV_MAX_VCPUS 0x10ULL
 #define CV_MAX_IMAGES 0x5ULL
 #define CV_MAX_LIST_REGISTERS 0x10ULL
+#define CV_VM_ORDINARY 0x0ULL
+#define CV_VM_PROTECTED 0x1ULL
+#define CV_MAP_READ_ONLY 0x1ULL
+#define CV_START_PSTATE 0x3c5ULL
+#define CV_MANIFEST_MAGIC 0x3146494e414d5643ULL
+#define CV_MANIFEST_SIZE 0x210ULL
+#define CV_ENTRY_VIRQ 0x1ULL
+#define CV_ENTRY_VFIQ 0x2ULL
+#define CV_ENTRY_INJECT_ABORT 0x4ULL
+#define CV_ENTRY_TIMER_UNMASK 0x8ULL
+
+/* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */
+#define CV_MAILBOX_ENTRY_FLAGS 0x0
+#define CV_MAILBOX_PC 0x8
+#define CV_MAILBOX_PSTATE 0x10
+#define CV_MAILBOX_X0 0x18
+#define CV_MAILBOX_X 0x20
+#define CV_MAILBOX_ESR 0x120
+#define CV_MAILBOX_IPA 0x128
+#define CV_MAILBOX_LR_COUNT 0x130
+#define CV_MAILBOX_LR 0x138
+#define CV_MAILBOX_VGIC_HCR 0x1b8
+#define CV_MAILBOX_VGIC_VMCR 0x1c0
+#define CV_MAILBOX_VGIC_MISR 0x1c8
+#define CV_MAILBOX_CNTV_CTL 0x1d0
+#define CV_MAILBOX_CNTV_CVAL 0x1d8
+#define CV_MAILBOX_CNTVOFF 0x1e0
+#define CV_MAILBOX_EXITS 0x1e8
+#define CV_MAILBOX_POWERED 0x1f0
 
 /* ()
  * x0 = [`INTERFACE_VERSION`].

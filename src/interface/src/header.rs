@@ -3,8 +3,17 @@
 use std::fmt::Write;
 use std::string::String;
 
-use crate::calls::{CallError, HostCall, INTERFACE_VERSION, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS};
-use crate::mailbox::{ExitReason, MAX_LIST_REGISTERS};
+use core::mem::offset_of;
+
+use crate::boot::{MANIFEST_MAGIC, Manifest};
+use crate::calls::{
+    CallError, HostCall, INTERFACE_VERSION, MAP_READ_ONLY, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS, VM_ORDINARY,
+    VM_PROTECTED,
+};
+use crate::mailbox::{
+    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox,
+    START_PSTATE,
+};
 
 /// The header's text.
 pub fn text() -> String {
@@ -21,6 +30,20 @@ pub fn text() -> String {
     define("MAX_VCPUS", MAX_VCPUS);
     define("MAX_IMAGES", MAX_IMAGES);
     define("MAX_LIST_REGISTERS", MAX_LIST_REGISTERS as u64);
+    define("VM_ORDINARY", VM_ORDINARY);
+    define("VM_PROTECTED", VM_PROTECTED);
+    define("MAP_READ_ONLY", MAP_READ_ONLY);
+    define("START_PSTATE", START_PSTATE);
+    define("MANIFEST_MAGIC", MANIFEST_MAGIC);
+    define("MANIFEST_SIZE", size_of::<Manifest>() as u64);
+    define("ENTRY_VIRQ", ENTRY_VIRQ);
+    define("ENTRY_VFIQ", ENTRY_VFIQ);
+    define("ENTRY_INJECT_ABORT", ENTRY_INJECT_ABORT);
+    define("ENTRY_TIMER_UNMASK", ENTRY_TIMER_UNMASK);
+    out.push_str("\n/* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */\n");
+    for (name, offset) in mailbox() {
+        let _ = writeln!(out, "#define CV_MAILBOX_{} {offset:#x}", name.to_ascii_uppercase());
+    }
     for call in HostCall::ALL {
         let arguments = call.arguments().join(", ");
         let _ = write!(out, "\n/* ({arguments})\n");
@@ -41,6 +64,16 @@ pub fn text() -> String {
     out
 }
 
+/// The mailbox's fields.
+fn mailbox() -> [(&'static str, usize); 17] {
+    macro_rules! offsets {
+        ($($field:ident)*) => { [$((stringify!($field), offset_of!(Mailbox, $field))),*] };
+    }
+    offsets! {
+        entry_flags pc pstate x0 x esr ipa lr_count lr vgic_hcr vgic_vmcr vgic_misr cntv_ctl cntv_cval cntvoff exits powered
+    }
+}
+
 /// `CoreVersion` to `CORE_VERSION`.
 fn upper(name: &str) -> String {
     let mut out = String::new();
@@ -55,6 +88,15 @@ fn upper(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn every_field_of_the_mailbox_is_named() {
+        let fields = super::mailbox();
+        assert!(fields.windows(2).all(|two| two[0].1 < two[1].1));
+        // Single words but for the two arrays.
+        let words = fields.len() - 2 + 32 + super::MAX_LIST_REGISTERS;
+        assert_eq!(words, super::Mailbox::WORDS);
+    }
+
     #[test]
     fn a_name_becomes_a_macro() {
         assert_eq!(super::upper("MmioRead"), "MMIO_READ");
