@@ -11,6 +11,7 @@
 //! | [`turn`]       | the words of a ticket lock, and the data that a held turn gives access to        |
 //! | [`regs`]       | trapped registers by name: syndromes, the host's EL1 registers, its x0-x30       |
 //! | [`shadow`]     | the registers of a VM that does not run, by name                                 |
+//! | [`world`]      | the world switch: host to VM and back                                            |
 //! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
@@ -23,6 +24,7 @@ pub mod regs;
 pub mod shadow;
 pub mod shape;
 pub mod turn;
+pub mod world;
 
 #[cfg(target_os = "none")]
 pub mod cpu;
@@ -31,6 +33,7 @@ pub mod sim;
 
 use addr::{Ipa, Pa, Pfn, PhysRange, VmId};
 use regs::{El1Reg, Syndrome};
+pub use world::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
 /// What the firmware, or the board in its place, did with a call that the core passed on or served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,10 +53,10 @@ pub enum SmcOutcome {
 /// The machine, as the layers see it.
 ///
 /// An implementation is shared by all CPUs; a method that speaks of "this CPU" means the one that calls it.
-/// Page-table memory is reached by physical address, but only within the pool that the tables come from: an
-/// entry outside it is a broken invariant and stops the machine, so no error in a layer can make the core
+/// Page-table memory is reached by physical address, but only within the pool that the tables come from and pages that
+/// were adopted: an entry outside it is a broken invariant and stops the machine, so no error in a layer can make the core
 /// write elsewhere.
-pub trait Machine: Sync {
+pub trait Machine: Worlds {
     /// Reads the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_load`.
     fn pt_load(&self, entry: Pa) -> u64;
 
@@ -79,7 +82,20 @@ pub trait Machine: Sync {
     /// Forgets, on every CPU, all that was cached for `vm`. `root` is its VTTBR value.
     fn tlb_flush_vm(&self, vm: VmId, root: u64);
 
-    /// Fills the page with zeroes and cleans it to the point of coherency. K: `clear_phys_page`.
+    /// The core's own map gains the page, zeroed: from now on `pt_load`, `pt_store` and the shadow contexts reach it.
+    /// `false` if the core has no page left for its own tables; nothing has changed then.
+    fn adopt_page(&self, pfn: Pfn) -> bool;
+
+    /// Scrubs an adopted page, cleans it to the point of coherency, and takes it out of the core's own map on all CPUs.
+    fn release_page(&self, pfn: Pfn);
+
+    /// Copies words of a page of somebody else, from its `first_word` on, each read once.
+    fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]);
+
+    /// Writes words of a page of somebody else, from its `first_word` on, each once.
+    fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]);
+
+    /// Fills the page, any page of RAM, with zeroes and cleans it to the point of coherency. K: `clear_phys_page`.
     fn clear_phys_page(&self, pfn: Pfn);
 
     /// Cleans the range from the data caches to the point of coherency and drops it from the instruction

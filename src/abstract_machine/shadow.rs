@@ -126,7 +126,7 @@ el1_registers! {
 /// Number of [`BankReg`]s.
 pub const BANK_REGS: usize = BankReg::ALL.len();
 /// Words of the GIC's virtual CPU interface that are a vCPU's: list registers and what goes with them.
-pub const VGIC_WORDS: usize = 16 + 12;
+pub const VGIC_WORDS: usize = 16 + 13;
 
 /// A register of a shadow context by name. K §3.1: `get_shadow_ctxt`'s index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -161,7 +161,7 @@ pub enum ShadowReg {
     Fpsr,
     /// FPCR.
     Fpcr,
-    /// List registers 0 to 15, then the control registers of the virtual CPU interface (`cpu::vgic`).
+    /// List registers 0 to 15, then the control registers of the virtual CPU interface ([`VgicWord`](super::world::VgicWord)).
     Vgic(u8),
 }
 

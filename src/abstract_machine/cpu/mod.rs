@@ -16,6 +16,7 @@ pub mod maintenance;
 pub mod pool;
 pub mod smccc;
 pub mod sysreg;
+mod world;
 
 use aarch64_cpu::registers::{
     ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
@@ -113,6 +114,22 @@ impl Machine for Cpu {
     fn sync_page_to_poc(&self, range: PhysRange) {
         maintenance::clean_to_poc(range);
         maintenance::invalidate_icache_all();
+    }
+
+    fn adopt_page(&self, _: Pfn) -> bool {
+        false
+    }
+
+    fn release_page(&self, _: Pfn) {
+        unreachable!("no page was adopted");
+    }
+
+    fn read_page(&self, _: Pfn, _: usize, _: &mut [u64]) {
+        unreachable!("no page was lent");
+    }
+
+    fn write_page(&self, _: Pfn, _: usize, _: &[u64]) {
+        unreachable!("no page was lent");
     }
 
     fn read_esr_el2(&self) -> Syndrome {

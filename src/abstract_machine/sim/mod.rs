@@ -5,6 +5,8 @@
 //! | [`walker`] | stage-2 walks as the hardware does them, written from the manual, not from the layers       |
 //! | [`tlb`]    | a TLB and a walk cache for each CPU that forget nothing unless they are told                |
 //! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
+//! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
+//! | [`worlds`] | the world switch, with scripts as VMs                                                      |
 //! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
 //!
 //! A thread is one CPU at a time: [`run_as`] says which. [`Sim::host_access`] is what the host's hardware would do with
@@ -13,7 +15,10 @@
 
 pub mod tables;
 pub mod tlb;
+mod trapped;
+pub mod vms;
 pub mod walker;
+pub mod worlds;
 
 use std::boxed::Box;
 use std::cell::Cell;
@@ -29,6 +34,9 @@ use super::regs::{El1Reg, Syndrome};
 use super::{Machine, SmcOutcome};
 use tables::{LogEntry, Tables};
 use tlb::Tlb;
+pub use trapped::Trapped;
+use trapped::el1;
+use vms::{Caches, Content};
 use walker::{AccessKind, Fault, Leaf, Regime, TableAt};
 
 std::thread_local! {
@@ -38,33 +46,6 @@ std::thread_local! {
 /// This thread is `cpu` from now on.
 pub fn run_as(cpu: usize) {
     CPU.set(cpu);
-}
-
-/// The registers of a trapped host, on one CPU.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Trapped {
-    /// ESR_EL2.
-    pub esr: u64,
-    /// The faulting page, as HPFAR_EL2 gives it.
-    pub hpfar: u64,
-    /// FAR_EL2.
-    pub far: u64,
-    /// ELR_EL2.
-    pub pc: u64,
-    /// SPSR_EL2.
-    pub pstate: u64,
-    /// ELR_EL1.
-    pub elr_el1: u64,
-    /// SPSR_EL1.
-    pub spsr_el1: u64,
-    /// ESR_EL1.
-    pub esr_el1: u64,
-    /// FAR_EL1.
-    pub far_el1: u64,
-    /// SCTLR_EL1.
-    pub sctlr_el1: u64,
-    /// VBAR_EL1.
-    pub vbar_el1: u64,
 }
 
 /// A fault to plant: what the machine leaves out, so that a test can show that it is noticed.
@@ -80,6 +61,10 @@ pub enum Sabotage {
     NoScrub,
     /// `tlb_flush_ipa` reaches only the CPU that calls it.
     LocalFlushOnly,
+    /// `sync_page_to_poc` does nothing.
+    NoSync,
+    /// `tlb_flush_vm` flushes the host whoever was meant.
+    FlushOfHostOnly,
 }
 
 /// What the fake firmware does with an SMC.
@@ -95,10 +80,12 @@ struct Cpu {
 struct State {
     tables: Tables,
     cpus: Vec<Cpu>,
-    ram: BTreeMap<u64, u64>,
+    ram: BTreeMap<u64, Content>,
+    caches: Caches,
+    room_to_adopt: usize,
     synced: Vec<PhysRange>,
     text: (u64, Vec<u8>),
-    watched: Vec<u64>,
+    watched: Vec<(VmId, Ipa)>,
     sabotage: Option<Sabotage>,
     halted: bool,
 }
@@ -106,6 +93,7 @@ struct State {
 /// The simulated machine.
 pub struct Sim {
     state: Mutex<State>,
+    worlds: Mutex<worlds::WorldState>,
     firmware: Option<Firmware>,
 }
 
@@ -121,13 +109,15 @@ impl Sim {
             tables: Tables::new(pool.base().raw(), pool.pages() as usize),
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             ram: BTreeMap::new(),
+            caches: Caches::default(),
+            room_to_adopt: usize::MAX,
             synced: vec![],
             text: (0, vec![]),
             watched: vec![],
             sabotage: None,
             halted: false,
         };
-        Self { state: Mutex::new(state), firmware: None }
+        Self { state: Mutex::new(state), worlds: Mutex::default(), firmware: None }
     }
 
     /// The same, with firmware that answers SMCs. Without, every SMC is NOT_SUPPORTED.
@@ -178,7 +168,7 @@ impl Sim {
 
     /// After every store to a table, all CPUs walk to these addresses on their own account, as speculation may.
     pub fn watch(&self, ipas: &[Ipa]) {
-        self.state().watched = ipas.iter().map(|ipa| ipa.raw()).collect();
+        self.watch_vms(&ipas.iter().map(|ipa| (VmId::HOST, *ipa)).collect::<Vec<_>>());
     }
 
     /// The fault that the machine plants from now on.
@@ -222,16 +212,6 @@ impl Sim {
         // HPFAR is written for translation, access-flag and address-size faults only.
         trapped.hpfar = if let Fault::Permission(_) = fault { 0xbad_0000_0000 } else { ipa.raw() & !0xfff };
         trapped.far = va;
-    }
-
-    /// Content of a page.
-    pub fn read_ram(&self, pfn: Pfn) -> u64 {
-        self.state().ram.get(&pfn.raw()).copied().unwrap_or(canary(pfn))
-    }
-
-    /// Writes a page, as its owner would.
-    pub fn write_ram(&self, pfn: Pfn, value: u64) {
-        self.state().ram.insert(pfn.raw(), value);
     }
 
     /// The ranges that were cleaned to the point of coherency, in order.
@@ -312,12 +292,11 @@ impl State {
     }
 
     fn speculate(&mut self) {
-        if self.tables.regime(0).is_none() {
-            return;
-        }
-        for ipa in self.watched.clone() {
-            for cpu in 0..self.cpus.len() {
-                let _ = self.translate(cpu, 0, ipa, AccessKind::Read);
+        for (vm, ipa) in self.watched.clone() {
+            if self.tables.regime(vm.raw()).is_some() {
+                for cpu in 0..self.cpus.len() {
+                    let _ = self.translate(cpu, vm.raw(), ipa.raw(), AccessKind::Read);
+                }
             }
         }
     }
@@ -343,7 +322,9 @@ impl Machine for Sim {
 
     fn pt_store(&self, entry: Pa, value: u64) {
         let mut state = self.state();
-        state.tables.store(entry.raw(), value);
+        if let Some(leaf) = state.tables.store(entry.raw(), value) {
+            state.check_caches(leaf);
+        }
         state.speculate();
     }
 
@@ -382,6 +363,7 @@ impl Machine for Sim {
         let mut state = self.state();
         state.check_root(vm, root);
         state.tables.publish();
+        let vm = if state.sabotage == Some(Sabotage::FlushOfHostOnly) { VmId::HOST } else { vm };
         if state.sabotage != Some(Sabotage::NoFlushVm) {
             state.cpus.iter_mut().for_each(|cpu| cpu.tlb.flush_vm(vm.raw()));
             state.tables.flushed_vm(vm.raw());
@@ -391,12 +373,33 @@ impl Machine for Sim {
     fn clear_phys_page(&self, pfn: Pfn) {
         let mut state = self.state();
         if state.sabotage != Some(Sabotage::NoScrub) {
-            state.ram.insert(pfn.raw(), 0);
+            state.scrub(pfn);
         }
     }
 
     fn sync_page_to_poc(&self, range: PhysRange) {
-        self.state().synced.push(range);
+        let mut state = self.state();
+        state.synced.push(range);
+        if state.sabotage != Some(Sabotage::NoSync) {
+            state.caches.sync(range);
+        }
+    }
+
+    fn adopt_page(&self, pfn: Pfn) -> bool {
+        self.state().adopt(pfn)
+    }
+
+    fn release_page(&self, pfn: Pfn) {
+        self.state().release(pfn);
+        self.forget_context(pfn);
+    }
+
+    fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
+        self.state().read_page(pfn, first_word, out);
+    }
+
+    fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {
+        self.state().write_page(pfn, first_word, words);
     }
 
     fn read_esr_el2(&self) -> Syndrome {
@@ -462,17 +465,6 @@ impl Machine for Sim {
 
     fn check(&self) {
         assert!(!self.state().halted, "check: the machine is halted, and a CPU went on");
-    }
-}
-
-fn el1(trapped: &mut Trapped, reg: El1Reg) -> &mut u64 {
-    match reg {
-        El1Reg::Elr => &mut trapped.elr_el1,
-        El1Reg::Spsr => &mut trapped.spsr_el1,
-        El1Reg::Esr => &mut trapped.esr_el1,
-        El1Reg::Far => &mut trapped.far_el1,
-        El1Reg::Sctlr => &mut trapped.sctlr_el1,
-        El1Reg::Vbar => &mut trapped.vbar_el1,
     }
 }
 

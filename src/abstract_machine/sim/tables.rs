@@ -1,7 +1,7 @@
 //! Table memory, and the rules for those who write it: break before make, publish before use, forget before free.
 //!
-//! Each page of the pool has a place: free, taken but linked nowhere, part of a live table, or taken out of one and not
-//! yet forgotten by the TLBs. A store is judged by the place of its page. What breaks a rule of the architecture is written
+//! Each page of the pool, and each adopted page, has a place: free, taken but linked nowhere, part of a live table, or taken out of one and
+//! not yet forgotten by the TLBs. A store is judged by the place of its page. What breaks a rule of the architecture is written
 //! down as a violation; what no program may do (use of a free page, double free) panics at once.
 #![forbid(unsafe_code)]
 
@@ -45,9 +45,9 @@ pub enum LogEntry {
     },
     /// `publish_tables`, or the barriers of a flush: stores do not move over it.
     Barrier,
-    /// `alloc_table`: the pages are zero.
+    /// `alloc_table`, `adopt_page`, or a scrub: the pages are zero.
     Alloc(u64, u32),
-    /// `free_table`.
+    /// `free_table`, `release_page`.
     Free(u64, u32),
     /// `tlb_flush_ipa`.
     FlushIpa(u64),
@@ -65,11 +65,25 @@ struct Broken {
     was_table: bool,
 }
 
-/// The pool that tables come from.
+/// A leaf that a store made valid in a live table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewLeaf {
+    /// Whose table it is.
+    pub vm: u16,
+    /// First address that it leads to.
+    pub output: u64,
+    /// Bytes that it maps.
+    pub size: u64,
+}
+
+/// The pool that tables come from, and the pages that were adopted.
 pub struct Tables {
     base: u64,
+    pool_pages: usize,
     words: Vec<u64>,
     places: Vec<Place>,
+    // Page address -> place, for adopted pages; they stand behind the pool's.
+    adopted: BTreeMap<u64, usize>,
     // First page of each taken run, with its order.
     runs: BTreeMap<usize, u32>,
     stage2: BTreeMap<u16, Regime>,
@@ -90,6 +104,8 @@ impl Tables {
         assert_eq!(base % 4096, 0, "pool base");
         Self {
             base,
+            pool_pages: pages,
+            adopted: BTreeMap::new(),
             words: vec![POISON; pages * WORDS],
             places: vec![Place::Free; pages],
             runs: BTreeMap::new(),
@@ -112,18 +128,27 @@ impl Tables {
         self.violations.push(text);
     }
 
+    fn find(&self, addr: u64) -> Option<usize> {
+        let in_pool = addr.checked_sub(self.base).map(|offset| (offset / 4096) as usize);
+        in_pool.filter(|page| *page < self.pool_pages).or_else(|| self.adopted.get(&(addr & !0xfff)).copied())
+    }
+
     fn page_of(&self, addr: u64, what: &str) -> usize {
-        let offset = addr.checked_sub(self.base).unwrap_or_else(|| panic!("{what} at {addr:#x}: outside the pool"));
-        let page = (offset / 4096) as usize;
-        assert!(page < self.places.len(), "{what} at {addr:#x}: outside the pool");
-        page
+        self.find(addr).unwrap_or_else(|| panic!("{what} at {addr:#x}: outside the pool"))
+    }
+
+    fn addr_of(&self, page: usize) -> u64 {
+        if page < self.pool_pages {
+            return self.base + page as u64 * 4096;
+        }
+        self.adopted.iter().find(|(_, p)| **p == page).map_or(0, |(addr, _)| *addr)
     }
 
     fn word_of(&self, addr: u64, what: &str) -> usize {
         let page = self.page_of(addr, what);
         assert_eq!(addr % 8, 0, "{what} at {addr:#x}: not aligned");
         assert_ne!(self.places[page], Place::Free, "{what} at {addr:#x}: the table page is free");
-        ((addr - self.base) / 8) as usize
+        page * WORDS + (addr % 4096 / 8) as usize
     }
 
     pub(super) fn load(&self, addr: u64) -> u64 {
@@ -132,16 +157,16 @@ impl Tables {
 
     /// What the hardware sees: a walk through a page that is free or stale is a violation, not a panic.
     pub(super) fn walk_load(&mut self, addr: u64) -> u64 {
-        let inside = addr >= self.base && addr < self.base + self.places.len() as u64 * 4096;
-        let place = if inside { self.places[self.page_of(addr, "walk")] } else { Place::Free };
+        let page = self.find(addr);
+        let place = page.map_or(Place::Free, |page| self.places[page]);
         // A walk that began before a table was taken out may still read it: that is why it is kept until the flush.
         if !matches!(place, Place::Live { .. } | Place::Stale { .. }) {
             self.violation(format!("a walk reads {addr:#x}, which is {place:?}"));
         }
-        if inside { self.words[((addr - self.base) / 8) as usize] } else { 0 }
+        page.map_or(0, |page| self.words[page * WORDS + (addr % 4096 / 8) as usize])
     }
 
-    pub(super) fn store(&mut self, addr: u64, new: u64) {
+    pub(super) fn store(&mut self, addr: u64, new: u64) -> Option<NewLeaf> {
         let word = self.word_of(addr, "store");
         let page = word / WORDS;
         let old = self.words[word];
@@ -169,9 +194,13 @@ impl Tables {
                 }
                 if is && old != new {
                     self.made_valid(me, addr, vm, TableAt { level, base, table: addr }, new);
+                    if let Entry::Leaf(output) = decode(level, new) {
+                        return Some(NewLeaf { vm, output, size });
+                    }
                 }
             }
         }
+        None
     }
 
     fn made_valid(&mut self, me: ThreadId, addr: u64, vm: u16, at: TableAt, new: u64) {
@@ -190,10 +219,9 @@ impl Tables {
 
     /// A live entry leads to the table now, and so to all below it.
     fn link(&mut self, vm: u16, at: TableAt) {
-        if at.table < self.base || (at.table - self.base) / 4096 >= self.places.len() as u64 {
+        let Some(page) = self.find(at.table) else {
             return self.violation(format!("a table entry of VM {vm} leads out of the pool: {:#x}", at.table));
-        }
-        let page = self.page_of(at.table, "link");
+        };
         if self.places[page] != Place::Unlinked {
             return self.violation(format!("the table at {:#x} was linked while {:?}", at.table, self.places[page]));
         }
@@ -234,6 +262,11 @@ impl Tables {
         self.stage2.insert(vm, regime);
     }
 
+    /// VMs that have a table.
+    pub(super) fn vms(&self) -> Vec<u16> {
+        self.stage2.keys().copied().filter(|vm| *vm != 0).collect()
+    }
+
     pub(super) fn regime(&self, vm: u16) -> Option<Regime> {
         self.stage2.get(&vm).copied()
     }
@@ -243,9 +276,11 @@ impl Tables {
         let fits = |first: &usize| {
             let addr = self.base + *first as u64 * 4096;
             addr.is_multiple_of(4096 << order)
-                && self.places.get(*first..*first + count).is_some_and(|run| run.iter().all(|p| *p == Place::Free))
+                && self.places[..self.pool_pages]
+                    .get(*first..*first + count)
+                    .is_some_and(|run| run.iter().all(|p| *p == Place::Free))
         };
-        let first = (0..self.places.len()).find(fits)?;
+        let first = (0..self.pool_pages).find(fits)?;
         self.places[first..first + count].fill(Place::Unlinked);
         self.words[first * WORDS..(first + count) * WORDS].fill(0);
         let me = thread::current().id();
@@ -320,18 +355,87 @@ impl Tables {
     }
 
     pub(super) fn free_pages(&self) -> usize {
-        self.places.iter().filter(|p| **p == Place::Free).count()
+        self.places[..self.pool_pages].iter().filter(|p| **p == Place::Free).count()
     }
 
     pub(super) fn pool(&self) -> (u64, u64) {
-        (self.base, self.places.len() as u64 * 4096)
+        (self.base, self.pool_pages as u64 * 4096)
+    }
+
+    /// Where the adopted pages are.
+    pub(super) fn adopted(&self) -> Vec<u64> {
+        self.adopted.keys().copied().collect()
+    }
+
+    /// The core's own map gains a page, zeroed.
+    pub(super) fn adopt(&mut self, addr: u64) {
+        assert_eq!(self.find(addr), None, "adoption of {addr:#x}: it is the core's already");
+        // The place of a page that was released, or a new one.
+        let taken: Vec<usize> = self.adopted.values().copied().collect();
+        let page = (self.pool_pages..self.places.len()).find(|page| !taken.contains(page)).unwrap_or_else(|| {
+            self.places.push(Place::Free);
+            self.words.extend([POISON; WORDS]);
+            self.places.len() - 1
+        });
+        self.adopted.insert(addr, page);
+        self.places[page] = Place::Unlinked;
+        self.zero(page);
+    }
+
+    fn zero(&mut self, page: usize) {
+        self.words[page * WORDS..(page + 1) * WORDS].fill(0);
+        self.unseen_pages.push((thread::current().id(), page));
+        self.note(LogEntry::Alloc(self.addr_of(page), 0));
+    }
+
+    /// A scrub. Whether the page is one of these.
+    pub(super) fn scrub(&mut self, addr: u64) -> bool {
+        let Some(page) = self.find(addr) else { return false };
+        if self.places[page] != Place::Unlinked {
+            self.violation(format!("the page at {addr:#x} was scrubbed while {:?}", self.places[page]));
+        }
+        self.zero(page);
+        true
+    }
+
+    /// The core's own map loses a page. `remembered` says whether a walk cache remembers it, `known` whether TLBs know a VM.
+    pub(super) fn release(&mut self, addr: u64, remembered: bool, known: impl Fn(u16) -> bool) {
+        let page = self.adopted.remove(&addr).unwrap_or_else(|| panic!("release of {addr:#x}: it was not adopted"));
+        // A root goes with its VM, after its entries and after what TLBs know of it.
+        let is_root = |regime: &Regime| regime.root_tables().iter().any(|at| at.table == addr);
+        if let Some(vm) = self.stage2.iter().find(|(_, regime)| is_root(regime)).map(|(vm, _)| *vm) {
+            if known(vm) {
+                self.violation(format!("the root of VM {vm} was released while a TLB knows the VM"));
+            }
+            if self.broken.iter().any(|b| b.vm == vm) {
+                self.violation(format!("the root of VM {vm} was released before the VM was flushed"));
+            }
+            let live = self.places.iter_mut().filter(|place| matches!(place, Place::Live { vm: v, .. } if *v == vm));
+            let live = live.map(|place| *place = Place::Unlinked).count() as u64;
+            if self.stage2.remove(&vm).is_some_and(|regime| regime.root_pages() != live) {
+                self.violation(format!("the root of VM {vm} was released while tables are linked"));
+            }
+        }
+        if self.places[page] != Place::Unlinked {
+            self.violation(format!("the page at {addr:#x} was released while {:?}", self.places[page]));
+        }
+        if remembered {
+            self.violation(format!("the page at {addr:#x} was released while a walk cache remembers it"));
+        }
+        self.places[page] = Place::Free;
+        self.words[page * WORDS..(page + 1) * WORDS].fill(POISON);
+        self.unseen_pages.retain(|(_, p)| *p != page);
+        self.note(LogEntry::Free(addr, 0));
     }
 
     /// The table memory of all taken pages, for replay.
     pub(super) fn snapshot(&self) -> BTreeMap<u64, u64> {
         let taken = self.places.iter().enumerate().filter(|(_, p)| **p != Place::Free).map(|(page, _)| page);
         taken
-            .flat_map(|page| (page * WORDS..(page + 1) * WORDS).map(|w| (self.base + w as u64 * 8, self.words[w])))
+            .flat_map(|page| {
+                let base = self.addr_of(page);
+                (0..WORDS).map(move |word| (base + word as u64 * 8, self.words[page * WORDS + word]))
+            })
             .collect()
     }
 }

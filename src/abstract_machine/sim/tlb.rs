@@ -78,6 +78,11 @@ impl Tlb {
         self.tables.iter().any(|(_, at)| at.table == table)
     }
 
+    /// Whether anything of `vm` is remembered.
+    pub fn knows_vm(&self, vm: u16) -> bool {
+        self.leaves.iter().any(|(v, _)| *v == vm) || self.tables.iter().any(|(v, _)| *v == vm)
+    }
+
     /// Every remembered leaf of `vm`.
     pub fn leaves(&self, vm: u16) -> impl Iterator<Item = Leaf> + '_ {
         self.leaves.iter().filter(move |(v, _)| *v == vm).map(|(_, leaf)| *leaf)

@@ -1,0 +1,42 @@
+//! The registers of a host that trapped, on one CPU.
+#![forbid(unsafe_code)]
+
+use crate::abstract_machine::regs::El1Reg;
+
+/// The registers of a trapped host, on one CPU.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Trapped {
+    /// ESR_EL2.
+    pub esr: u64,
+    /// The faulting page, as HPFAR_EL2 gives it.
+    pub hpfar: u64,
+    /// FAR_EL2.
+    pub far: u64,
+    /// ELR_EL2.
+    pub pc: u64,
+    /// SPSR_EL2.
+    pub pstate: u64,
+    /// ELR_EL1.
+    pub elr_el1: u64,
+    /// SPSR_EL1.
+    pub spsr_el1: u64,
+    /// ESR_EL1.
+    pub esr_el1: u64,
+    /// FAR_EL1.
+    pub far_el1: u64,
+    /// SCTLR_EL1.
+    pub sctlr_el1: u64,
+    /// VBAR_EL1.
+    pub vbar_el1: u64,
+}
+
+pub(super) fn el1(trapped: &mut Trapped, reg: El1Reg) -> &mut u64 {
+    match reg {
+        El1Reg::Elr => &mut trapped.elr_el1,
+        El1Reg::Spsr => &mut trapped.spsr_el1,
+        El1Reg::Esr => &mut trapped.esr_el1,
+        El1Reg::Far => &mut trapped.far_el1,
+        El1Reg::Sctlr => &mut trapped.sctlr_el1,
+        El1Reg::Vbar => &mut trapped.vbar_el1,
+    }
+}

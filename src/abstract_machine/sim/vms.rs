@@ -1,0 +1,205 @@
+//! What VMs' hardware does, what pages hold, and what caches hold back of them.
+//!
+//! A page that became a VM's must be clean in memory, because a guest begins with its caches off, and gone from the instruction caches (K §8.3
+//! A21); and what scrubbed it must have been the last that anybody else could do to it. Both are judged when its leaf becomes valid.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::format;
+use std::vec::Vec;
+
+use super::tables::NewLeaf;
+use super::walker::{AccessKind, Fault};
+use super::{Sim, State, canary};
+use crate::abstract_machine::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+
+const WORDS: usize = 512;
+
+/// What a page holds.
+#[derive(Clone)]
+pub(super) enum Content {
+    /// Each word is this.
+    Filled(u64),
+    /// Word by word.
+    Words(Vec<u64>),
+}
+
+impl Content {
+    fn word(&self, n: usize) -> u64 {
+        match self {
+            Self::Filled(value) => *value,
+            Self::Words(words) => words.get(n).copied().unwrap_or(0),
+        }
+    }
+}
+
+/// Pages of which caches hold something that memory, or an instruction cache, does not have yet.
+#[derive(Default)]
+pub(super) struct Caches {
+    dirty: BTreeSet<u64>,
+    stale_instructions: BTreeSet<u64>,
+}
+
+impl Caches {
+    fn written(&mut self, pfn: Pfn) {
+        self.dirty.insert(pfn.raw());
+        self.stale_instructions.insert(pfn.raw());
+    }
+
+    /// Clean to the point of coherency, and all instruction caches invalid.
+    pub(super) fn sync(&mut self, range: PhysRange) {
+        let first = range.first_pfn().raw();
+        self.dirty.retain(|pfn| !(first..first + range.pages()).contains(pfn));
+        self.stale_instructions.clear();
+    }
+}
+
+impl State {
+    pub(super) fn content(&self, pfn: Pfn) -> Content {
+        self.ram.get(&pfn.raw()).cloned().unwrap_or(Content::Filled(canary(pfn)))
+    }
+
+    /// Zeroes that are in memory. What the host may still write meanwhile, by what a TLB remembers, is not.
+    pub(super) fn scrub(&mut self, pfn: Pfn) {
+        if self.tables.scrub(pfn.addr().raw()) {
+            return;
+        }
+        self.ram.insert(pfn.raw(), Content::Filled(0));
+        let at = pfn.addr().raw();
+        let covers = |leaf: &super::Leaf| leaf.output <= at && at - leaf.output < leaf.size;
+        self.caches.written(pfn);
+        if !self.cpus.iter().any(|cpu| cpu.tlb.leaves(0).any(|leaf| covers(&leaf))) {
+            self.caches.dirty.remove(&pfn.raw());
+        }
+        let vms = self.tables.vms();
+        let known =
+            vms.into_iter().find(|vm| self.cpus.iter().any(|cpu| cpu.tlb.leaves(*vm).any(|leaf| covers(&leaf))));
+        if let Some(vm) = known {
+            self.tables.violation(format!("{pfn:?} was scrubbed while a TLB still leads VM {vm} to it"));
+        }
+    }
+
+    pub(super) fn check_caches(&mut self, leaf: NewLeaf) {
+        if leaf.vm == 0 {
+            return;
+        }
+        let range = PhysRange::between(Pa::new(leaf.output), Pa::new(leaf.output + leaf.size));
+        let pfns = range.first_pfn().raw()..range.first_pfn().raw() + range.pages();
+        if let Some(pfn) = self.caches.dirty.range(pfns.clone()).next() {
+            self.tables.violation(format!("VM {} got page {pfn:#x}, which is not clean in memory (A21)", leaf.vm));
+        }
+        if let Some(pfn) = self.caches.stale_instructions.range(pfns).next() {
+            self.tables.violation(format!("VM {} got page {pfn:#x}, of which instructions are cached (A21)", leaf.vm));
+        }
+    }
+
+    pub(super) fn adopt(&mut self, pfn: Pfn) -> bool {
+        let Some(left) = self.room_to_adopt.checked_sub(1) else { return false };
+        self.room_to_adopt = left;
+        self.tables.adopt(pfn.addr().raw());
+        self.ram.remove(&pfn.raw());
+        true
+    }
+
+    pub(super) fn release(&mut self, pfn: Pfn) {
+        let at = pfn.addr().raw();
+        let remembered = self.cpus.iter().any(|cpu| cpu.tlb.knows_table(at));
+        let tlbs: Vec<_> = self.cpus.iter().map(|cpu| cpu.tlb.clone()).collect();
+        self.tables.release(at, remembered, |vm| tlbs.iter().any(|tlb| tlb.knows_vm(vm)));
+        self.room_to_adopt = self.room_to_adopt.saturating_add(1);
+        self.ram.insert(pfn.raw(), Content::Filled(0));
+        self.caches.written(pfn);
+        self.caches.dirty.remove(&pfn.raw());
+    }
+
+    pub(super) fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
+        let content = self.content(pfn);
+        out.iter_mut().enumerate().for_each(|(n, word)| *word = content.word(first_word + n));
+    }
+
+    pub(super) fn write_page(&mut self, pfn: Pfn, first_word: usize, words: &[u64]) {
+        let content = self.content(pfn);
+        let mut all: Vec<u64> = (0..WORDS).map(|n| content.word(n)).collect();
+        all[first_word..first_word + words.len()].copy_from_slice(words);
+        self.ram.insert(pfn.raw(), Content::Words(all));
+        self.caches.written(pfn);
+    }
+}
+
+impl Sim {
+    /// First word of a page.
+    pub fn read_ram(&self, pfn: Pfn) -> u64 {
+        self.state().content(pfn).word(0)
+    }
+
+    /// Fills a page, as its owner on the host's side would.
+    pub fn write_ram(&self, pfn: Pfn, value: u64) {
+        let mut state = self.state();
+        state.ram.insert(pfn.raw(), Content::Filled(value));
+        state.caches.written(pfn);
+    }
+
+    /// What the hardware of `cpu` makes of the access of `vm` to `ipa`.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn vm_access(&self, cpu: usize, vm: VmId, ipa: Ipa, kind: AccessKind) -> Result<Pa, Fault> {
+        let mut state = self.state();
+        state.tables.section_over();
+        if state.tables.regime(vm.raw()).is_none() {
+            return Err(Fault::Translation(0));
+        }
+        state.translate(cpu, vm.raw(), ipa.raw(), kind)
+    }
+
+    /// The VM's load from the page at `ipa`.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn vm_load(&self, cpu: usize, vm: VmId, ipa: Ipa) -> Result<u64, Fault> {
+        let pa = self.vm_access(cpu, vm, ipa, AccessKind::Read)?;
+        Ok(self.read_ram(Pfn::containing(pa)))
+    }
+
+    /// The VM's store to the page at `ipa`. Its caches are its own matter.
+    ///
+    /// # Errors
+    /// The fault.
+    pub fn vm_store(&self, cpu: usize, vm: VmId, ipa: Ipa, value: u64) -> Result<(), Fault> {
+        let pa = self.vm_access(cpu, vm, ipa, AccessKind::Write)?;
+        self.state().ram.insert(Pfn::containing(pa).raw(), Content::Filled(value));
+        Ok(())
+    }
+
+    /// After every store to a table, all CPUs walk to these addresses of host and VMs on their own account, as speculation may.
+    pub fn watch_vms(&self, ipas: &[(VmId, Ipa)]) {
+        self.state().watched = ipas.to_vec();
+    }
+
+    /// So many more pages can be adopted before the core has no page left for its own tables.
+    pub fn limit_adoption(&self, pages: usize) {
+        self.state().room_to_adopt = pages;
+    }
+
+    /// Whether a TLB remembers anything of `vm`.
+    pub fn knows_vm(&self, vm: VmId) -> bool {
+        self.state().cpus.iter().any(|cpu| cpu.tlb.knows_vm(vm.raw()))
+    }
+
+    /// Pages that the core adopted.
+    pub fn adopted(&self) -> BTreeSet<Pfn> {
+        self.state().tables.adopted().into_iter().map(|addr| Pfn::new(addr / PAGE_SIZE)).collect()
+    }
+
+    /// All leaves and tables of `vm` that stand below a root whose entries are parked, as if they were not.
+    pub fn enumerate_parked(&self, vm: VmId) -> (Vec<super::Leaf>, Vec<super::TableAt>) {
+        let state = self.state();
+        let Some(regime) = state.tables.regime(vm.raw()) else { return (Vec::new(), Vec::new()) };
+        let roots: Vec<u64> = regime.root_tables().iter().map(|at| at.table).collect();
+        let words: BTreeMap<u64, u64> = state.tables.snapshot();
+        regime.enumerate(|addr| {
+            let raw = words.get(&addr).copied().unwrap_or(0);
+            if roots.contains(&(addr & !0xfff)) && raw & 2 != 0 { raw | 1 } else { raw }
+        })
+    }
+}

@@ -1,0 +1,163 @@
+//! The world switch: what the layers of vCPUs can do to the machine, by the proof's names.
+//!
+//! The order in which a CPU goes from host to VM and back is the layers' (`vcpu::ctxt_switch`), that of K §3.7:
+//!
+//! ```text
+//! save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
+//! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
+//! run_vm (again and again, for exits that the core serves),
+//! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps,
+//! set_per_cpu(host), host_el2_restore_state, restore_sysregs(Host), fpsimd_restore_state(Host)
+//! ```
+//!
+//! Between `vm_el2_restore_state` and `host_el2_restore_state` the CPU's EL1 is the VM's; interrupts are masked at EL2 all the
+//! way. Source: K §1.2 (primitives), §3.3-3.7.
+#![forbid(unsafe_code)]
+
+use super::addr::{CpuId, Ipa, PhysRange, VcpuId, VmId};
+use super::shadow::{Shadow, ShadowReg};
+
+/// Whose registers a save or restore is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ContextAt {
+    /// The host's, on this CPU: a context in the CPU's own data.
+    Host,
+    /// A vCPU's.
+    Vm(Shadow),
+}
+
+/// Interrupt lines of the VM that the hypervisor drives itself: HCR_EL2.VI and HCR_EL2.VF.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct VirtualLines {
+    /// A virtual IRQ is pending.
+    pub virq: bool,
+    /// A virtual FIQ is pending.
+    pub vfiq: bool,
+}
+
+/// Why a vCPU left the CPU. K: the exit code (ARM_EXCEPTION_*).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum ExitCode {
+    /// A synchronous exception: the shadow's ESR_EL2 says which.
+    Trap = 0,
+    /// A physical interrupt is pending; it is not acknowledged.
+    Irq = 1,
+    /// An SError.
+    SError = 2,
+}
+
+/// The GIC's virtual CPU interface, as VMs may use it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct VgicInfo {
+    /// Version of the GIC: 2 or 3; 0 if there is no virtual CPU interface.
+    pub version: u8,
+    /// Number of list registers that every CPU has.
+    pub list_registers: u8,
+    /// GICv2's virtual CPU interface (GICV), which a VM sees as its CPU interface.
+    pub gicv: Option<PhysRange>,
+}
+
+/// Words of a context's `vgic` part by name: [`ShadowReg::Vgic`]'s number. Words 0 to 15 are list registers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[repr(u8)]
+pub enum VgicWord {
+    /// GICH_HCR or ICH_HCR_EL2. Before an entry: what is wanted (the machine adds En); maintenance interrupt enables only.
+    Hcr = 16,
+    /// GICH_VMCR or ICH_VMCR_EL2.
+    Vmcr = 17,
+    /// Active priorities: GICH_APR, or ICH_AP0R<n>_EL2 from here on (4 words).
+    Ap0r = 18,
+    /// Active priorities, group 1: ICH_AP1R<n>_EL2 (4 words).
+    Ap1r = 22,
+    /// GICH_MISR or ICH_MISR_EL2 at the last exit.
+    Misr = 26,
+    /// Empty list registers at the last exit: GICH_ELRSR or ICH_ELRSR_EL2.
+    Elrsr = 27,
+    /// Ended interrupts at the last exit: GICH_EISR or ICH_EISR_EL2.
+    Eisr = 28,
+}
+
+impl VgicWord {
+    /// The word as a register of a shadow context.
+    pub const fn reg(self) -> ShadowReg {
+        ShadowReg::Vgic(self as u8)
+    }
+}
+
+/// The world switch's primitives. A part of [`Machine`](super::Machine); "this CPU" is the one that calls.
+pub trait Worlds: Sync {
+    /// Reads a register of a vCPU that does not run. A register that no context has reads as zero. K: `get_shadow_ctxt`.
+    fn get_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg) -> u64;
+
+    /// Writes a register of a vCPU that does not run; one that no context has is left out. K: `set_shadow_ctxt`.
+    fn set_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg, value: u64);
+
+    /// Saves the EL1 and EL0 registers of this CPU, CNTV among them, and switches CNTV off. K: `save_sysregs`.
+    fn save_sysregs(&self, at: ContextAt);
+
+    /// Loads them; for a VM, its MPIDR into VMPIDR_EL2. Stage 1 comes to life last, when stage 2 stands. K: `restore_sysregs`.
+    fn restore_sysregs(&self, at: ContextAt);
+
+    /// Saves q0-q31, FPSR and FPCR; for the host also what SVE and SME add to them. K: `fpsimd_save_state`.
+    fn fpsimd_save_state(&self, at: ContextAt);
+
+    /// Loads them. K: `fpsimd_restore_state`.
+    fn fpsimd_restore_state(&self, at: ContextAt);
+
+    /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters, profiling
+    /// and trace. K: `activate_traps`.
+    fn activate_traps(&self, lines: VirtualLines);
+
+    /// Puts back what [`activate_traps`](Self::activate_traps) changed, except HCR_EL2. K: `deactivate_traps`.
+    fn deactivate_traps(&self);
+
+    /// The VM's counter is behind the physical one by `cntvoff`; the physical timer traps. K: `timer_enable_traps`.
+    fn timer_enable_traps(&self, cntvoff: u64);
+
+    /// Both timers are the host's again (K §3.4: the meaning of [C]). K: `timer_disable_traps`.
+    fn timer_disable_traps(&self);
+
+    /// The host's stage 2 and HCR_EL2 on this CPU. K: `host_el2_restore_state`.
+    fn host_el2_restore_state(&self);
+
+    /// The VM's stage 2 on this CPU; `flush`: the vCPU comes from another CPU, so what this one remembers of its VMID goes first.
+    /// K: `vm_el2_restore_state`.
+    fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool);
+
+    /// Saves list registers and virtual CPU interface, and turns it off.
+    fn vgic_save_state(&self, shadow: Shadow);
+
+    /// Loads the first `lrs` list registers (the others are empty) and the virtual CPU interface, and turns it on.
+    fn vgic_restore_state(&self, shadow: Shadow, lrs: usize);
+
+    /// What VMs have of the GIC.
+    fn vgic_info(&self) -> VgicInfo;
+
+    /// Says which vCPU this CPU is running: [`VmId::HOST`] when none. K: `set_per_cpu`.
+    fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId);
+
+    /// The VM that this CPU is running. K: `get_cur_vmid`.
+    fn get_cur_vmid(&self) -> VmId;
+
+    /// The vCPU that this CPU is running. K: `get_cur_vcpuid`.
+    fn get_cur_vcpuid(&self) -> VcpuId;
+
+    /// This CPU. K: `get_cur_cpu`.
+    fn get_cur_cpu(&self) -> CpuId;
+
+    /// Runs the vCPU until it leaves: then its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the shadow.
+    /// K: `core_to_vm`, `vm_to_core`.
+    fn run_vm(&self, shadow: Shadow) -> ExitCode;
+
+    /// Page of the intermediate address of the abort that [`run_vm`](Self::run_vm) just returned with. HPFAR_EL2 holds it, but
+    /// not for a permission fault of an access (Arm ARM D24.2.66): then the virtual address is translated again with the VM's
+    /// own stage 1, which must still be loaded. `None`: the VM has changed its tables meanwhile; let it try again. K §3.2.
+    fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa>;
+
+    /// The physical counter (CNTPCT_EL0).
+    fn counter(&self) -> u64;
+
+    /// Random words, if the machine has a source for them: the CPU's generator, or a seed of the boot loader's.
+    fn entropy(&self) -> Option<[u64; 4]>;
+}
