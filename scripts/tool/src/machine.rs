@@ -64,6 +64,7 @@ pub struct Machine {
     drives: Vec<PathBuf>,
     net: bool,
     allow_reboot: bool,
+    record: Option<PathBuf>,
     args: Vec<OsString>,
 }
 
@@ -104,6 +105,7 @@ impl Machine {
             drives: Vec::new(),
             net: false,
             allow_reboot: false,
+            record: None,
             args: Vec::new(),
         }
     }
@@ -200,6 +202,13 @@ impl Machine {
         self
     }
 
+    /// Where a console on the terminal is recorded.
+    #[must_use]
+    pub fn record(mut self, file: impl Into<PathBuf>) -> Self {
+        self.record = Some(file.into());
+        self
+    }
+
     /// Whether the machine may reset and go on.
     pub fn may_reboot(&self) -> bool {
         self.allow_reboot
@@ -247,7 +256,14 @@ impl Machine {
         match console {
             // Said, not left to -nographic, which forgets it when a run adds its own control socket; then
             // Ctrl-C would end QEMU.
-            Console::Terminal => args.pair("-serial", "mon:stdio"),
+            Console::Terminal => match &self.record {
+                None => args.pair("-serial", "mon:stdio"),
+                // The same, spelled out.
+                Some(file) => args
+                    .pair("-chardev", option_with_path("stdio,mux=on,id=console,signal=off,logfile=", file))
+                    .pair("-serial", "chardev:console")
+                    .pair("-mon", "chardev=console,mode=readline"),
+            },
             Console::Pipes => args.pair("-monitor", "none").pair("-serial", "stdio"),
         };
         if self.icount {

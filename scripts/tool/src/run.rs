@@ -247,7 +247,7 @@ impl Run {
         self
     }
 
-    /// Give the machine the terminal; its console is not recorded then.
+    /// Give the machine the terminal; its console is seen by [`Running`] only when it has ended.
     #[must_use]
     pub fn terminal(mut self, give: bool) -> Self {
         self.terminal = give;
@@ -439,7 +439,8 @@ impl Run {
             .map_err(FileError::at("make a folder in", self.project.runs()))?;
         let files = self.prepare(dir.path())?;
         let console = if self.terminal { Console::Terminal } else { Console::Pipes };
-        let args = self.machine.args(&files, self.has_core(), console)?;
+        let machine = self.machine.clone().record(dir.path().join(CONSOLE));
+        let args = machine.args(&files, self.has_core(), console)?;
         Running::start(self, dir, args)
     }
 
@@ -465,6 +466,8 @@ fn remove_dead_runs(runs: &Path) {
 }
 
 const BUNDLE: &str = "bundle.img";
+/// The console of a machine that has the terminal.
+pub(crate) const CONSOLE: &str = "console.txt";
 const INITRD: &str = "initrd.cpio";
 const DTB: &str = "board.dtb";
 

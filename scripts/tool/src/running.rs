@@ -3,7 +3,7 @@
 use crate::{
     outcome::{Finished, LAST_WORDS, Last, Outcome, judge, judge_last, tail},
     qmp::{self, Qmp, QmpError, Shutdown},
-    run::{Run, RunError},
+    run::{CONSOLE, Run, RunError},
 };
 use serde_json::Value;
 use std::{
@@ -50,7 +50,7 @@ pub struct Running {
     /// How far [`Running::wait_for`] has read.
     seen: usize,
     /// Removed with it.
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 #[derive(Debug, Default)]
@@ -144,7 +144,7 @@ impl Running {
             may_reboot: run.machine.may_reboot(),
             scripted: run.extra.script.as_ref().is_some_and(|script| !script.is_empty()),
             seen: 0,
-            _dir: dir,
+            dir,
         })
     }
 
@@ -299,6 +299,10 @@ impl Running {
 
     fn join(&mut self) {
         self.stdin = None;
+        if let Ok(recorded) = std::fs::read(self.dir.path().join(CONSOLE)) {
+            let text = recorded.into_iter().filter(|byte| *byte != b'\r').collect();
+            self.shared.change(|state| state.console = text);
+        }
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }

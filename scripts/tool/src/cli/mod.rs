@@ -323,10 +323,25 @@ mod tests {
             &["--log", "loud"],
             &["--no-core", "--log", "info"],
             &["--board", "toaster"],
+            &["--mini"],
+            &["--vm", "x"],
+            &["--demo", "--mini", "--vm", "x"],
+            &["--demo", "--kernel", "6.1"],
+            &["--mini", "--vm", "x", "--vcpus", "17"],
+            &["--key", "x"],
         ] {
             assert!(parsed(args).is_err(), "{args:?}");
         }
+        assert!(parsed(&["--mini", "--vm", "x", "--vm", "y", "--vcpus", "4", "--protected", "--key", "k"]).is_ok());
+        assert!(parsed(&["--demo", "--gic", "2"]).is_ok());
         assert!(parsed(&["--memory", "512M", "--timeout", "1.5", "--append", "-x", "--qemu-arg", "-d"]).is_ok());
+    }
+
+    #[test]
+    fn a_size_is_what_qemu_takes_it_for() {
+        assert_eq!(bytes("512"), Some(512 << 20));
+        assert_eq!((bytes("64K"), bytes("3g")), (Some(64 << 10), Some(3 << 30)));
+        assert_eq!(bytes("99999999999999T"), None);
     }
 
     #[test]

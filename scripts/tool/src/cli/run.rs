@@ -9,7 +9,7 @@ use crate::{
     script::{FIRST_BYTE, Input, NEXT_BYTE, read_input},
     vms::{Payload, Vm, Vms},
 };
-use clap::{ArgAction, Args};
+use clap::{ArgAction, ArgGroup, Args};
 use corevisor_interface::calls::MAX_VCPUS;
 use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
 use std::{
@@ -21,6 +21,7 @@ use std::{
 };
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("vms").args(["mini", "demo"]))]
 pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value = "virt")]
     board: Board,
@@ -62,7 +63,7 @@ pub(super) struct RunArgs {
     vm_append: Vec<String>,
     #[arg(long, requires = "mini")]
     protected: bool,
-    #[arg(long)]
+    #[arg(long, requires = "vms")]
     key: Option<PathBuf>,
     #[arg(long, conflicts_with = "log")]
     no_core: bool,
@@ -220,7 +221,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         // QEMU puts the terminal back itself, unless it was killed.
         let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &settings);
     }
-    Ok(report(&done?))
+    Ok(report(&done?, terminal))
 }
 
 /// The core is linked at 0; a debugger has to be told where the boot loader puts it.
@@ -239,7 +240,7 @@ fn say_how_to_attach(args: &RunArgs, project: &Project) {
 }
 
 /// Says what happened unless all went well, and gives the exit status.
-fn report(done: &Finished) -> ExitCode {
+fn report(done: &Finished, shown: bool) -> ExitCode {
     if done.is_success() {
         return ExitCode::SUCCESS;
     }
@@ -249,7 +250,7 @@ fn report(done: &Finished) -> ExitCode {
         Outcome::Interrupted(signal) => u8::try_from(128 + signal).unwrap_or(1),
         _ => 1,
     };
-    if matches!(done.outcome, Outcome::TimedOut(_)) && !done.console.is_empty() {
+    if matches!(done.outcome, Outcome::TimedOut(_)) && !done.console.is_empty() && !shown {
         eprintln!("the console's last lines:\n{}", done.tail(15));
     }
     say(&done.story());
