@@ -1,14 +1,14 @@
 //! The interrupt engine against a CPU interface that behaves as the architecture says, over random sequences with fixed seeds.
 //!
 //! Checked at every acknowledge: that the interrupt was raised and not yet delivered (edges: one raise, one delivery; a level: the line
-//! is up), that it is enabled and of the highest priority that waits for this vCPU, that it is active nowhere else. Checked at the end: nothing
+//! is up), and if nothing is offered that nothing waits that could preempt; that it is enabled and of the highest priority that waits for this vCPU, that it is active nowhere else. Checked at the end: nothing
 //! that was raised is still owed. Checked at every entry (`Interface::load`): the vCPU gets to run.
 #![forbid(unsafe_code)]
 
 mod common;
 
 use common::{Interface, Rng, Taken};
-use kserv_model::irq::{Bits, Engine, Form};
+use kserv_model::irq::{Bits, Engine, Form, HCR_LRENPIE, HCR_UIE, ListRegister};
 
 const SPIS: usize = 64;
 const IDS: usize = 32 + SPIS;
@@ -165,9 +165,15 @@ impl World {
     }
 
     fn acknowledge(&mut self, vcpu: usize) -> bool {
+        let running = self.cpus[vcpu].stack.last().map(|running| running.priority);
         let taken = self.cpus[vcpu].acknowledge();
-        if let Some(taken) = taken {
-            self.taken(vcpu, taken);
+        match taken {
+            Some(taken) => self.taken(vcpu, taken),
+            None if self.prompt => {
+                let held_back = self.best(vcpu).is_none_or(|best| running.is_some_and(|running| running <= best));
+                assert!(held_back, "{:?} waits, nothing is offered", self.best(vcpu));
+            }
+            None => {}
         }
         taken.is_some()
     }
@@ -269,6 +275,129 @@ fn run(form: Form, prompt: bool) {
     }
     println!("{worlds} worlds, {delivered} interrupts");
     assert!(delivered > 10_000);
+}
+
+/// An engine with interrupts 32 and on raised, of these priorities, edge-triggered, for vCPU 0.
+fn raised(form: Form, priorities: &[u8]) -> Engine<4, SPIS> {
+    let mut engine = Engine::new(form, 4);
+    engine.set_enables([true, true]);
+    for (intid, priority) in (32..).zip(priorities) {
+        engine.set_edge(intid, true);
+        engine.set_route(intid, 1);
+        engine.set_priority(0, intid, *priority);
+        engine.write_bits(0, intid / 32, Bits::Enabled, 1 << (intid % 32), true);
+        engine.pulse(0, intid);
+    }
+    engine
+}
+
+/// (interrupt, pending, active, EOI bit) of each list register of an entry, and the maintenance interrupts asked for.
+fn entry(
+    engine: &mut Engine<4, SPIS>,
+    form: Form,
+    lrs: &mut [u64],
+    eoim: bool,
+) -> (Vec<(usize, bool, bool, bool)>, u64) {
+    let filled = engine.fill(0, lrs, eoim);
+    let used = lrs[..filled.count].iter().map(|lr| ListRegister::decode(form, *lr));
+    (used.map(|lr| (lr.intid, lr.pending, lr.active, lr.eoi)).collect(), filled.hcr)
+}
+
+/// The vCPU acknowledges what its list registers `taken` hold.
+fn acknowledge(engine: &mut Engine<4, SPIS>, form: Form, lrs: &mut [u64], taken: &[usize]) {
+    for n in taken {
+        let lr = ListRegister::decode(form, lrs[*n]);
+        lrs[*n] = ListRegister { pending: false, active: true, ..lr }.encode(form);
+    }
+    engine.fold(0, lrs, 0);
+}
+
+#[test]
+fn when_there_are_more_than_list_registers_the_most_urgent_go_first_and_the_rest_is_asked_for() {
+    for form in [Form::V2, Form::V3] {
+        let mut engine = raised(form, &[0xa0, 0x80, 0xa0, 0x90, 0xa0]);
+        let mut lrs = [0; 4];
+        let (held, hcr) = entry(&mut engine, form, &mut lrs[..2], false);
+        assert_eq!((held, hcr), (vec![(33, true, false, false), (35, true, false, true)], HCR_UIE));
+        // With one register UIE would never let the vCPU run.
+        let (held, hcr) = entry(&mut engine, form, &mut lrs[..1], false);
+        assert_eq!((held, hcr), (vec![(33, true, false, true)], 0));
+        let (held, hcr) = entry(&mut engine, form, &mut lrs, false);
+        assert_eq!((held.len(), hcr), (4, HCR_UIE));
+        let (held, hcr) = entry(&mut engine, form, &mut [0; 5], false);
+        assert_eq!((held.iter().any(|lr| lr.3), held.len(), hcr), (false, 5, 0));
+        assert!(entry(&mut engine, form, &mut [], false).0.is_empty() && engine.deliverable(0));
+    }
+}
+
+#[test]
+fn what_can_preempt_all_active_ones_takes_a_register_and_the_others_end_is_counted() {
+    for form in [Form::V2, Form::V3] {
+        let mut engine = raised(form, &[0xa0, 0x90]);
+        let mut lrs = [0; 2];
+        entry(&mut engine, form, &mut lrs, false);
+        acknowledge(&mut engine, form, &mut lrs, &[0, 1]);
+        for (priority, held, hcr) in [
+            (0xa0, vec![(33, false, true, true), (32, false, true, false)], HCR_UIE),
+            (0x80, vec![(33, false, true, false), (34, true, false, true)], HCR_UIE | HCR_LRENPIE),
+        ] {
+            engine.set_edge(34, true);
+            engine.set_route(34, 1);
+            engine.set_priority(0, 34, priority);
+            engine.write_bits(0, 1, Bits::Enabled, 1 << 2, true);
+            engine.pulse(0, 34);
+            assert_eq!(entry(&mut engine, form, &mut lrs, false), (held, hcr));
+        }
+        // The end of what has no register.
+        acknowledge(&mut engine, form, &mut lrs, &[]);
+        entry(&mut engine, form, &mut lrs, false);
+        engine.fold(0, &lrs, 1);
+        assert_eq!(engine.bits(0, 1, Bits::Active), 0b10);
+    }
+}
+
+#[test]
+fn where_ends_and_deactivations_are_apart_active_ones_hold_nothing_back() {
+    let mut engine = raised(Form::V3, &[0x80]);
+    let mut lrs = [0; 1];
+    entry(&mut engine, Form::V3, &mut lrs, true);
+    acknowledge(&mut engine, Form::V3, &mut lrs, &[0]);
+    engine.set_route(33, 1);
+    engine.set_priority(0, 33, 0xa0);
+    engine.write_bits(0, 1, Bits::Enabled, 1 << 1, true);
+    engine.set_line(0, 33, true);
+    assert_eq!(entry(&mut engine, Form::V3, &mut lrs, false).0, [(32, false, true, true)]);
+    assert_eq!(entry(&mut engine, Form::V3, &mut lrs, true).0, [(33, true, false, true)]);
+}
+
+#[test]
+fn what_another_vcpu_writes_to_active_and_pending_state_wins_over_the_list_register() {
+    for (pending, active) in [(false, false), (true, false), (false, true)] {
+        let mut engine = raised(Form::V2, &[0x80]);
+        let mut lrs = [0; 4];
+        entry(&mut engine, Form::V2, &mut lrs, false);
+        engine.take_kicks();
+        engine.write_bits(1, 1, Bits::Pending, 1, pending);
+        engine.write_bits(1, 1, Bits::Active, 1, active);
+        assert_eq!(engine.take_kicks(), 1, "the vCPU that has it is told");
+        // Meanwhile it was acknowledged, or not.
+        for taken in [&[0][..], &[]] {
+            let (mut engine, mut lrs) = (engine.clone(), lrs);
+            acknowledge(&mut engine, Form::V2, &mut lrs, taken);
+            assert_eq!(
+                (engine.bits(0, 1, Bits::Pending), engine.bits(0, 1, Bits::Active)),
+                (pending.into(), active.into())
+            );
+            assert_eq!(engine.is_held(0, 32), active);
+            assert_eq!(engine.deliverable(0), pending && !active);
+        }
+    }
+    // A guest may make an interrupt active that never was.
+    let mut engine = Engine::<4, SPIS>::new(Form::V2, 1);
+    engine.write_bits(0, 2, Bits::Active, 2, true);
+    assert_eq!(entry(&mut engine, Form::V2, &mut [0; 4], false).0, [(65, false, true, false)]);
+    engine.fold(0, &[0; 4], 0);
+    assert_eq!(engine.bits(0, 2, Bits::Active), 0);
 }
 
 #[test]
