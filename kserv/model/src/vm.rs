@@ -5,6 +5,7 @@
 //! | [`Vm::boot`]        | fills the mailbox for the first entry of vCPU 0                                                   |
 //! | [`Vm::on_entry`]    | before VcpuRun: timers, list registers, flags into the mailbox                                    |
 //! | [`Vm::on_exit`]     | after VcpuRun: takes the list registers back, serves the exit, says what the vCPU does next       |
+//! | [`Vm::run_until`]   | when a vCPU that runs has to be made to exit                                                      |
 //! | [`Vm::runnable`]    | whether a vCPU that waits has to go on                                                            |
 //! | [`Vm::receive`], [`Vm::set_line`], [`Vm::pulse`] | the world outside: console input, devices                            |
 //!
@@ -402,6 +403,11 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
 
     fn kicks(&mut self) -> u32 {
         self.gic.irqs().take_kicks()
+    }
+
+    /// When a vCPU that runs has to be made to exit for its emulated physical timer; the virtual timer exits by itself.
+    pub fn run_until(&self, vcpu: usize, now: u64) -> Option<u64> {
+        self.vcpus.get(vcpu)?.physical_timer.deadline().filter(|deadline| *deadline > now)
     }
 
     /// Whether a vCPU has something to do at `now`: it is ready, or what it waits for is there.

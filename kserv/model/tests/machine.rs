@@ -200,6 +200,7 @@ fn the_physical_timer_works_by_its_trapped_registers() {
     assert!(bench.enter(0));
     bench.boxes[0].esr = 0;
     assert_eq!(bench.exit(0, ExitReason::Wfx).0, Action::Block { until: Some(1100) });
+    assert_eq!((bench.vm.run_until(0, 1099), bench.vm.run_until(0, 1100)), (Some(1100), None));
     bench.now = 1100;
     assert!(bench.vm.runnable(0, bench.now) && bench.enter(0));
     assert_eq!(bench.intids(0), [30]);
@@ -210,6 +211,19 @@ fn the_physical_timer_works_by_its_trapped_registers() {
     (bench.boxes[0].esr, bench.boxes[0].x[4]) = (sysreg(1, 0), 3);
     bench.exit(0, ExitReason::Sysreg);
     assert!(bench.enter(0) && bench.boxes[0].lr_count == 0);
+}
+
+#[test]
+fn a_timer_whose_interrupt_is_off_wakes_nobody() {
+    let mut chunks = [Chunk::EMPTY; 2];
+    let mut bench = Bench::new(&mut chunks, GicVersion::V2, 1);
+    assert!(bench.enter(0));
+    (bench.boxes[0].cntv_ctl, bench.boxes[0].cntv_cval, bench.now) = (1, 500, 500);
+    assert_eq!(bench.exit(0, ExitReason::Wfx).0, Action::Block { until: None });
+    // WFE only gives way.
+    assert!(bench.enter(0));
+    bench.boxes[0].esr = 1;
+    assert_eq!(bench.exit(0, ExitReason::Wfx).0, Action::Run);
 }
 
 #[test]
