@@ -179,6 +179,14 @@ pub enum VmError {
         /// The kernel's file.
         what: String,
     },
+    /// There is no such guest.
+    #[error("there is no guest called {name}; there are: {known}")]
+    Guest {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
     /// It cannot be signed.
     #[error("{vm}: {error}")]
     Sign {
@@ -272,6 +280,20 @@ impl Vms {
     }
 }
 
+/// The file of a guest of tests/guests.
+fn known_guest(project: &Project, name: &str) -> Result<PathBuf, VmError> {
+    let file = project.guest(name);
+    let dir = file.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let all = dir.into_iter().flatten().flatten().filter_map(|entry| Some(entry.file_name().to_str()?.to_owned()));
+    let mut known: Vec<_> = all.filter_map(|name| Some(name.strip_suffix(".bin")?.to_owned())).collect();
+    known.sort_unstable();
+    if known.is_empty() || known.iter().any(|other| other == name) {
+        // What is not built yet is missed by whoever reads it.
+        return Ok(file);
+    }
+    Err(VmError::Guest { name: name.to_owned(), known: known.join(", ") })
+}
+
 struct Ready {
     place: Placement,
     memory: u64,
@@ -282,7 +304,7 @@ impl Vm {
     fn prepare(&self, project: &Project, name: &str, gic: GicVersion, key: &Key) -> Result<Ready, VmError> {
         let (kernel_path, mut initrd) = match &self.payload {
             Payload::File(file) => (file.clone(), None),
-            Payload::Guest(guest) => (project.guest(guest), None),
+            Payload::Guest(guest) => (known_guest(project, guest)?, None),
             Payload::Debian(version) => {
                 let kernel = Kernel::resolve(project, version)?;
                 let initrd = if self.initrd.is_none() { Some(self.busybox(project, &kernel)?) } else { None };

@@ -138,16 +138,16 @@ mod bare {
     }
 
     macro_rules! system_registers {
-        ($($name:literal, $mask:literal;)*) => {
+        ($write:ident $check:ident $($name:literal, $mask:literal;)*) => {
             /// Writes them all, for `seed`.
-            fn write_system(seed: u64) {
+            fn $write(seed: u64) {
                 let mut number = 1000;
                 $(number += 1; msr!($name, mix(seed, number) & $mask);)*
                 let _ = number;
             }
 
             /// Fails if one has changed.
-            fn check_system(seed: u64, round: u64) {
+            fn $check(seed: u64, round: u64) {
                 let mut number = 1000;
                 $(
                     number += 1;
@@ -162,7 +162,7 @@ mod bare {
     }
 
     // What every CPU stores of each; bits that make something happen stay 0 (the MMU is off).
-    system_registers! {
+    system_registers! { write_system check_system
         "ttbr0_el1", 0xffff_0000_ffff_fffe;
         "ttbr1_el1", 0xffff_0000_ffff_fffe;
         "tcr_el1", 0x0000_0010_3f3f_3f3f;
@@ -177,6 +177,20 @@ mod bare {
         "far_el1", 0x0000_ffff_ffff_ffff;
         "esr_el1", 0xffff_ffff;
         "cntkctl_el1", 0xf0;
+    }
+
+    // Keys of pointer authentication: IA, IB, DA, DB, GA, low and high.
+    system_registers! { write_keys check_keys
+        "s3_0_c2_c1_0", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c1_1", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c1_2", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c1_3", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c2_0", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c2_1", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c2_2", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c2_3", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c3_0", 0xffff_ffff_ffff_ffff;
+        "s3_0_c2_c3_1", 0xffff_ffff_ffff_ffff;
     }
 
     pub fn run(vcpu: u64, dtb: u64) -> ! {
@@ -203,17 +217,25 @@ mod bare {
         gic::start_vcpu();
         msr!("cntv_cval_el0", 0);
         // Different VMs, different values: the counter is not the same when they start.
+        // ID_AA64ISAR1_EL1: APA, API, GPA, GPI.
+        let has_keys = mrs!("id_aa64isar1_el1") & 0xff00_0ff0 != 0;
         let salt = mrs!("cntvct_el0") << 8 | vcpu;
         for round in 0..ROUNDS.load(SeqCst) {
             // New values now and then; the same ones also survive many switches.
             let seed = mix(salt, round / 64);
             if round % 64 == 0 {
                 write_system(seed);
+                if has_keys {
+                    write_keys(seed);
+                }
             }
             let action = round % 6;
             msr!("cntv_ctl_el0", if action == 3 { 1 } else { 0 });
             check_file(seed, action, round);
             check_system(seed, round);
+            if has_keys {
+                check_keys(seed, round);
+            }
         }
     }
 
