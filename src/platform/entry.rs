@@ -18,7 +18,7 @@ use crate::npt::descriptor::{CoreAccess, Desc, MAIR_EL2_VALUE};
 use crate::platform::device_tree::MAX_CPUS;
 
 /// Bytes of the stack that the boot CPU starts on; the lowest page becomes its guard.
-const BOOT_STACK_SIZE: usize = 48 * 1024;
+const BOOT_STACK_SIZE: usize = 96 * 1024;
 /// Bytes of the stack on which a trap of the core during boot is reported.
 const BOOT_EMERGENCY_SIZE: usize = 8 * 1024;
 
