@@ -1,0 +1,110 @@
+//! From `entry.S` to Rust: the names and constants that it uses, what ends in an exception, and accesses that may fail.
+
+use core::arch::global_asm;
+use core::cell::UnsafeCell;
+
+use super::mmu;
+
+/// Most CPUs.
+pub const MAX_CPUS: usize = 16;
+const STACK_SIZE: usize = 32 * 1024;
+
+/// Memory that assembly uses.
+#[repr(C, align(4096))]
+struct Raw<T>(UnsafeCell<T>);
+
+// SAFETY: each part is used by one CPU only: its stack, or the early table before Rust runs.
+unsafe impl<T> Sync for Raw<T> {}
+
+static STACKS: Raw<[[u8; STACK_SIZE]; MAX_CPUS]> = Raw(UnsafeCell::new([[0; STACK_SIZE]; MAX_CPUS]));
+static EARLY_TABLE: Raw<[u64; 512]> = Raw(UnsafeCell::new([0; 512]));
+
+global_asm!(
+    include_str!("entry.S"),
+    MAIR = const mmu::MAIR,
+    TCR = const mmu::TCR,
+    SCTLR_ON = const 0x30d0_0800_u64 | 1 << 12 | 1 << 3 | 1 << 2 | 1,
+    SCTLR_OFF = const 0x30d0_0800_u64,
+    NORMAL_BLOCK = const mmu::NORMAL_BLOCK,
+    STACKS = sym STACKS,
+    STACK_SIZE = const STACK_SIZE,
+    EARLY_TABLE = sym EARLY_TABLE,
+    TABLE = sym mmu::TABLE,
+    primary_main = sym primary_main,
+    secondary_main = sym secondary_main,
+    unexpected = sym unexpected,
+);
+
+unsafe extern "C" {
+    fn guarded_load(address: u64, word: *mut u64) -> u64;
+    fn guarded_store(address: u64, word: u64) -> u64;
+    static _start: u8;
+    static __image_end: u8;
+}
+
+extern "C" fn primary_main(device_tree: u64, _base: u64) -> ! {
+    super::heap::start();
+    crate::start(device_tree)
+}
+
+extern "C" fn secondary_main() -> ! {
+    crate::start_secondary()
+}
+
+/// An exception that nothing here expects: the end.
+extern "C" fn unexpected(kind: u64, esr: u64, elr: u64, far: u64) -> ! {
+    crate::fail(format_args!(
+        "exception (vector {kind}) at {:#x}: ESR {esr:#x}, FAR {far:#x}",
+        elr.wrapping_sub(image().start)
+    ))
+}
+
+#[panic_handler]
+fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
+    crate::fail(format_args!("{info}"))
+}
+
+/// Where this program is.
+pub fn image() -> core::ops::Range<u64> {
+    &raw const _start as u64..&raw const __image_end as u64
+}
+
+/// An access that ended in an exception.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Abort {
+    /// ESR_EL1.
+    pub esr: u64,
+}
+
+impl Abort {
+    /// Whether it is a synchronous external abort: how the core refuses an access. Arm ARM D24.2.39, DFSC.
+    pub const fn is_external(self) -> bool {
+        self.esr >> 26 == 0x25 && self.esr & 0x3f == 0x10
+    }
+}
+
+/// The word at a physical address, whatever may happen.
+///
+/// # Errors
+/// [`Abort`] if the access was refused.
+pub fn try_read(pa: u64) -> Result<u64, Abort> {
+    let mut word = 0;
+    // SAFETY: a failing access is caught; one that succeeds changes nothing but `word`.
+    match unsafe { guarded_load(pa & !7, &raw mut word) } {
+        0 => Ok(word),
+        esr => Err(Abort { esr }),
+    }
+}
+
+/// Writes the word at a physical address of free RAM, whatever may happen.
+///
+/// # Errors
+/// [`Abort`] if the access was refused.
+pub fn try_write(pa: u64, word: u64) -> Result<(), Abort> {
+    super::memory::assert_free(pa, 8);
+    // SAFETY: no Rust object lives in free RAM; a failing access is caught.
+    match unsafe { guarded_store(pa & !7, word) } {
+        0 => Ok(()),
+        esr => Err(Abort { esr }),
+    }
+}

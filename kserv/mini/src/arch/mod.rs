@@ -1,0 +1,54 @@
+//! The machine under the mini host: entry, translation, caches, devices, calls. The only place with `unsafe`.
+//!
+//! | module        | holds                                                                             |
+//! |---------------|-----------------------------------------------------------------------------------|
+//! | [`entry`]     | from `entry.S` to Rust, exceptions, accesses that may fail                        |
+//! | [`mmu`]       | identity map: RAM as normal memory, all else as device memory that never executes |
+//! | [`memory`]    | the free RAM: filled, copied, cleaned, read; the device tree and the initrd       |
+//! | [`heap`]      | Rust's heap                                                                       |
+//! | [`cpu`]       | this CPU: number, counter, deadline, waiting; starting the others                 |
+//! | [`call`]      | HVC and SMC                                                                       |
+//! | [`gic`]       | the machine's own GICv2 or GICv3                                                  |
+//! | [`uart`]      | PL011 and the Raspberry Pi's mini-UART                                            |
+//!
+//! Interrupts stay masked on every CPU for good. Those that arrive are taken by asking the interrupt controller ([`gic::Gic::take`]), and
+//! WFI ends for a masked one too; so no code here can be interrupted and a plain spin lock is enough everywhere.
+#![allow(unsafe_code, reason = "the bottom; each block says why it is right")]
+
+pub mod call;
+pub mod cpu;
+pub mod entry;
+pub mod gic;
+pub mod heap;
+pub mod memory;
+pub mod mmu;
+pub mod uart;
+
+/// Registers of a device: 32-bit accesses at byte offsets.
+#[derive(Clone, Copy, Debug)]
+struct Registers {
+    base: u64,
+}
+
+impl Registers {
+    /// # Safety
+    /// From `base` on there are a device's registers, as far as offsets are used, mapped as device memory.
+    const unsafe fn new(base: u64) -> Self {
+        Self { base }
+    }
+
+    fn read(self, offset: u64) -> u32 {
+        // SAFETY: `new`'s caller vouches for the registers.
+        unsafe { core::ptr::read_volatile((self.base + offset) as *const u32) }
+    }
+
+    fn read64(self, offset: u64) -> u64 {
+        // SAFETY: as in `read`.
+        unsafe { core::ptr::read_volatile((self.base + offset) as *const u64) }
+    }
+
+    fn write(self, offset: u64, value: u32) {
+        // SAFETY: as in `read`.
+        unsafe { core::ptr::write_volatile((self.base + offset) as *mut u32, value) }
+    }
+}

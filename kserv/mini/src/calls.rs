@@ -1,0 +1,136 @@
+//! The core's calls with types: one function for each call that this host makes. Semantics: `corevisor_interface::calls`.
+#![forbid(unsafe_code)]
+
+use corevisor_interface::calls::{CallError, HostCall};
+use corevisor_interface::mailbox::ExitReason;
+use kserv_model::vm::GicVersion;
+
+use crate::arch::call::hvc;
+
+/// Any call, any arguments: x0 to x3.
+///
+/// # Errors
+/// What the core said.
+pub fn raw(call: HostCall, arguments: [u64; 5]) -> Result<[u64; 4], CallError> {
+    let x = hvc(call.function(), arguments);
+    if (x[0] as i64) < 0 { Err(CallError::from_x0(x[0]).unwrap_or(CallError::NotSupported)) } else { Ok(x) }
+}
+
+fn one(call: HostCall, arguments: [u64; 5]) -> Result<u64, CallError> {
+    raw(call, arguments).map(|x| x[0])
+}
+
+/// What the machine can do for VMs.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreInfo {
+    /// GIC list registers.
+    pub list_registers: usize,
+    /// Interrupt controller of VMs.
+    pub gic: Option<GicVersion>,
+    /// Most bits of a VM's addresses.
+    pub ipa_bits: u64,
+    /// Context pages of a vCPU.
+    pub context_pages: u64,
+    /// GICv2 virtual CPU interface.
+    pub gicv: u64,
+}
+
+/// Version of the interface.
+///
+/// # Errors
+/// What the core said, as for each function here.
+pub fn version() -> Result<u64, CallError> {
+    one(HostCall::CoreVersion, [0; 5])
+}
+
+/// What the machine can do for VMs.
+pub fn core_info() -> Result<CoreInfo, CallError> {
+    raw(HostCall::CoreInfo, [0; 5]).map(|x| CoreInfo {
+        list_registers: x[1] as usize,
+        gic: GicVersion::from_core_info(x[2]),
+        ipa_bits: x[2] >> 8 & 0xff,
+        context_pages: x[2] >> 16 & 0xff,
+        gicv: x[3],
+    })
+}
+
+/// A new VM: its id.
+pub fn register_vm(kind: u64, ipa_bits: u64, root: u64) -> Result<u64, CallError> {
+    raw(HostCall::RegisterVm, [kind, ipa_bits, root, 0, 0]).map(|x| x[1])
+}
+
+/// A new vCPU.
+pub fn register_vcpu(vm: u64, vcpu: u64, mailbox: u64) -> Result<(), CallError> {
+    one(HostCall::RegisterVcpu, [vm, vcpu, mailbox, 0, 0]).map(|_| ())
+}
+
+/// Pages for the VM's pool: how many were given.
+pub fn donate_pool(vm: u64, pa: u64, pages: u64) -> Result<u64, CallError> {
+    one(HostCall::DonatePool, [vm, pa, pages, 0, 0])
+}
+
+/// Pages of the pool: free, all.
+pub fn pool_info(vm: u64) -> Result<(u64, u64), CallError> {
+    raw(HostCall::PoolInfo, [vm, 0, 0, 0, 0]).map(|x| (x[1], x[2]))
+}
+
+/// One more image: its index.
+pub fn set_boot_info(vm: u64, gpa: u64, size: u64) -> Result<u64, CallError> {
+    raw(HostCall::SetBootInfo, [vm, gpa, size, 0, 0]).map(|x| x[1])
+}
+
+/// The next page of an image.
+pub fn remap_image_page(vm: u64, image: u64, pa: u64) -> Result<(), CallError> {
+    one(HostCall::RemapImagePage, [vm, image, pa, 0, 0]).map(|_| ())
+}
+
+/// Checks the images; to be repeated while it says `Again`.
+pub fn verify_vm(vm: u64, manifest: u64) -> Result<(), CallError> {
+    one(HostCall::VerifyVm, [vm, manifest, 0, 0, 0]).map(|_| ())
+}
+
+/// Memory for the VM: pages mapped.
+pub fn map_memory(vm: u64, gpa: u64, pa: u64, pages: u64, flags: u64) -> Result<u64, CallError> {
+    one(HostCall::MapMemory, [vm, gpa, pa, pages, flags])
+}
+
+/// A window for the VM.
+pub fn map_io(vm: u64, gpa: u64, pa: u64, pages: u64) -> Result<(), CallError> {
+    one(HostCall::MapIo, [vm, gpa, pa, pages, 0]).map(|_| ())
+}
+
+/// Virtual counter offset.
+pub fn set_cntvoff(vm: u64, offset: u64) -> Result<(), CallError> {
+    one(HostCall::SetCntvoff, [vm, offset, 0, 0, 0]).map(|_| ())
+}
+
+/// Runs a vCPU until something is to do.
+pub fn vcpu_run(vm: u64, vcpu: u64) -> Result<ExitReason, CallError> {
+    one(HostCall::VcpuRun, [vm, vcpu, 0, 0, 0])
+        .and_then(|reason| ExitReason::from_x0(reason).ok_or(CallError::NotSupported))
+}
+
+/// A register of a vCPU.
+pub fn get_register(vm: u64, vcpu: u64, register: u64) -> Result<u64, CallError> {
+    raw(HostCall::GetRegister, [vm, vcpu, register, 0, 0]).map(|x| x[1])
+}
+
+/// Stops a VM.
+pub fn power_off_vm(vm: u64) -> Result<(), CallError> {
+    one(HostCall::PowerOffVm, [vm, 0, 0, 0, 0]).map(|_| ())
+}
+
+/// Takes pages back: how many; 0: none is left.
+pub fn reclaim_vm(vm: u64) -> Result<u64, CallError> {
+    one(HostCall::ReclaimVm, [vm, 0, 0, 0, 0])
+}
+
+/// The VM is gone; to be repeated while it says `Again`.
+pub fn destroy_vm(vm: u64) -> Result<(), CallError> {
+    one(HostCall::DestroyVm, [vm, 0, 0, 0, 0]).map(|_| ())
+}
+
+/// State, pages private or shared, kind.
+pub fn vm_info(vm: u64) -> Result<(u64, u64, u64), CallError> {
+    raw(HostCall::VmInfo, [vm, 0, 0, 0, 0]).map(|x| (x[1], x[2], x[3]))
+}

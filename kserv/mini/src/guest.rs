@@ -1,0 +1,397 @@
+//! A VM from its registration to its end, with every page that it got counted and looked at when it is gone.
+//!
+//! Lock: [`Guest::inner`], taken around each step of a vCPU, never while it runs; below it only the console's and the pages'.
+#![forbid(unsafe_code)]
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use corevisor_interface::calls::{CallError, MAX_VCPUS, VM_ORDINARY, VM_PROTECTED};
+use corevisor_interface::mailbox::{ExitReason, Mailbox};
+use kserv_model::layout::{GICC_BASE, RAM_BASE};
+use kserv_model::memory::{MapRequest, Memory, Slot};
+use kserv_model::vm::{GicVersion, Vm};
+use spin::Mutex;
+
+use crate::arch::cpu;
+use crate::arch::memory::{self, MailboxPage};
+use crate::calls::{self, CoreInfo};
+use crate::console::VmConsole;
+use crate::pages::{self, BLOCK, PAGE};
+use crate::say;
+
+/// The models of a VM with as many vCPUs as the core allows.
+pub type Model = Vm<'static, { MAX_VCPUS as usize }, 64>;
+
+/// Pages for the pool when a VM is made, beyond its vCPUs' contexts.
+const FIRST_POOL: u64 = 8;
+/// Pages for the pool when it is empty.
+const MORE_POOL: u64 = 16;
+
+/// Why something about a VM did not work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Failure {
+    /// A call to the core.
+    Call(&'static str, CallError),
+    /// This host has not so much memory in one piece: bytes.
+    Memory(u64),
+    /// Something else.
+    Text(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(call, error) => write!(f, "the core refuses {call}: {error:?}"),
+            Self::Memory(bytes) => write!(f, "no {bytes} bytes of memory in one piece are free"),
+            Self::Text(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+/// Names the call in an error.
+pub fn at<T>(call: &'static str, result: Result<T, CallError>) -> Result<T, Failure> {
+    result.map_err(|error| Failure::Call(call, error))
+}
+
+/// A piece of a VM's start: where, and what.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'a> {
+    /// Address in the VM.
+    pub gpa: u64,
+    /// Content.
+    pub bytes: &'a [u8],
+}
+
+/// What a VM is made of.
+#[derive(Clone, Debug)]
+pub struct Plan<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Protected: with this manifest.
+    pub manifest: Option<&'a [u8]>,
+    /// Number of vCPUs.
+    pub vcpus: usize,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Kernel, device tree, initrd, in this order.
+    pub images: Vec<Image<'a>>,
+    /// Where vCPU 0 starts.
+    pub entry: u64,
+    /// x0 of vCPU 0.
+    pub x0: u64,
+    /// Its console goes out as it comes.
+    pub raw_console: bool,
+}
+
+/// What its lock guards.
+pub struct Inner {
+    /// The models.
+    pub model: Box<Model>,
+    /// Console.
+    pub console: VmConsole,
+    /// Pages that the core has for good until the end: root, pool. Start and number.
+    held: Vec<(u64, u64)>,
+}
+
+struct Page {
+    page: MailboxPage,
+    mailbox: Mailbox,
+}
+
+/// A VM.
+pub struct Guest {
+    /// Name.
+    pub name: String,
+    /// The core's number for it.
+    pub id: u64,
+    /// Whether it is protected.
+    pub protected: bool,
+    /// vCPU n runs on this CPU.
+    pub cpus: Vec<usize>,
+    /// First address of its memory here, and pages.
+    pub ram: (u64, u64),
+    inner: Mutex<Inner>,
+    mailboxes: Vec<Mutex<Page>>,
+    over: AtomicBool,
+}
+
+/// What a vCPU did last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// It goes on at once.
+    Again,
+    /// Somebody else may run now.
+    Yield,
+}
+
+/// All that was given to a VM, and where it is after its end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Account {
+    /// Pages given: root, pool, memory.
+    pub given: u64,
+    /// Pages that came back, readable, and zero where they were the VM's own.
+    pub back: u64,
+}
+
+impl Guest {
+    /// Makes the VM, ready to run. vCPU n will run on CPU `cpus[n]`.
+    ///
+    /// # Errors
+    /// [`Failure`]; what the VM had is given back then.
+    pub fn make(plan: &Plan<'_>, info: &CoreInfo, cpus: Vec<usize>) -> Result<Arc<Self>, Failure> {
+        let gic = info.gic.ok_or_else(|| Failure::Text("the core has no interrupt controller for VMs".into()))?;
+        let ram_pages = plan.memory / PAGE;
+        let align = if plan.memory >= BLOCK { BLOCK } else { PAGE };
+        let ram = pages::take(ram_pages, align).ok_or(Failure::Memory(plan.memory))?;
+        let bits = (64 - (RAM_BASE + plan.memory - 1).leading_zeros()).max(32);
+        let kind = if plan.manifest.is_some() { VM_PROTECTED } else { VM_ORDINARY };
+        let Some(root) = pages::take_top(1, PAGE) else {
+            pages::give(ram, ram_pages);
+            return Err(Failure::Memory(PAGE));
+        };
+        let id = match calls::register_vm(kind, bits.into(), root) {
+            Ok(id) => id,
+            Err(error) => {
+                pages::give(ram, ram_pages);
+                pages::give(root, 1);
+                return Err(Failure::Call("RegisterVm", error));
+            }
+        };
+        let slot = Slot { gpa: RAM_BASE, size: ram_pages * PAGE, pa: ram, read_only: false };
+        let mut model_memory = Memory::new(Box::leak(vec![kserv_model::memory::Chunk::EMPTY; slot.chunks()].into()));
+        model_memory.add(slot).map_err(|error| Failure::Text(alloc::format!("{error:?}")))?;
+        let inner = Inner {
+            model: Box::new(Vm::new(gic, plan.vcpus, info.list_registers, model_memory)),
+            console: VmConsole::new(plan.name, plan.raw_console),
+            held: vec![(root, 1)],
+        };
+        let pages = (0..cpus.len()).map_while(|_| pages::take_top(1, PAGE));
+        let mailboxes: Vec<_> =
+            pages.map(|pa| Mutex::new(Page { page: MailboxPage::new(pa), mailbox: Mailbox::EMPTY })).collect();
+        let guest = Arc::new(Self {
+            name: plan.name.into(),
+            id,
+            protected: plan.manifest.is_some(),
+            cpus,
+            ram: (ram, ram_pages),
+            inner: Mutex::new(inner),
+            mailboxes,
+            over: AtomicBool::new(false),
+        });
+        match guest.prepare(plan, info, gic) {
+            Ok(()) => Ok(guest),
+            Err(failure) => {
+                if let Err(also) = guest.destroy() {
+                    say!("error: {}: {also}", guest.name);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn prepare(&self, plan: &Plan<'_>, info: &CoreInfo, gic: GicVersion) -> Result<(), Failure> {
+        let mut inner = self.inner.lock();
+        if self.mailboxes.len() < self.cpus.len() {
+            return Err(Failure::Memory(PAGE));
+        }
+        self.more_pool(&mut inner, FIRST_POOL + info.context_pages * self.cpus.len() as u64)?;
+        for (vcpu, page) in self.mailboxes.iter().enumerate() {
+            let mailbox = page.lock().page.pa();
+            at("RegisterVcpu", calls::register_vcpu(self.id, vcpu as u64, mailbox))?;
+        }
+        at("SetCntvoff", calls::set_cntvoff(self.id, cpu::counter()))?;
+        if gic == GicVersion::V2 {
+            self.with_pool(&mut inner, "MapIo", || calls::map_io(self.id, GICC_BASE, info.gicv, 2))?;
+        }
+        for image in &plan.images {
+            let (offset, size) = (image.gpa - RAM_BASE, image.bytes.len() as u64);
+            if image.gpa < RAM_BASE || offset.checked_add(size).is_none_or(|end| end > plan.memory) {
+                return Err(Failure::Text(alloc::format!("an image at {:#x} is outside of its memory", image.gpa)));
+            }
+            memory::copy_to(self.ram.0 + offset, image.bytes);
+            memory::clean_code(self.ram.0 + offset, size);
+            if self.protected {
+                self.give_image(&mut inner, image, offset)?;
+            }
+        }
+        let manifest = match plan.manifest {
+            None => 0,
+            Some(bytes) => {
+                let page = pages::take_top(1, PAGE).ok_or(Failure::Memory(PAGE))?;
+                memory::zero(page, PAGE);
+                memory::copy_to(page, bytes.get(..PAGE as usize).unwrap_or(bytes));
+                page
+            }
+        };
+        let verdict = loop {
+            match calls::verify_vm(self.id, manifest) {
+                Err(CallError::Again) => {}
+                other => break other,
+            }
+        };
+        if manifest != 0 {
+            pages::give(manifest, 1);
+        }
+        at("VerifyVm", verdict)?;
+        Model::boot(&mut self.mailboxes[0].lock().mailbox, plan.entry, plan.x0);
+        Ok(())
+    }
+
+    fn give_image(&self, inner: &mut Inner, image: &Image<'_>, offset: u64) -> Result<(), Failure> {
+        let size = image.bytes.len() as u64;
+        let index = at("SetBootInfo", calls::set_boot_info(self.id, image.gpa, size))?;
+        for n in 0..size.div_ceil(PAGE) {
+            let pa = self.ram.0 + offset + n * PAGE;
+            self.with_pool(inner, "RemapImagePage", || calls::remap_image_page(self.id, index, pa))?;
+            inner.model.mapped(image.gpa + n * PAGE, 1);
+        }
+        Ok(())
+    }
+
+    fn more_pool(&self, inner: &mut Inner, pages: u64) -> Result<(), Failure> {
+        let pa = pages::take_top(pages, PAGE).ok_or(Failure::Memory(pages * PAGE))?;
+        inner.held.push((pa, pages));
+        let mut done = 0;
+        while done < pages {
+            done += at("DonatePool", calls::donate_pool(self.id, pa + done * PAGE, pages - done))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a call; as often as the pool is empty, it gets more.
+    fn with_pool<T>(
+        &self,
+        inner: &mut Inner,
+        name: &'static str,
+        call: impl Fn() -> Result<T, CallError>,
+    ) -> Result<T, Failure> {
+        loop {
+            match call() {
+                Err(CallError::NoMemory) => self.more_pool(inner, MORE_POOL)?,
+                other => return at(name, other),
+            }
+        }
+    }
+
+    fn map(&self, inner: &mut Inner, request: MapRequest) -> Result<(), Failure> {
+        if !self.protected {
+            // A VM starts with its caches off and must find zeros and what it was given, not what a cache line once held.
+            memory::clean(request.pa, request.pages * PAGE);
+        }
+        let MapRequest { gpa, pa, pages, flags } = request;
+        let done = self.with_pool(inner, "MapMemory", || calls::map_memory(self.id, gpa, pa, pages, flags))?;
+        inner.model.mapped(gpa, done);
+        Ok(())
+    }
+
+    /// Runs a vCPU until its next exit and serves that. `kick` gets the vCPUs that others are to look at.
+    ///
+    /// # Errors
+    /// What the core refused: the VM is over then.
+    pub fn step(&self, vcpu: usize, kick: &mut u32) -> Result<Step, Failure> {
+        use kserv_model::vm::Action;
+        let Some(page) = self.mailboxes.get(vcpu) else { return Ok(Step::Yield) };
+        let mut page = page.lock();
+        let Page { page, mailbox } = &mut *page;
+        if !self.inner.lock().model.on_entry(vcpu, mailbox, cpu::counter()) {
+            return Ok(Step::Yield);
+        }
+        page.store(mailbox);
+        let reason = at("VcpuRun", calls::vcpu_run(self.id, vcpu as u64))?;
+        *mailbox = page.load();
+        let mut inner = self.inner.lock();
+        let Inner { model, console, .. } = &mut *inner;
+        let decision = model.on_exit(vcpu, reason, mailbox, cpu::counter(), &mut |byte| console.send(byte));
+        *kick |= decision.kick;
+        match decision.action {
+            Action::Run if matches!(reason, ExitReason::Irq | ExitReason::Timer) => return Ok(Step::Yield),
+            Action::Run => {}
+            Action::Map(request) => self.map(&mut inner, request)?,
+            Action::Block { .. } | Action::Off => return Ok(Step::Yield),
+            Action::PowerOff(_) => {
+                self.over.store(true, Ordering::Release);
+                return Ok(Step::Yield);
+            }
+        }
+        Ok(Step::Again)
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// It has ended, whatever its vCPUs do.
+    pub fn stop(&self) {
+        self.over.store(true, Ordering::Release);
+        // It fails where the VM is off already.
+        let _ = calls::power_off_vm(self.id);
+    }
+
+    /// What its lock guards.
+    pub fn inner(&self) -> spin::MutexGuard<'_, Inner> {
+        self.inner.lock()
+    }
+
+    /// Destroys it, gives its memory back to this host, and looks at every page of it.
+    ///
+    /// # Errors
+    /// What the core refused. Its memory is lost then.
+    pub fn destroy(&self) -> Result<Account, Failure> {
+        self.stop();
+        let mut taken = 0;
+        loop {
+            match calls::reclaim_vm(self.id) {
+                // A vCPU is still on its way out.
+                Err(CallError::Busy) => crate::scheduler::kick_all(),
+                Ok(0) => break,
+                Ok(pages) => taken += pages,
+                Err(error) => return Err(Failure::Call("ReclaimVm", error)),
+            }
+        }
+        loop {
+            match calls::destroy_vm(self.id) {
+                Err(CallError::Again) => {}
+                Ok(()) => break,
+                Err(error) => return Err(Failure::Call("DestroyVm", error)),
+            }
+        }
+        let mut inner = self.inner.lock();
+        inner.console.end();
+        let memory = inner.model.memory().pages();
+        let mut account = Account { given: memory, back: 0 };
+        if taken != memory {
+            return Err(Failure::Text(alloc::format!("{memory} pages of memory were mapped, {taken} came back")));
+        }
+        for n in 0..self.ram.1 {
+            if inner.model.memory().is_mapped(RAM_BASE + n * PAGE) {
+                let pa = self.ram.0 + n * PAGE;
+                account.back += u64::from(returned(pa, self.protected));
+                if !self.protected {
+                    memory::zero(pa, PAGE);
+                }
+            }
+        }
+        pages::give(self.ram.0, self.ram.1);
+        for (pa, count) in inner.held.drain(..) {
+            account.given += count;
+            account.back += (0..count).filter(|n| returned(pa + n * PAGE, true)).count() as u64;
+            pages::give(pa, count);
+        }
+        for page in &self.mailboxes {
+            pages::give(page.lock().page.pa(), 1);
+        }
+        Ok(account)
+    }
+}
+
+/// Whether the page is this host's again, and zero if it should be.
+fn returned(pa: u64, scrubbed: bool) -> bool {
+    crate::arch::entry::try_read(pa).is_ok() && (!scrubbed || memory::is_zero(pa))
+}
