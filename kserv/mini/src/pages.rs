@@ -22,9 +22,8 @@ pub fn without(ranges: &[Range<u64>], taken: &[Range<u64>]) -> Vec<Range<u64>> {
     for gone in taken {
         let gone = gone.start & !(PAGE - 1)..gone.end.next_multiple_of(PAGE);
         let pieces = left.iter().flat_map(|range| {
-            [range.start..range.end.min(gone.start), range.start.max(gone.end)..range.end].map(|piece| {
-                if range.start < gone.end && gone.start < range.end { piece } else { range.clone() }
-            })
+            [range.start..range.end.min(gone.start), range.start.max(gone.end)..range.end]
+                .map(|piece| if range.start < gone.end && gone.start < range.end { piece } else { range.clone() })
         });
         let mut next: Vec<Range<u64>> = Vec::new();
         for piece in pieces {

@@ -31,9 +31,8 @@ struct Cpu {
     affinity: Once<(u64, usize)>,
 }
 
-static CPUS: [Cpu; MAX_CPUS] = [const {
-    Cpu { queue: Mutex::new(Queue { threads: Vec::new(), next: 0 }), affinity: Once::new() }
-}; MAX_CPUS];
+static CPUS: [Cpu; MAX_CPUS] =
+    [const { Cpu { queue: Mutex::new(Queue { threads: Vec::new(), next: 0 }), affinity: Once::new() } }; MAX_CPUS];
 static GIC: Once<Gic> = Once::new();
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
@@ -198,7 +197,12 @@ fn turn(guest: &Guest, vcpu: usize) {
 fn receive() {
     while let Some(byte) = console::get() {
         let queues = CPUS.iter().find_map(|cpu| {
-            cpu.queue.lock().threads.iter().find(|(guest, vcpu)| *vcpu == 0 && !guest.is_over()).map(|(guest, _)| guest.clone())
+            cpu.queue
+                .lock()
+                .threads
+                .iter()
+                .find(|(guest, vcpu)| *vcpu == 0 && !guest.is_over())
+                .map(|(guest, _)| guest.clone())
         });
         let Some(guest) = queues else { return };
         let (_, kicks) = guest.inner().model.receive(&[byte]);

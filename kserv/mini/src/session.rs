@@ -161,9 +161,8 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
 /// # Errors
 /// A file is missing or does not fit.
 pub fn plan<'a>(vm: &VmConfig<'a>, archive: Archive<'a>, raw_console: bool) -> Result<Plan<'a>, Failure> {
-    let file = |name: &str| {
-        archive.find(name).map_err(|error| Failure::Text(alloc::format!("{}: {name}: {error}", vm.name)))
-    };
+    let file =
+        |name: &str| archive.find(name).map_err(|error| Failure::Text(alloc::format!("{}: {name}: {error}", vm.name)));
     let (kernel, dtb) = (file(vm.kernel)?, file(vm.dtb)?);
     let initrd = vm.initrd.map(file).transpose()?;
     let size = initrd.map(|bytes| bytes.len() as u64);
