@@ -122,6 +122,7 @@ return_volatile:
     dsb     nsh                         // no speculation past the return
     isb
 
+    .globl  core_trap
 core_trap:
     mrs     x0, tpidr_el2
     ldr     x0, [x0, #{PERCPU_EMERGENCY_TOP}]

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::addr::CpuId;
+use super::addr::{CpuId, Pa, VcpuId, VmId};
 
 /// Size of a CPU's stack in bytes.
 pub const STACK_SIZE: u64 = 8 * 1024;
@@ -55,15 +55,51 @@ pub struct PerCpu {
     pub emergency_top: u64,
     /// Affinity of the CPU: MPIDR_EL1 without its flag bits.
     pub mpidr: u64,
+    /// The Context of the VM that runs, or ran last; for boot/switch.S.
+    pub context: AtomicU64,
     /// Dense number of the CPU.
     pub cpu: CpuId,
+    /// Page with the host's registers while a VM runs here: a [`super::shadow::Context`].
+    pub host_context: Pa,
+    /// Room for the host's SVE state, on a CPU that has SVE.
+    pub host_vectors: Option<Pa>,
+    current: AtomicU64,
     events: [AtomicU64; Event::COUNT],
 }
 
 impl PerCpu {
     /// The data of a CPU that has not started.
     pub const fn new(cpu: CpuId, mpidr: u64, stack_top: u64, emergency_top: u64) -> Self {
-        Self { stack_top, emergency_top, mpidr, cpu, events: [const { AtomicU64::new(0) }; Event::COUNT] }
+        Self {
+            stack_top,
+            emergency_top,
+            mpidr,
+            context: AtomicU64::new(0),
+            cpu,
+            host_context: Pa::new(0),
+            host_vectors: None,
+            current: AtomicU64::new(0),
+            events: [const { AtomicU64::new(0) }; Event::COUNT],
+        }
+    }
+
+    /// The same, with room for the host's registers.
+    #[must_use]
+    pub const fn with_host_context(mut self, page: Pa, vectors: Option<Pa>) -> Self {
+        self.host_context = page;
+        self.host_vectors = vectors;
+        self
+    }
+
+    /// Who runs on this CPU. K: `get_cur_vmid`, `get_cur_vcpuid`.
+    pub fn current(&self) -> (VmId, VcpuId) {
+        let word = self.current.load(Ordering::Relaxed);
+        (VmId::new((word >> 16) as u16), VcpuId::new(word as u16))
+    }
+
+    /// Says who runs on this CPU. K: `set_per_cpu`. Only this CPU does.
+    pub fn set_current(&self, vm: VmId, vcpu: VcpuId) {
+        self.current.store(u64::from(vm.raw()) << 16 | vcpu.index() as u64, Ordering::Relaxed);
     }
 
     /// One more of this event. Only this CPU writes its counters, so load and store need not be one access.

@@ -124,6 +124,7 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
     let core_memory = build_core(description, &mut plan)?;
     ready_for_host();
+    cpus::ready_for_vms(description, cpus)?;
     cpus::start_psci(description, cpus)?;
     let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, &mut plan)?;
     log::info!(

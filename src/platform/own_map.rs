@@ -11,8 +11,9 @@ use spin::Once;
 use spin::mutex::SpinMutex;
 
 use super::entry::{self, ImageLayout};
-use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange, Va};
-use crate::abstract_machine::cpu::Cpu;
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange, Va};
+use crate::abstract_machine::cpu::{Cpu, window};
 use crate::npt::descriptor::{CoreAccess, Desc};
 use crate::npt::npt_walk::{self, SetNptError};
 use crate::npt::pt_alloc::{self, OutOfTables};
@@ -90,6 +91,67 @@ pub fn unmap(range: PhysRange) {
     barrier::dsb(barrier::ISHST);
     // SAFETY: translations are walked again; what was unmapped is not in use any more.
     unsafe { core::arch::asm!("tlbi alle2is", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// The table entry that maps the page `pfn` as data.
+pub fn data_page(pfn: Pfn) -> u64 {
+    Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw()
+}
+
+/// The map gains `page` as data. `false` if there is no page for a table.
+pub fn adopt(page: PhysRange) -> bool {
+    map(page, CoreAccess::ReadWrite).is_ok()
+}
+
+/// Takes one page out of the map, on all CPUs: break, then every TLB forgets this address.
+pub fn unmap_page(pfn: Pfn) {
+    let Some(own) = OWN.get() else { return };
+    let mut npt = own.lock();
+    let at = pfn.addr().raw();
+    npt_walk::clear_npt(&Cpu, &mut npt, Va::new(at).into());
+    barrier::dsb(barrier::ISHST);
+    // SAFETY: the translation is walked again; the page is not in use any more.
+    unsafe {
+        core::arch::asm!("tlbi vae2is, {}", "dsb ish", "isb", in(reg) at >> PAGE_SHIFT, options(nostack, preserves_flags));
+    }
+}
+
+/// Makes the windows: one page of addresses for each of `cpus`, with nothing behind. Gives the table entry of each.
+///
+/// # Errors
+/// [`MapError`].
+pub fn make_windows(cpus: usize) -> Result<&'static [Pa], MapError> {
+    let bytes = (size_of::<Pa>() * cpus) as u64;
+    let array = crate::abstract_machine::cpu::pool::alloc(bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2());
+    let array = array.ok_or(MapError::OutOfTables)?.raw() as *mut Pa;
+    let mut npt = OWN.get().ok_or(MapError::OutOfTables)?.lock();
+    for cpu in 0..cpus {
+        let at = Va::new(window::BASE + cpu as u64 * window::PER_CPU);
+        let slot = slot_of(&mut npt, at)?;
+        // SAFETY: the run of pages has room for as many as there are CPUs, and nothing refers to it yet.
+        unsafe { array.add(cpu).write(slot) };
+    }
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+    // SAFETY: `cpus` elements were written; the pages are never given back.
+    Ok(unsafe { slice::from_raw_parts(array.cast_const(), cpus) })
+}
+
+/// The level-3 entry for `at`, where nothing is mapped, with all tables on the way.
+fn slot_of(npt: &mut Npt, at: Va) -> Result<Pa, MapError> {
+    // A page mapped and taken away again, before any CPU could use the address, leaves its tables.
+    let leaf = Desc::stage1(Level::L3, npt.root(), CoreAccess::Read);
+    npt_walk::set_npt(&Cpu, npt, at.into(), Level::L3, leaf).map_err(|_| MapError::OutOfTables)?;
+    npt_walk::clear_npt(&Cpu, npt, at.into());
+    let mut table = npt.root();
+    for shift in [39, 30, 21] {
+        table = Desc::from_raw(Cpu.pt_load(entry_in(table, at, shift))).address();
+    }
+    Ok(entry_in(table, at, 12))
+}
+
+fn entry_in(table: Pa, at: Va, shift: u32) -> Pa {
+    Pa::new(table.raw() + (at.raw() >> shift & 511) * 8)
 }
 
 /// Shows the bytes of `range`, memory of somebody else, to `look` and forgets them again.

@@ -10,6 +10,8 @@ use aarch64_cpu::registers::{
     Readable, SCTLR_EL1, SP_EL1, SPSR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1, VMPIDR_EL2, VTCR_EL2, VTTBR_EL2, Writeable,
 };
 
+use spin::Once;
+
 use super::super::shape::Shape;
 use super::maintenance;
 use super::sysreg::{self, HCRX_EL2};
@@ -42,8 +44,17 @@ pub fn physical_size_field() -> u64 {
     sysreg::IdAa64mmfr0::get().read(sysreg::ID_AA64MMFR0::PARange).min(0b101)
 }
 
+/// The host's stage 2, the same on every CPU: VTTBR_EL2's value and the table's form.
+static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
+
+/// The host's stage 2, once a CPU is ready for the host.
+pub fn host_stage2() -> Option<(u64, Shape)> {
+    HOST_STAGE2.get().copied()
+}
+
 /// Makes EL2 of this CPU ready for the host: its stage 2 is `vttbr` of form `shape`.
 pub fn init_for_host(vttbr: u64, shape: Shape) {
+    HOST_STAGE2.call_once(|| (vttbr, shape));
     VTCR_EL2.set(vtcr(shape));
     VTTBR_EL2.set(vttbr);
     HCR_EL2.write(host_hcr());
@@ -62,7 +73,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
 }
 
 /// VTCR_EL2 for a stage-2 table of form `shape`. K §1.4.
-fn vtcr(shape: Shape) -> u64 {
+pub fn vtcr(shape: Shape) -> u64 {
     let start = if shape.has_level0() { 2 } else { 1 };
     let vmid16 = sysreg::IdAa64mmfr1::get().matches_all(sysreg::ID_AA64MMFR1::VMIDBits::Bits16);
     (VTCR_EL2::RES1::SET

@@ -87,6 +87,18 @@ pub fn clean_to_poc(range: PhysRange) {
     barrier::dsb(barrier::SY);
 }
 
+/// Cleans `range`, mapped at the addresses that it says, to the point of coherency and drops it from the data caches.
+pub fn clean_and_invalidate_to_poc(range: PhysRange) {
+    let (line, _) = line_sizes();
+    let mut at = range.base().align_down(line).raw();
+    while at < range.end().raw() {
+        // SAFETY: cleaning changes no content; the range is mapped.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    barrier::dsb(barrier::SY);
+}
+
 /// Drops all instructions from the instruction caches of all CPUs.
 pub fn invalidate_icache_all() {
     // SAFETY: instructions are fetched again; nothing else changes.

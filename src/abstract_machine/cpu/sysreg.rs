@@ -51,6 +51,7 @@ mod fields {
         /// ID_AA64PFR0_EL1: which extensions there are.
         pub ID_AA64PFR0 [
             GIC OFFSET(24) NUMBITS(4) [],
+            RAS OFFSET(28) NUMBITS(4) [],
             SVE OFFSET(32) NUMBITS(4) [],
             MPAM OFFSET(40) NUMBITS(4) [],
             CSV2 OFFSET(56) NUMBITS(4) [],
@@ -80,6 +81,7 @@ mod fields {
         ],
         /// ID_AA64MMFR1_EL1.
         pub ID_AA64MMFR1 [
+            LO OFFSET(16) NUMBITS(4) [],
             VMIDBits OFFSET(4) NUMBITS(4) [ Bits16 = 0b0010 ],
             HCX OFFSET(40) NUMBITS(4) [],
         ],
@@ -90,6 +92,12 @@ mod fields {
             GPA OFFSET(24) NUMBITS(4) [],
             GPI OFFSET(28) NUMBITS(4) [],
         ],
+        /// ID_AA64ISAR0_EL1.
+        pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
+        /// ID_AA64ISAR2_EL1.
+        pub ID_AA64ISAR2 [ APA3 OFFSET(12) NUMBITS(4) [] ],
+        /// Streaming vector control: streaming mode, ZA on.
+        pub SVCR [ SM OFFSET(0) NUMBITS(1) [], ZA OFFSET(1) NUMBITS(1) [] ],
         /// PMCR_EL0.
         pub PMCR_EL0 [ N OFFSET(11) NUMBITS(5) [] ],
         /// PMEVTYPER<n>_EL0.
@@ -201,4 +209,16 @@ registers! {
     IdAa64mmfr1: "id_aa64mmfr1_el1", ID_AA64MMFR1::Register;
     /// Feature registers: instructions.
     IdAa64isar1: "id_aa64isar1_el1", ID_AA64ISAR1::Register;
+    /// Feature registers: instructions.
+    IdAa64isar2: "S3_0_C0_C6_2", ID_AA64ISAR2::Register;
+    /// Feature registers: instructions.
+    IdAa64isar0: "id_aa64isar0_el1", ID_AA64ISAR0::Register;
+    /// Streaming vector control.
+    Svcr: "S3_3_C4_C2_2", SVCR::Register;
+    /// SVE vector length of EL1.
+    Zcr1: "S3_0_C1_C2_0", ();
+    /// Floating-point control.
+    Fpcr: "fpcr", ();
+    /// Floating-point status.
+    Fpsr: "fpsr", ();
 }
