@@ -252,9 +252,10 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         }
         let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
         self.gic.irqs().fold(vcpu, &mailbox.lr[..self.list_registers], ends as u32);
+        let timer_ended = self.gic.irqs().has_ended(vcpu, VTIMER_INTID);
         let one = &mut self.vcpus[vcpu];
         one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
-        one.virtual_timer.observe(mailbox);
+        one.virtual_timer.observe(mailbox, reason == ExitReason::Timer, timer_ended);
         one.exits[reason as usize] = one.exits[reason as usize].wrapping_add(1);
         if reason != ExitReason::MemoryFault {
             one.repeats = 0;
@@ -391,7 +392,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
 
     fn update_timers(&mut self, vcpu: usize, now: u64) {
         let one = &self.vcpus[vcpu];
-        let (virtual_timer, physical_timer) = (one.virtual_timer.asserted(now), one.physical_timer.asserted(now));
+        let (virtual_timer, physical_timer) = (one.virtual_timer.line(now), one.physical_timer.asserted(now));
         self.gic.irqs().set_line(vcpu, VTIMER_INTID, virtual_timer);
         self.gic.irqs().set_line(vcpu, PTIMER_INTID, physical_timer);
     }
@@ -405,9 +406,12 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         self.gic.irqs().take_kicks()
     }
 
-    /// When a vCPU that runs has to be made to exit for its emulated physical timer; the virtual timer exits by itself.
-    pub fn run_until(&self, vcpu: usize, now: u64) -> Option<u64> {
-        self.vcpus.get(vcpu)?.physical_timer.deadline().filter(|deadline| *deadline > now)
+    /// When a vCPU that runs has to be made to exit, if nothing else does: call it at each entry. For its emulated physical timer, and for a
+    /// virtual timer that the core masks ([`VirtualTimer::poll`]).
+    pub fn run_until(&mut self, vcpu: usize, now: u64) -> Option<u64> {
+        let one = self.vcpus.get_mut(vcpu)?;
+        let physical_timer = one.physical_timer.deadline().filter(|deadline| *deadline > now);
+        [one.virtual_timer.poll(now), physical_timer].into_iter().flatten().min()
     }
 
     /// Whether a vCPU has something to do at `now`: it is ready, or what it waits for is there.

@@ -5,10 +5,15 @@
 //! | [`VirtualTimer`]  | the CPU's; the mailbox shows them at every exit              | PPI 27    |
 //! | [`PhysicalTimer`] | here: the VM's accesses to CNTP_* trap to the host           | PPI 30    |
 //!
-//! The core masks the virtual timer at the CPU when it fires, so that the line drops for the host. It may fire again once its condition
-//! is gone: at the entry where [`VirtualTimer::asserted`] is false, ENTRY_TIMER_UNMASK is set. As long as it is asserted, the list
-//! register of interrupt 27 asks for an exit at its end, and so the condition is looked at again. Times are of the physical
-//! counter. Source: Arm ARM D11.2.4; `corevisor_interface::mailbox`.
+//! The core masks the virtual timer at the CPU when it fires (CNTV_CTL.IMASK), so that the line drops for the host. It may fire again once its
+//! condition is gone: at the entry where [`VirtualTimer::asserted`] is false, ENTRY_TIMER_UNMASK is set. As long as it is asserted, the
+//! list register of interrupt 27 asks for an exit at its end, and the condition is looked at again.
+//!
+//! While the core masks it, a mask that the VM sets itself cannot be seen: "asserted" then means that the VM either left the timer as it was,
+//! or masked it, as handlers do. The first makes no sense, so an interrupt that ended while the timer's registers stayed as they were
+//! counts as handled ([`VirtualTimer::line`] is down) until it fires again or its registers change. If the VM changes them without an exit, the core's
+//! mask would hold back the next one; so a vCPU in that state is made to exit now and then ([`VirtualTimer::poll`]).
+//! Times are of the physical counter. Source: Arm ARM D11.2.4; `corevisor_interface::mailbox`.
 #![forbid(unsafe_code)]
 
 use corevisor_interface::mailbox::Mailbox;
@@ -38,17 +43,33 @@ pub struct VirtualTimer {
     ctl: u64,
     cval: u64,
     offset: u64,
+    /// Its interrupt ended, and the timer is as it was.
+    handled: bool,
+    polls: u32,
 }
+
+/// First time between two looks at a handled timer, in ticks; it doubles up to 64 times of it.
+const POLL: u64 = 100_000;
 
 impl VirtualTimer {
     /// Off.
     pub const fn new() -> Self {
-        Self { ctl: 0, cval: 0, offset: 0 }
+        Self { ctl: 0, cval: 0, offset: 0, handled: false, polls: 0 }
     }
 
-    /// What an exit shows.
-    pub fn observe(&mut self, mailbox: &Mailbox) {
-        *self = Self { ctl: mailbox.cntv_ctl, cval: mailbox.cntv_cval, offset: mailbox.cntvoff };
+    /// What an exit shows; `fired`: the exit was because of it; `ended`: the VM ended its interrupt since the last exit.
+    pub fn observe(&mut self, mailbox: &Mailbox, fired: bool, ended: bool) {
+        let seen = Self {
+            ctl: mailbox.cntv_ctl & (ENABLE | IMASK),
+            cval: mailbox.cntv_cval,
+            offset: mailbox.cntvoff,
+            ..*self
+        };
+        if fired || seen != *self {
+            *self = Self { handled: false, polls: 0, ..seen };
+        } else if ended && mailbox.cntv_ctl & ISTATUS != 0 {
+            self.handled = true;
+        }
     }
 
     /// When it fires (or did), in physical time.
@@ -56,9 +77,24 @@ impl VirtualTimer {
         fires(self.ctl, self.cval, self.offset)
     }
 
-    /// Whether interrupt 27 is asserted at physical time `now`.
+    /// Whether its condition is met at physical time `now`.
     pub fn asserted(&self, now: u64) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Level of interrupt 27.
+    pub fn line(&self, now: u64) -> bool {
+        self.asserted(now) && !self.handled
+    }
+
+    /// When a vCPU that runs must be made to exit, so that its timer can be looked at.
+    pub fn poll(&mut self, now: u64) -> Option<u64> {
+        if !self.handled {
+            return None;
+        }
+        let at = now.saturating_add(POLL << self.polls);
+        self.polls = (self.polls + 1).min(6);
+        Some(at)
     }
 }
 
@@ -112,7 +148,7 @@ mod tests {
     use super::*;
 
     fn virtual_timer(ctl: u64, cval: u64, offset: u64) -> VirtualTimer {
-        VirtualTimer { ctl, cval, offset }
+        VirtualTimer { ctl, cval, offset, ..VirtualTimer::new() }
     }
 
     #[test]
@@ -124,6 +160,29 @@ mod tests {
         // A VM whose count is ahead of the machine's.
         assert_eq!(virtual_timer(ENABLE, 100, 40u64.wrapping_neg()).deadline(), Some(60));
         assert_eq!(virtual_timer(ENABLE, 10, 40u64.wrapping_neg()).deadline(), Some(0));
+    }
+
+    #[test]
+    fn a_timer_whose_interrupt_ended_is_quiet_until_it_fires_or_changes() {
+        let mut mailbox = Mailbox { cntv_ctl: ENABLE | ISTATUS, cntv_cval: 100, ..Mailbox::EMPTY };
+        let mut timer = VirtualTimer::new();
+        timer.observe(&mailbox, true, false);
+        assert!(timer.line(100) && timer.poll(100).is_none());
+        // Still in a list register.
+        timer.observe(&mailbox, false, false);
+        assert!(timer.line(100));
+        timer.observe(&mailbox, false, true);
+        assert!(!timer.line(100) && timer.asserted(100));
+        assert_eq!((timer.poll(100), timer.poll(100)), (Some(100 + POLL), Some(100 + 2 * POLL)));
+        assert_eq!((0..9).map(|_| timer.poll(0)).last(), Some(Some(64 * POLL)));
+        // Unmasked by the VM: it fires anew.
+        let mut again = timer;
+        again.observe(&mailbox, true, false);
+        assert!(again.line(100));
+        // Set anew.
+        mailbox.cntv_cval = 50;
+        timer.observe(&mailbox, false, true);
+        assert!(timer.line(100));
     }
 
     #[test]

@@ -187,6 +187,31 @@ fn the_virtual_timer_interrupts_once_for_each_time_it_fires() {
 }
 
 #[test]
+fn a_handler_that_masks_the_timer_is_not_interrupted_for_ever() {
+    let mut chunks = [Chunk::EMPTY; 2];
+    let mut bench = Bench::new(&mut chunks, GicVersion::V3, 1);
+    bench.set_up_gic();
+    assert!(bench.enter(0));
+    (bench.boxes[0].cntv_ctl, bench.boxes[0].cntv_cval) = (1 | 4, 500);
+    bench.exit(0, ExitReason::Timer);
+    assert!(bench.enter(0) && bench.intids(0) == [27] && bench.boxes[0].entry_flags & ENTRY_TIMER_UNMASK == 0);
+    // The VM masks it, which the core cannot tell from its own mask, and ends the interrupt.
+    bench.change(0, false, false);
+    bench.exit(0, ExitReason::Irq);
+    assert!(bench.enter(0) && bench.boxes[0].lr_count == 0);
+    assert_eq!(bench.boxes[0].entry_flags & ENTRY_TIMER_UNMASK, 0, "its own mask would be lost");
+    assert!(bench.vm.run_until(0, bench.now).is_some_and(|until| until > bench.now));
+    // It unmasks it.
+    bench.exit(0, ExitReason::Timer);
+    assert!(bench.enter(0) && bench.intids(0) == [27] && bench.vm.run_until(0, bench.now).is_none());
+    // It sets it anew, and ends the interrupt.
+    bench.change(0, false, false);
+    (bench.boxes[0].cntv_ctl, bench.boxes[0].cntv_cval) = (1, 5000);
+    bench.exit(0, ExitReason::Irq);
+    assert!(bench.enter(0) && bench.boxes[0].entry_flags & ENTRY_TIMER_UNMASK != 0);
+}
+
+#[test]
 fn the_physical_timer_works_by_its_trapped_registers() {
     let mut chunks = [Chunk::EMPTY; 2];
     let mut bench = Bench::new(&mut chunks, GicVersion::V3, 1);

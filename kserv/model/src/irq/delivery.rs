@@ -15,7 +15,7 @@
 //! Source: IHI 0048B §5.3, IHI 0069H §12.4.
 #![forbid(unsafe_code)]
 
-use super::{Engine, Form, Irq, ListRegister, MAX_LRS, NOBODY, Placed, SGIS};
+use super::{Engine, Form, Irq, ListRegister, MAX_LRS, NOBODY, PRIVATE, Placed, SGIS};
 
 /// GICH_HCR, ICH_HCR_EL2: maintenance interrupt when none or one list register is in use.
 pub const HCR_UIE: u64 = 1 << 1;
@@ -179,6 +179,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
         let form = self.form;
         let count = core::mem::take(&mut self.placed_count[vcpu]);
+        self.ended[vcpu] = 0;
         let mut without = Best::new();
         if ends > 0 {
             self.each_hot(vcpu, |intid, irq| {
@@ -192,13 +193,28 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             let seen = lrs.get(n).map(|value| ListRegister::decode(form, *value));
             let seen = seen.filter(|seen| !seen.is_valid() || seen.intid == intid);
             self.take_back(vcpu, intid, seen);
+            if seen.is_some_and(|seen| !seen.is_valid()) {
+                self.note_end(vcpu, intid);
+            }
         }
         for (_, intid) in &without.keys[..without.kept.min(ends as usize)] {
             self.change(vcpu, *intid, |irq| {
                 irq.active = false;
                 irq.holder = NOBODY;
             });
+            self.note_end(vcpu, *intid);
         }
+    }
+
+    fn note_end(&mut self, vcpu: usize, intid: usize) {
+        if intid < PRIVATE {
+            self.ended[vcpu] |= 1 << intid;
+        }
+    }
+
+    /// Whether the vCPU acknowledged and ended this private interrupt between its last entry and exit.
+    pub fn has_ended(&self, vcpu: usize, intid: usize) -> bool {
+        intid < PRIVATE && self.ended.get(vcpu).is_some_and(|ended| ended >> intid & 1 != 0)
     }
 
     /// Everything comes back as it was placed.

@@ -129,6 +129,8 @@ pub struct Engine<const V: usize, const S: usize> {
     enables: [bool; 2],
     placed: [[u16; MAX_LRS]; V],
     placed_count: [usize; V],
+    /// Private interrupts that ended between the last entry and exit.
+    ended: [u32; V],
     kicks: u32,
 }
 
@@ -155,6 +157,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             enables: [false; 2],
             placed: [[0; MAX_LRS]; V],
             placed_count: [0; V],
+            ended: [0; V],
             kicks: 0,
         }
     }
