@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Rng, factor};
@@ -91,7 +91,7 @@ fn no_cpu_reaches_a_page_while_it_is_the_cores() {
                 scope.spawn(move || one_cpu(core, cpu, seed, 1500, done));
             }
         });
-        assert_eq!(View::of(world.core.memory()).check(&pool), Ok(()), "seed {seed}");
+        assert_eq!(View::of(world.core.memory()).check(&pool, &BTreeMap::new()), Ok(()), "seed {seed}");
     }
     println!("{} steps of {CPUS} CPUs at once", done.load(Ordering::Relaxed));
 }

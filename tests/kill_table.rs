@@ -8,23 +8,31 @@
 //! | no flush of a VM                  | a table freed while a walk cache remembers it                        |
 //! | no barrier after a store          | an entry made valid and never published                              |
 //! | no scrub                          | the content of a returned page                                       |
+//! | a flush of another VM than meant  | what a TLB leads a VM to after its memory is gone; tables freed too early |
+//! | no sync                           | a VM that gets a page that is in caches only (A21)                   |
 #![forbid(unsafe_code)]
 
 mod common;
 
 use std::panic::{catch_unwind, set_hook};
 
-use common::driver::run;
+use common::driver::{Machines, run};
 use corevisor::abstract_machine::sim::Sabotage;
 
 #[test]
 fn every_planted_fault_is_caught() {
     set_hook(Box::new(|_| {}));
-    for sabotage in
-        [Sabotage::NoFlushIpa, Sabotage::LocalFlushOnly, Sabotage::NoFlushVm, Sabotage::NoPublish, Sabotage::NoScrub]
-    {
+    for (machines, sabotage) in [
+        (Machines::Small, Sabotage::NoFlushIpa),
+        (Machines::Small, Sabotage::LocalFlushOnly),
+        (Machines::Small, Sabotage::NoFlushVm),
+        (Machines::Small, Sabotage::NoPublish),
+        (Machines::Small, Sabotage::NoScrub),
+        (Machines::WithVms, Sabotage::FlushOfHostOnly),
+        (Machines::WithVms, Sabotage::NoSync),
+    ] {
         let caught: Vec<String> = (1..=40)
-            .filter_map(|seed| catch_unwind(|| run(seed, false, 100, Some(sabotage))).err())
+            .filter_map(|seed| catch_unwind(|| run(seed, machines, 100, Some(sabotage))).err())
             .map(|panic| match panic.downcast::<String>() {
                 Ok(text) => text.chars().take(100).collect(),
                 Err(_) => String::from("?"),

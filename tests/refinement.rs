@@ -5,11 +5,11 @@
 
 mod common;
 
-use common::driver::run;
+use common::driver::{Machines, run};
 use common::factor;
 
 /// Many seeds, on two threads.
-fn run_all(name: &str, large: bool, sequences: u64, steps: usize) {
+fn run_all(name: &str, machines: Machines, sequences: u64, steps: usize) {
     let only = std::env::var("COREVISOR_TEST_SEED").ok().and_then(|text| text.parse::<u64>().ok());
     let seeds: Vec<u64> = only.map_or_else(|| (1..=sequences * factor()).collect(), |seed| vec![seed]);
     let (mut calls, mut states) = (0, 0);
@@ -20,7 +20,7 @@ fn run_all(name: &str, large: bool, sequences: u64, steps: usize) {
             .map(|seeds| {
                 scope.spawn(move || {
                     let one = |seed: &u64| {
-                        std::panic::catch_unwind(|| run(*seed, large, steps, None)).unwrap_or_else(|panic| {
+                        std::panic::catch_unwind(|| run(*seed, machines, steps, None)).unwrap_or_else(|panic| {
                             eprintln!("{name}: failed with seed {seed}");
                             std::panic::resume_unwind(panic)
                         })
@@ -40,10 +40,15 @@ fn run_all(name: &str, large: bool, sequences: u64, steps: usize) {
 
 #[test]
 fn code_and_specification_agree_on_random_machines_and_calls() {
-    run_all("small machines", false, 300, 150);
+    run_all("small machines", Machines::Small, 300, 150);
 }
 
 #[test]
 fn code_and_specification_agree_where_whole_gibibytes_are_mapped() {
-    run_all("large machines", true, 10, 60);
+    run_all("large machines", Machines::Large, 10, 60);
+}
+
+#[test]
+fn code_and_specification_agree_while_vms_come_and_go() {
+    run_all("machines with VMs", Machines::WithVms, 60, 150);
 }

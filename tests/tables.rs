@@ -13,7 +13,7 @@ use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::npt::descriptor::{Desc, Stage2Access};
 use corevisor::npt::npt_walk::SetNptError;
 use corevisor::npt::pt_alloc::{OutOfTables, alloc_root};
-use corevisor::npt::{Level, Npts, Shape, TableOwner, npt_ops};
+use corevisor::npt::{Level, Npts, Shape, TableOwner, VM_SLOTS, no_vm, npt_ops};
 use corevisor::spec::npt::{self, Leaf, Table};
 
 const POOL: u64 = 0x100_0000_0000 - 0x100_0000;
@@ -23,7 +23,7 @@ fn npts(ia_bits: u32, pages: u64) -> Npts<Sim> {
     let sim = Sim::new(2, pool);
     let npt = alloc_root(&sim, TableOwner::Stage2(VmId::HOST), Shape::new(ia_bits)).unwrap();
     sim.load_stage2(VmId::HOST, npt.root(), ia_bits, 48);
-    Npts::new(sim, npt)
+    Npts::new(sim, npt, Box::leak(Box::new([const { no_vm() }; VM_SLOTS])))
 }
 
 fn ram(level: Level, at: u64) -> Desc {

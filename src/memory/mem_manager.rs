@@ -7,23 +7,33 @@
 //! | [`map_page_host`]          | the host maps what it owns or was shown        | S2Page, then Npt |
 //! | [`assign_page_to_core`]    | `Host` -> `Core`                               | S2Page, then Npt |
 //! | [`return_page_to_host`]    | `Core` -> `Host`, scrubbed                     | S2Page, then Npt |
+//! | [`hold_mailbox`]           | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)` | S2Page          |
+//! | [`drop_mailbox`]           | back                                           | S2Page           |
+//! | [`vm_table`]               | a VM's root and pool: `Host` -> `Core` and back | S2Page, then Npt |
+//! | [`protected`]              | a protected VM's memory: `Host` -> `Private` <-> `Shared` | S2Page, then Npt |
+//! | [`ordinary`]               | an ordinary VM's memory: `Host` <-> `Lent`     | S2Page, then Npt |
+//! | [`reclaim`]                | all of a VM's memory -> `Host`                 | S2Page, then Npt |
 //!
-//! The transitions of VMs come with the VM layers; their states are in [`PageState`] already, and
-//! [`map_page_host`] decides by them.
+//! No two Npt locks are held at once; what was checked in one table stays true while S2Page is held, because nobody changes a table without it.
 //!
 //! Below: PageManager (page records), NPTOps (stage-2 tables). Above: MemoryOps.
-//! Specification: `spec::memory`. Source: SeKVM layer MemManager; K §2 L16, §8.3 A1, A5, A14, A15, A22.
+//! Specification: `spec::memory`. Source: SeKVM layer MemManager; K §2 L16, §8.3 A1, A4, A5, A7, A14, A15, A18, A21, A22, A24.
 #![forbid(unsafe_code)]
+
+pub mod ordinary;
+pub mod protected;
+pub mod reclaim;
+pub mod vm_table;
 
 use super::Memory;
 use super::mem_region::{RegionKind, mem_region_search};
-use super::page_manager::{PageState, S2Pages, block_is_host, get_pfn_state, set_pfn_state};
+use super::page_manager::{PageState, S2Pages, get_pfn_state, host_may_access_block, set_pfn_state};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Ipa, Pa, Pfn, PhysRange};
-use crate::npt::Level;
+use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops;
-use crate::npt::npt_walk::SetNptError;
+use crate::npt::npt_walk::{SetNptError, Walk};
+use crate::npt::{Level, VmKind};
 
 /// Why an access or a transition is refused. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,12 +44,40 @@ pub enum Denied {
     PageZero,
     /// The page is not the asker's, or not in the state that the transition starts from.
     NotOwner,
-    /// The pool has no page left for a table.
+    /// The core's own pool has no page left for a table.
     OutOfTables,
+    /// The page is lent as often as can be counted, or the VM's place is taken.
+    InUse,
+    /// Something is mapped there already (K §8.3 A4), or a table stands where a block would.
+    Occupied,
+    /// The VM's pool has no page left.
+    OutOfPool,
+    /// There is no such VM.
+    NoSuchVm,
+    /// The VM is not of the kind whose memory changes hands that way.
+    WrongKind,
+    /// An address or a root is not aligned to its size (K §8.3 A5).
+    Misaligned,
+    /// An address is beyond the VM's address space, or an address space is none.
+    OutOfRange,
+    /// The VM's memory is on its way back to the host, or not all of it is back yet.
+    Busy,
+}
+
+impl From<SetNptError> for Denied {
+    /// For the table of a VM.
+    fn from(error: SetNptError) -> Self {
+        match error {
+            SetNptError::Misaligned => Self::Misaligned,
+            SetNptError::OutOfRange => Self::OutOfRange,
+            SetNptError::Occupied => Self::Occupied,
+            SetNptError::OutOfTables => Self::OutOfPool,
+        }
+    }
 }
 
 /// Maps what lies at the host's `ipa` for the host: its own page, or one that it was shown, or a device window; by
-/// the largest block in which every page is the host's own. If it is mapped already, that is success. If the pool is
+/// the largest block in which it may access every page. If it is mapped already, that is success. If the pool is
 /// empty, the host's tables are given back once: they only repeat what the page records say, and are filled again on demand.
 /// K: `map_page_host`.
 ///
@@ -64,7 +102,7 @@ pub fn map_page_host<M: Machine>(mem: &Memory<M>, ipa: Ipa) -> Result<(), Denied
     let leaf_of = |level: Level| {
         let block = block_around(pa, level)?;
         let uniform =
-            level == Level::L3 || access == Stage2Access::Window || block_is_host(&pages, mem.regions(), block);
+            level == Level::L3 || access == Stage2Access::Window || host_may_access_block(&pages, mem.regions(), block);
         (uniform && region.range.contains_range(block)).then(|| Desc::stage2(level, block.base(), access))
     };
     let mut mapped = npt_ops::map_largest_s2pt(mem.npts(), ipa, leaf_of);
@@ -88,11 +126,8 @@ pub fn map_page_host<M: Machine>(mem: &Memory<M>, ipa: Ipa) -> Result<(), Denied
 /// # Errors
 /// [`Denied::PageZero`], [`Denied::NotDescribed`] if the page is no RAM, [`Denied::NotOwner`] if it is not in state `Host`.
 pub fn assign_page_to_core<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
-    if pfn == Pfn::new(0) {
-        return Err(Denied::PageZero); // K §8.3 A15
-    }
     let mut pages = mem.s2page().acquire();
-    expect_state(mem, &pages, pfn, PageState::Host)?;
+    expect_host_pages(mem, &pages, pfn, 1)?;
     npt_ops::clear_pfn_host(mem.npts(), pfn);
     set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Core);
     Ok(())
@@ -109,15 +144,117 @@ pub fn return_page_to_host<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), 
     let mut pages = mem.s2page().acquire();
     expect_state(mem, &pages, pfn, PageState::Core)?;
     mem.machine().clear_phys_page(pfn);
-    set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Host);
+    give_to_host(mem, &mut pages, pfn, 1);
+    Ok(())
+}
+
+/// The host's page `pfn` may be read and written by the core until [`drop_mailbox`]; the host cannot give it away meanwhile.
+///
+/// Initiator: `Host`, `Lent`.
+///
+/// # Errors
+/// [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if it is lent 255 times.
+pub fn hold_mailbox<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
+    let mut pages = mem.s2page().acquire();
+    let count = lendable(mem, &pages, pfn)?;
+    set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Lent(count));
+    Ok(())
+}
+
+/// Ends [`hold_mailbox`].
+///
+/// Initiator: `Lent`.
+///
+/// # Errors
+/// [`Denied::NotDescribed`], [`Denied::NotOwner`] if the page is not lent.
+pub fn drop_mailbox<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
+    let mut pages = mem.s2page().acquire();
+    match get_pfn_state(&pages, mem.regions(), pfn) {
+        None => Err(Denied::NotDescribed),
+        Some(PageState::Lent(count)) => {
+            set_pfn_state(&mut pages, mem.regions(), pfn, lent_less(count));
+            Ok(())
+        }
+        Some(_) => Err(Denied::NotOwner),
+    }
+}
+
+/// How often `pfn` would be lent, were it lent once more.
+fn lendable<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn) -> Result<u8, Denied> {
+    if pfn == Pfn::new(0) {
+        return Err(Denied::PageZero); // K §8.3 A15
+    }
+    match get_pfn_state(pages, mem.regions(), pfn) {
+        None => Err(Denied::NotDescribed),
+        Some(PageState::Host) => Ok(1),
+        Some(PageState::Lent(count)) => count.checked_add(1).ok_or(Denied::InUse),
+        Some(_) => Err(Denied::NotOwner),
+    }
+}
+
+/// State of a page that was lent `count` times, once it is lent once less.
+fn lent_less(count: u8) -> PageState {
+    if count > 1 { PageState::Lent(count - 1) } else { PageState::Host }
+}
+
+/// The `count` pages from `pfn` on, within one 2 MiB block, scrubbed and reached by nobody else, become the host's. Where this lets the
+/// host access a whole block, the tables in its place go, and the next fault maps the block.
+fn give_to_host<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, count: u64) {
+    for page in run(pfn, count) {
+        set_pfn_state(pages, mem.regions(), page, PageState::Host);
+    }
     let whole = |level: &Level| {
         let block = block_around(pfn.addr(), *level);
-        block.is_some_and(|block| block_is_host(&pages, mem.regions(), block))
+        block.is_some_and(|block| host_may_access_block(pages, mem.regions(), block))
     };
-    if let Some(level) = [Level::L1, Level::L2].into_iter().find(whole) {
+    // A whole GiB is looked at only where one of its parts is whole.
+    if whole(&Level::L2) {
+        let level = if whole(&Level::L1) { Level::L1 } else { Level::L2 };
         npt_ops::merge_host(mem.npts(), pfn, level);
     }
-    Ok(())
+}
+
+/// The pages from `pfn` on.
+fn run(pfn: Pfn, count: u64) -> impl Iterator<Item = Pfn> {
+    (0..count).map_while(move |n| pfn.checked_add(n))
+}
+
+/// The bytes of the pages from `pfn` on.
+fn bytes_of(pfn: Pfn, count: u64) -> PhysRange {
+    PhysRange::new(pfn.addr(), count * PAGE_SIZE).unwrap_or_default()
+}
+
+/// Whether `vm` is a VM of this kind that has not begun to give its memory back.
+fn expect_vm<M: Machine>(mem: &Memory<M>, vm: VmId, kind: VmKind) -> Result<(), Denied> {
+    let table = npt_ops::vm::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?;
+    match (table.live, table.kind == kind) {
+        (false, _) => Err(Denied::Busy),
+        (_, false) => Err(Denied::WrongKind),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the host may give the `count` pages from `pfn` on away: all RAM, all plainly its own, page 0 not among them.
+fn expect_host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, count: u64) -> Result<(), Denied> {
+    if pfn == Pfn::new(0) {
+        return Err(Denied::PageZero); // K §8.3 A15
+    }
+    pfn.checked_add(count).ok_or(Denied::NotDescribed)?;
+    run(pfn, count).try_for_each(|page| expect_state(mem, pages, page, PageState::Host))
+}
+
+/// What stands at `gfn` of a VM: the page, and its state; none where nothing or a window is mapped, or the VM is on its way out.
+pub fn walk_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Option<(Pfn, PageState)> {
+    let pages = mem.s2page().acquire();
+    let pfn = mapped_page(mem, vm, gfn)?;
+    Some((pfn, get_pfn_state(&pages, mem.regions(), pfn)?))
+}
+
+/// The physical page that a VM's `gfn` is mapped to.
+fn mapped_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Option<Pfn> {
+    let Walk::Mapped(level, leaf) = npt_ops::vm::walk_vm_s2pt(mem.npts(), vm, gfn.addr())? else { return None };
+    let within = gfn.addr().raw() & (level.size() - 1);
+    leaf.address().checked_add(within).map(Pfn::containing)
 }
 
 /// Whether `pfn` is a page of RAM in the state that a transition starts from.

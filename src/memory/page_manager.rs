@@ -6,12 +6,12 @@
 //! | [`get_pfn_owner`]                                                | who owns a page                   | S2Page |
 //! | [`get_pfn_count`]                                                | how often it is lent or shared    | S2Page |
 //! | [`get_pfn_map`]                                                  | where its owner sees it           | S2Page |
-//! | [`block_is_host`]                                                | whether a 2 MiB or 1 GiB block is all the host's | S2Page |
+//! | [`host_may_access_block`]                                        | whether the host may access all of a 2 MiB or 1 GiB block | S2Page |
 //!
 //! The proof keeps owner, count and gfn apart and sets them one by one; here they are one value of [`PageState`], so
 //! that no combination without a meaning can be stored (K §8.3 A1: "count INVALID" was one).
 //! A record is 8 bytes and all zero for a page of the host, so a new table need only be zeroed. Next to the records
-//! stands a counter for each 2 MiB block: how many of its pages are not plainly the host's.
+//! stands a counter for each 2 MiB block: how many of its pages the host may not access.
 //!
 //! Below: PageIndex. Above: MemManager. Specification: `spec::memory`. Source: SeKVM layer PageManager; K §2 L15.
 #![forbid(unsafe_code)]
@@ -153,7 +153,7 @@ pub fn get_pfn_state(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<
 pub fn set_pfn_state(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, state: PageState) {
     let Some(PageIndex { slot, block }) = get_s2_page_index(regions, pfn) else { return };
     let (Some(record), Some(foreign)) = (pages.records.get_mut(slot), pages.blocks.get_mut(block)) else { return };
-    match (record.decode() == PageState::Host, state == PageState::Host) {
+    match (record.decode().host_may_access(), state.host_may_access()) {
         (true, false) => *foreign += 1,
         (false, true) => *foreign -= 1,
         _ => {}
@@ -186,8 +186,8 @@ pub fn get_pfn_map(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<Gf
     }
 }
 
-/// Whether every page of `range`, whole 2 MiB blocks within one bank of RAM, is in state `Host`.
-pub fn block_is_host(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> bool {
+/// Whether the host may access every page of `range`, whole 2 MiB blocks within one bank of RAM.
+pub fn host_may_access_block(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> bool {
     if range.is_empty() || !range.base().is_aligned(BLOCK_2M) || !range.end().is_aligned(BLOCK_2M) {
         return false;
     }
@@ -248,28 +248,34 @@ mod tests {
     }
 
     #[test]
-    fn a_block_is_the_hosts_only_while_all_its_pages_are() {
+    fn the_host_may_access_a_block_only_while_it_may_access_all_its_pages() {
         let (mut pages, regions) = world();
         let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
         let all = PhysRange::new(Pa::new(0x4000_0000), 4 * BLOCK_2M).unwrap();
         let (a, b) = (Pfn::new(0x4_0201), Pfn::new(0x4_0202));
-        assert!(block_is_host(&pages, &regions, all));
+        assert!(host_may_access_block(&pages, &regions, all));
         set_pfn_state(&mut pages, &regions, a, PageState::Core);
-        set_pfn_state(&mut pages, &regions, b, PageState::Lent(1));
-        set_pfn_state(&mut pages, &regions, b, PageState::Lent(2));
-        assert!(block_is_host(&pages, &regions, block(0)) && !block_is_host(&pages, &regions, block(1)));
-        assert!(!block_is_host(&pages, &regions, all));
+        let (vm, gfn) = (VmId::new(1), Gfn::new(0));
+        set_pfn_state(&mut pages, &regions, b, PageState::Private { vm, gfn });
+        set_pfn_state(&mut pages, &regions, b, PageState::Dma { vm });
+        assert!(
+            host_may_access_block(&pages, &regions, block(0)) && !host_may_access_block(&pages, &regions, block(1))
+        );
+        assert!(!host_may_access_block(&pages, &regions, all));
         set_pfn_state(&mut pages, &regions, a, PageState::Host);
-        assert!(!block_is_host(&pages, &regions, block(1)));
+        assert!(!host_may_access_block(&pages, &regions, block(1)));
+        set_pfn_state(&mut pages, &regions, b, PageState::Shared { vm, gfn, count: 1 });
+        assert!(host_may_access_block(&pages, &regions, all));
+        set_pfn_state(&mut pages, &regions, b, PageState::Lent(1));
         set_pfn_state(&mut pages, &regions, b, PageState::Host);
-        assert!(block_is_host(&pages, &regions, all));
+        assert!(host_may_access_block(&pages, &regions, all));
     }
 
     #[test]
     fn a_block_that_leaves_its_bank_is_nobodys_block() {
         let (pages, regions) = world();
-        assert!(!block_is_host(&pages, &regions, PhysRange::new(Pa::new(0x4060_0000), 2 * BLOCK_2M).unwrap()));
-        assert!(!block_is_host(&pages, &regions, PhysRange::new(Pa::new(0x4000_1000), BLOCK_2M).unwrap()));
+        assert!(!host_may_access_block(&pages, &regions, PhysRange::new(Pa::new(0x4060_0000), 2 * BLOCK_2M).unwrap()));
+        assert!(!host_may_access_block(&pages, &regions, PhysRange::new(Pa::new(0x4000_1000), BLOCK_2M).unwrap()));
     }
 
     #[test]
@@ -281,6 +287,6 @@ mod tests {
         let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
         let pages = S2Pages::new(records, blocks);
         let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
-        assert_eq!([0, 1, 2].map(|n| block_is_host(&pages, &regions, block(n))), [true, false, true]);
+        assert_eq!([0, 1, 2].map(|n| host_may_access_block(&pages, &regions, block(n))), [true, false, true]);
     }
 }

@@ -37,6 +37,7 @@ register_bitfields! {u64,
         ],
         /// Access permission.
         S2AP OFFSET(6) NUMBITS(2) [
+            ReadOnly = 0b01,
             ReadWrite = 0b11,
         ],
         /// Memory attributes.
@@ -79,6 +80,8 @@ pub const MAIR_EL2_VALUE: u64 = 0xff04;
 pub enum Stage2Access {
     /// RAM: read, write, execute; write-back cacheable. K: `PAGE_S2_KERNEL`.
     Ram,
+    /// RAM that is only read and executed: an emulated ROM (K §8.3 A24).
+    RamReadOnly,
     /// A window of device registers: read and write, never execute, not cacheable. Whether an access is a device
     /// access or a write-combining one stays the choice of the owner's stage 1, as without a hypervisor (K's
     /// `PAGE_S2_DEVICE` forces Device, which breaks unaligned access to frame buffers).
@@ -134,11 +137,14 @@ impl Desc {
 
     /// A leaf of a stage-2 table.
     pub fn stage2(level: Level, output: Pa, access: Stage2Access) -> Self {
+        let ram = STAGE2::MEMATTR::NormalWriteBack + STAGE2::SH::Inner + STAGE2::XN::Execute;
+        let window = STAGE2::MEMATTR::NormalNonCacheable + STAGE2::SH::Inner + STAGE2::XN::Never;
         let attributes = match access {
-            Stage2Access::Ram => STAGE2::MEMATTR::NormalWriteBack + STAGE2::SH::Inner + STAGE2::XN::Execute,
-            Stage2Access::Window => STAGE2::MEMATTR::NormalNonCacheable + STAGE2::SH::Inner + STAGE2::XN::Never,
+            Stage2Access::Ram => ram + STAGE2::S2AP::ReadWrite,
+            Stage2Access::RamReadOnly => ram + STAGE2::S2AP::ReadOnly,
+            Stage2Access::Window => window + STAGE2::S2AP::ReadWrite,
         };
-        Self::leaf(level, output, (attributes + STAGE2::S2AP::ReadWrite + STAGE2::AF::SET).value)
+        Self::leaf(level, output, (attributes + STAGE2::AF::SET).value)
     }
 
     /// A leaf of the core's stage-1 table.
@@ -199,6 +205,12 @@ impl Desc {
         }
     }
 
+    /// Whether a stage-2 leaf maps RAM, not a window of device registers.
+    pub fn is_ram(self) -> bool {
+        let fields = LocalRegisterCopy::<u64, STAGE2::Register>::new(self.0);
+        fields.matches_all(STAGE2::MEMATTR::NormalWriteBack)
+    }
+
     /// The leaf of the next smaller level for the part of this leaf's memory that starts `offset` bytes into it.
     pub fn shrunk(self, smaller: Level, offset: u64) -> Self {
         let attributes = self.0 & !(DESCRIPTOR::ADDRESS.mask << DESCRIPTOR::ADDRESS.shift) & !0b11;
@@ -220,6 +232,11 @@ mod tests {
     fn a_ram_page_is_read_write_execute_and_write_back() {
         // Valid page, AF, inner shareable, S2AP = 11, MemAttr = 1111: K's PAGE_S2_KERNEL is 0xfff for the same memory.
         assert_eq!(Desc::stage2(Level::L3, Pa::new(0x4000_1000), Stage2Access::Ram).raw(), 0x4000_1000 | 0x7ff);
+    }
+
+    #[test]
+    fn a24_read_only_ram_is_executable_and_not_writable() {
+        assert_eq!(Desc::stage2(Level::L3, Pa::new(0x4000_1000), Stage2Access::RamReadOnly).raw(), 0x4000_1000 | 0x77f);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! | layer | module       | holds                                                              |
 //! |-------|--------------|--------------------------------------------------------------------|
 //! | -     | [`descriptor`] | what a table entry is: Arm ARM D8.3                              |
+//! | -     | [`page_pool`] | pages that the host gave for one VM's tables and contexts         |
 //! | 5     | [`pt_alloc`] | pages for tables, accounted to their owner                         |
 //! | 6     | [`pt_walk`]  | one step of a walk                                                 |
 //! | 7     | [`npt_walk`] | a whole walk: look up, set, clear, split                           |
@@ -14,13 +15,19 @@
 pub mod descriptor;
 pub mod npt_ops;
 pub mod npt_walk;
+pub mod page_pool;
 pub mod pt_alloc;
 pub mod pt_walk;
 
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, PAGE_SIZE, Pa, VmId};
+use crate::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Gfn, PAGE_SIZE, Pa, VmId};
 pub use crate::abstract_machine::shape::Shape;
+use crate::interface::calls::MAX_VMS;
 use crate::locks::{Lock, Rank};
+use page_pool::PagePool;
+
+/// Number of places for VMs: ids 1 to this.
+pub const VM_SLOTS: usize = MAX_VMS as usize;
 
 /// Level of a leaf entry: how much it maps.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -66,6 +73,15 @@ pub enum TableOwner {
     Stage2(VmId),
 }
 
+/// Where a table's pages come from, and go back to.
+#[derive(Debug)]
+enum Source {
+    /// The core's own pool.
+    Machine,
+    /// Pages that the host gave for this VM.
+    Pool(PagePool),
+}
+
 /// One translation table.
 #[derive(Debug)]
 pub struct Npt {
@@ -73,6 +89,7 @@ pub struct Npt {
     shape: Shape,
     root: Pa,
     table_pages: usize,
+    source: Source,
 }
 
 impl Npt {
@@ -119,16 +136,61 @@ pub enum VmKind {
     Protected,
 }
 
+/// How far the memory of a VM is on its way back to the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// It has its memory.
+    Live,
+    /// No entry of the root is valid any more and no TLB remembers one; what stands below is taken apart from this page on.
+    Cut(Gfn),
+}
+
+/// The stage-2 table of a VM, with what belongs to it.
+#[derive(Debug)]
+pub struct VmNpt {
+    npt: Npt,
+    kind: VmKind,
+    phase: Phase,
+    /// Pages of RAM that it maps.
+    mapped: u64,
+}
+
+impl VmNpt {
+    /// The table.
+    pub const fn npt(&self) -> &Npt {
+        &self.npt
+    }
+
+    /// Whose memory the VM runs in.
+    pub const fn kind(&self) -> VmKind {
+        self.kind
+    }
+
+    /// Whether the VM still has its memory: its reclaim has not begun.
+    pub const fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Live)
+    }
+}
+
+/// A VM's place: its table, or nothing, behind its lock.
+pub type VmSlot = Lock<Option<VmNpt>>;
+
+/// A place without a VM.
+pub const fn no_vm() -> VmSlot {
+    Lock::new(Rank::Npt, None)
+}
+
 /// The stage-2 tables, each behind its lock, and the machine that they live in.
 pub struct Npts<M> {
     machine: M,
     host: Lock<Npt>,
+    vms: &'static [VmSlot],
 }
 
 impl<M: Machine> Npts<M> {
-    /// The tables of a machine on which only the host runs yet.
-    pub const fn new(machine: M, host: Npt) -> Self {
-        Self { machine, host: Lock::new(Rank::Npt, host) }
+    /// The tables of a machine on which only the host runs yet. `vms` are the places of VMs, [`VM_SLOTS`] of [`no_vm`].
+    pub const fn new(machine: M, host: Npt, vms: &'static [VmSlot]) -> Self {
+        Self { machine, host: Lock::new(Rank::Npt, host), vms }
     }
 
     /// The machine.
@@ -139,5 +201,9 @@ impl<M: Machine> Npts<M> {
     /// The lock of the host's table.
     pub const fn host(&self) -> &Lock<Npt> {
         &self.host
+    }
+    /// The place of a VM; none for the host and beyond the last.
+    pub fn vm(&self, vm: VmId) -> Option<&VmSlot> {
+        self.vms.get(usize::from(vm.raw().checked_sub(1)?))
     }
 }

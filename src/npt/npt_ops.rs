@@ -8,13 +8,17 @@
 //! | [`map_largest_s2pt`]     | the same, of the largest size that both table and owner allow      | takes Npt |
 //! | [`clear_pfn_host`]       | the host no longer reaches a page, and no TLB says otherwise       | takes Npt |
 //! | [`merge_host`]           | the tables in the place of one block go                            | takes Npt |
+//! | [`clear_block_host`]     | the same for a block of 2 MiB                                      | takes Npt |
 //! | [`forget_host`]          | all tables of the host below the root go                           | takes Npt |
+//! | [`vm`]                   | the same for the tables of VMs                                     | takes Npt |
 //!
 //! At most one leaf is made valid in one critical section; what was valid is unmapped by: invalid entry, DSB, TLBI by
 //! IPA and of combined entries, DSB, and only then anything else (break before make; K §6.1 17, VRM's sequential TLB invalidation).
 //!
 //! Below: NPTWalk. Above: MemManager. Specification: `spec::npt`. Source: SeKVM layer NPTOps; K §2 L8.
 #![forbid(unsafe_code)]
+
+pub mod vm;
 
 use super::descriptor::Desc;
 use super::npt_walk::{self, SetNptError, Walk};
@@ -88,6 +92,29 @@ pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
         machine.publish_tables();
     }
     if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {
+        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+    }
+}
+
+/// Makes the host's stage 2 forget the 2 MiB from `pfn` on, which is aligned to it: afterwards no CPU holds a translation to it. However
+/// it was mapped, this is one flush, or two where a 1 GiB block is split. If the pool has no page for that split, the whole block goes.
+pub fn clear_block_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
+    let machine = npts.machine();
+    let ipa = pfn.identity().addr();
+    let mut npt = npts.host().acquire();
+    let root = npt.vttbr();
+    if let Walk::Mapped(Level::L1, _) = npt_walk::walk_npt(machine, &mut npt, ipa.into())
+        && let Ok(Some(split)) = npt_walk::split_npt(machine, &mut npt, ipa.into())
+    {
+        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+        npt_walk::finish_split(machine, split);
+        machine.publish_tables();
+    }
+    if let Some(unlinked) = npt_walk::unlink_npt(machine, &mut npt, ipa.into(), Level::L2) {
+        // By address it would take one flush for each page that the table mapped.
+        machine.tlb_flush_vm(VmId::HOST, root);
+        npt_walk::free_unlinked(machine, &mut npt, unlinked);
+    } else if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {
         machine.tlb_flush_ipa(VmId::HOST, root, ipa);
     }
 }

@@ -5,10 +5,12 @@
 //! | [`get_npt_level`]  | level of the leaf that maps an address                                | Npt  |
 //! | [`walk_npt`]       | that leaf, or the largest one that would fit into the hole            | Npt  |
 //! | [`set_npt`]        | puts a leaf where nothing is                                          | Npt  |
+//! | [`prepare_npt`]    | makes sure that a leaf can be put there                               | Npt  |
 //! | [`clear_npt`]      | takes a leaf away                                                     | Npt  |
 //! | [`split_npt`]      | a block becomes a table of the next smaller leaves, in two steps      | Npt  |
 //! | [`unlink_npt`]     | a table that stands where a block could goes, in two steps            | Npt  |
 //! | [`park_all`]       | all tables below the root go, in two steps                            | Npt  |
+//! | [`take_apart`]     | the same second step, leaf by leaf                                    | Npt  |
 //!
 //! A leaf is never overwritten by another (K §8.3 A4: content swap), a block is never put over a table, nor a page under
 //! a block (K §2 L7). Publishing and TLBs are the next layer's.
@@ -98,21 +100,35 @@ pub fn get_npt_level<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Option<L
 /// # Errors
 /// See [`SetNptError`]. Empty tables may have been added.
 pub fn set_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, level: Level, leaf: Desc) -> Result<(), SetNptError> {
-    if !ia.is_aligned(level.size()) || !leaf.address().is_aligned(level.size()) {
+    if !leaf.address().is_aligned(level.size()) {
+        return Err(SetNptError::Misaligned); // K §8.3 A5
+    }
+    match prepare_npt(machine, npt, ia, level) {
+        Ok(table) => set_leaf(machine, level, table, ia, leaf),
+        Err(SetNptError::Occupied) if walk_npt(machine, npt, ia) == Walk::Mapped(level, leaf) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+/// Makes sure that a leaf of `level` can be put at `ia`: nothing is mapped there, no table stands there, and the tables on the way
+/// to it exist. The table that it would stand in.
+///
+/// # Errors
+/// See [`SetNptError`]. Empty tables may have been added, also without an error.
+pub fn prepare_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, level: Level) -> Result<Pa, SetNptError> {
+    if !ia.is_aligned(level.size()) {
         return Err(SetNptError::Misaligned); // K §8.3 A5
     }
     if !in_range(npt, ia) {
         return Err(SetNptError::OutOfRange);
     }
     match walk_npt(machine, npt, ia) {
-        Walk::Mapped(at, old) if at == level && old == leaf => return Ok(()),
         Walk::Mapped(..) => return Err(SetNptError::Occupied),
         Walk::Hole(largest) if level < largest => return Err(SetNptError::Occupied),
         Walk::Hole(_) => {}
     }
-    let table = table_for(machine, npt, ia, level, Alloc::Yes)?.ok_or(SetNptError::Occupied)?;
-    set_leaf(machine, level, table, ia, leaf);
-    Ok(())
+    table_for(machine, npt, ia, level, Alloc::Yes)?.ok_or(SetNptError::Occupied)
 }
 
 /// Takes the leaf that maps `ia` away and returns it. The TLBs still hold it. K: part of `clear_pfn_host`.
@@ -210,6 +226,55 @@ pub fn free_parked<M: Machine>(machine: &M, npt: &mut Npt) {
             free_tree(machine, npt, table, below);
         }
     }
+}
+
+/// What [`take_apart`] took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Apart {
+    /// This leaf.
+    Leaf(Level, Desc),
+    /// A table that had become empty: it went back to the pool.
+    Table,
+    /// There is nothing left.
+    Nothing,
+}
+
+/// After [`park_all`], and after every TLB forgot all of the table: takes the next leaf from `from` on out of what was parked, or the
+/// next empty table. Gives also where to go on; below that everything is gone already.
+pub fn take_apart<M: Machine>(machine: &M, npt: &mut Npt, from: Ia) -> (Ia, Apart) {
+    let below_root = npt.root_level().and_then(Level::below).unwrap_or(Level::L1);
+    let mut at = from;
+    while in_range(npt, at) {
+        let (mut parent, size) = pt_walk::root_slot(npt, at);
+        let Some(mut table) = pt_walk::load_slot(machine, parent).parked_table() else {
+            at = behind(at, size);
+            continue;
+        };
+        let mut level = below_root;
+        loop {
+            let slot = pt_walk::table_slot(table, at, level);
+            let desc = pt_walk::load_slot(machine, slot);
+            match (desc.kind(Some(level)), level.below()) {
+                (Kind::Table(next), Some(smaller)) => (parent, table, level) = (slot, next, smaller),
+                (Kind::Leaf(_), _) => {
+                    pt_walk::store_slot(machine, slot, Desc::INVALID);
+                    return (at, Apart::Leaf(level, desc));
+                }
+                _ if pt_walk::is_last_slot(at, level) => {
+                    pt_walk::store_slot(machine, parent, Desc::INVALID);
+                    pt_alloc::free_table_page(machine, npt, table);
+                    return (at, Apart::Table);
+                }
+                _ => at = behind(at, level.size()),
+            }
+        }
+    }
+    (at, Apart::Nothing)
+}
+
+/// The first address behind the naturally aligned `size` bytes around `at`.
+fn behind(at: Ia, size: u64) -> Ia {
+    Ia::new(at.align_down(size).raw().saturating_add(size))
 }
 
 /// Gives the table at `table`, whose entries are of `level`, and all below it back to the pool.

@@ -6,7 +6,7 @@
 //! | [`walk_pud`], [`set_pud`]               | a level-1 table: a 1 GiB block, or a level-2 table | Npt |
 //! | [`walk_pmd`], [`set_pmd`]               | a level-2 table: a 2 MiB block, or a level-3 table | Npt |
 //! | [`walk_pte`], [`set_pte`]               | a level-3 table: a page                        | Npt  |
-//! | [`load_slot`], [`store_slot`]           | any table, by place ([`root_slots`], [`table_slots`]) | Npt |
+//! | [`load_slot`], [`store_slot`]           | any table, by place ([`root_slots`], [`table_slots`], [`root_slot`], [`table_slot`]) | Npt |
 //!
 //! A step with [`Alloc::Yes`] puts an empty table where nothing is; a step never replaces anything.
 //! `set_*` write one leaf (or nothing, [`Desc::INVALID`]) and leave publishing and TLBs to the layers above.
@@ -97,6 +97,23 @@ pub fn root_slots(npt: &Npt) -> impl Iterator<Item = Pa> + use<> {
 /// Places of all entries of the table at `table`, which is not a root.
 pub fn table_slots(table: Pa) -> impl Iterator<Item = Pa> {
     slots(table, ENTRIES)
+}
+
+/// Place of the root's entry for `ia`, and the bytes that such an entry stands for.
+pub fn root_slot(npt: &Npt, ia: Ia) -> (Pa, u64) {
+    // Root pages side by side are one array of entries.
+    let size = if npt.shape().has_level0() { Level::L1.size() << INDEX_BITS } else { Level::L1.size() };
+    (Pa::new(npt.root().raw() + ia.raw() / size * ENTRY_SIZE), size)
+}
+
+/// Place of the entry for `ia` in the table at `table`, whose entries are of `level`.
+pub fn table_slot(table: Pa, ia: Ia, level: Level) -> Pa {
+    entry(table, ia, level as u32)
+}
+
+/// Whether the entry for `ia` is the last of its table, whose entries are of `level`.
+pub fn is_last_slot(ia: Ia, level: Level) -> bool {
+    ia.raw() / level.size() % ENTRIES == ENTRIES - 1
 }
 
 fn slots(table: Pa, entries: u64) -> impl Iterator<Item = Pa> {

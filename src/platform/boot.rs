@@ -29,7 +29,7 @@ use crate::memory::memory_ops;
 use crate::memory::page_manager::{PageRecord, S2Pages};
 use crate::npt::descriptor::CoreAccess;
 use crate::npt::pt_alloc;
-use crate::npt::{Npts, Shape, TableOwner};
+use crate::npt::{self, Npts, Shape, TableOwner, VM_SLOTS};
 use crate::trap::{Core, trap_handler};
 use crate::vm;
 
@@ -234,7 +234,8 @@ fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[
     HOST_STAGE2.call_once(|| (host.vttbr(), shape));
     let regions = core::mem::take(regions);
     let vms = many_in_pool(vm::slots(), vm::no_vm)?;
-    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host), regions, pages), vms));
+    let tables = many_in_pool(VM_SLOTS, npt::no_vm)?;
+    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host, tables), regions, pages), vms));
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }

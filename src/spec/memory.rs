@@ -20,7 +20,7 @@ pub fn get_pfn_state(s: &State, pfn: Pfn) -> Option<PageState> {
     Some(s.pages.get(&pfn).copied().unwrap_or(PageState::Host))
 }
 
-fn set_pfn_state(s: &mut State, pfn: Pfn, state: PageState) {
+pub(super) fn set_pfn_state(s: &mut State, pfn: Pfn, state: PageState) {
     if state == PageState::Host {
         s.pages.remove(&pfn);
     } else {
@@ -28,13 +28,13 @@ fn set_pfn_state(s: &mut State, pfn: Pfn, state: PageState) {
     }
 }
 
-/// Whether every page of the block of `level` around `pa` is RAM of one bank and in state `Host`.
-fn block_is_host(s: &State, pa: Pa, level: Level) -> bool {
+/// Whether the host may access every page of the block of `level` around `pa`, RAM of one bank.
+fn host_may_access_block(s: &State, pa: Pa, level: Level) -> bool {
     let first = npt::first_of(level as u32, Gfn::new(Pfn::containing(pa).raw())).identity();
     let end = Pfn::new(first.raw() + npt::pages_of(level as u32));
     mem_region_search(s, pa).is_some_and(|region| {
         region.is_ram && region.range.contains_range(PhysRange::between(first.addr(), end.addr()))
-    }) && s.pages.range(first..end).next().is_none()
+    }) && s.pages.range(first..end).all(|(_, state)| state_lets_host_access(*state))
 }
 
 /// What the host may do with the block of `level` around `pa`, if one leaf may map it.
@@ -45,7 +45,7 @@ fn candidate(s: &State, pa: Pa, level: Level) -> Option<Stage2Access> {
     match region.is_ram {
         false => region.range.contains_range(block).then_some(Stage2Access::Window),
         true if level == Level::L3 => Some(Stage2Access::Ram),
-        true => block_is_host(s, pa, level).then_some(Stage2Access::Ram),
+        true => host_may_access_block(s, pa, level).then_some(Stage2Access::Ram),
     }
 }
 
@@ -55,9 +55,15 @@ pub fn host_may_access(s: &State, pa: Pa) -> Result<(), Denied> {
     if !region.is_ram {
         return Ok(());
     }
-    match get_pfn_state(s, Pfn::containing(pa)).ok_or(Denied::NotDescribed)? {
-        PageState::Host | PageState::Lent(_) | PageState::Shared { .. } => Ok(()),
-        PageState::Core | PageState::Private { .. } | PageState::Dma { .. } => Err(Denied::NotOwner), // A1, A22
+    let state = get_pfn_state(s, Pfn::containing(pa)).ok_or(Denied::NotDescribed)?;
+    if state_lets_host_access(state) { Ok(()) } else { Err(Denied::NotOwner) } // A1, A22
+}
+
+/// The table of the blueprint, §4.
+pub fn state_lets_host_access(state: PageState) -> bool {
+    match state {
+        PageState::Host | PageState::Lent(_) | PageState::Shared { .. } => true,
+        PageState::Core | PageState::Private { .. } | PageState::Dma { .. } => false,
     }
 }
 
@@ -111,12 +117,21 @@ pub fn return_page_to_host(mut s: State, pfn: Pfn) -> (State, Result<(), Denied>
     };
     if result.is_ok() {
         s.ram.insert(pfn, 0);
-        set_pfn_state(&mut s, pfn, PageState::Host);
-        if let Some(level) = [Level::L1, Level::L2].into_iter().find(|level| block_is_host(&s, pfn.addr(), *level)) {
-            (s.host, s.free_tables) = npt::merge_host(s.host, s.free_tables, pfn.identity(), level);
-        }
+        s = give_to_host(s, pfn, 1);
     }
     (s, result)
+}
+
+/// The pages from `pfn` on, scrubbed, are the host's. Where this lets it access a whole block, the tables in its place go.
+pub(super) fn give_to_host(mut s: State, pfn: Pfn, count: u64) -> State {
+    for n in 0..count {
+        set_pfn_state(&mut s, Pfn::new(pfn.raw() + n), PageState::Host);
+    }
+    let whole = |level: &Level| host_may_access_block(&s, pfn.addr(), *level);
+    if let Some(level) = [Level::L1, Level::L2].into_iter().find(whole) {
+        (s.host, s.free_tables) = npt::merge_host(s.host, s.free_tables, pfn.identity(), level);
+    }
+    s
 }
 
 /// K: `protect_el2_mem`. Every byte of the range is the core's afterwards (A20).

@@ -8,7 +8,8 @@
 //! |----------------|------------------------------------------------------------------------------|--------|
 //! | [`locks`]      | the line at a ticket lock                                                    | 1-4    |
 //! | [`npt`]        | a stage-2 table as a map from gfn to (pfn, level, access)                    | 5-8    |
-//! | [`memory`]     | page -> state, and the transitions                                           | 13-17  |
+//! | [`memory`]     | page -> state, and the transitions of host and core                          | 13-17  |
+//! | [`vm_memory`]  | the transitions of VMs: table, pool, memory                                  | 13-17  |
 //! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
 //! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
 //! | [`replay`]     | K §6.1 item 17: every order in which a section's stores may be seen          | 5-8    |
@@ -24,15 +25,17 @@ pub mod memory;
 pub mod npt;
 pub mod replay;
 pub mod trap;
+pub mod vm_memory;
 pub mod world;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
-use crate::abstract_machine::addr::{Pfn, PhysRange};
+use crate::abstract_machine::addr::{Pfn, PhysRange, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::sim::Trapped;
 use crate::memory::page_manager::PageState;
+use crate::npt::VmKind;
 
 /// What the device tree said, as far as it decides anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,7 +46,26 @@ pub struct Region {
     pub is_ram: bool,
 }
 
-/// The abstract state: K §1.1, as far as host and core are concerned.
+/// A VM, as far as memory is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vm {
+    /// Whose memory it runs in.
+    pub kind: VmKind,
+    /// K: `npts[vm]`. After the cut: what is not taken apart yet.
+    pub table: npt::Table,
+    /// First page of the root.
+    pub root: Pfn,
+    /// Whether its memory is on its way back to the host.
+    pub cut: bool,
+    /// Pages of its pool: free, tables, contexts.
+    pub pool: BTreeSet<Pfn>,
+    /// How many of them are free.
+    pub free: usize,
+    /// Those that are contexts.
+    pub contexts: BTreeSet<Pfn>,
+}
+
+/// The abstract state: K §1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     /// K: `regions`. Ascending.
@@ -54,6 +76,12 @@ pub struct State {
     pub host: npt::Table,
     /// Free pages in the pool for tables.
     pub free_tables: usize,
+    /// VMs that have a table.
+    pub vms: BTreeMap<VmId, Vm>,
+    /// How often each page is held as a mailbox.
+    pub mailboxes: BTreeMap<Pfn, u8>,
+    /// How many more pages the core can map for itself.
+    pub room_to_adopt: usize,
     /// K: `flatmem`. Pages that were written; all others hold their canary.
     pub ram: BTreeMap<Pfn, u64>,
     /// K: `regs`, the part that a trap reads and writes, for each CPU.

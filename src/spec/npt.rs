@@ -104,6 +104,63 @@ fn add_tables(table: &mut Table, free: &mut usize, gfn: Gfn, level: Level) -> bo
     true
 }
 
+/// The tables for a leaf of `level` at `gfn` stand, and nothing is mapped there.
+pub fn prepare(mut table: Table, mut free: usize, gfn: Gfn, level: Level) -> (Table, usize, Result<(), SetNptError>) {
+    let result = if gfn.raw() % pages_of(level as u32) != 0 {
+        Err(SetNptError::Misaligned)
+    } else if !table.in_range(gfn) {
+        Err(SetNptError::OutOfRange)
+    } else if table.walk(gfn).is_some() || level < table.hole(gfn) {
+        Err(SetNptError::Occupied)
+    } else if !add_tables(&mut table, &mut free, gfn, level) {
+        Err(SetNptError::OutOfTables)
+    } else {
+        Ok(())
+    };
+    (table, free, result)
+}
+
+/// The block at `gfn` becomes leaves of the next smaller level; `None` if there is no page for the table.
+pub fn split(mut table: Table, free: usize, gfn: Gfn) -> Option<(Table, usize)> {
+    let (first, leaf) = table.walk(gfn)?;
+    let smaller = leaf.level.below()?;
+    let free = free.checked_sub(1)?;
+    table.leaves.remove(&first);
+    table.tables.insert((smaller as u32, first));
+    let step = pages_of(smaller as u32);
+    for n in (0..pages_of(leaf.level as u32)).step_by(step as usize) {
+        let part = Leaf { pfn: Pfn::new(leaf.pfn.raw() + n), level: smaller, ..leaf };
+        table.leaves.insert(Gfn::new(first.raw() + n), part);
+    }
+    Some((table, free))
+}
+
+/// `clear_block_host`: the 2 MiB from `pfn` on are gone. A 1 GiB block is split if there is a page for it, else it goes.
+pub fn clear_block_host(mut table: Table, mut free: usize, pfn: Pfn) -> (Table, usize) {
+    let gfn = pfn.identity();
+    if table.walk(gfn).is_some_and(|(_, leaf)| leaf.level == Level::L1)
+        && let Some((with_blocks, left)) = split(table.clone(), free, gfn)
+    {
+        (table, free) = (with_blocks, left);
+    }
+    if let Some((first, leaf)) = table.walk(gfn)
+        && leaf.level < Level::L3
+    {
+        table.leaves.remove(&first);
+    } else if table.tables.remove(&(3, gfn)) {
+        free += 1;
+        table.leaves.retain(|at, _| first_of(2, *at) != gfn);
+    }
+    (table, free)
+}
+
+/// What is taken apart next: by last page, and where that is one, leaf before table, table before the one that it stands in.
+pub fn next_apart(table: &Table) -> Option<Result<Gfn, (u32, Gfn)>> {
+    let leaves = table.leaves.iter().map(|(gfn, leaf)| (gfn.raw() + pages_of(leaf.level as u32), 4, Ok(*gfn)));
+    let tables = table.tables.iter().map(|(level, gfn)| (gfn.raw() + pages_of(level - 1), *level, Err((*level, *gfn))));
+    leaves.chain(tables).min_by_key(|(end, level, _)| (*end, 4 - *level)).map(|(_, _, what)| what)
+}
+
 /// K: `set_npt`, `map_s2pt`. Corrected: a leaf is never overwritten (A4), alignment is checked (A5).
 pub fn set_npt(mut table: Table, mut free: usize, gfn: Gfn, leaf: Leaf) -> (Table, usize, Result<(), SetNptError>) {
     let aligned = |n: u64| n & (pages_of(leaf.level as u32) - 1) == 0;

@@ -1,7 +1,10 @@
 //! Code and specification side by side: each step is done by both, and then everything is compared.
 #![forbid(unsafe_code)]
 
+mod vms;
+
 use std::boxed::Box;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::string::String;
 use std::vec::Vec;
@@ -12,7 +15,7 @@ use super::{Region, State, memory, npt, trap};
 use crate::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::TrapFrame;
-use crate::abstract_machine::sim::walker::{AccessKind, Fault};
+use crate::abstract_machine::sim::walker::{AccessKind, Fault, Leaf, TableAt};
 use crate::abstract_machine::sim::{Sim, Trapped, run_as};
 use crate::abstract_machine::{Machine, SmcOutcome};
 use crate::memory::mem_manager::{self, Denied};
@@ -21,7 +24,7 @@ use crate::memory::page_manager::{PageRecord, PageState, S2Pages};
 use crate::memory::{Memory, memory_ops};
 use crate::npt::descriptor::Stage2Access;
 use crate::npt::pt_alloc::alloc_root;
-use crate::npt::{Level, Npts, Shape, TableOwner};
+use crate::npt::{Level, Npts, Shape, TableOwner, VM_SLOTS, no_vm};
 use crate::trap::Core;
 use crate::trap::trap_handler::host_trap_handler;
 use crate::vm;
@@ -74,6 +77,8 @@ pub struct World {
     pub spec: State,
     /// Calls made so far.
     pub calls: usize,
+    /// Where each gfn of a protected VM was mapped to, ever since (K §6.4 f).
+    placed: RefCell<BTreeMap<(VmId, Gfn), Pfn>>,
 }
 
 impl World {
@@ -93,11 +98,18 @@ impl World {
         sim.load_stage2(VmId::HOST, npt.root(), layout.ia_bits, 48);
         let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
         let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
-        let memory = Memory::new(Npts::new(sim, npt), regions, S2Pages::new(records, blocks));
+        let memory = Memory::new(
+            Npts::new(sim, npt, Box::leak(Box::new([const { no_vm() }; VM_SLOTS]))),
+            regions,
+            S2Pages::new(records, blocks),
+        );
         let host = npt::Table::new(layout.ia_bits);
         let spec = State {
             regions: layout.regions.iter().map(|r| Region { range: range(r.0, r.1), is_ram: r.2 }).collect(),
             pages: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            mailboxes: BTreeMap::new(),
+            room_to_adopt: usize::MAX,
             free_tables: layout.pool_pages as usize - host.root_pages(),
             host,
             ram: BTreeMap::new(),
@@ -105,7 +117,7 @@ impl World {
             counts: [0; Event::COUNT],
             log: (0, vec![]),
         };
-        let mut world = Self { core: Core::new(memory, vm_slots()), spec, calls: 0 };
+        let mut world = Self { core: Core::new(memory, vm_slots()), spec, calls: 0, placed: RefCell::default() };
         assert_eq!(world.protect_el2_mem(pool), Ok(()));
         world
     }
@@ -248,7 +260,11 @@ impl World {
     /// The abstraction of the concrete state is the specification's state, and the invariants hold.
     pub fn check(&self) {
         let view = View::of(self.mem());
-        assert_eq!(abstract_table(&view, self.spec.host.ia_bits), Ok(self.spec.host.clone()), "host stage 2");
+        assert_eq!(
+            abstract_table(&view.leaves, &view.tables, self.spec.host.ia_bits),
+            Ok(self.spec.host.clone()),
+            "host stage 2"
+        );
         assert_eq!(view.foreign, self.spec.pages, "page records");
         assert_eq!(self.sim().free_pages(), self.spec.free_tables, "free pages of the pool");
         let table_pages = self.mem().npts().host().acquire().table_pages();
@@ -258,18 +274,20 @@ impl World {
         for (pfn, content) in &self.spec.ram {
             assert_eq!(self.sim().read_ram(*pfn), *content, "content of {pfn:?}");
         }
-        if let Err(broken) = view.check(&self.core_pages()) {
+        self.check_vms(&view);
+        if let Err(broken) = view.check(&self.core_pages(), &self.spec.mailboxes) {
             panic!("{broken}");
         }
     }
 }
 
 /// The table in memory, as the specification describes one.
-fn abstract_table(view: &View<'_>, ia_bits: u32) -> Result<npt::Table, String> {
+fn abstract_table(leaves: &[Leaf], tables: &[TableAt], ia_bits: u32) -> Result<npt::Table, String> {
     let mut table = npt::Table::new(ia_bits);
-    for leaf in &view.leaves {
+    for leaf in leaves {
         let access = match (leaf.raw & 0xfff0_0000_0000_0ffc, leaf.level) {
             (0x0000_0000_0000_07fc, 1..=3) => Stage2Access::Ram,
+            (0x0000_0000_0000_077c, 1..=3) => Stage2Access::RamReadOnly,
             (0x0040_0000_0000_07d4, 1..=3) => Stage2Access::Window,
             (other, _) => return Err(format!("a leaf with the attributes {other:#x}")),
         };
@@ -277,6 +295,6 @@ fn abstract_table(view: &View<'_>, ia_bits: u32) -> Result<npt::Table, String> {
         let pfn = Pfn::containing(Pa::new(leaf.output));
         table.leaves.insert(Gfn::containing(Ipa::new(leaf.base)), npt::Leaf { pfn, level, access });
     }
-    table.tables = view.tables.iter().map(|at| (at.level, Gfn::containing(Ipa::new(at.base)))).collect();
+    table.tables = tables.iter().map(|at| (at.level, Gfn::containing(Ipa::new(at.base)))).collect();
     Ok(table)
 }

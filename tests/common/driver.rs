@@ -9,7 +9,8 @@ use corevisor::npt::npt_ops;
 use corevisor::spec::replay;
 use corevisor::spec::world::{Layout, World};
 
-use super::{Rng, interesting, random_layout};
+use super::vm_steps::{self, belongs_to_vm};
+use super::{Rng, interesting, random_layout, vm_layout};
 
 const KINDS: [AccessKind; 3] = [AccessKind::Read, AccessKind::Write, AccessKind::Execute];
 
@@ -35,9 +36,10 @@ fn step(world: &mut World, rng: &mut Rng, layout: &Layout, addrs: &[u64], taken:
             let _ = world.assign_page_to_core(pfn);
         }
         11..=13 => {
-            let core: Vec<Pfn> = world.core_pages().into_iter().filter(|pfn| !in_pool(layout, *pfn)).collect();
+            let kept = |world: &World, pfn| in_pool(layout, pfn) || belongs_to_vm(world, pfn);
+            let core: Vec<Pfn> = world.core_pages().into_iter().filter(|pfn| !kept(world, *pfn)).collect();
             let pfn = if core.is_empty() || rng.below(8) == 0 { pfn } else { rng.pick(&core) };
-            if !in_pool(layout, pfn) {
+            if !kept(world, pfn) {
                 let _ = world.return_page_to_host(pfn);
             }
         }
@@ -81,10 +83,24 @@ fn in_pool(layout: &Layout, pfn: Pfn) -> bool {
     addr >= layout.pool && addr < layout.pool + layout.pool_pages * 4096
 }
 
+/// What machines a sequence runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Machines {
+    /// The host alone, on small banks.
+    Small,
+    /// The host alone, with a bank of whole GiB.
+    Large,
+    /// Host and VMs.
+    WithVms,
+}
+
 /// One machine and its sequence: number of calls compared, number of memory states replayed.
-pub fn run(seed: u64, large: bool, steps: usize, sabotage: Option<Sabotage>) -> (usize, usize) {
+pub fn run(seed: u64, machines: Machines, steps: usize, sabotage: Option<Sabotage>) -> (usize, usize) {
     let rng = &mut Rng::new(seed);
-    let layout = random_layout(rng, large);
+    let layout = match machines {
+        Machines::WithVms => vm_layout(rng),
+        other => random_layout(rng, other == Machines::Large),
+    };
     let mut world = World::new(&layout);
     let text = b"the log of a machine that was never built".to_vec();
     world.sim().set_log_text(7, &text);
@@ -93,8 +109,11 @@ pub fn run(seed: u64, large: bool, steps: usize, sabotage: Option<Sabotage>) -> 
     // A few addresses, some of which every CPU also walks to by speculation.
     let all = interesting(&layout);
     let addrs: Vec<u64> = (0..12).map(|_| rng.pick(&all)).collect();
-    let watched: Vec<Ipa> = addrs.iter().take(4).map(|addr| Ipa::new(*addr)).collect();
-    world.sim().watch(&watched);
+    let mut watched: Vec<_> = addrs.iter().take(4).map(|addr| (VmId::HOST, Ipa::new(*addr))).collect();
+    if machines == Machines::WithVms {
+        watched.extend(vm_steps::VMS.iter().map(|vm| (*vm, Ipa::new(rng.pick(&vm_steps::GPAS)))));
+    }
+    world.sim().watch_vms(&watched);
     world.check();
     if let Some(sabotage) = sabotage {
         world.sim().sabotage(sabotage);
@@ -103,10 +122,18 @@ pub fn run(seed: u64, large: bool, steps: usize, sabotage: Option<Sabotage>) -> 
         // Replay is dear: every eighth step.
         let before = (n % 8 == 0).then(|| world.sim().snapshot());
         world.sim().start_log();
-        step(&mut world, rng, &layout, &addrs, &mut taken);
+        if machines == Machines::WithVms && rng.below(4) > 0 {
+            vm_steps::step(&mut world, rng, &addrs);
+        } else {
+            step(&mut world, rng, &layout, &addrs, &mut taken);
+        }
         let log = world.sim().take_log();
-        if let (Some(before), Some(regime)) = (before, world.sim().regime(VmId::HOST)) {
-            replayed += replay::transactional(&regime, &before, &log, &addrs).expect("K §6.1 17");
+        if let Some(before) = before {
+            let regimes = std::iter::once(VmId::HOST).chain(vm_steps::VMS).filter_map(|vm| world.sim().regime(vm));
+            for (n, regime) in regimes.enumerate() {
+                let ipas = if n == 0 { &addrs[..] } else { &vm_steps::GPAS };
+                replayed += replay::transactional(&regime, &before, &log, ipas).expect("K §6.1 17");
+            }
         }
         world.check();
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod driver;
+pub mod vm_steps;
 
 use corevisor::spec::world::Layout;
 
@@ -77,6 +78,20 @@ pub fn random_layout(rng: &mut Rng, large: bool) -> Layout {
     let pool = base + rng.below((size - pool_pages * PAGE) / PAGE + 1) * PAGE;
     let pool = if pool == 0 { pool + PAGE } else { pool };
     Layout { regions, pool, pool_pages: pool_pages - 1, ia_bits, cpus: 3 }
+}
+
+/// A machine for VMs: some blocks of RAM, often with page 0, and a bank for pools and odd pages.
+pub fn vm_layout(rng: &mut Rng) -> Layout {
+    let ia_bits = rng.pick(&[36, 39, 40, 44, 48]);
+    let mut regions = vec![];
+    if rng.below(2) == 0 {
+        regions.push((0, (1 + rng.below(3)) * PAGE, true));
+    }
+    regions.push((0x0900_0000, 2 * PAGE, false));
+    regions.push((GIB, (2 + rng.below(3)) * BLOCK, true));
+    let pool = 2 * GIB + rng.below(64) * PAGE;
+    regions.push((2 * GIB, BLOCK + rng.below(40) * PAGE, true));
+    Layout { regions, pool, pool_pages: 6 + rng.below(30), ia_bits, cpus: 2 }
 }
 
 /// Addresses worth trying: ends of regions and blocks, and what is just outside of them.

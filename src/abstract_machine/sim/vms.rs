@@ -80,7 +80,7 @@ impl State {
     }
 
     pub(super) fn check_caches(&mut self, leaf: NewLeaf) {
-        if leaf.vm == 0 {
+        if leaf.vm == 0 || !leaf.cached {
             return;
         }
         let range = PhysRange::between(Pa::new(leaf.output), Pa::new(leaf.output + leaf.size));

@@ -1,0 +1,156 @@
+//! An ordinary VM's memory, and windows. Part of layer 16, MemManager.
+//!
+//! | primitive                | transition                                                                     | lock             |
+//! |--------------------------|--------------------------------------------------------------------------------|------------------|
+//! | [`lend_page_to_vm`]      | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)`, mapped                        | S2Page, then Npt |
+//! | [`lend_block_to_vm`]     | the same for 2 MiB                                                             | S2Page, then Npt |
+//! | [`take_back_leaf`]       | unmapped, `Lent(n)` -> `Lent(n - 1)`, `Lent(1)` -> `Host`                       | S2Page, then Npt |
+//! | [`map_vm_io`]            | none: a window of device registers is mapped                                   | S2Page, then Npt |
+//!
+//! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
+#![forbid(unsafe_code)]
+
+use super::{Denied, bytes_of, expect_vm, lendable, lent_less, run};
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{Gfn, Pa, Pfn, VmId};
+use crate::memory::Memory;
+use crate::memory::mem_region::{RegionKind, mem_region_search};
+use crate::memory::page_manager::{PageState, S2Pages, get_pfn_state, set_pfn_state};
+use crate::npt::descriptor::{Desc, Stage2Access};
+use crate::npt::npt_ops::vm as vm_ops;
+use crate::npt::npt_walk::Walk;
+use crate::npt::{Level, VmKind};
+
+/// Lends the host's page `pfn` to the ordinary VM `vm`, which sees it at `gfn`; `access` says whether it may write (K §8.3 A24).
+///
+/// Initiator: `Host`, `Lent`.
+///
+/// # Errors
+/// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if the page is lent 255
+/// times, [`Denied::Occupied`] if something is mapped at `gfn` (A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`]. Nothing has changed then, but
+/// empty tables may have been added.
+pub fn lend_page_to_vm<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    pfn: Pfn,
+    access: Stage2Access,
+) -> Result<(), Denied> {
+    lend(mem, vm, gfn, pfn, Level::L3, access)
+}
+
+/// Lends the host's 2 MiB from `pfn` on, which the VM sees at `gfn` as one block.
+///
+/// # Errors
+/// As [`lend_page_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (A5); [`Denied::Occupied`] also if a table
+/// stands there.
+pub fn lend_block_to_vm<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    pfn: Pfn,
+    access: Stage2Access,
+) -> Result<(), Denied> {
+    lend(mem, vm, gfn, pfn, Level::L2, access)
+}
+
+fn lend<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    pfn: Pfn,
+    level: Level,
+    access: Stage2Access,
+) -> Result<(), Denied> {
+    let count = level.size() / Level::L3.size();
+    let mut pages = mem.s2page().acquire();
+    expect_vm(mem, vm, VmKind::Ordinary)?;
+    if !pfn.addr().is_aligned(level.size()) {
+        return Err(Denied::Misaligned); // K §8.3 A5
+    }
+    pfn.checked_add(count).ok_or(Denied::NotDescribed)?;
+    run(pfn, count).try_for_each(|page| lendable(mem, &pages, page).map(|_| ()))?;
+    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level)?;
+
+    mem.machine().sync_page_to_poc(bytes_of(pfn, count)); // K §8.3 A21
+    for page in run(pfn, count) {
+        if let Ok(times) = lendable(mem, &pages, page) {
+            set_pfn_state(&mut pages, mem.regions(), page, PageState::Lent(times));
+        }
+    }
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, Desc::stage2(level, pfn.addr(), access));
+    Ok(())
+}
+
+/// Takes back what the ordinary VM `vm` has at `gfn`: its page, or its block if that lies wholly in the `pages` pages from `gfn` on; else the block
+/// becomes pages first. Pages passed, of which the first may be many that are not mapped; a window is passed too, and stays.
+/// Afterwards no CPU holds a translation of the VM to what was taken.
+///
+/// Initiator: `Lent`.
+///
+/// # Errors
+/// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::OutOfPool`] if a block has to be split and the VM's pool is empty.
+pub fn take_back_leaf<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u64) -> Result<u64, Denied> {
+    let mut records = mem.s2page().acquire();
+    expect_vm(mem, vm, VmKind::Ordinary)?;
+    let ipa = gfn.addr();
+    let walk = vm_ops::walk_vm_s2pt(mem.npts(), vm, ipa).ok_or(Denied::Busy)?;
+    let (level, leaf) = match walk {
+        Walk::Hole(level) => return Ok(to_the_end(gfn, level)),
+        Walk::Mapped(level, leaf) if !leaf.is_ram() => return Ok(to_the_end(gfn, level)),
+        Walk::Mapped(level, leaf) => (level, leaf),
+    };
+    let count = level.size() / Level::L3.size();
+    let whole = ipa.is_aligned(level.size()) && pages >= count;
+    if !whole {
+        vm_ops::split_vm_s2pt(mem.npts(), vm, ipa).map_err(|_| Denied::OutOfPool)?;
+        // The same again, page by page.
+        return Ok(0);
+    }
+    vm_ops::clear_vm_s2pt(mem.npts(), vm, ipa);
+    for page in run(Pfn::containing(leaf.address()), count) {
+        less_lent(mem, &mut records, page);
+    }
+    Ok(count)
+}
+
+/// Pages from `gfn` to the end of the leaf of `level` that it lies, or could lie, in.
+fn to_the_end(gfn: Gfn, level: Level) -> u64 {
+    let count = level.size() / Level::L3.size();
+    count - gfn.raw() % count
+}
+
+/// One mapping of a lent page is gone.
+pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, page: Pfn) {
+    if let Some(PageState::Lent(count)) = get_pfn_state(records, mem.regions(), page) {
+        set_pfn_state(records, mem.regions(), page, lent_less(count));
+    }
+}
+
+/// Maps the page of device registers at `pa` for a VM of any kind. The caller knows that the VM may have it: the core's only window for VMs is
+/// the GIC's virtual CPU interface. K: `map_io`, `map_vm_io`.
+///
+/// # Errors
+/// [`Denied::NoSuchVm`], [`Denied::Busy`], [`Denied::Misaligned`], [`Denied::NotOwner`] if there is RAM, [`Denied::Occupied`], [`Denied::OutOfRange`], [`Denied::OutOfPool`].
+pub fn map_vm_io<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pa: Pa) -> Result<(), Denied> {
+    let _pages = mem.s2page().acquire();
+    if !vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?.live {
+        return Err(Denied::Busy);
+    }
+    if !pa.is_aligned(Level::L3.size()) {
+        return Err(Denied::Misaligned);
+    }
+    if mem_region_search(mem.regions(), pa).is_some_and(|region| region.kind != RegionKind::Device) {
+        return Err(Denied::NotOwner);
+    }
+    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3)?;
+    let leaf = Desc::stage2(Level::L3, pa, Stage2Access::Window);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, leaf);
+    Ok(())
+}
+
+/// Whether a window of device registers is mapped at `gfn`.
+pub fn is_vm_window<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> bool {
+    let walk = vm_ops::walk_vm_s2pt(mem.npts(), vm, gfn.addr());
+    matches!(walk, Some(Walk::Mapped(_, leaf)) if !leaf.is_ram())
+}

@@ -1,0 +1,127 @@
+//! A protected VM's memory. Part of layer 16, MemManager.
+//!
+//! | primitive                | transition                                                                     | lock             |
+//! |--------------------------|--------------------------------------------------------------------------------|------------------|
+//! | [`assign_pfn_to_vm`]     | `Host` -> `Private(vm, gfn)`, mapped there                                     | S2Page, then Npt |
+//! | [`assign_block_to_vm`]   | the same for 2 MiB                                                             | S2Page, then Npt |
+//! | [`grant_vm_page`]        | `Private` -> `Shared(1)`, `Shared(n)` -> `Shared(n + 1)`                       | S2Page, then Npt |
+//! | [`revoke_vm_page`]       | back; the host's mapping goes with the last                                    | S2Page, then Npt |
+//!
+//! A page leaves the host before anything is done to it: unmapped, then scrubbed, then clean in memory and gone from all instruction
+//! caches, then the VM's (K §8.3 A18, A21).
+#![forbid(unsafe_code)]
+
+use super::{Denied, bytes_of, expect_host_pages, expect_vm, mapped_page, run};
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{Gfn, Pfn, VmId};
+use crate::memory::Memory;
+use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_state};
+use crate::npt::descriptor::{Desc, Stage2Access};
+use crate::npt::npt_ops::{self, vm as vm_ops};
+use crate::npt::{Level, VmKind};
+
+/// What becomes of the content of a page that a VM gets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scrub {
+    /// It is filled with zeroes: what the host left there is nothing that a VM should start with.
+    Zero,
+    /// It stays: an image, which is checked before the VM runs.
+    Keep,
+}
+
+/// Gives the host's page `pfn` to the protected VM `vm`, which sees it at `gfn`. K: `assign_pfn_to_vm`, `map_pfn_vm`.
+///
+/// Initiator: `Host`. After it the host's stage 2 does not reach the page, and no CPU holds a translation to it.
+///
+/// # Errors
+/// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`] if the VM's memory is on its way back, [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`] if
+/// the page is not plainly the host's, [`Denied::Occupied`] if something is mapped at `gfn` (K §8.3 A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`].
+/// Nothing has changed then, but empty tables may have been added.
+pub fn assign_pfn_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, scrub: Scrub) -> Result<(), Denied> {
+    assign(mem, vm, gfn, pfn, Level::L3, scrub)
+}
+
+/// Gives the host's 2 MiB from `pfn` on to the protected VM `vm`, scrubbed, which sees them at `gfn` as one block: unmapped from the host as one.
+///
+/// # Errors
+/// As [`assign_pfn_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (K §8.3 A5); [`Denied::Occupied`] also if a
+/// table stands there.
+pub fn assign_block_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn) -> Result<(), Denied> {
+    assign(mem, vm, gfn, pfn, Level::L2, Scrub::Zero)
+}
+
+fn assign<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, level: Level, scrub: Scrub) -> Result<(), Denied> {
+    let count = level.size() / Level::L3.size();
+    let mut pages = mem.s2page().acquire();
+    expect_vm(mem, vm, VmKind::Protected)?;
+    if !pfn.addr().is_aligned(level.size()) {
+        return Err(Denied::Misaligned); // K §8.3 A5
+    }
+    expect_host_pages(mem, &pages, pfn, count)?;
+    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level)?;
+
+    match level {
+        Level::L3 => npt_ops::clear_pfn_host(mem.npts(), pfn),
+        Level::L1 | Level::L2 => npt_ops::clear_block_host(mem.npts(), pfn),
+    }
+    match scrub {
+        // Scrubbing leaves it clean; what is left are the instruction caches.
+        Scrub::Zero => {
+            run(pfn, count).for_each(|page| mem.machine().clear_phys_page(page));
+            mem.machine().sync_page_to_poc(bytes_of(pfn, 0));
+        }
+        Scrub::Keep => mem.machine().sync_page_to_poc(bytes_of(pfn, count)),
+    }
+    for (page, at) in run(pfn, count).zip(gfn.raw()..) {
+        set_pfn_state(&mut pages, mem.regions(), page, PageState::Private { vm, gfn: Gfn::new(at) });
+    }
+    let leaf = Desc::stage2(level, pfn.addr(), Stage2Access::Ram);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, leaf);
+    Ok(())
+}
+
+/// The protected VM `vm` shows its page at `gfn` to the host, once more: its own mapping stays as it is. K: `grant_vm_page`.
+///
+/// Initiator: `Private`, `Shared`, at `gfn`.
+///
+/// # Errors
+/// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::NotOwner`] if no page of its own is mapped at `gfn`, [`Denied::InUse`] if it is shared 255 times.
+pub fn grant_vm_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Result<(), Denied> {
+    let mut pages = mem.s2page().acquire();
+    expect_vm(mem, vm, VmKind::Protected)?;
+    let pfn = mapped_page(mem, vm, gfn).ok_or(Denied::NotOwner)?;
+    let count = match get_pfn_state(&pages, mem.regions(), pfn) {
+        Some(PageState::Private { vm: owner, gfn: at }) if (owner, at) == (vm, gfn) => 1,
+        Some(PageState::Shared { vm: owner, gfn: at, count }) if (owner, at) == (vm, gfn) => {
+            count.checked_add(1).ok_or(Denied::InUse)?
+        }
+        _ => return Err(Denied::NotOwner),
+    };
+    set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Shared { vm, gfn, count });
+    Ok(())
+}
+
+/// The protected VM `vm` takes back one showing of its page at `gfn`; after the last the host does not reach it, and no CPU holds a translation to it.
+/// K: `revoke_vm_page`.
+///
+/// Initiator: `Shared`, at `gfn`.
+///
+/// # Errors
+/// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::NotOwner`] if no page that it shares is mapped at `gfn`.
+pub fn revoke_vm_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Result<(), Denied> {
+    let mut pages = mem.s2page().acquire();
+    expect_vm(mem, vm, VmKind::Protected)?;
+    let pfn = mapped_page(mem, vm, gfn).ok_or(Denied::NotOwner)?;
+    match get_pfn_state(&pages, mem.regions(), pfn) {
+        Some(PageState::Shared { vm: owner, gfn: at, count }) if (owner, at) == (vm, gfn) => {
+            if count > 1 {
+                set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Shared { vm, gfn, count: count - 1 });
+            } else {
+                npt_ops::clear_pfn_host(mem.npts(), pfn);
+                set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Private { vm, gfn });
+            }
+            Ok(())
+        }
+        _ => Err(Denied::NotOwner),
+    }
+}
