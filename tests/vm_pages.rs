@@ -1,7 +1,6 @@
 //! What of the machine is a VM's, by example: donation, lending, sharing, reclaim, tables, and each rule of K §8.3 by its number.
 #![forbid(unsafe_code)]
 
-use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Gfn, Ipa, Pa, Pfn, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::mem_manager::Denied;

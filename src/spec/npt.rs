@@ -106,7 +106,7 @@ fn add_tables(table: &mut Table, free: &mut usize, gfn: Gfn, level: Level) -> bo
 
 /// The tables for a leaf of `level` at `gfn` stand, and nothing is mapped there.
 pub fn prepare(mut table: Table, mut free: usize, gfn: Gfn, level: Level) -> (Table, usize, Result<(), SetNptError>) {
-    let result = if gfn.raw() % pages_of(level as u32) != 0 {
+    let result = if !gfn.raw().is_multiple_of(pages_of(level as u32)) {
         Err(SetNptError::Misaligned)
     } else if !table.in_range(gfn) {
         Err(SetNptError::OutOfRange)

@@ -80,7 +80,7 @@ pub fn register_vm_table(mut s: State, vm: VmId, kind: VmKind, ipa_bits: u32, ro
         Err(Denied::InUse)
     } else if ipa_bits < 32 || ipa_bits > s.host.ia_bits {
         Err(Denied::OutOfRange)
-    } else if root.raw() % pages != 0 {
+    } else if !root.raw().is_multiple_of(pages) {
         Err(Denied::Misaligned)
     } else {
         all_host(&s, root, pages)
@@ -153,7 +153,7 @@ pub fn assign(mut s: State, vm: VmId, gfn: Gfn, pfn: Pfn, level: Level, scrub: S
     let count = npt::pages_of(level as u32);
     let checked = match of_kind(&s, vm, VmKind::Protected) {
         Err(reason) => Err(reason),
-        Ok(_) if pfn.raw() % count != 0 => Err(Denied::Misaligned),
+        Ok(_) if !pfn.raw().is_multiple_of(count) => Err(Denied::Misaligned),
         Ok(_) => all_host(&s, pfn, count),
     };
     if let Err(reason) = checked {
@@ -275,7 +275,7 @@ pub fn lend(mut s: State, vm: VmId, gfn: Gfn, pfn: Pfn, level: Level, access: St
     let count = npt::pages_of(level as u32);
     let checked = match of_kind(&s, vm, VmKind::Ordinary) {
         Err(reason) => Err(reason),
-        Ok(_) if pfn.raw() % count != 0 => Err(Denied::Misaligned),
+        Ok(_) if !pfn.raw().is_multiple_of(count) => Err(Denied::Misaligned),
         Ok(_) => run(pfn, count).try_for_each(|page| may_lend(&s, page)),
     };
     if let Err(reason) = checked {
