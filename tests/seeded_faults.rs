@@ -77,8 +77,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "npt_ops: split without flush",
         file: "src/npt/npt_ops.rs",
-        from: "        machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n        npt_walk::finish_split",
-        to: "        npt_walk::finish_split",
+        from: "    machine.tlb_flush_ipa(VmId::HOST, npt.vttbr(), ipa);\n    npt_walk::finish_split",
+        to: "    npt_walk::finish_split",
     },
     Fault {
         name: "npt_ops: map without publish",

@@ -22,7 +22,7 @@ pub mod vm;
 
 use super::descriptor::Desc;
 use super::npt_walk::{self, SetNptError, Walk};
-use super::{Level, Npts};
+use super::{Level, Npt, Npts};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Ia, Ipa, Pfn, VmId};
 
@@ -86,14 +86,19 @@ pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
     let ipa = pfn.identity().addr();
     let mut npt = npts.host().acquire();
     let root = npt.vttbr();
-    while let Ok(Some(split)) = npt_walk::split_npt(machine, &mut npt, ipa.into()) {
-        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
-        npt_walk::finish_split(machine, split);
-        machine.publish_tables();
-    }
+    while split_host(machine, &mut npt, ipa) {}
     if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {
         machine.tlb_flush_ipa(VmId::HOST, root, ipa);
     }
+}
+
+/// The block that maps the host's `ipa` becomes leaves of the next smaller level. Whether it did: not if there is none, or no table.
+fn split_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa) -> bool {
+    let Ok(Some(split)) = npt_walk::split_npt(machine, npt, ipa.into()) else { return false };
+    machine.tlb_flush_ipa(VmId::HOST, npt.vttbr(), ipa);
+    npt_walk::finish_split(machine, split);
+    machine.publish_tables();
+    true
 }
 
 /// Makes the host's stage 2 forget the 2 MiB from `pfn` on, which is aligned to it: afterwards no CPU holds a translation to it. However
@@ -103,12 +108,8 @@ pub fn clear_block_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
     let ipa = pfn.identity().addr();
     let mut npt = npts.host().acquire();
     let root = npt.vttbr();
-    if let Walk::Mapped(Level::L1, _) = npt_walk::walk_npt(machine, &mut npt, ipa.into())
-        && let Ok(Some(split)) = npt_walk::split_npt(machine, &mut npt, ipa.into())
-    {
-        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
-        npt_walk::finish_split(machine, split);
-        machine.publish_tables();
+    if let Walk::Mapped(Level::L1, _) = npt_walk::walk_npt(machine, &mut npt, ipa.into()) {
+        split_host(machine, &mut npt, ipa);
     }
     if let Some(unlinked) = npt_walk::unlink_npt(machine, &mut npt, ipa.into(), Level::L2) {
         // By address it would take one flush for each page that the table mapped.
