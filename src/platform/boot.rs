@@ -236,6 +236,7 @@ fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[
     let vms = many_in_pool(vm::slots(), vm::no_vm)?;
     let tables = many_in_pool(VM_SLOTS, npt::no_vm)?;
     let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host, tables), regions, pages), vms));
+    core.vms().set_keys(description.chosen.public_keys.iter().copied());
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }

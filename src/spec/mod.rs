@@ -10,10 +10,12 @@
 //! | [`npt`]        | a stage-2 table as a map from gfn to (pfn, level, access)                    | 5-8    |
 //! | [`memory`]     | page -> state, and the transitions of host and core                          | 13-17  |
 //! | [`vm_memory`]  | the transitions of VMs: table, pool, memory                                  | 13-17  |
+//! | [`vm`]         | the life of VMs: what each call does in each state                           | 18-21  |
 //! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
 //! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
 //! | [`replay`]     | K §6.1 item 17: every order in which a section's stores may be seen          | 5-8    |
 //! | [`world`]      | code and specification side by side, compared after each call                | -      |
+//! | [`vm_world`]   | the same for the life of VMs                                                 | 18-21  |
 //!
 //! A function takes the state and gives the new one: `fn primitive(State, arguments) -> (State, result)`.
 //! Where K §8.2 or §8.3 says that the published model is wrong, the corrected behaviour stands here, with the item's name.
@@ -25,7 +27,9 @@ pub mod memory;
 pub mod npt;
 pub mod replay;
 pub mod trap;
+pub mod vm;
 pub mod vm_memory;
+pub mod vm_world;
 pub mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

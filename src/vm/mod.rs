@@ -4,21 +4,39 @@
 //! |-------|--------------------|------------------------------------------------------------------------|
 //! | 18    | [`vm_power`]       | power-off, and whether a VM still runs                                 |
 //! | 19    | [`boot_core`]      | VM ids, given out and taken back                                       |
+//! | -     | [`keys`]           | public keys whose signatures count                                     |
+//! | 20    | [`authenticate`]   | manifests                                                              |
+//! | 20    | [`boot_aux`]       | images, from the host's pages to a verdict                             |
+//! | 21    | [`boot_ops`]       | the life of a VM and of its vCPUs                                      |
+//! | 21    | [`vm_memory`]      | its memory, given and taken back; what the host may see                |
+//! | 21    | [`host_calls`]     | the host's calls about VMs, from numbers to types                      |
 //!
 //! This file holds the state that these layers share: one [`Vm`] for each id, behind a lock of rank `Vm`, and the ids that are in
 //! use, behind one of rank `Core`.
 #![forbid(unsafe_code)]
 
+pub mod authenticate;
+pub mod boot_aux;
 pub mod boot_core;
+pub mod boot_ops;
+pub mod host_calls;
+pub mod keys;
+pub mod vm_memory;
 pub mod vm_power;
 
+use ed25519_compact::sha512::Hash;
+use keys::{Digest512, Keys, PublicKey};
+use spin::Once;
+
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, Pa, Pfn, VcpuId, VmId};
+use crate::abstract_machine::addr::{Gfn, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
 use crate::abstract_machine::shadow::Shadow;
 use crate::interface::CallError;
 use crate::interface::calls::{MAX_IMAGES, MAX_VCPUS, MAX_VMS};
 use crate::locks::{Guard, Lock, Rank};
 use crate::memory::Memory;
+use crate::memory::mem_manager::Denied;
+use crate::memory::memory_ops;
 use crate::npt::VmKind;
 
 const VCPU_SLOTS: usize = MAX_VCPUS as usize;
@@ -138,12 +156,7 @@ impl Image {
 
     /// Pages that it has a byte in.
     pub(crate) const fn pages(&self) -> u64 {
-        self.size.div_ceil(crate::abstract_machine::addr::PAGE_SIZE)
-    }
-
-    /// Whether `gfn` is one of its pages.
-    pub(crate) const fn contains(&self, gfn: Gfn) -> bool {
-        gfn.raw() >= self.gfn.raw() && gfn.raw() - self.gfn.raw() < self.pages()
+        self.size.div_ceil(PAGE_SIZE)
     }
 
     /// Whether some page is in both.
@@ -152,8 +165,26 @@ impl Image {
     }
 }
 
+/// How far the check of a VM's images is.
+pub struct Check {
+    /// Of the manifest that it is about, whose signature is good.
+    pub(crate) identity: Digest512,
+    /// Of the image's pages so far.
+    pub(crate) hash: Hash,
+    /// Images that are done.
+    pub(crate) image: usize,
+    /// Pages of the image that are done.
+    pub(crate) page: u64,
+}
+
+impl Check {
+    /// The check against a manifest with this identity, at its beginning.
+    pub(crate) fn new(identity: Digest512) -> Self {
+        Self { identity, hash: Hash::new(), image: 0, page: 0 }
+    }
+}
+
 /// All that the core knows of one VM, besides its tables.
-#[derive(Debug)]
 pub struct Vm {
     pub(crate) state: VmState,
     pub(crate) kind: VmKind,
@@ -165,6 +196,10 @@ pub struct Vm {
     pub(crate) entry: u64,
     pub(crate) x0: u64,
     pub(crate) cntvoff: u64,
+    /// The check of the images, if it has begun.
+    pub(crate) check: Option<Check>,
+    /// Of the manifest that the images were checked against: what the VM is.
+    pub(crate) identity: Digest512,
 }
 
 impl Vm {
@@ -180,6 +215,8 @@ impl Vm {
         entry: 0,
         x0: 0,
         cntvoff: 0,
+        check: None,
+        identity: [0; 64],
     };
 
     /// The vCPU with this number, if it was registered.
@@ -198,13 +235,20 @@ impl Vm {
 
     /// # Errors
     /// [`CallError::WrongState`] if the VM is in none of `states`.
-    pub(crate) fn expect(&self, states: &[VmState]) -> Result<(), CallError> {
+    pub(crate) fn in_state(&self, states: &[VmState]) -> Result<(), CallError> {
         if states.contains(&self.state) { Ok(()) } else { Err(CallError::WrongState) }
     }
 
     /// # Errors
+    /// [`CallError::InvalidParameter`] if `pages` is 0, or the VM does not have all addresses of the `pages` pages from `gfn` on.
+    pub(crate) fn has_range(&self, gfn: Gfn, pages: u64) -> Result<(), CallError> {
+        let end = gfn.raw().checked_add(pages).filter(|end| *end <= 1 << (self.ipa_bits - PAGE_SHIFT));
+        if pages != 0 && end.is_some() { Ok(()) } else { Err(CallError::InvalidParameter) }
+    }
+
+    /// # Errors
     /// [`CallError::WrongState`] if the VM is of the other kind.
-    pub(crate) fn expect_kind(&self, kind: VmKind) -> Result<(), CallError> {
+    pub(crate) fn of_kind(&self, kind: VmKind) -> Result<(), CallError> {
         if self.kind == kind { Ok(()) } else { Err(CallError::WrongState) }
     }
 }
@@ -229,12 +273,30 @@ pub struct Vms<M> {
     memory: Memory<M>,
     ids: Lock<Ids>,
     slots: &'static [VmLock],
+    keys: Once<Keys>,
+}
+
+/// The one place where a refusal of the memory layers becomes an error of the interface.
+impl From<Denied> for CallError {
+    fn from(denied: Denied) -> Self {
+        match denied {
+            Denied::NotDescribed | Denied::PageZero | Denied::NotOwner => Self::NotOwner,
+            Denied::OutOfTables => Self::NoSpace,
+            Denied::OutOfPool => Self::NoMemory,
+            Denied::NoSuchVm => Self::NoSuchObject,
+            Denied::WrongKind => Self::WrongState,
+            Denied::InUse => Self::InUse,
+            Denied::Occupied => Self::Occupied,
+            Denied::Misaligned | Denied::OutOfRange => Self::InvalidParameter,
+            Denied::Busy => Self::Busy,
+        }
+    }
 }
 
 impl<M: Machine> Vms<M> {
     /// No VM yet. `slots` are [`MAX_VMS`] times [`no_vm`].
     pub const fn new(memory: Memory<M>, slots: &'static [VmLock]) -> Self {
-        Self { memory, ids: Lock::new(Rank::Core, Ids(0)), slots }
+        Self { memory, ids: Lock::new(Rank::Core, Ids(0)), slots, keys: Once::new() }
     }
 
     /// The layers below.
@@ -245,6 +307,33 @@ impl<M: Machine> Vms<M> {
     /// The machine.
     pub const fn machine(&self) -> &M {
         self.memory.machine()
+    }
+
+    /// Public keys whose manifests count besides the one of the build: once, at boot, the first [`keys::MAX_KEYS`].
+    pub fn set_keys(&self, keys: impl Iterator<Item = PublicKey>) {
+        self.keys.call_once(|| Keys::with(keys));
+    }
+
+    /// Public keys whose manifests count.
+    pub(crate) fn keys(&self) -> &Keys {
+        self.keys.get().unwrap_or(&Keys::OF_BUILD)
+    }
+
+    /// `act`, while the host's page `pfn` cannot become anybody else's.
+    ///
+    /// # Errors
+    /// As [`memory_ops::hold_mailbox`].
+    pub(crate) fn with_host_page<R>(&self, pfn: Pfn, act: impl FnOnce(&M) -> R) -> Result<R, CallError> {
+        memory_ops::hold_mailbox(&self.memory, pfn)?;
+        let result = act(self.machine());
+        self.let_go(pfn);
+        Ok(result)
+    }
+
+    /// A page that was held is not any more.
+    pub(crate) fn let_go(&self, pfn: Pfn) {
+        // It was held, so nothing can be wrong with it.
+        let _ = memory_ops::drop_mailbox(&self.memory, pfn);
     }
 
     /// The ids in use, behind their lock.

@@ -32,6 +32,7 @@ const ORDER: &[&str] = &[
     "memory",
     "memory::mem_manager",
     "memory::memory_ops",
+    "vm::keys",
     "vm",
     "vm::vm_power",
     "vm::boot_core",
@@ -60,7 +61,8 @@ const ORDER: &[&str] = &[
 ];
 
 /// Files of layer directories that hold shared state or values, and so are no layers themselves.
-const NO_LAYERS: &[&str] = &["interface", "npt", "npt::descriptor", "spt", "memory", "vm", "smmu", "vcpu", "trap"];
+const NO_LAYERS: &[&str] =
+    &["interface", "npt", "npt::descriptor", "spt", "memory", "vm::keys", "vm", "smmu", "vcpu", "trap"];
 
 /// Most lines of a file.
 const MOST_LINES: usize = 500;

@@ -4,6 +4,7 @@
 
 pub mod driver;
 pub mod vm_steps;
+pub mod vms;
 
 use corevisor::spec::world::Layout;
 

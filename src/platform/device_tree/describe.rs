@@ -19,6 +19,7 @@ use super::list::List;
 use super::normalise::DeviceTree;
 use super::windows;
 use crate::abstract_machine::addr::{Pa, PhysRange};
+use crate::interface::boot::KEY_PROPERTY;
 
 /// Reads everything the core needs from `tree` into `out`; what `out` held before is gone.
 ///
@@ -179,7 +180,12 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
             }
             _ => return Err(Reason::BadProperty("linux,initrd-end")),
         };
-        Ok(())
+        let keys = node.property(KEY_PROPERTY).map_or(&[][..], |property| property.value).as_chunks::<32>();
+        if !keys.1.is_empty() {
+            return Err(Reason::BadProperty(KEY_PROPERTY));
+        }
+        let places = &mut self.out.chosen.public_keys;
+        keys.0.iter().try_for_each(|key| places.push(*key)).map_err(|_| Reason::TooMany("public keys"))
     }
 
     /// A file that the boot loader left in memory: multiboot binding, `docs/misc/arm/device-tree/booting.txt` of Xen.

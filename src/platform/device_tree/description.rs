@@ -8,6 +8,7 @@ use core::fmt;
 use super::list::List;
 use crate::abstract_machine::addr::{Pa, PhysRange};
 pub use crate::platform::console::ConsoleDevice as Console;
+use crate::vm::keys::{MAX_KEYS, PublicKey};
 
 /// Most CPUs that the core drives; more are counted and left alone.
 pub const MAX_CPUS: usize = 64;
@@ -90,6 +91,7 @@ impl MachineDescription {
         self.chosen.bootargs = None;
         self.chosen.initrd = None;
         self.chosen.modules.clear();
+        self.chosen.public_keys.clear();
         self.windows.clear();
         self.smmus.clear();
         self.bcm_power = None;
@@ -244,6 +246,8 @@ pub struct Chosen {
     pub initrd: Option<PhysRange>,
     /// Boot modules in the tree's order (QEMU's guest-loader; the multiboot binding of Xen).
     pub modules: List<BootModule, 8>,
+    /// Public keys whose manifests of protected VMs count ([`KEY_PROPERTY`](crate::interface::boot::KEY_PROPERTY)).
+    pub public_keys: List<PublicKey, MAX_KEYS>,
 }
 
 impl Chosen {
@@ -252,6 +256,7 @@ impl Chosen {
             bootargs: None,
             initrd: None,
             modules: List::new(BootModule { kind: ModuleKind::Other, range: NO_RANGE, bootargs: None }),
+            public_keys: List::new([0; 32]),
         }
     }
 }

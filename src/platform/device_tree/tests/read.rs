@@ -273,3 +273,16 @@ fn a_gicv3_with_all_legacy_frames_keeps_them_apart() {
     let reaches = |frame: PhysRange| machine.windows.iter().any(|window| window.overlaps(frame));
     assert!(reaches(frame(3)) && !reaches(frame(5)) && !reaches(frame(6)));
 }
+
+#[test]
+fn public_keys_are_whole_keys_and_at_most_four() {
+    let keys = |cells: u32| {
+        let value: Vec<u32> = (0..cells).map(|n| 0x0101_0101 * (n / 8 + 1)).collect();
+        let build = Build::root().memory("memory", &[0, 0x8000_0000, 0x1000]).rest();
+        described(&build.node("chosen", "", &[("corevisor,public-keys", &value)]).blob())
+            .map(|machine| machine.chosen.public_keys.to_vec())
+    };
+    assert_eq!(keys(16), Ok(vec![[1; 32], [2; 32]]));
+    assert!(keys(0).is_ok_and(|keys| keys.is_empty()) && keys(32).is_ok_and(|keys| keys.len() == 4));
+    assert!(keys(9).is_err() && keys(40).is_err());
+}

@@ -1,0 +1,121 @@
+//! Layer 21, BootOps, one part: the host's calls about VMs, from numbers in registers to types.
+//!
+//! | primitive        | does                                                                                  | lock    |
+//! |------------------|---------------------------------------------------------------------------------------|---------|
+//! | [`vm_call`]      | checks the arguments of a call of [`crate::interface::calls`], and makes it           | by call |
+//!
+//! No number of the host goes further down than this: below, a VM id is one that has a place, a vCPU number one that a VM can have, a page a
+//! page (K §8.2 D7: the published code indexes its arrays with what the host says; D8). What depends on the VM, as the size of its
+//! addresses, is checked under its lock.
+//!
+//! Below: BootOps. Above: TrapDispatcher. Specification: `spec::vm`. Source: SeKVM layer TrapDispatcher; K §4.1, §8.2 D7, D8.
+#![forbid(unsafe_code)]
+
+use super::vm_memory::PageInfo;
+use super::{Vms, boot_ops, vm_memory, vm_power};
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
+use crate::interface::calls::{MAP_READ_ONLY, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
+use crate::interface::{CallError, HostCall};
+use crate::npt::VmKind;
+
+/// x0 to x3; what a call does not return is 0.
+pub type Answer = Result<[u64; 4], CallError>;
+
+/// Makes the host's call `call` with the arguments `x`, x1 to x5: every call about VMs but VcpuRun.
+///
+/// # Errors
+/// As the call; [`CallError::NotSupported`] for calls that are not about VMs.
+#[inline(never)]
+pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: [u64; 5]) -> Answer {
+    let [x1, x2, x3, x4, x5] = x;
+    match call {
+        HostCall::RegisterVm => {
+            let (kind, bits) = (kind_of(x1)?, u32::try_from(x2).map_err(|_| CallError::InvalidParameter)?);
+            let id = boot_ops::register_vm(vms, kind, bits, page(x3)?)?;
+            Ok([0, id.raw().into(), 0, 0])
+        }
+        HostCall::RegisterVcpu => done(boot_ops::register_vcpu(vms, vm(x1)?, vcpu(x2)?, page(x3)?)),
+        HostCall::DonatePool => count(vm_memory::donate_pool(vms, vm(x1)?, page(x2)?, x3)),
+        HostCall::PoolInfo => vm_memory::pool_info(vms, vm(x1)?).map(|(free, all)| [0, free, all, 0]),
+        HostCall::SetBootInfo => boot_ops::set_boot_info(vms, vm(x1)?, gfn(x2)?, x3).map(|index| [0, index, 0, 0]),
+        HostCall::RemapImagePage => {
+            let image = usize::try_from(x2).map_err(|_| CallError::NoSuchObject)?;
+            done(boot_ops::remap_vm_image(vms, vm(x1)?, image, page(x3)?))
+        }
+        HostCall::VerifyVm => {
+            let manifest = if x2 == 0 { None } else { Some(page(x2)?) };
+            done(boot_ops::verify_and_load_images(vms, vm(x1)?, manifest))
+        }
+        HostCall::MapMemory => {
+            if x5 & !MAP_READ_ONLY != 0 {
+                return Err(CallError::InvalidParameter);
+            }
+            let read_only = x5 & MAP_READ_ONLY != 0;
+            count(vm_memory::map_memory(vms, vm(x1)?, gfn(x2)?, page(x3)?, x4, read_only))
+        }
+        HostCall::UnmapMemory => count(vm_memory::unmap_memory(vms, vm(x1)?, gfn(x2)?, x3)),
+        HostCall::MapIo => count(vm_memory::map_io(vms, vm(x1)?, gfn(x2)?, page(x3)?.addr(), x4)),
+        HostCall::SetCntvoff => done(boot_ops::set_cntvoff(vms, vm(x1)?, x2)),
+        HostCall::GetRegister => vm_memory::get_register(vms, vm(x1)?, vcpu(x2)?, x3).map(|value| [0, value, 0, 0]),
+        HostCall::SetRegister => done(vm_memory::set_register(vms, vm(x1)?, vcpu(x2)?, x3, x4)),
+        HostCall::PowerOffVm => done(vm_power::set_vm_poweroff(vms, vm(x1)?)),
+        HostCall::ReclaimVm => count(vm_memory::reclaim_vm(vms, vm(x1)?)),
+        HostCall::DestroyVm => done(boot_ops::destroy_vm(vms, vm(x1)?)),
+        HostCall::VmInfo => {
+            let (state, pages, kind) = vm_memory::vm_info(vms, vm(x1)?)?;
+            let kind = if kind == VmKind::Protected { VM_PROTECTED } else { VM_ORDINARY };
+            Ok([0, state as u64, pages, kind])
+        }
+        HostCall::PageInfo => Ok(match vm_memory::page_info(vms, vm(x1)?, gfn(x2)?)? {
+            PageInfo::NotMapped => [0; 4],
+            PageInfo::Private => [0, 1, 0, 0],
+            PageInfo::Shared(pfn) => [0, 2, pfn.addr().raw(), 0],
+            PageInfo::Lent(pfn) => [0, 3, pfn.addr().raw(), 0],
+            PageInfo::Window => [0, 4, 0, 0],
+        }),
+        _ => Err(CallError::NotSupported),
+    }
+}
+
+fn done(result: Result<(), CallError>) -> Answer {
+    result.map(|()| [0; 4])
+}
+
+fn count(result: Result<u64, CallError>) -> Answer {
+    result.map(|count| [count, 0, 0, 0])
+}
+
+/// The VM that the host calls `x`.
+///
+/// # Errors
+/// [`CallError::NoSuchObject`] if no VM can have this id: the host's own is not a VM's.
+pub fn vm(x: u64) -> Result<VmId, CallError> {
+    if (1..=MAX_VMS).contains(&x) { Ok(VmId::new(x as u16)) } else { Err(CallError::NoSuchObject) }
+}
+
+/// The vCPU that the host calls `x`.
+///
+/// # Errors
+/// [`CallError::NoSuchObject`] if no VM can have it.
+pub fn vcpu(x: u64) -> Result<VcpuId, CallError> {
+    if x < MAX_VCPUS { Ok(VcpuId::new(x as u16)) } else { Err(CallError::NoSuchObject) }
+}
+
+fn kind_of(x: u64) -> Result<VmKind, CallError> {
+    match x {
+        VM_ORDINARY => Ok(VmKind::Ordinary),
+        VM_PROTECTED => Ok(VmKind::Protected),
+        _ => Err(CallError::InvalidParameter),
+    }
+}
+
+fn page(x: u64) -> Result<Pfn, CallError> {
+    let pa = Pa::new(x);
+    if pa.is_aligned(PAGE_SIZE) { Ok(Pfn::containing(pa)) } else { Err(CallError::InvalidParameter) }
+}
+
+fn gfn(x: u64) -> Result<Gfn, CallError> {
+    let ipa = Ipa::new(x);
+    if ipa.is_aligned(PAGE_SIZE) { Ok(Gfn::containing(ipa)) } else { Err(CallError::InvalidParameter) }
+}
