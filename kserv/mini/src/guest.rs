@@ -311,6 +311,10 @@ impl Guest {
         *kick |= decision.kick;
         match decision.action {
             Action::Run if matches!(reason, ExitReason::Irq | ExitReason::Timer) => return Ok(Step::Yield),
+            // It may have set its emulated timer: a new turn arms the CPU's own.
+            Action::Run if reason == ExitReason::Sysreg && model.run_until(vcpu, cpu::counter()).is_some() => {
+                return Ok(Step::Yield);
+            }
             Action::Run => {}
             Action::Map(request) => self.map(&mut inner, request)?,
             Action::Block { .. } | Action::Off => return Ok(Step::Yield),
