@@ -118,6 +118,11 @@ impl VmConsole {
         *fresh = true;
     }
 
+    /// What is left of a line is forgotten.
+    pub fn clear(&mut self) {
+        self.line.clear();
+    }
+
     /// What is left of a line goes out.
     pub fn end(&mut self) {
         if !self.line.is_empty() {

@@ -367,7 +367,6 @@ impl Guest {
             }
         }
         let mut inner = self.inner.lock();
-        inner.console.end();
         let memory = inner.model.memory().pages();
         let mut account = Account { given: memory, back: 0 };
         if taken != memory {

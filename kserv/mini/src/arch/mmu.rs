@@ -6,8 +6,6 @@ use core::ops::Range;
 
 const BLOCK_1G: u64 = 1 << 30;
 const BLOCK_2M: u64 = 1 << 21;
-/// Behind the last address of the map.
-pub const END: u64 = 1 << 39;
 
 /// Attribute 0: normal, write-back; 1: device, nGnRE. Arm ARM D24.2.107.
 pub const MAIR: u64 = 0x04ff;

@@ -1,0 +1,182 @@
+//! Checks of the core by name: `test=NAME` in `config`, `test=all` for all. One line for each that holds; the first that does not ends
+//! the run with an error.
+//!
+//! | check           | holds if                                                                                    |
+//! |-----------------|---------------------------------------------------------------------------------------------|
+//! | `refused-calls` | each call with wrong arguments gets its named error, and nothing has changed                |
+//! | `reclaim`       | memory of a protected VM is out of the host's reach, and comes back all zero                |
+//! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
+//! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
+#![forbid(unsafe_code)]
+
+mod life;
+mod refused;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use corevisor_interface::calls::{CallError, VM_ORDINARY};
+use kserv_model::archive::Archive;
+use kserv_model::layout::FLAT_BASE;
+
+use crate::arch::entry::try_read;
+use crate::arch::memory;
+use crate::calls::{self, CoreInfo};
+use crate::guest::{Failure, Image, Plan, at};
+use crate::pages::{self, PAGE};
+use crate::say;
+use crate::session::Wishes;
+
+/// What a check gets.
+struct Context<'a> {
+    wishes: &'a Wishes<'a>,
+    info: &'a CoreInfo,
+}
+
+type Check = fn(&Context<'_>) -> Result<String, Failure>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("refused-calls", refused::calls),
+    ("reclaim", life::reclaim),
+    ("lifecycle", life::lifecycle),
+    ("many", life::many),
+];
+
+/// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
+const TINY: [u32; 7] = [
+    0xd2a1_2001, // movz x1, #0x0900, lsl #16
+    0x5280_0422, // movz w2, #'!'
+    0xb900_0022, // str w2, [x1]
+    0xd2b0_8000, // movz x0, #0x8400, lsl #16
+    0xf280_0100, // movk x0, #8
+    0xd400_0002, // hvc #0
+    0x1400_0000, // b .
+];
+
+/// Does the checks that are asked for.
+///
+/// # Errors
+/// The first that does not hold.
+pub fn run(wishes: &Wishes<'_>, _archive: Archive<'_>, info: &CoreInfo) -> Result<(), Failure> {
+    let context = Context { wishes, info };
+    let asked: Vec<&str> =
+        wishes.options.iter().filter(|(key, _)| *key == "test").filter_map(|(_, value)| *value).collect();
+    if let Some(unknown) = asked.iter().find(|name| **name != "all" && CHECKS.iter().all(|(known, _)| known != *name)) {
+        return Err(Failure::Text(alloc::format!("there is no test {unknown}")));
+    }
+    for (name, check) in CHECKS.iter().filter(|(name, _)| asked.iter().any(|asked| *asked == "all" || asked == name)) {
+        let free = pages::free_bytes();
+        let said = check(&context).map_err(|failure| Failure::Text(alloc::format!("test {name}: {failure}")))?;
+        if pages::free_bytes() != free {
+            return Err(Failure::Text(alloc::format!("test {name}: this host's own memory leaks")));
+        }
+        say!("test {name}: ok, {said}");
+    }
+    Ok(())
+}
+
+fn tiny_bytes() -> Vec<u8> {
+    TINY.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// An ordinary VM with the smallest guest.
+fn tiny<'a>(name: &'a str, code: &'a [u8]) -> Plan<'a> {
+    Plan {
+        name,
+        manifest: None,
+        vcpus: 1,
+        memory: 1 << 20,
+        images: alloc::vec![Image { gpa: FLAT_BASE, bytes: code }],
+        entry: FLAT_BASE,
+        x0: 0,
+        raw_console: false,
+    }
+}
+
+/// A VM that only exists: for calls about it.
+struct Bare {
+    id: u64,
+    /// Pages that the core has: start, number.
+    held: Vec<(u64, u64)>,
+    mailboxes: Vec<u64>,
+}
+
+impl Bare {
+    /// State READY, with a pool of `pool` pages.
+    fn new(kind: u64, pool: u64) -> Result<Self, Failure> {
+        let root = page()?;
+        let id = match calls::register_vm(kind, 36, root) {
+            Ok(id) => id,
+            Err(error) => {
+                pages::give(root, 1);
+                return Err(Failure::Call("RegisterVm", error));
+            }
+        };
+        let mut vm = Self { id, held: alloc::vec![(root, 1)], mailboxes: Vec::new() };
+        let pa = pages::take_top(pool, PAGE).ok_or(Failure::Memory(pool * PAGE))?;
+        vm.held.push((pa, pool));
+        let given = at("DonatePool", calls::donate_pool(id, pa, pool))?;
+        if given != pool {
+            return Err(Failure::Text(alloc::format!("DonatePool took {given} of {pool} pages")));
+        }
+        Ok(vm)
+    }
+
+    /// An ordinary one in state VERIFIED with vCPU 0.
+    fn ready() -> Result<Self, Failure> {
+        let mut vm = Self::new(VM_ORDINARY, 16)?;
+        vm.vcpu(0)?;
+        at("VerifyVm", calls::verify_vm(vm.id, 0))?;
+        Ok(vm)
+    }
+
+    fn vcpu(&mut self, vcpu: u64) -> Result<u64, Failure> {
+        let mailbox = page()?;
+        memory::zero(mailbox, PAGE);
+        self.mailboxes.push(mailbox);
+        at("RegisterVcpu", calls::register_vcpu(self.id, vcpu, mailbox))?;
+        Ok(mailbox)
+    }
+
+    /// Destroys it: pages that ReclaimVm gave. All that it had must be readable and zero then.
+    fn end(self) -> Result<u64, Failure> {
+        at("PowerOffVm", calls::power_off_vm(self.id))?;
+        let mut taken = 0;
+        loop {
+            match at("ReclaimVm", calls::reclaim_vm(self.id))? {
+                0 => break,
+                pages => taken += pages,
+            }
+        }
+        loop {
+            match calls::destroy_vm(self.id) {
+                Err(CallError::Again) => {}
+                other => break at("DestroyVm", other)?,
+            }
+        }
+        for (pa, count) in self.held {
+            (0..count).try_for_each(|n| returned(pa + n * PAGE))?;
+            pages::give(pa, count);
+        }
+        self.mailboxes.into_iter().for_each(|pa| pages::give(pa, 1));
+        Ok(taken)
+    }
+}
+
+fn page() -> Result<u64, Failure> {
+    pages::take_top(1, PAGE).ok_or(Failure::Memory(PAGE))
+}
+
+/// The page is the host's again, and zero.
+fn returned(pa: u64) -> Result<(), Failure> {
+    match try_read(pa) {
+        Err(abort) => Err(Failure::Text(alloc::format!("the page at {pa:#x} is not back: ESR {:#x}", abort.esr))),
+        Ok(_) if memory::is_zero(pa) => Ok(()),
+        Ok(_) => Err(Failure::Text(alloc::format!("the page at {pa:#x} came back with something in it"))),
+    }
+}
+
+/// Names what is wrong if `holds` is false.
+fn ensure(holds: bool, what: &str) -> Result<(), Failure> {
+    if holds { Ok(()) } else { Err(Failure::Text(what.into())) }
+}
