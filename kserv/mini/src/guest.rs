@@ -146,16 +146,22 @@ impl Guest {
     /// [`Failure`]; what the VM had is given back then.
     pub fn make(plan: &Plan<'_>, info: &CoreInfo, cpus: Vec<usize>) -> Result<Arc<Self>, Failure> {
         let gic = info.gic.ok_or_else(|| Failure::Text("the core has no interrupt controller for VMs".into()))?;
+        let bits = u64::from(64 - (RAM_BASE + plan.memory - 1).leading_zeros()).max(32);
+        if bits > info.ipa_bits {
+            return Err(Failure::Text(alloc::format!(
+                "VMs of this machine have at most {} bits of addresses",
+                info.ipa_bits
+            )));
+        }
         let ram_pages = plan.memory / PAGE;
         let align = if plan.memory >= BLOCK { BLOCK } else { PAGE };
         let ram = pages::take(ram_pages, align).ok_or(Failure::Memory(plan.memory))?;
-        let bits = (64 - (RAM_BASE + plan.memory - 1).leading_zeros()).max(32);
         let kind = if plan.manifest.is_some() { VM_PROTECTED } else { VM_ORDINARY };
         let Some(root) = pages::take_top(1, PAGE) else {
             pages::give(ram, ram_pages);
             return Err(Failure::Memory(PAGE));
         };
-        let id = match calls::register_vm(kind, bits.into(), root) {
+        let id = match calls::register_vm(kind, bits, root) {
             Ok(id) => id,
             Err(error) => {
                 pages::give(ram, ram_pages);
@@ -311,7 +317,7 @@ impl Guest {
         *kick |= decision.kick;
         match decision.action {
             Action::Run if matches!(reason, ExitReason::Irq | ExitReason::Timer) => return Ok(Step::Yield),
-            // It may have set its emulated timer: a new turn arms the CPU's own.
+            // Its emulated timer changed: the deadline of this CPU is to be made anew.
             Action::Run if reason == ExitReason::Sysreg && model.run_until(vcpu, cpu::counter()).is_some() => {
                 return Ok(Step::Yield);
             }

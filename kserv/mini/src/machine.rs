@@ -34,9 +34,12 @@ pub struct Machine {
 /// A bus: where its children's addresses are in its parent's. `None`: nowhere.
 type Windows = Option<Vec<(u64, u64, u64)>>;
 
+/// What looks at each node: its path, itself, its registers.
+type Visit<'f, 'b, 'a> = &'f mut dyn FnMut(&str, FdtNode<'b, 'a>, &[Range<u64>]);
+
 struct Walk<'f, 'b, 'a> {
     buses: Vec<Windows>,
-    visit: &'f mut dyn FnMut(&str, FdtNode<'b, 'a>, &[Range<u64>]),
+    visit: Visit<'f, 'b, 'a>,
 }
 
 fn cells(bytes: &[u8], at: &mut usize, count: usize) -> Option<u64> {

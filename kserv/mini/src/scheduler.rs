@@ -134,8 +134,7 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
                 sooner(now + cpu::frequency() * TURN_MS / 1000);
             } else {
                 chosen = Some(position);
-                // Its emulated timer, which no interrupt of the machine's stands for.
-                inner.model.run_until(*vcpu, now).map(&mut sooner);
+                inner.model.run_until(*vcpu, now).into_iter().for_each(&mut sooner);
             }
         } else if let VcpuState::Blocked { until: Some(until) } = inner.model.state(*vcpu) {
             sooner(until);

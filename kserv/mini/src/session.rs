@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use corevisor_interface::calls::INTERFACE_VERSION;
 use kserv_model::archive::Archive;
 use kserv_model::config::{self, Kind, Line, VmConfig};
 use kserv_model::image;
@@ -145,6 +146,12 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
     }
     if !wishes.has("quiet") {
         say!("{} CPUs, {} MiB free", scheduler::online(), pages::free_bytes() >> 20);
+    }
+    let version = calls::version().map_err(|error| Failure::Call("CoreVersion", error))?;
+    if version != INTERFACE_VERSION {
+        return Err(Failure::Text(alloc::format!(
+            "the core's interface is {version:#x}, this host's {INTERFACE_VERSION:#x}"
+        )));
     }
     let info = calls::core_info().map_err(|error| Failure::Call("CoreInfo", error))?;
     if wishes.options.iter().any(|(key, _)| *key == "test") {

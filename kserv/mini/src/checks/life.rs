@@ -14,7 +14,6 @@ use crate::calls;
 use crate::guest::{Failure, Guest, at};
 use crate::pages::{self, BLOCK, PAGE};
 use crate::scheduler;
-use crate::session::bury;
 
 const ROUNDS: u64 = 20;
 /// What stands in the pages before the VM gets them.
@@ -95,8 +94,9 @@ pub fn many(context: &Context<'_>) -> Result<String, Failure> {
     guests.iter().for_each(scheduler::add);
     scheduler::run(|| guests.iter().all(|guest| guest.is_over()));
     for guest in &guests {
+        scheduler::remove(guest);
         guest.inner().console.clear();
-        let account = bury(guest)?;
+        let account = guest.destroy()?;
         ensure(account.given == account.back, "not all pages came back")?;
     }
     Ok(alloc::format!("{count} VMs at the same time"))
