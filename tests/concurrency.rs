@@ -1,5 +1,5 @@
 //! Several CPUs at once: some take pages for the core and give them back, all fault. No host access ever reaches a page
-//! while it is the core's, on no CPU; afterwards the invariants hold.
+//! while it is the core's, on no CPU; afterwards the invariants hold. The same for VMs that come and go on every CPU.
 #![forbid(unsafe_code)]
 
 mod common;
@@ -8,11 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Rng, factor};
-use corevisor::abstract_machine::addr::{Ipa, Pfn};
+use corevisor::abstract_machine::addr::{Gfn, Ipa, Pfn, VmId};
 use corevisor::abstract_machine::regs::TrapFrame;
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::abstract_machine::sim::{Sim, Trapped, run_as};
 use corevisor::memory::mem_manager::{assign_page_to_core, return_page_to_host};
+use corevisor::memory::memory_ops::{
+    clear_vm_range, donate_pool, free_vm_table, grant_vm_page, prot_and_map_vm_s2pt, register_vm_table, revoke_vm_page,
+};
+use corevisor::npt::VmKind;
 use corevisor::spec::invariants::View;
 use corevisor::spec::world::{Layout, World};
 use corevisor::trap::Core;
@@ -74,6 +78,69 @@ fn one_cpu(core: &Core<Sim>, cpu: usize, seed: u64, rounds: u64, done: &AtomicUs
         }
         done.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// On this CPU a protected VM comes and goes, with pages that only this CPU gives: their numbers leave the remainder `cpu` by 4. The host
+/// touches them meanwhile from everywhere.
+fn one_vm(core: &Core<Sim>, cpu: usize, seed: u64, lives: u64, done: &AtomicUsize) {
+    run_as(cpu);
+    let (mem, sim, vm) = (core.memory(), core.machine(), VmId::new(1 + cpu as u64 as u16));
+    let rng = &mut Rng::new(seed * CPUS as u64 + cpu as u64);
+    // Roots and pools of the VMs stand in the last MiB.
+    let back = Pfn::new((RAM + (8 << 20) + 0x8_0000 + cpu as u64 * 0x1_0000) >> 12);
+    let own = |n: u64| Pfn::new((RAM >> 12) + n * CPUS as u64 + cpu as u64);
+    for life in 0..lives {
+        assert_eq!(register_vm_table(mem, vm, VmKind::Protected, 39, back), Ok(()));
+        sim.load_stage2(vm, back.addr(), 39, 48);
+        assert_eq!(donate_pool(mem, vm, Pfn::new(back.raw() + 1), 8), Ok(8));
+        let first = rng.below(500);
+        for n in 0..12 {
+            let (page, gfn) = (own(first + n), Gfn::new(0x4_0000 + n * 3));
+            assert_eq!(prot_and_map_vm_s2pt(mem, vm, gfn, page, 1), Ok(1));
+            assert_eq!(sim.vm_load(cpu, vm, gfn.addr()), Ok(0), "fresh memory");
+            assert_eq!(sim.vm_store(cpu, vm, gfn.addr(), SECRET | life), Ok(()));
+            for other in 0..CPUS {
+                let seen = sim.host_load(other, page.identity().addr());
+                assert!(seen.is_err(), "CPU {other} reaches {page:?}, which is the VM's");
+            }
+            if n % 3 == 0 {
+                assert_eq!(sim.vm_store(cpu, vm, gfn.addr(), 0x5a5a), Ok(()));
+                assert_eq!(grant_vm_page(mem, vm, gfn), Ok(()));
+                assert!(touch(core, cpu, page.addr().raw()));
+                assert_eq!(revoke_vm_page(mem, vm, gfn), Ok(()));
+                assert!(!touch(core, cpu, page.addr().raw()));
+                assert_eq!(sim.vm_store(cpu, vm, gfn.addr(), SECRET | life), Ok(()));
+            }
+            let at = RAM + rng.below(8 << 8) * 4096;
+            if touch(core, cpu, at)
+                && let Ok(seen) = sim.host_load(cpu, Ipa::new(at))
+            {
+                assert_ne!(seen & SECRET, SECRET, "the host reads what a VM wrote at {at:#x}");
+            }
+        }
+        while clear_vm_range(mem, vm, 5).unwrap() > 0 {}
+        while !free_vm_table(mem, vm, 3).unwrap() {}
+        done.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn no_cpu_reaches_a_page_while_it_is_a_vms() {
+    let done = AtomicUsize::new(0);
+    for seed in 1..=4 * factor() {
+        let pool_pages = if seed % 3 == 0 { 5 } else { 40 };
+        let layout = Layout { regions: vec![(RAM, 9 << 20, true)], pool: POOL, pool_pages, ia_bits: 40, cpus: CPUS };
+        let world = World::new(&layout);
+        let pool: BTreeSet<Pfn> = world.core_pages();
+        std::thread::scope(|scope| {
+            for cpu in 0..CPUS {
+                let (core, done) = (&world.core, &done);
+                scope.spawn(move || one_vm(core, cpu, seed, 12, done));
+            }
+        });
+        assert_eq!(View::of(world.core.memory()).check(&pool, &BTreeMap::new()), Ok(()), "seed {seed}");
+    }
+    println!("{} lives of VMs on {CPUS} CPUs at once", done.load(Ordering::Relaxed));
 }
 
 #[test]

@@ -184,3 +184,104 @@ fn a_halted_machine_lets_no_cpu_go_on() {
     sim.halt();
     sim.check();
 }
+
+const VM: VmId = VmId::new(7);
+
+/// A root for a VM, adopted and loaded, and one more adopted page.
+fn with_vm() -> (Sim, Pa, Pa) {
+    let (sim, _) = sim();
+    let (root, page) = (Pfn::new(0x4_0000), Pfn::new(0x4_0001));
+    assert!(sim.adopt_page(root) && sim.adopt_page(page));
+    sim.publish_tables();
+    sim.load_stage2(VM, root.addr(), 39, 40);
+    (sim, root.addr(), page.addr())
+}
+
+#[test]
+fn a_vm_walks_its_own_table_and_its_entries_carry_its_id() {
+    let (sim, root, _) = with_vm();
+    sim.sync_page_to_poc(PhysRange::between(Pa::new(1 << 30), Pa::new(2 << 30)));
+    sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+    sim.publish_tables();
+    assert_eq!(sim.vm_access(0, VM, AT_1G, AccessKind::Write), Ok(Pa::new(1 << 30)));
+    assert!(sim.host_access(0, AT_1G, AccessKind::Read).is_err());
+    assert!(sim.vm_access(0, VmId::new(8), AT_1G, AccessKind::Read).is_err());
+    sim.pt_store(slot(root, 1), 0);
+    sim.tlb_flush_ipa(VmId::HOST, sim.regime(VmId::HOST).unwrap().root, AT_1G);
+    assert!(sim.vm_access(0, VM, AT_1G, AccessKind::Read).is_ok(), "another's flush");
+    sim.tlb_flush_ipa(VM, root.raw() | 7 << 48, AT_1G);
+    assert!(sim.vm_access(0, VM, AT_1G, AccessKind::Read).is_err());
+    // The VM ran between the store and its flush.
+    assert_eq!(sim.violations(), ["0x40000000 was unmapped and never flushed"]);
+}
+
+#[test]
+fn an_adopted_page_is_released_only_when_nothing_leads_to_it() {
+    let act = |flush: fn(&Sim, Pa)| {
+        let (sim, root, page) = with_vm();
+        sim.pt_store(slot(root, 1), page.raw() | 3);
+        sim.publish_tables();
+        assert!(sim.vm_access(1, VM, AT_1G, AccessKind::Read).is_err());
+        flush(&sim, root);
+        sim.release_page(Pfn::containing(page));
+        sim.violations_at_rest().join("; ")
+    };
+    assert!(act(|_, _| ()).contains("released while Live"));
+    assert!(act(|sim, root| sim.pt_store(slot(root, 1), 0)).contains("released while Stale"));
+    let flushed = act(|sim, root| {
+        sim.pt_store(slot(root, 1), 0);
+        sim.tlb_flush_vm(VM, root.raw() | 7 << 48);
+    });
+    assert_eq!(flushed, "");
+}
+
+#[test]
+fn a_root_is_released_only_after_every_tlb_forgot_its_vm() {
+    let act = |flush: bool| {
+        let (sim, root, _) = with_vm();
+        sim.sync_page_to_poc(PhysRange::between(Pa::new(1 << 30), Pa::new(2 << 30)));
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        assert!(sim.vm_access(1, VM, AT_1G, AccessKind::Read).is_ok());
+        sim.pt_store(slot(root, 1), 0);
+        if flush {
+            sim.tlb_flush_vm(VM, root.raw() | 7 << 48);
+        }
+        sim.release_page(Pfn::containing(root));
+        assert_eq!(sim.regime(VM), None);
+        sim.violations_at_rest().join("; ")
+    };
+    assert!(act(false).contains("while a TLB knows the VM"));
+    assert_eq!(act(true), "");
+}
+
+#[test]
+fn a_vm_that_gets_what_only_caches_hold_is_written_down() {
+    let act = |prepare: fn(&Sim, Pfn)| {
+        let (sim, root, _) = with_vm();
+        sim.write_ram(Pfn::new(1 << 18), 7);
+        prepare(&sim, Pfn::new(1 << 18));
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        sim.violations_at_rest().join("; ")
+    };
+    assert!(act(|_, _| ()).contains("not clean in memory"));
+    assert!(act(|sim, pfn| sim.clear_phys_page(pfn)).contains("instructions are cached"));
+    assert_eq!(act(|sim, pfn| sim.sync_page_to_poc(PhysRange::new(pfn.addr(), 4096).unwrap())), "");
+}
+
+#[test]
+fn a_page_is_what_was_written_to_it_word_by_word() {
+    let (sim, _) = sim();
+    let page = Pfn::new(0x4_0000);
+    sim.write_page(page, 510, &[1, 2]);
+    let mut words = [0; 3];
+    sim.read_page(page, 509, &mut words);
+    assert_eq!(words, [canary(page), 1, 2]);
+}
+
+#[test]
+#[should_panic(expected = "it was not adopted")]
+fn a_page_that_was_not_adopted_is_not_released() {
+    sim().0.release_page(Pfn::new(0x4_0000));
+}
