@@ -14,10 +14,10 @@
 #![forbid(unsafe_code)]
 
 use ed25519_compact::sha512::Hash;
-use ed25519_compact::{PublicKey, Signature};
+use ed25519_compact::{PublicKey, Signature, VerifyingState};
 
 use super::Image;
-use super::keys::{Digest512, Keys};
+use super::keys::{self, Digest512, Keys};
 use crate::interface::CallError;
 use crate::interface::boot::{self, MANIFEST_MAGIC, ManifestImage};
 use crate::interface::calls::MAX_IMAGES;
@@ -36,11 +36,14 @@ impl Manifest {
     /// Words of a manifest.
     pub const WORDS: usize = SIZE / 8;
 
-    /// The manifest in these words of a page.
-    pub fn from_words(words: &[u64; Self::WORDS]) -> Self {
-        let mut bytes = [0; SIZE];
-        bytes.chunks_exact_mut(8).zip(words).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_le_bytes()));
-        Self(bytes)
+    /// A copy of nothing yet.
+    pub const EMPTY: Self = Self([0; SIZE]);
+
+    /// Takes word `n` of the page that the manifest stands in.
+    pub fn set_word(&mut self, n: usize, word: u64) {
+        if let Some(bytes) = self.0.as_chunks_mut().0.get_mut(n) {
+            *bytes = word.to_le_bytes();
+        }
     }
 
     fn part<const N: usize>(&self, at: usize) -> [u8; N] {
@@ -68,6 +71,7 @@ impl Manifest {
     }
 
     /// What identifies the VM that starts so: SHA-512 of all that is signed.
+    #[inline(never)]
     pub fn identity(&self) -> Digest512 {
         Hash::hash(&self.0[..SIGNED])
     }
@@ -96,9 +100,22 @@ impl Manifest {
 
     fn is_signed(&self, keys: &Keys) -> bool {
         let key = self.part(KEY_AT);
-        let signature = Signature::new(self.part(SIGNED));
-        keys.contains(&key) && PublicKey::new(key).verify(&self.0[..SIGNED], &signature).is_ok()
+        let Some(mut state) = begin(key, self.part(SIGNED)) else { return false };
+        state.absorb(&self.0[..SIGNED]);
+        keys.contains(&key) && is_good(&state)
     }
+}
+
+// The two halves of a check apart: each needs much of the stack, and none the other's.
+
+#[inline(never)]
+fn begin(key: keys::PublicKey, signature: [u8; 64]) -> Option<VerifyingState> {
+    PublicKey::new(key).verify_incremental(&Signature::new(signature)).ok()
+}
+
+#[inline(never)]
+fn is_good(state: &VerifyingState) -> bool {
+    state.verify().is_ok()
 }
 
 /// Whether `manifest` is one for exactly `images`, enters one of them, and is signed with one of `keys`. What the images hold is

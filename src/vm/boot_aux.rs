@@ -28,7 +28,7 @@ use crate::memory::memory_ops::{self, Scrub};
 /// Pages that one call digests.
 pub const HASH_STEP: u64 = 32;
 /// Words that are read at a time.
-const CHUNK: usize = 64;
+const CHUNK: usize = 16;
 const PAGE_WORDS: usize = PAGE_SIZE as usize / 8;
 
 /// The host's page `pfn` becomes the next page of image `image`. What lies behind the image's last byte is zeroed. K: `remap_vm_image`
@@ -77,11 +77,14 @@ fn zero_tail<M: Machine>(machine: &M, pfn: Pfn, used: usize) {
 ///
 /// # Errors
 /// As [`memory_ops::hold_mailbox`]: the page must be the host's own.
-#[inline(never)]
-pub fn read_manifest<M: Machine>(vms: &Vms<M>, pfn: Pfn) -> Result<Manifest, CallError> {
-    let mut words = [0; Manifest::WORDS];
-    vms.with_host_page(pfn, |machine| machine.read_page(pfn, 0, &mut words))?;
-    Ok(Manifest::from_words(&words))
+pub fn read_manifest<M: Machine>(vms: &Vms<M>, pfn: Pfn, manifest: &mut Manifest) -> Result<(), CallError> {
+    vms.with_host_page(pfn, |machine| {
+        for n in 0..Manifest::WORDS {
+            let mut word = [0];
+            machine.read_page(pfn, n, &mut word);
+            manifest.set_word(n, word[0]);
+        }
+    })
 }
 
 /// Digests up to [`HASH_STEP`] pages more of the images and compares each digest that is complete. Whether all is done, and good.

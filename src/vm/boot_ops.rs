@@ -21,6 +21,7 @@
 //! §8.2 D2, D4, D7, D8, D12, §8.3 A7, A9.
 #![forbid(unsafe_code)]
 
+use super::authenticate::Manifest;
 use super::boot_aux::{hash_images, load_image_page, read_manifest};
 use super::boot_core::{free_vmid, gen_vmid};
 use super::{Active, Check, Image, Power, Start, Vcpu, VcpuState, Vm, VmState, Vms, authenticate};
@@ -131,7 +132,8 @@ fn verify_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, page: Pfn) -> 
     if vm.image_count == 0 || vm.images().iter().any(|image| image.loaded < image.pages()) {
         return Err(CallError::WrongState);
     }
-    let manifest = read_manifest(vms, page)?;
+    let mut manifest = Manifest::EMPTY;
+    read_manifest(vms, page, &mut manifest)?;
     let identity = manifest.identity();
     if vm.check.as_ref().is_none_or(|check| check.identity != identity) {
         authenticate::check_manifest(&manifest, vm.images(), vms.keys())?;
