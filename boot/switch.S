@@ -45,12 +45,15 @@ vm_vectors:
 // kept; pc, pstate, x0-x30 and the syndrome registers of the VM are in the Context afterwards.
     .globl  run_vm
 run_vm:
-    stp     x29, x30, [sp, #-96]!
+    stp     x29, x30, [sp, #-112]!
     stp     x19, x20, [sp, #16]
     stp     x21, x22, [sp, #32]
     stp     x23, x24, [sp, #48]
     stp     x25, x26, [sp, #64]
     stp     x27, x28, [sp, #80]
+    mrs     x2, elr_el2                 // where the host goes on
+    mrs     x3, spsr_el2
+    stp     x2, x3, [sp, #96]
     str     x0, [x1, #{PERCPU_CONTEXT}]
     adrp    x2, vm_vectors
     add     x2, x2, :lo12:vm_vectors
@@ -112,12 +115,15 @@ vm_exit:
     msr     vbar_el2, x2
     isb                                 // from here on a trap of the core is told as one of its own
     mov     x0, x1
+    ldp     x2, x3, [sp, #96]
+    msr     elr_el2, x2
+    msr     spsr_el2, x3
     ldp     x19, x20, [sp, #16]
     ldp     x21, x22, [sp, #32]
     ldp     x23, x24, [sp, #48]
     ldp     x25, x26, [sp, #64]
     ldp     x27, x28, [sp, #80]
-    ldp     x29, x30, [sp], #96
+    ldp     x29, x30, [sp], #112
     ret
 
 // ---------------------------------------------------------------------------------------------------------

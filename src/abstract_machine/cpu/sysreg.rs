@@ -218,7 +218,7 @@ registers! {
     /// SVE vector length of EL1.
     Zcr1: "S3_0_C1_C2_0", ();
     /// Floating-point control.
-    Fpcr: "fpcr", ();
+    Fpcr: "S3_3_C4_C4_0", ();
     /// Floating-point status.
-    Fpsr: "fpsr", ();
+    Fpsr: "S3_3_C4_C4_1", ();
 }
