@@ -243,6 +243,25 @@ mod tests {
     }
 
     #[test]
+    fn no_access_makes_it_panic_and_it_never_holds_more_than_its_queue() {
+        let (mut port, mut x, mut sent) = (Pl011::new(), 1u64, 0usize);
+        for _ in 0..200_000 {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let (offset, value) = ((x >> 33) % 0x1010, (x >> 20) as u32);
+            let offset = if x >> 60 == 0 { x } else { offset & if x >> 59 & 1 == 0 { 0x7c } else { 0xfff } };
+            port.write(offset, value, &mut |_| sent += 1);
+            port.read(offset);
+            if x >> 58 & 3 == 0 {
+                port.receive(value as u8);
+            }
+            assert!(port.waiting <= QUEUE && port.room() == QUEUE - port.waiting);
+            assert_eq!(port.read(FR) & FR_RXFE != 0, port.waiting == 0);
+            assert_eq!(port.asserted(), port.read(MIS) != 0);
+        }
+        assert!(sent > 100);
+    }
+
+    #[test]
     fn in_loopback_it_hears_itself() {
         let mut port = Pl011::new();
         send(&mut port, CR, CR_LBE);

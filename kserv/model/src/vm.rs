@@ -118,6 +118,8 @@ struct Vcpu {
     state: VcpuState,
     virtual_timer: VirtualTimer,
     physical_timer: PhysicalTimer,
+    /// Lines of both timers, as the interrupt controller has them.
+    lines: [bool; 2],
     split_eoi: bool,
     inject_abort: bool,
     last_fault: u64,
@@ -130,6 +132,7 @@ impl Vcpu {
         state: VcpuState::Off,
         virtual_timer: VirtualTimer::new(),
         physical_timer: PhysicalTimer::new(),
+        lines: [false; 2],
         split_eoi: false,
         inject_abort: false,
         last_fault: u64::MAX,
@@ -350,8 +353,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         match self.psci.call(vcpu, x) {
             PsciAction::Return(value) => mailbox.x[0] = value,
             PsciAction::Start(target) => {
-                let exits = self.vcpus[target].exits;
-                self.vcpus[target] = Vcpu { state: VcpuState::Ready, exits, ..Vcpu::OFF };
+                let Vcpu { exits, lines, .. } = self.vcpus[target];
+                self.vcpus[target] = Vcpu { state: VcpuState::Ready, exits, lines, ..Vcpu::OFF };
                 self.update_timers(target, now);
                 self.gic.irqs().kick(target);
             }
@@ -391,10 +394,12 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     }
 
     fn update_timers(&mut self, vcpu: usize, now: u64) {
-        let one = &self.vcpus[vcpu];
-        let (virtual_timer, physical_timer) = (one.virtual_timer.line(now), one.physical_timer.asserted(now));
-        self.gic.irqs().set_line(vcpu, VTIMER_INTID, virtual_timer);
-        self.gic.irqs().set_line(vcpu, PTIMER_INTID, physical_timer);
+        let one = &mut self.vcpus[vcpu];
+        let lines = [one.virtual_timer.line(now), one.physical_timer.asserted(now)];
+        if lines != core::mem::replace(&mut one.lines, lines) {
+            self.gic.irqs().set_line(vcpu, VTIMER_INTID, lines[0]);
+            self.gic.irqs().set_line(vcpu, PTIMER_INTID, lines[1]);
+        }
     }
 
     fn update_uart(&mut self) {

@@ -35,25 +35,37 @@ pub struct Filled {
 
 /// The best few of many: highest priority (lowest number) first, then lowest interrupt.
 struct Best {
-    keys: [(u8, usize); MAX_LRS],
+    /// Priority in the upper half, interrupt in the lower.
+    keys: [u32; MAX_LRS],
     kept: usize,
     seen: usize,
 }
 
 impl Best {
     const fn new() -> Self {
-        Self { keys: [(0, 0); MAX_LRS], kept: 0, seen: 0 }
+        Self { keys: [0; MAX_LRS], kept: 0, seen: 0 }
     }
 
     fn add(&mut self, priority: u8, intid: usize) {
         self.seen += 1;
-        let at = self.keys[..self.kept].partition_point(|key| *key < (priority, intid));
+        let key = u32::from(priority) << 16 | intid as u32;
+        let at = self.keys[..self.kept].partition_point(|other| *other < key);
         if at == MAX_LRS {
             return;
         }
         self.kept = (self.kept + 1).min(MAX_LRS);
         self.keys.copy_within(at..self.kept - 1, at + 1);
-        self.keys[at] = (priority, intid);
+        self.keys[at] = key;
+    }
+
+    /// Priority of the best; the lowest one if there is none.
+    const fn priority(&self) -> u32 {
+        if self.kept == 0 { u32::MAX } else { self.keys[0] >> 16 }
+    }
+
+    /// The best `n` interrupts.
+    fn first(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
+        self.keys.into_iter().take(n.min(self.kept)).map(|key| (key & 0xffff) as usize)
     }
 }
 
@@ -109,7 +121,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         let room = lrs.len().min(MAX_LRS);
         let mut actives = active.kept.min(room);
         let mut pendings = pending.kept.min(room - actives);
-        let preempts = pending.kept > 0 && (split_eoi || pending.keys[0].0 < active.keys[0].0);
+        let preempts = pending.kept > 0 && (split_eoi || pending.priority() < active.priority());
         if pendings == 0 && actives > 0 && preempts {
             (actives, pendings) = (actives - 1, 1);
         }
@@ -117,10 +129,9 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         let left = active.seen + pending.seen > count;
         // What ends last of all that is placed before those that wait could be served.
         let last = if pendings > 0 { count - 1 } else { 0 };
-        let chosen = active.keys[..actives].iter().chain(&pending.keys[..pendings]);
-        for (n, (_, intid)) in chosen.enumerate() {
-            lrs[n] = self.place(vcpu, *intid, left && n == last);
-            self.placed[vcpu][n] = *intid as u16;
+        for (n, intid) in active.first(actives).chain(pending.first(pendings)).enumerate() {
+            lrs[n] = self.place(vcpu, intid, left && n == last);
+            self.placed[vcpu][n] = intid as u16;
         }
         lrs[count..].fill(0);
         self.placed_count[vcpu] = count;
@@ -180,13 +191,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         let form = self.form;
         let count = core::mem::take(&mut self.placed_count[vcpu]);
         self.ended[vcpu] = 0;
-        let mut without = Best::new();
         if ends > 0 {
-            self.each_hot(vcpu, |intid, irq| {
-                if irq.active && irq.placed.is_none() {
-                    without.add(irq.priority, intid);
-                }
-            });
+            self.end_without_register(vcpu, ends as usize);
         }
         for n in 0..count {
             let intid = usize::from(self.placed[vcpu][n]);
@@ -197,12 +203,22 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 self.note_end(vcpu, intid);
             }
         }
-        for (_, intid) in &without.keys[..without.kept.min(ends as usize)] {
-            self.change(vcpu, *intid, |irq| {
+    }
+
+    /// The active interrupts of highest priority that have no list register end.
+    fn end_without_register(&mut self, vcpu: usize, ends: usize) {
+        let mut without = Best::new();
+        self.each_hot(vcpu, |intid, irq| {
+            if irq.active && irq.placed.is_none() {
+                without.add(irq.priority, intid);
+            }
+        });
+        for intid in without.first(ends) {
+            self.change(vcpu, intid, |irq| {
                 irq.active = false;
                 irq.holder = NOBODY;
             });
-            self.note_end(vcpu, *intid);
+            self.note_end(vcpu, intid);
         }
     }
 
