@@ -10,10 +10,11 @@
 //! | 13-17  | [`memory`]           | who owns each page                                                 |
 //! | -      | [`interface`]        | the calls of the host, in one table                                |
 //! | 18-21  | [`vm`]               | the life of VMs                                                    |
+//! | 27-29  | [`vcpu`]             | the registers of a vCPU between host and VM                        |
 //! | 30-34  | [`trap`]             | exits and hypercalls                                               |
 //! | -      | [`platform`]         | device tree, console, PSCI, boot: beside layer 0                   |
 //!
-//! SMMU tables (9-12), SMMU registers (22-26) and vCPUs (27-29) have their places between these
+//! SMMU tables (9-12) and SMMU registers (22-26) have their places between these
 //! and are not there yet: see `docs/status.md`.
 #![no_std]
 #[cfg(not(target_os = "none"))]
@@ -28,4 +29,5 @@ pub mod platform;
 #[cfg(not(target_os = "none"))]
 pub mod spec;
 pub mod trap;
+pub mod vcpu;
 pub mod vm;

@@ -32,7 +32,7 @@ pub mod cpu;
 pub mod sim;
 
 use addr::{Ipa, Pa, Pfn, PhysRange, VmId};
-use regs::{El1Reg, Syndrome};
+use regs::{El1Reg, Syndrome, SysregId};
 pub use world::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
 /// What the firmware, or the board in its place, did with a call that the core passed on or served.
@@ -129,6 +129,9 @@ pub trait Machine: Worlds {
 
     /// Writes an EL1 register of the host.
     fn write_el1(&self, reg: El1Reg, value: u64);
+
+    /// What this CPU's ID register holds; zero where the architecture has none. `reg` is one of op0 3, op1 0, CRn 0, CRm 1 to 7.
+    fn id_register(&self, reg: SysregId) -> u64;
 
     /// Serves a trapped SMC of the host from the whitelist: PSCI, and what firmware may be asked. It may not
     /// return (CPU or system off). `is_host_memory` says whether an address is the host's, for entry points.

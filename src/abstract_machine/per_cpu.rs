@@ -11,39 +11,70 @@ pub const STACK_SIZE: u64 = 8 * 1024;
 /// Size in bytes of the stack that a trap of the core itself runs on.
 pub const EMERGENCY_STACK_SIZE: u64 = 4 * 1024;
 
-/// What is counted on every CPU.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
-pub enum Event {
-    /// A host access that the core answered by mapping more of the host's memory.
-    HostFaultServed,
-    /// A host access to what is not the host's: answered by an external abort.
-    HostAccessDenied,
-    /// A hypercall of the host.
-    HostHypercall,
-    /// An SMC of the host.
-    HostSmc,
-    /// An instruction or register that the host has no right to: answered by an undefined instruction.
-    HostUndefined,
+macro_rules! events {
+    ($($(#[doc = $doc:literal])* $event:ident = $name:literal,)*) => {
+        /// What is counted on every CPU. The order is the interface's: append only.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(usize)]
+        pub enum Event {
+            $($(#[doc = $doc])* $event,)*
+        }
+
+        impl Event {
+            /// Every kind, in order.
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$event,)*];
+            /// Number of kinds of events.
+            pub const COUNT: usize = [$(Self::$event as usize,)*].len();
+
+            /// What this kind is called in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$event => $name,)* }
+            }
+        }
+    };
 }
 
-impl Event {
-    /// Number of kinds of events.
-    pub const COUNT: usize = 5;
-    /// Every kind, in order.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::HostFaultServed, Self::HostAccessDenied, Self::HostHypercall, Self::HostSmc, Self::HostUndefined];
-
-    /// What this kind is called in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::HostFaultServed => "host stage-2 faults served",
-            Self::HostAccessDenied => "host accesses denied",
-            Self::HostHypercall => "host hypercalls",
-            Self::HostSmc => "host SMCs",
-            Self::HostUndefined => "host instructions undefined",
-        }
-    }
+events! {
+    /// A host access that the core answered by mapping more of the host's memory.
+    HostFaultServed = "host stage-2 faults served",
+    /// A host access to what is not the host's: answered by an external abort.
+    HostAccessDenied = "host accesses denied",
+    /// A hypercall of the host.
+    HostHypercall = "host hypercalls",
+    /// An SMC of the host.
+    HostSmc = "host SMCs",
+    /// An instruction or register that the host has no right to: answered by an undefined instruction.
+    HostUndefined = "host instructions undefined",
+    /// The host let a vCPU run.
+    VcpuEntry = "vCPU entries",
+    /// An exit of a VM that the core served: no host took part.
+    VmExitServed = "VM exits served by the core",
+    /// A VM took an undefined instruction for something that VMs do not have.
+    VmUndefined = "VM instructions undefined",
+    /// A VM took an external abort of the core's: for an address that it may not show, or that stage 2 refuses for good.
+    VmAccessDenied = "VM accesses denied",
+    /// Exits to the host, by reason: a physical interrupt.
+    ExitIrq = "VM exits: interrupt",
+    /// The VM's timer.
+    ExitTimer = "VM exits: timer",
+    /// WFI.
+    ExitWfx = "VM exits: wait for interrupt",
+    /// A load from a device.
+    ExitMmioRead = "VM exits: device read",
+    /// A store to a device.
+    ExitMmioWrite = "VM exits: device write",
+    /// Memory that is not there yet.
+    ExitMemoryFault = "VM exits: memory fault",
+    /// A call for the host.
+    ExitPsci = "VM exits: PSCI",
+    /// A system register for the host.
+    ExitSysreg = "VM exits: system register",
+    /// The VM's end by its own will.
+    ExitSystemOff = "VM exits: system off",
+    /// By the host's.
+    ExitStopped = "VM exits: stopped",
+    /// By a failure.
+    ExitFailed = "VM exits: failed",
 }
 
 /// Data of one CPU.

@@ -3,6 +3,8 @@
 
 use tock_registers::LocalRegisterCopy;
 
+use super::addr::Ipa;
+
 pub use fields::*;
 
 #[allow(missing_docs, reason = "the macro's own items cannot carry any")]
@@ -28,6 +30,36 @@ mod fields {
             ],
             /// 32-bit instruction.
             IL OFFSET(25) NUMBITS(1) [],
+            /// Abort: the fields from here to SF say what the instruction was.
+            ISV OFFSET(24) NUMBITS(1) [],
+            /// Abort: width of the access, as log2 of bytes.
+            SAS OFFSET(22) NUMBITS(2) [],
+            /// Abort: the load extends the sign.
+            SSE OFFSET(21) NUMBITS(1) [],
+            /// Abort: the register that is loaded or stored; 31 is XZR.
+            SRT OFFSET(16) NUMBITS(5) [],
+            /// Abort: that register is 64 bits wide.
+            SF OFFSET(15) NUMBITS(1) [],
+            /// Abort: cache maintenance, not an access.
+            CM OFFSET(8) NUMBITS(1) [],
+            /// WFI and its like: which.
+            WFX_TI OFFSET(0) NUMBITS(2) [],
+            /// MSR, MRS, SYS: op0, op2, op1 and CRn.
+            SYS_ID OFFSET(10) NUMBITS(12) [],
+            /// MSR, MRS: op0.
+            SYS_OP0 OFFSET(20) NUMBITS(2) [],
+            /// op2.
+            SYS_OP2 OFFSET(17) NUMBITS(3) [],
+            /// op1.
+            SYS_OP1 OFFSET(14) NUMBITS(3) [],
+            /// CRn.
+            SYS_CRN OFFSET(10) NUMBITS(4) [],
+            /// MSR, MRS: the general register; 31 is XZR.
+            SYS_RT OFFSET(5) NUMBITS(5) [],
+            /// CRm.
+            SYS_CRM OFFSET(1) NUMBITS(4) [],
+            /// MRS, not MSR.
+            SYS_READ OFFSET(0) NUMBITS(1) [],
             /// Abort: write, not read.
             WNR OFFSET(6) NUMBITS(1) [],
             /// Abort: fault of a stage-1 walk's own access.
@@ -73,6 +105,52 @@ mod fields {
             ],
         ],
 
+        /// Control of a generic timer.
+        pub CNT_CTL [
+            /// Its condition is met.
+            ISTATUS OFFSET(2) NUMBITS(1) [],
+            /// Its interrupt is masked.
+            IMASK OFFSET(1) NUMBITS(1) [],
+            /// It runs.
+            ENABLE OFFSET(0) NUMBITS(1) [],
+        ],
+
+        /// GICH_LR<n>. IHI 0048 §5.3.9.
+        pub GICH_LR [
+            /// The end of the virtual interrupt ends a physical one.
+            HW OFFSET(31) NUMBITS(1) [],
+            /// Reserved.
+            RES0 OFFSET(20) NUMBITS(3) [],
+            /// HW: the physical interrupt.
+            PHYSICAL_ID OFFSET(10) NUMBITS(10) [],
+            /// The interrupt that the VM sees.
+            VIRTUAL_ID OFFSET(0) NUMBITS(10) [],
+        ],
+
+        /// ICH_LR<n>_EL2. IHI 0069 §12.4.
+        pub ICH_LR [
+            /// The end of the virtual interrupt ends a physical one.
+            HW OFFSET(61) NUMBITS(1) [],
+            /// Reserved, and non-maskability, which VMs do not have.
+            RES0 OFFSET(56) NUMBITS(4) [],
+            /// Reserved.
+            RES0_45 OFFSET(45) NUMBITS(3) [],
+            /// HW: the physical interrupt.
+            PINTID OFFSET(32) NUMBITS(13) [],
+            /// The interrupt that the VM sees.
+            VINTID OFFSET(0) NUMBITS(32) [],
+        ],
+
+        /// GICH_HCR and ICH_HCR_EL2, what they have in common.
+        pub VGIC_HCR [
+            /// Interrupt when no list register is pending.
+            NPIE OFFSET(3) NUMBITS(1) [],
+            /// Interrupt when the VM ends an interrupt that no list register has.
+            LRENPIE OFFSET(2) NUMBITS(1) [],
+            /// Interrupt when list registers run out.
+            UIE OFFSET(1) NUMBITS(1) [],
+        ],
+
         /// System control register of EL1, the fields that exception entry reads.
         pub SCTLR_EL1_ENTRY [
             /// PAN is left alone on exception entry.
@@ -88,6 +166,38 @@ mod fields {
 /// Why the CPU came to EL2: a copy of ESR_EL2.
 #[derive(Clone, Copy)]
 pub struct Syndrome(LocalRegisterCopy<u64, ESR::Register>);
+
+/// The page that HPFAR_EL2 names: bits 47 to 12 of its address stand at bits 39 to 4. Arm ARM D24.2.66.
+pub const fn ipa_of_hpfar(hpfar: u64) -> Ipa {
+    Ipa::new((hpfar & 0xff_ffff_fff0) << 8)
+}
+
+/// What HPFAR_EL2 holds for the page of `ipa`.
+pub const fn hpfar_of_ipa(ipa: Ipa) -> u64 {
+    ipa.raw() >> 8 & 0xff_ffff_fff0
+}
+
+/// A system register, or a system instruction, by its encoding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct SysregId {
+    /// op0.
+    pub op0: u8,
+    /// op1.
+    pub op1: u8,
+    /// CRn.
+    pub crn: u8,
+    /// CRm.
+    pub crm: u8,
+    /// op2.
+    pub op2: u8,
+}
+
+impl SysregId {
+    /// The register S`op0`_`op1`_C`crn`_C`crm`_`op2`.
+    pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
+        Self { op0, op1, crn, crm, op2 }
+    }
+}
 
 /// Exception classes that the host can cause; each has a decided outcome in the dispatcher.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -170,6 +280,63 @@ impl Syndrome {
         self.0.is_set(ESR::S1PTW)
     }
 
+    /// The number of the exception class.
+    pub fn class_number(self) -> u8 {
+        self.0.read(ESR::EC) as u8
+    }
+
+    /// Whether the syndrome of the abort says what the instruction was.
+    pub fn is_described(self) -> bool {
+        self.0.is_set(ESR::ISV)
+    }
+
+    /// Whether the abort is one of cache maintenance.
+    pub fn is_cache_maintenance(self) -> bool {
+        self.0.is_set(ESR::CM)
+    }
+
+    /// Number of the register that the access loads or stores; 31 is XZR.
+    pub fn srt(self) -> u8 {
+        self.0.read(ESR::SRT) as u8
+    }
+
+    /// Bytes of the access.
+    pub fn access_size(self) -> u32 {
+        1 << self.0.read(ESR::SAS)
+    }
+
+    /// Whether the load extends the sign.
+    pub fn is_sign_extended(self) -> bool {
+        self.0.is_set(ESR::SSE)
+    }
+
+    /// Whether the register of the access is 64 bits wide.
+    pub fn is_64_bit_register(self) -> bool {
+        self.0.is_set(ESR::SF)
+    }
+
+    /// The trapped system register.
+    pub fn sys_register(self) -> SysregId {
+        let field = |field| self.0.read(field) as u8;
+        SysregId::new(
+            field(ESR::SYS_OP0),
+            field(ESR::SYS_OP1),
+            field(ESR::SYS_CRN),
+            field(ESR::SYS_CRM),
+            field(ESR::SYS_OP2),
+        )
+    }
+
+    /// Whether the trapped access is MRS.
+    pub fn is_sys_read(self) -> bool {
+        self.0.is_set(ESR::SYS_READ)
+    }
+
+    /// Number of the general register of the trapped MRS or MSR; 31 is XZR.
+    pub fn sys_rt(self) -> u8 {
+        self.0.read(ESR::SYS_RT) as u8
+    }
+
     /// The 16-bit immediate of an HVC or SMC.
     pub fn immediate(self) -> u16 {
         self.0.read(ESR::IMM16) as u16
@@ -204,7 +371,15 @@ pub struct TrapFrame {
 }
 
 impl TrapFrame {
-    /// x0 to x3: what a call passes and what it gives back.
+    /// x0 to x5: what a hypercall passes; x0 to x3 are what it gives back.
+    pub fn hypercall_registers(&mut self) -> &mut [u64; 6] {
+        match self.x.first_chunk_mut() {
+            Some(first) => first,
+            None => unreachable!("31 registers have a first six"),
+        }
+    }
+
+    /// x0 to x3: what an SMC passes and what it gives back.
     pub fn call_registers(&mut self) -> &mut [u64; 4] {
         match self.x.first_chunk_mut() {
             Some(first) => first,

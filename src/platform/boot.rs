@@ -292,8 +292,8 @@ pub extern "C" fn trap_lower_sync(frame: &mut TrapFrame) {
     }
 }
 
-/// A hypercall of the host, with its x0 to x3: from boot/vectors.S.
-pub extern "C" fn trap_lower_hvc(args: &mut [u64; 4]) {
+/// A hypercall of the host, with its x0 to x5: from boot/vectors.S.
+pub extern "C" fn trap_lower_hvc(args: &mut [u64; 6]) {
     #[cfg(feature = "test-hooks")]
     failure::provoke::if_asked(args);
     if let Some(core) = CORE.get() {

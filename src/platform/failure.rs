@@ -117,7 +117,7 @@ pub mod provoke {
     const FAIL: u64 = 0xc600_8fff;
 
     /// Fails as the call asks for; returns if it does not ask.
-    pub fn if_asked([call, kind, ..]: &[u64; 4]) {
+    pub fn if_asked([call, kind, ..]: &[u64; 6]) {
         if *call != FAIL {
             return;
         }

@@ -1,16 +1,18 @@
-//! Layers 30-34: what the core does when the host traps.
+//! Layers 30-34: what the core does when the host or a VM traps.
 //!
 //! | layer | module               | holds                                                         |
 //! |-------|----------------------|---------------------------------------------------------------|
-//! | 31    | [`fault_handler`]    | stage-2 faults: more of the host's memory, or an abort        |
+//! | 30    | [`mem_handler`]      | a VM touched what its stage 2 does not map                    |
+//! | 31    | [`fault_handler`]    | stage-2 faults of the host; calls and registers of VMs        |
 //! | 32    | [`trap_dispatcher`]  | which call, which answer                                      |
 //! | 33    | [`trap_handler_raw`] | registers in, dispatcher, registers out                       |
 //! | 34    | [`trap_handler`]     | the entry points: from exception class to handler             |
 //!
-//! Layer 30 (MemHandler) serves VMs and comes with them. This file holds the state that these layers share.
+//! This file holds the state that these layers share.
 #![forbid(unsafe_code)]
 
 pub mod fault_handler;
+pub mod mem_handler;
 pub mod trap_dispatcher;
 pub mod trap_handler;
 pub mod trap_handler_raw;

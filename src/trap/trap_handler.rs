@@ -6,6 +6,8 @@
 //! | [`host_hvc_handler`]   | made a hypercall                                                |
 //! | [`host_smc_handler`]   | made an SMC                                                     |
 //! | [`host_npt_handler`]   | touched what its stage 2 does not map                           |
+//! | [`host_vcpu_run_handler`] | runs a vCPU                                                  |
+//! | [`vm_exit_handler`]    | (a VM left: serves it, or says that it is the host's)           |
 //!
 //! Every class has a decided outcome; one that the core did not ask for is an undefined instruction for the host. After a
 //! failure on any CPU none of them returns (`check` of the proof, K §1.2). No lock of its own.
@@ -15,26 +17,59 @@
 
 use super::Core;
 use super::trap_handler_raw;
-use crate::abstract_machine::Machine;
+use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{ExceptionClass, TrapFrame};
+use crate::abstract_machine::{ExitCode, Machine};
+use crate::interface::HostCall;
+use crate::vcpu::Action;
+use crate::vm::Active;
 
 /// A synchronous exception of the host.
 pub fn host_trap_handler<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
     core.machine().check();
     match core.machine().read_esr_el2().class() {
-        ExceptionClass::Hvc64 => host_hvc_handler(core, frame.call_registers()),
+        ExceptionClass::Hvc64 => host_hvc_handler(core, frame.hypercall_registers()),
         ExceptionClass::DataAbort | ExceptionClass::InstrAbort => host_npt_handler(core),
         ExceptionClass::Smc64 => host_smc_handler(core, frame),
         ExceptionClass::Sys64 | ExceptionClass::Other(_) => trap_handler_raw::host_undefined_raw(core),
     }
 }
 
-/// The host made a hypercall, with these x0 to x3. boot/vectors.S comes here by a short way of its own, because a host
+/// The host made a hypercall, with these x0 to x5. boot/vectors.S comes here by a short way of its own, because a host
 /// may make many. K: `host_hvc_handler`.
 #[inline]
-pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut [u64; 4]) {
+pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {
     core.machine().check();
-    trap_handler_raw::host_hvc_handler_raw(core, args);
+    if args[0] == HostCall::VcpuRun.function() {
+        args[0] = host_vcpu_run_handler(core, args[1], args[2]);
+    } else {
+        trap_handler_raw::host_hvc_handler_raw(core, args);
+    }
+}
+
+/// The host runs vCPU `x2` of VM `x1` until something is the host's to do: x0. Exits that the core serves go back to the VM at once; a
+/// pending interrupt ends such a sequence, since the VM leaves by it before its next instruction. K: `host_vcpu_run_handler`.
+#[inline(never)]
+pub fn host_vcpu_run_handler<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> u64 {
+    let active = match trap_handler_raw::host_vcpu_run_handler_raw(core, x1, x2) {
+        Ok(active) => active,
+        Err(error) => return error.x0(),
+    };
+    let reason = loop {
+        let code = core.machine().run_vm(active.shadow);
+        match vm_exit_handler(core, &active, code) {
+            Action::Resume => core.machine().count(Event::VmExitServed),
+            Action::ToHost(reason) => break reason,
+        }
+    };
+    trap_handler_raw::leave_vm_raw(core, &active, reason) as u64
+}
+
+/// The vCPU that this CPU runs left by `code`. After a failure on any CPU it does not return. K: `vm_exit_handler`.
+#[inline]
+pub fn vm_exit_handler<M: Machine>(core: &Core<M>, active: &Active, code: ExitCode) -> Action {
+    core.machine().check();
+    trap_handler_raw::vm_exit_handler_raw(core, active, code)
 }
 
 /// The host made an SMC. Kept out of line: the way of a hypercall is short only without it.

@@ -6,6 +6,9 @@
 //! | [`host_smc_handler_raw`]     | the same for an SMC, which does not step over itself      |
 //! | [`host_npt_handler_raw`]     | host_to_core; handle_host_stage2_fault; core_to_host      |
 //! | [`host_undefined_raw`]       | an undefined instruction into the host                    |
+//! | [`host_vcpu_run_handler_raw`]| save_host; restore_vm                                     |
+//! | [`vm_exit_handler_raw`]      | vm_exit_dispatcher, or why it is the host's               |
+//! | [`leave_vm_raw`]             | save_vm; restore_host                                     |
 //!
 //! host_to_core and core_to_host of the proof (x0-x30 to the core and back) are boot/vectors.S and the [`TrapFrame`].
 //! No lock of its own.
@@ -16,27 +19,96 @@
 use super::Core;
 use super::fault_handler;
 use super::trap_dispatcher;
+use super::trap_dispatcher::vm_exit::vm_exit_dispatcher;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{SPSR, TrapFrame};
-use crate::abstract_machine::{Machine, SmcOutcome};
+use crate::abstract_machine::{ExitCode, Machine, SmcOutcome};
 use crate::interface::CallError;
+use crate::interface::mailbox::ExitReason;
+use crate::vcpu::{Action, ctxt_switch};
+use crate::vm::vm_power::set_vm_poweroff;
+use crate::vm::{Active, host_calls};
 
 const INSTRUCTION_SIZE: u64 = 4;
 /// Undefined instructions that are told on the console; the rest is only counted.
 const TOLD: u64 = 32;
 
-/// The host made a hypercall, with these x0 to x3. K: `host_hvc_handler_raw`.
+/// The host made a hypercall, with these x0 to x5; x0 to x3 are the answer. K: `host_hvc_handler_raw`.
 #[inline]
-pub fn host_hvc_handler_raw<M: Machine>(core: &Core<M>, args: &mut [u64; 4]) {
+pub fn host_hvc_handler_raw<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {
     core.machine().count(Event::HostHypercall);
     // The interface is HVC #0; another immediate is another interface, which does not exist.
     let answer = match core.machine().read_esr_el2().immediate() {
-        0 => trap_dispatcher::host_hvc_dispatcher(core, *args),
+        0 => trap_dispatcher::host_hvc_dispatcher(core, args),
         _ => Err(CallError::NotSupported),
     };
     match answer {
-        Ok(results) => *args = results,
+        Ok([x0, x1, x2, x3]) => (args[0], args[1], args[2], args[3]) = (x0, x1, x2, x3),
         Err(error) => args[0] = error.x0(),
+    }
+}
+
+/// The host runs vCPU `x2` of VM `x1`, and is away when this returns `Ok`. K: `host_vcpu_run_handler_raw`.
+///
+/// # Errors
+/// As [`ctxt_switch::restore_vm`]; [`CallError::NoSuchObject`] for numbers that no VM or vCPU has. The host is back then.
+pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> Result<Active, CallError> {
+    let machine = core.machine();
+    machine.count(Event::HostHypercall);
+    if machine.read_esr_el2().immediate() != 0 {
+        return Err(CallError::NotSupported);
+    }
+    let (vmid, vcpuid) = (host_calls::vm(x1)?, host_calls::vcpu(x2)?);
+    ctxt_switch::save_host(machine);
+    let active = ctxt_switch::restore_vm(core.vms(), vmid, vcpuid);
+    match active {
+        Ok(_) => machine.count(Event::VcpuEntry),
+        Err(_) => ctxt_switch::restore_host(machine),
+    }
+    active
+}
+
+/// The vCPU that this CPU runs left by `code`. K: `vm_exit_handler_raw`.
+#[inline]
+pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, code: ExitCode) -> Action {
+    match code {
+        ExitCode::Trap => vm_exit_dispatcher(core, active.vm, active.vcpu, active.shadow),
+        ExitCode::Irq => Action::ToHost(ExitReason::Irq),
+        ExitCode::SError => failed(core, active),
+    }
+}
+
+/// An SError while the VM ran: what it did cannot be undone, so it does not run on. The machine does.
+#[cold]
+fn failed<M: Machine>(core: &Core<M>, active: &Active) -> Action {
+    log::warn!("VM {}: SError while it ran; it is switched off", active.vm.raw());
+    // It exists: it runs.
+    let _ = set_vm_poweroff(core.vms(), active.vm);
+    Action::ToHost(ExitReason::Failed)
+}
+
+/// The vCPU that this CPU runs leaves for `reason`; the host is back afterwards, and hears this.
+pub fn leave_vm_raw<M: Machine>(core: &Core<M>, active: &Active, reason: ExitReason) -> ExitReason {
+    let machine = core.machine();
+    let reason = ctxt_switch::save_vm(core.vms(), active, reason);
+    ctxt_switch::restore_host(machine);
+    machine.count(event_of(reason));
+    reason
+}
+
+const fn event_of(reason: ExitReason) -> Event {
+    match reason {
+        ExitReason::Irq => Event::ExitIrq,
+        ExitReason::Timer => Event::ExitTimer,
+        ExitReason::Wfx => Event::ExitWfx,
+        ExitReason::MmioRead => Event::ExitMmioRead,
+        ExitReason::MmioWrite => Event::ExitMmioWrite,
+        ExitReason::MemoryFault => Event::ExitMemoryFault,
+        ExitReason::Psci => Event::ExitPsci,
+        ExitReason::Sysreg => Event::ExitSysreg,
+        ExitReason::SystemOff => Event::ExitSystemOff,
+        ExitReason::Stopped => Event::ExitStopped,
+        ExitReason::Failed => Event::ExitFailed,
     }
 }
 

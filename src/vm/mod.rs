@@ -9,6 +9,7 @@
 //! | 20    | [`boot_aux`]       | images, from the host's pages to a verdict                             |
 //! | 21    | [`boot_ops`]       | the life of a VM and of its vCPUs                                      |
 //! | 21    | [`vm_memory`]      | its memory, given and taken back; what the host may see                |
+//! | 21    | [`mmio_guard`]     | which of its device addresses the host may hear of                     |
 //! | 21    | [`host_calls`]     | the host's calls about VMs, from numbers to types                      |
 //!
 //! This file holds the state that these layers share: one [`Vm`] for each id, behind a lock of rank `Vm`, and the ids that are in
@@ -21,11 +22,13 @@ pub mod boot_core;
 pub mod boot_ops;
 pub mod host_calls;
 pub mod keys;
+pub mod mmio_guard;
 pub mod vm_memory;
 pub mod vm_power;
 
 use ed25519_compact::sha512::Hash;
 use keys::{Digest512, Keys, PublicKey};
+use mmio_guard::MmioGuard;
 use spin::Once;
 
 use crate::abstract_machine::Machine;
@@ -200,6 +203,8 @@ pub struct Vm {
     pub(crate) check: Option<Check>,
     /// Of the manifest that the images were checked against: what the VM is.
     pub(crate) identity: Digest512,
+    /// Which device addresses it has named.
+    pub(crate) guard: MmioGuard,
 }
 
 impl Vm {
@@ -217,6 +222,7 @@ impl Vm {
         cntvoff: 0,
         check: None,
         identity: [0; 64],
+        guard: MmioGuard::NONE,
     };
 
     /// The vCPU with this number, if it was registered.
@@ -261,8 +267,8 @@ pub const fn no_vm() -> VmLock {
     Lock::new(Rank::Vm, Vm::UNUSED)
 }
 
-/// A CPU has 127 of them, and one allocation holds them all.
-const _: () = assert!(size_of::<VmLock>() <= 1032);
+/// There are 127 of them, and one allocation of 256 KiB at most holds them all.
+const _: () = assert!(size_of::<VmLock>() * MAX_VMS as usize <= 256 * 1024);
 
 /// The VM ids in use: bit n is id n + 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -49,6 +49,8 @@ const ORDER: &[&str] = &[
     "smmu::mmio_ops_aux",
     "smmu::mmio_ops",
     "vcpu",
+    "vcpu::exposure",
+    "vcpu::el1",
     "vcpu::vcpu_ops_aux",
     "vcpu::vcpu_ops",
     "vcpu::ctxt_switch",
@@ -61,8 +63,20 @@ const ORDER: &[&str] = &[
 ];
 
 /// Files of layer directories that hold shared state or values, and so are no layers themselves.
-const NO_LAYERS: &[&str] =
-    &["interface", "npt", "npt::descriptor", "spt", "memory", "vm::keys", "vm", "smmu", "vcpu", "trap"];
+const NO_LAYERS: &[&str] = &[
+    "interface",
+    "npt",
+    "npt::descriptor",
+    "spt",
+    "memory",
+    "vm::keys",
+    "vm",
+    "smmu",
+    "vcpu",
+    "vcpu::exposure",
+    "vcpu::el1",
+    "trap",
+];
 
 /// Most lines of a file.
 const MOST_LINES: usize = 500;

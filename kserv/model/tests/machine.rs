@@ -252,22 +252,6 @@ fn a_timer_whose_interrupt_is_off_wakes_nobody() {
 }
 
 #[test]
-fn a_vcpu_that_starts_again_has_no_timer_interrupt_of_its_former_life() {
-    let mut chunks = [Chunk::EMPTY; 2];
-    let mut bench = Bench::new(&mut chunks, GicVersion::V3, 2);
-    bench.set_up_gic();
-    for timer in [1, 0] {
-        assert!(bench.enter(0));
-        bench.boxes[0].x[..2].copy_from_slice(&[CPU_ON, 1]);
-        assert_eq!(bench.exit(0, ExitReason::Psci).0, Action::Run);
-        assert!(bench.enter(1) && bench.boxes[1].lr_count == 0);
-        // It goes off with its timer fired.
-        (bench.boxes[1].x[0], bench.boxes[1].cntv_ctl, bench.boxes[1].cntv_cval) = (0x8400_0002, timer, 1);
-        assert_eq!(bench.exit(1, ExitReason::Psci).0, Action::Off);
-    }
-}
-
-#[test]
 fn the_console_prints_hears_and_interrupts() {
     for gic in [GicVersion::V2, GicVersion::V3] {
         let mut chunks = [Chunk::EMPTY; 2];

@@ -33,7 +33,7 @@ use spin::Once;
 
 use super::addr::{CpuId, Ipa, Pa, Pfn, PhysRange, VcpuId, VmId};
 use super::per_cpu::{Event, PerCpu};
-use super::regs::{El1Reg, Syndrome};
+use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
 use super::shadow::{Shadow, ShadowReg};
 use super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines};
 use super::{Machine, SmcOutcome, Worlds};
@@ -245,8 +245,7 @@ impl Machine for Cpu {
     }
 
     fn read_hpfar_el2(&self) -> Ipa {
-        // HPFAR_EL2.FIPA: bits 47 to 12 of the address stand at bits 39 to 4.
-        Ipa::new((HPFAR_EL2.get() & 0xff_ffff_fff0) << 8)
+        ipa_of_hpfar(HPFAR_EL2.get())
     }
 
     fn read_far_el2(&self) -> u64 {
@@ -289,6 +288,10 @@ impl Machine for Cpu {
             El1Reg::Sctlr => SCTLR_EL1.set(value),
             El1Reg::Vbar => VBAR_EL1.set(value),
         }
+    }
+
+    fn id_register(&self, reg: SysregId) -> u64 {
+        sysreg::id_register(reg)
     }
 
     fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {

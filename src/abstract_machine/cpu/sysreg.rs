@@ -2,6 +2,8 @@
 //!
 //! Each is a value with `get` and `set`; the encoding stands at its definition. Arm ARM (DDI 0487) D24.2.
 
+use super::super::regs::SysregId;
+
 pub use fields::*;
 
 #[allow(missing_docs, reason = "the macro's own items cannot carry any")]
@@ -211,6 +213,8 @@ registers! {
     IdAa64isar1: "id_aa64isar1_el1", ID_AA64ISAR1::Register;
     /// Feature registers: instructions.
     IdAa64isar2: "S3_0_C0_C6_2", ID_AA64ISAR2::Register;
+    /// Feature registers.
+    IdAa64mmfr2: "S3_0_C0_C7_2", ();
     /// Feature registers: instructions.
     IdAa64isar0: "id_aa64isar0_el1", ID_AA64ISAR0::Register;
     /// Streaming vector control.
@@ -221,4 +225,20 @@ registers! {
     Fpcr: "S3_3_C4_C4_0", ();
     /// Floating-point status.
     Fpsr: "S3_3_C4_C4_1", ();
+}
+
+/// The ID register `reg`, if it is one of those that every CPU has; else zero, which is what the others may hold.
+pub fn id_register(reg: SysregId) -> u64 {
+    match (reg.crm, reg.op2) {
+        (4, 0) => IdAa64pfr0::get().get(),
+        (4, 1) => IdAa64pfr1::get().get(),
+        (5, 0) => IdAa64dfr0::get().get(),
+        (6, 0) => IdAa64isar0::get().get(),
+        (6, 1) => IdAa64isar1::get().get(),
+        (6, 2) => IdAa64isar2::get().get(),
+        (7, 0) => IdAa64mmfr0::get().get(),
+        (7, 1) => IdAa64mmfr1::get().get(),
+        (7, 2) => IdAa64mmfr2::get().get(),
+        _ => 0,
+    }
 }

@@ -30,7 +30,7 @@ use std::{format, vec};
 
 use super::addr::{Ipa, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::Event;
-use super::regs::{El1Reg, Syndrome};
+use super::regs::{El1Reg, Syndrome, SysregId};
 use super::{Machine, SmcOutcome};
 use tables::{LogEntry, Tables};
 use tlb::Tlb;
@@ -88,6 +88,7 @@ struct State {
     watched: Vec<(VmId, Ipa)>,
     sabotage: Option<Sabotage>,
     halted: bool,
+    id_registers: BTreeMap<SysregId, u64>,
 }
 
 /// The simulated machine.
@@ -116,6 +117,7 @@ impl Sim {
             watched: vec![],
             sabotage: None,
             halted: false,
+            id_registers: BTreeMap::new(),
         };
         Self { state: Mutex::new(state), worlds: Mutex::default(), firmware: None }
     }
@@ -217,6 +219,11 @@ impl Sim {
     /// The ranges that were cleaned to the point of coherency, in order.
     pub fn synced(&self) -> Vec<PhysRange> {
         self.state().synced.clone()
+    }
+
+    /// What an ID register of every CPU holds; zero if no test says so.
+    pub fn set_id_register(&self, reg: SysregId, value: u64) {
+        self.state().id_registers.insert(reg, value);
     }
 
     /// The log's text; its first byte has sequence number `first`.
@@ -431,11 +438,20 @@ impl Machine for Sim {
     }
 
     fn read_el1(&self, reg: El1Reg) -> u64 {
-        *el1(&mut self.state().this_cpu().trapped, reg)
+        match self.running(reg, None) {
+            Some(value) => value,
+            None => *el1(&mut self.state().this_cpu().trapped, reg),
+        }
     }
 
     fn write_el1(&self, reg: El1Reg, value: u64) {
-        *el1(&mut self.state().this_cpu().trapped, reg) = value;
+        if self.running(reg, Some(value)).is_none() {
+            *el1(&mut self.state().this_cpu().trapped, reg) = value;
+        }
+    }
+
+    fn id_register(&self, reg: SysregId) -> u64 {
+        self.state().id_registers.get(&reg).copied().unwrap_or(0)
     }
 
     fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {

@@ -12,6 +12,7 @@ use std::vec::Vec;
 
 use super::{CPU, Sim};
 use crate::abstract_machine::addr::{CpuId, Ipa, Pa, Pfn, VcpuId, VmId};
+use crate::abstract_machine::regs::El1Reg;
 use crate::abstract_machine::shadow::{BankReg, Context, Shadow, ShadowReg};
 use crate::abstract_machine::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
@@ -136,6 +137,26 @@ impl Sim {
     /// The steps of world switches since the last call, each with its CPU.
     pub fn switches(&self) -> Vec<(usize, Switch)> {
         core::mem::take(&mut self.worlds().log)
+    }
+
+    /// An EL1 register of the VM that this CPU runs, written first; `None` if it runs the host, whose registers are elsewhere.
+    pub(super) fn running(&self, reg: El1Reg, value: Option<u64>) -> Option<u64> {
+        let mut worlds = self.worlds();
+        let this = worlds.this();
+        if this.vm == VmId::HOST {
+            return None;
+        }
+        let reg = match reg {
+            El1Reg::Elr => BankReg::ElrEl1,
+            El1Reg::Spsr => BankReg::SpsrEl1,
+            El1Reg::Esr => BankReg::Esr,
+            El1Reg::Far => BankReg::Far,
+            El1Reg::Sctlr => BankReg::Sctlr,
+            El1Reg::Vbar => BankReg::Vbar,
+        };
+        let slot = &mut this.live.bank[reg as usize];
+        *slot = value.unwrap_or(*slot);
+        Some(*slot)
     }
 
     fn is_context(&self, shadow: Shadow) -> bool {

@@ -1,0 +1,87 @@
+//! Layer 30, MemHandler: a VM touched what its stage 2 does not map, or not for this.
+//!
+//! | primitive              | decides                                                       | lock       |
+//! |------------------------|---------------------------------------------------------------|------------|
+//! | [`handle_vm_abort`]    | memory that the host may add, a device, or an abort in the VM | Vm; Npt    |
+//! | [`is_vm_memory`]       | whether an address can be memory of a VM                      | none       |
+//!
+//! What it decides, in this order:
+//!
+//! | the access                                        | outcome                                                                      |
+//! |---------------------------------------------------|------------------------------------------------------------------------------|
+//! | its address is not known any more                 | again: another vCPU changed the stage-1 tables meanwhile                      |
+//! | external abort, TLB conflict, unsupported atomic  | external abort in the VM                                                     |
+//! | memory, and mapped by now                         | again: another vCPU's fault was served meanwhile (K §8.3 A4)                 |
+//! | memory                                            | exit MemoryFault: its page, whether write or fetch, no register              |
+//! | device, refused for its kind (fetch from a window) | external abort in the VM                                                    |
+//! | device, but not one that the VM has named to the MMIO guard | external abort in the VM                                           |
+//! | device, cache maintenance                         | nothing: there is no cache                                                   |
+//! | device, load or store that the syndrome describes | exit MmioRead or MmioWrite                                                   |
+//! | device, anything else (fetch, walk, pair of registers) | exit MemoryFault                                                        |
+//!
+//! A store to memory that was lent read-only (A24) is a MemoryFault too: the host decides, by an abort or another mapping.
+//! `clear_vm_stage2_range` of the proof's MemHandler is `vm_memory::reclaim_vm`.
+//!
+//! Below: CtxtSwitch. Above: FaultHandler. Specification: `spec::vcpu`. Source: SeKVM layer MemHandler, `prep_abort`; K §3.2, §3.5, §8.2 M1.
+#![forbid(unsafe_code)]
+
+use super::Core;
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{Gfn, Ipa, VmId};
+use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::regs::{ExceptionClass, FaultKind, Syndrome, hpfar_of_ipa};
+use crate::abstract_machine::shadow::{Shadow, ShadowReg};
+use crate::interface::mailbox::ExitReason;
+use crate::memory::memory_ops;
+use crate::vcpu::Action;
+use crate::vcpu::el1::Loaded;
+use crate::vcpu::vcpu_ops_aux::{step_over, take_external_abort};
+use crate::vm::mmio_guard;
+
+/// Where a VM can have memory; everything else is devices. K §3.5: the window rule.
+const MEMORY: core::ops::Range<u64> = 0x4000_0000..0x40_0000_0000;
+
+/// Whether `ipa` can be memory of a VM.
+pub fn is_vm_memory(ipa: Ipa) -> bool {
+    MEMORY.contains(&ipa.raw())
+}
+
+/// Decides what follows from the data or instruction abort `syndrome` of the vCPU that this CPU runs.
+pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, shadow: Shadow, syndrome: Syndrome) -> Action {
+    let machine = core.machine();
+    let kind = syndrome.fault_kind();
+    if kind == FaultKind::Other {
+        return deny(machine, shadow, syndrome);
+    }
+    let Some(ipa) = machine.fault_ipa(shadow) else { return Action::Resume };
+    // From here on the shadow's is the right one, also where the register's was not.
+    machine.set_shadow_ctxt(shadow, ShadowReg::HpfarEl2, hpfar_of_ipa(ipa));
+    let gfn = Gfn::containing(ipa);
+    if is_vm_memory(ipa) {
+        let served = kind != FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_some();
+        return if served { Action::Resume } else { Action::ToHost(ExitReason::MemoryFault) };
+    }
+    if kind == FaultKind::Permission || !mmio_guard::allows(core.vms(), vmid, gfn) {
+        return deny(machine, shadow, syndrome);
+    }
+    let is_data = syndrome.class() == ExceptionClass::DataAbort;
+    if !is_data || syndrome.is_stage1_walk() {
+        return Action::ToHost(ExitReason::MemoryFault);
+    }
+    if syndrome.is_cache_maintenance() {
+        step_over(machine, shadow);
+        return Action::Resume;
+    }
+    Action::ToHost(match (syndrome.is_described(), syndrome.is_write()) {
+        (false, _) => ExitReason::MemoryFault,
+        (true, false) => ExitReason::MmioRead,
+        (true, true) => ExitReason::MmioWrite,
+    })
+}
+
+fn deny<M: Machine>(machine: &M, shadow: Shadow, syndrome: Syndrome) -> Action {
+    machine.count(Event::VmAccessDenied);
+    let va = machine.get_shadow_ctxt(shadow, ShadowReg::FarEl2);
+    take_external_abort(&Loaded(machine, shadow), syndrome, va);
+    Action::Resume
+}

@@ -1,0 +1,94 @@
+//! Part of layer 32, TrapDispatcher: what follows from a trap of a VM.
+//!
+//! | primitive                | answers                                     | lock    |
+//! |--------------------------|---------------------------------------------|---------|
+//! | [`vm_exit_dispatcher`]   | a synchronous exception of a VM             | by case |
+//!
+//! Every exception class that a VM can cause has its outcome in one table, [`outcome`]; a class that is not in it is one that the core did not ask
+//! for, and an undefined instruction for the VM. The published function panics for all but two (K §3.2, §8.2 M1).
+//!
+//! Source: SeKVM `vm_exit_dispatcher`; K §3.2.
+#![forbid(unsafe_code)]
+
+use super::super::Core;
+use super::super::fault_handler::{pvops, sys64};
+use super::super::mem_handler::handle_vm_abort;
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{VcpuId, VmId};
+use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::regs::Syndrome;
+use crate::abstract_machine::shadow::{Shadow, ShadowReg};
+use crate::interface::mailbox::ExitReason;
+use crate::vcpu::Action;
+use crate::vcpu::el1::Loaded;
+use crate::vcpu::vcpu_ops_aux::{take_breakpoint, take_illegal, take_undefined};
+
+/// What becomes of an exception class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Exit Wfx.
+    Wait,
+    /// `core_handle_pvops`.
+    Call,
+    /// `core_handle_sys64`.
+    Register,
+    /// `handle_vm_abort`.
+    Abort,
+    /// The VM takes an illegal-state exception.
+    Illegal,
+    /// The VM takes its breakpoint itself.
+    Breakpoint,
+    /// The VM takes an undefined instruction.
+    Undefined,
+}
+
+/// What becomes of exception class `class`. Arm ARM D24.2.40.
+pub const fn outcome(class: u8) -> Outcome {
+    match class {
+        // WFI; WFE does not trap.
+        0x01 => Outcome::Wait,
+        // An illegal return: the CPU brings it to EL1 by itself.
+        0x0e => Outcome::Illegal,
+        // HVC and SMC of AArch64.
+        0x16 | 0x17 => Outcome::Call,
+        // MSR, MRS and system instructions.
+        0x18 => Outcome::Register,
+        // Instruction and data abort of EL1 or EL0.
+        0x20 | 0x24 => Outcome::Abort,
+        // BRK: goes to EL1 by itself, for debug exceptions are not routed to EL2.
+        0x3c => Outcome::Breakpoint,
+        // Not there for VMs: coprocessor traps of AArch32 (0x03 to 0x06, 0x08, 0x0c), FP (0x07, never trapped), pointer authentication (0x09, 0x1c), LS64 (0x0a),
+        // branch targets (0x0d), SVC, HVC and SMC of AArch32 (0x11 to 0x13), SVC (0x15), SVE (0x19), ERET (0x1a), SME (0x1d), alignment (0x22, 0x26), FP exceptions
+        // (0x28, 0x2c), SError (0x2f: another vector), breakpoint, step and watchpoint (0x30 to 0x35), AArch32 BKPT and vector catch (0x38, 0x3a), and what no
+        // manual knows yet.
+        _ => Outcome::Undefined,
+    }
+}
+
+/// vCPU `vcpuid` of `vmid`, which this CPU runs with `shadow`, trapped. K: `vm_exit_dispatcher`.
+pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, shadow: Shadow) -> Action {
+    let machine = core.machine();
+    machine.check();
+    let syndrome = Syndrome::new(machine.get_shadow_ctxt(shadow, ShadowReg::EsrEl2));
+    match outcome(syndrome.class_number()) {
+        Outcome::Call => pvops::call(core, vmid, vcpuid, shadow, syndrome),
+        Outcome::Register => sys64::core_handle_sys64(core, shadow, syndrome),
+        Outcome::Abort => handle_vm_abort(core, vmid, shadow, syndrome),
+        Outcome::Wait => Action::ToHost(ExitReason::Wfx),
+        other => inject(machine, shadow, syndrome, other),
+    }
+}
+
+#[cold]
+fn inject<M: Machine>(machine: &M, shadow: Shadow, syndrome: Syndrome, outcome: Outcome) -> Action {
+    let vm = Loaded(machine, shadow);
+    match outcome {
+        Outcome::Illegal => take_illegal(&vm),
+        Outcome::Breakpoint => take_breakpoint(&vm, syndrome),
+        _ => {
+            machine.count(Event::VmUndefined);
+            take_undefined(&vm);
+        }
+    }
+    Action::Resume
+}

@@ -1,0 +1,101 @@
+//! Layer 29, CtxtSwitch: the world switch.
+//!
+//! | primitive        | does                                                                    | lock                 |
+//! |------------------|-------------------------------------------------------------------------|----------------------|
+//! | [`save_host`]    | the host's EL1 registers go into this CPU's own context                 | none                 |
+//! | [`restore_vm`]   | takes the vCPU, checks what the host wants, and loads it                | Vm, below it Npt     |
+//! | [`save_vm`]      | saves the vCPU, shows the host what the exit shows, and gives it back   | Vm                   |
+//! | [`restore_host`] | the host's registers come back                                          | none                 |
+//!
+//! The order is K §3.7's: the host is saved before anything of a VM is loaded; a VM is saved whole before another CPU may take it. An exit that the
+//! core serves comes here not at all. Interrupts are masked at EL2 all the while; nothing of the host's state depends on how it called.
+//!
+//! Below: VCPUOps. Above: the trap layers. Specification: `spec::vcpu`. Source: SeKVM layer CtxtSwitch; K §3.3, §3.4, §3.7, §8.2 M8,
+//! §8.3 A7.
+#![forbid(unsafe_code)]
+
+use super::vcpu_ops::{read_entry, restore_shadow_kvm_regs, save_shadow_kvm_regs, save_timer};
+use crate::abstract_machine::addr::{VcpuId, VmId};
+use crate::abstract_machine::shadow::ShadowReg;
+use crate::abstract_machine::{ContextAt, Machine};
+use crate::interface::CallError;
+use crate::interface::mailbox::ExitReason;
+use crate::vm::boot_ops::{set_vcpu_active, set_vcpu_inactive, vcpu_started};
+use crate::vm::vm_power::get_vm_poweron;
+use crate::vm::{Active, Start, Vms};
+
+/// The host's EL1 registers and FP state, into this CPU's own context. K: `save_host`.
+pub fn save_host<M: Machine>(machine: &M) {
+    machine.save_sysregs(ContextAt::Host);
+    machine.fpsimd_save_state(ContextAt::Host);
+}
+
+/// The host's registers come back. The FP state is *restored*: the published skeleton's second "save" is a slip (K §0). K: `restore_host`.
+pub fn restore_host<M: Machine>(machine: &M) {
+    // K: HOST's vCPU is the CPU's number.
+    machine.set_per_cpu(VmId::HOST, VcpuId::new(machine.get_cur_cpu().index() as u16));
+    machine.host_el2_restore_state();
+    machine.restore_sysregs(ContextAt::Host);
+    machine.fpsimd_restore_state(ContextAt::Host);
+}
+
+/// Takes vCPU `vcpuid` of `vmid`, and loads it. The host was saved before. K: `restore_vm`; what K answers by `panic` (no such VM or vCPU; M8: it
+/// compares the wrong one) is an error for the host here.
+///
+/// # Errors
+/// As [`set_vcpu_active`] and [`read_entry`]; the vCPU is given back then, and [`restore_host`] must follow.
+pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Result<Active, CallError> {
+    let machine = vms.machine();
+    machine.set_per_cpu(vmid, vcpuid);
+    let active = set_vcpu_active(vms, vmid, vcpuid)?;
+    let entry = match read_entry(machine, &active) {
+        Ok(entry) => entry,
+        Err(error) => {
+            set_vcpu_inactive(vms, vmid, vcpuid);
+            return Err(error);
+        }
+    };
+    // All is checked; nothing below fails.
+    if active.start != Start::Resume {
+        vcpu_started(vms, vmid, vcpuid);
+    }
+    let shadow = active.shadow;
+    let here = machine.get_cur_cpu().index() as u64 + 1;
+    let moved = machine.get_shadow_ctxt(shadow, ShadowReg::LastCpu) != here;
+    machine.set_shadow_ctxt(shadow, ShadowReg::LastCpu, here);
+    machine.set_shadow_ctxt(shadow, ShadowReg::Cntvoff, active.cntvoff);
+    machine.vm_el2_restore_state(active.vttbr, active.ia_bits, moved);
+    restore_shadow_kvm_regs(machine, &active, &entry);
+    machine.timer_enable_traps(active.cntvoff);
+    machine.activate_traps(entry.lines);
+    machine.restore_sysregs(ContextAt::Vm(shadow));
+    machine.fpsimd_restore_state(ContextAt::Vm(shadow));
+    machine.vgic_restore_state(shadow, entry.list_registers());
+    Ok(active)
+}
+
+/// Saves the vCPU that this CPU runs, shows the host what an exit for `reason` shows, and gives the vCPU back. [`restore_host`] must follow. The reason as the host
+/// hears it: an interrupt may be the VM's timer, and a VM that was switched off meanwhile shows nothing but that. K: `save_vm`.
+pub fn save_vm<M: Machine>(vms: &Vms<M>, active: &Active, reason: ExitReason) -> ExitReason {
+    let machine = vms.machine();
+    let (vmid, vcpuid) = (machine.get_cur_vmid(), machine.get_cur_vcpuid());
+    let at = ContextAt::Vm(active.shadow);
+    machine.vgic_save_state(active.shadow);
+    machine.save_sysregs(at);
+    machine.fpsimd_save_state(at);
+    machine.deactivate_traps();
+    // K §3.4: `timer_enable_traps` there is the model's only name for both.
+    machine.timer_disable_traps();
+    let fired = save_timer(machine, active.shadow, reason == ExitReason::Irq);
+    let reason = match reason {
+        ExitReason::SystemOff | ExitReason::Failed => reason,
+        _ if !get_vm_poweron(vms, vmid) => ExitReason::Stopped,
+        ExitReason::Irq if fired => ExitReason::Timer,
+        _ => reason,
+    };
+    save_shadow_kvm_regs(machine, active, reason);
+    // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation.
+    machine.host_el2_restore_state();
+    set_vcpu_inactive(vms, vmid, vcpuid);
+    reason
+}
