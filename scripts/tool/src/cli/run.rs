@@ -22,6 +22,7 @@ use std::{
 
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("vms").args(["mini", "demo"]))]
+#[command(group = ArgGroup::new("work").args(["vm", "check"]))]
 pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value = "virt")]
     board: Board,
@@ -47,12 +48,14 @@ pub(super) struct RunArgs {
     append: Vec<String>,
     #[arg(long)]
     script: Option<PathBuf>,
-    #[arg(long, requires = "vm", conflicts_with_all = NOT_WITH_MINI)]
+    #[arg(long, requires = "work", conflicts_with_all = NOT_WITH_MINI)]
     mini: bool,
     #[arg(long, conflicts_with_all = NOT_WITH_MINI)]
     demo: bool,
     #[arg(long, requires = "mini")]
     vm: Vec<String>,
+    #[arg(long, requires = "mini", conflicts_with = "vm")]
+    check: Vec<String>,
     #[arg(long, requires = "mini", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
     vcpus: Option<u8>,
     #[arg(long, requires = "mini", value_parser = memory_size)]
@@ -108,7 +111,8 @@ impl RunArgs {
             }
             self.vm_append.iter().fold(vm, |vm, args| vm.append(args))
         });
-        self.mini.then(|| vms.fold(Vms::new(), Vms::vm))
+        let checks = self.check.iter().map(|name| format!("test={name}"));
+        self.mini.then(|| checks.fold(vms.fold(Vms::new(), Vms::vm), Vms::line))
     }
 
     fn payloads(&self) -> Vec<Payload> {
