@@ -28,6 +28,9 @@ use crate::say;
 /// The models of a VM with as many vCPUs as the core allows.
 pub type Model = Vm<'static, { MAX_VCPUS as usize }, 64>;
 
+/// It is made on the stack.
+const _: () = assert!(size_of::<Model>() <= 32 * 1024);
+
 /// Pages for the pool when a VM is made, beyond its vCPUs' contexts.
 const FIRST_POOL: u64 = 8;
 /// Pages for the pool when it is empty.

@@ -4,7 +4,6 @@ use core::arch::asm;
 
 use super::call::{Conduit, psci};
 use super::memory;
-use super::mmu;
 
 /// PSCI CPU_ON, 64 bit.
 const CPU_ON: u64 = 0xc400_0003;
@@ -65,8 +64,9 @@ pub fn wait() {
 /// Starts the CPU with this affinity as number `index`. By PSCI: its status.
 pub fn start(conduit: Conduit, affinity: u64, index: usize) -> u64 {
     let image = super::entry::image();
-    // What it reads before its MMU is on.
-    memory::clean(image.start, image.end - image.start);
-    memory::clean(&raw const mmu::TABLE as u64, 4096);
+    // What it reads before its MMU is on: code, which does not change, and no more (`mmu::start` has cleaned the tables).
+    if index == 1 {
+        memory::clean(image.start, image.end - image.start);
+    }
     psci(conduit, CPU_ON, [affinity, secondary_entry as *const () as u64, index as u64])
 }

@@ -7,7 +7,7 @@ use super::mmu;
 
 /// Most CPUs.
 pub const MAX_CPUS: usize = 16;
-const STACK_SIZE: usize = 32 * 1024;
+const STACK_SIZE: usize = 128 * 1024;
 
 /// Memory that assembly uses.
 #[repr(C, align(4096))]
