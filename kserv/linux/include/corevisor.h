@@ -150,7 +150,7 @@
 
 /* (vm)
  * Takes up to [`MAX_PAGES`] pages of a VM in state POWEROFF back to the host: unmapped, scrubbed if they were private.
- * [`CallError::Busy`] while a vCPU runs. x0 = pages taken; 0: none is left. K: `clear_vm_stage2_range`, A7.
+ * [`CallError::Busy`] while a vCPU runs. x0 = pages taken, each table that went back into the pool among them; 0: none is left. K: `clear_vm_stage2_range`, A7.
  */
 #define CV_CALL_RECLAIM_VM 0xc600801fULL
 

@@ -121,7 +121,7 @@ calls! {
     /// makes them exit by an interrupt. K §8.3 A10.
     PowerOffVm(vm) = HOST_BASE + 0x1e,
     /// Takes up to [`MAX_PAGES`] pages of a VM in state POWEROFF back to the host: unmapped, scrubbed if they were private.
-    /// [`CallError::Busy`] while a vCPU runs. x0 = pages taken; 0: none is left. K: `clear_vm_stage2_range`, A7.
+    /// [`CallError::Busy`] while a vCPU runs. x0 = pages taken, each table that went back into the pool among them; 0: none is left. K: `clear_vm_stage2_range`, A7.
     ReclaimVm(vm) = HOST_BASE + 0x1f,
     /// The VM is gone: pool, root and id are free again. Needs all memory reclaimed, else [`CallError::Busy`]. In steps: [`CallError::Again`].
     DestroyVm(vm) = HOST_BASE + 0x20,

