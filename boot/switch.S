@@ -1,66 +1,27 @@
-// The world switch between the core and a VM. run_vm is a function of the core that returns when the VM traps: in
-// between, VBAR_EL2 points to the vectors here, so a trap of the host pays nothing for there being VMs.
-// The Context (abstract_machine/shadow.rs) is memory that only the core reaches.
+// The world switch's two ends: run_vm puts a vCPU on the CPU and comes back as an ordinary function when it leaves.
+//
+// While a VM runs, VBAR_EL2 points to `vm_vectors`, so the host's way in (boot/vectors.S) has nothing to ask. SP_EL2 stays where
+// run_vm left it: there stand the address of the Context and the core's callee-saved registers.
+// Below: the SIMD registers, which the core itself (built without them) never touches. Offsets come from the Rust types.
 
-    // One of the 16 entries: a VM left for EL2. x0 and x1 go to the stack until the Context is at hand.
-    .macro  from_vm kind
-    .balign 128
-    stp     x0, x1, [sp, #-16]!
-    mov     x1, #\kind
-    b       vm_exit
-    .endm
+    .section .text.switch, "ax"
 
-    // A trap of the core itself while these vectors stand: the few instructions of vm_exit. Told by boot/vectors.S.
-    .macro  core_in_vm kind
-    .balign 128
-    msr     tpidr_el0, x0
-    msr     tpidrro_el0, x1
-    mov     x1, #\kind
-    b       core_trap
-    .endm
-
-    .section .text.vectors, "ax"
-    .balign 2048
-vm_vectors:
-    core_in_vm 0
-    core_in_vm 1
-    core_in_vm 2
-    core_in_vm 3
-    core_in_vm 4
-    core_in_vm 5
-    core_in_vm 6
-    core_in_vm 7
-    from_vm {EXIT_TRAP}
-    from_vm {EXIT_IRQ}
-    from_vm {EXIT_IRQ}
-    from_vm {EXIT_SERROR}
-    core_in_vm 12                        // EL1 in AArch32: HCR_EL2.RW = 1, so never
-    core_in_vm 13
-    core_in_vm 14
-    core_in_vm 15
-
-    .section .text, "ax"
-// ---------------------------------------------------------------------------------------------------------
-// run_vm(x0 = Context, x1 = PerCpu) -> kind of exit. Everything the compiler expects a function to keep is
-// kept; pc, pstate, x0-x30 and the syndrome registers of the VM are in the Context afterwards.
+// run_vm(x0 = Context) -> x0 = kind of exit (ExitCode). EL2 is set up for the VM.
     .globl  run_vm
 run_vm:
     stp     x29, x30, [sp, #-112]!
-    stp     x19, x20, [sp, #16]
-    stp     x21, x22, [sp, #32]
-    stp     x23, x24, [sp, #48]
-    stp     x25, x26, [sp, #64]
-    stp     x27, x28, [sp, #80]
-    mrs     x2, elr_el2                 // where the host goes on
-    mrs     x3, spsr_el2
-    stp     x2, x3, [sp, #96]
-    str     x0, [x1, #{PERCPU_CONTEXT}]
-    adrp    x2, vm_vectors
-    add     x2, x2, :lo12:vm_vectors
-    msr     vbar_el2, x2
-    ldp     x2, x3, [x0, #{CONTEXT_PC}]
-    msr     elr_el2, x2
-    msr     spsr_el2, x3
+    stp     x19, x20, [sp, #(8 * 4)]
+    stp     x21, x22, [sp, #(8 * 6)]
+    stp     x23, x24, [sp, #(8 * 8)]
+    stp     x25, x26, [sp, #(8 * 10)]
+    stp     x27, x28, [sp, #(8 * 12)]
+    str     x0, [sp, #(8 * 2)]
+    adrp    x9, vm_vectors
+    add     x9, x9, :lo12:vm_vectors
+    msr     vbar_el2, x9
+    ldp     x9, x10, [x0, #{CONTEXT_PC}]
+    msr     elr_el2, x9
+    msr     spsr_el2, x10
     ldp     x2, x3, [x0, #(8 * 2)]
     ldp     x4, x5, [x0, #(8 * 4)]
     ldp     x6, x7, [x0, #(8 * 6)]
@@ -77,14 +38,13 @@ run_vm:
     ldp     x28, x29, [x0, #(8 * 28)]
     ldr     x30, [x0, #(8 * 30)]
     ldp     x0, x1, [x0, #(8 * 0)]
-    eret                                // synchronizes the new VBAR_EL2 and all that was set before
-    dsb     nsh                         // no speculation past the return
+    eret
+    dsb     nsh                         // no speculation past the entry
     isb
 
-// x0, x1 of the VM are on the stack, x1 = kind of exit; all else is the VM's.
+// x1 = kind; the VM's x0 and x1 stand on the stack, then what run_vm left there.
 vm_exit:
-    mrs     x0, tpidr_el2
-    ldr     x0, [x0, #{PERCPU_CONTEXT}]
+    ldr     x0, [sp, #(16 + 8 * 2)]
     stp     x2, x3, [x0, #(8 * 2)]
     stp     x4, x5, [x0, #(8 * 4)]
     stp     x6, x7, [x0, #(8 * 6)]
@@ -113,174 +73,146 @@ vm_exit:
     adrp    x2, vectors
     add     x2, x2, :lo12:vectors
     msr     vbar_el2, x2
-    isb                                 // from here on a trap of the core is told as one of its own
     mov     x0, x1
-    ldp     x2, x3, [sp, #96]
-    msr     elr_el2, x2
-    msr     spsr_el2, x3
-    ldp     x19, x20, [sp, #16]
-    ldp     x21, x22, [sp, #32]
-    ldp     x23, x24, [sp, #48]
-    ldp     x25, x26, [sp, #64]
-    ldp     x27, x28, [sp, #80]
+    ldp     x19, x20, [sp, #(8 * 4)]
+    ldp     x21, x22, [sp, #(8 * 6)]
+    ldp     x23, x24, [sp, #(8 * 8)]
+    ldp     x25, x26, [sp, #(8 * 10)]
+    ldp     x27, x28, [sp, #(8 * 12)]
     ldp     x29, x30, [sp], #112
     ret
 
-// ---------------------------------------------------------------------------------------------------------
-// SIMD registers to and from memory: x0 = 512 bytes for q0-q31. The core itself never uses them.
-    .arch_extension fp
-    .arch_extension simd
-    .globl  fpsimd_save
-fpsimd_save:
-    stp     q0, q1, [x0, #(32 * 0)]
-    stp     q2, q3, [x0, #(32 * 1)]
-    stp     q4, q5, [x0, #(32 * 2)]
-    stp     q6, q7, [x0, #(32 * 3)]
-    stp     q8, q9, [x0, #(32 * 4)]
-    stp     q10, q11, [x0, #(32 * 5)]
-    stp     q12, q13, [x0, #(32 * 6)]
-    stp     q14, q15, [x0, #(32 * 7)]
-    stp     q16, q17, [x0, #(32 * 8)]
-    stp     q18, q19, [x0, #(32 * 9)]
-    stp     q20, q21, [x0, #(32 * 10)]
-    stp     q22, q23, [x0, #(32 * 11)]
-    stp     q24, q25, [x0, #(32 * 12)]
-    stp     q26, q27, [x0, #(32 * 13)]
-    stp     q28, q29, [x0, #(32 * 14)]
-    stp     q30, q31, [x0, #(32 * 15)]
-    ret
-    .globl  fpsimd_restore
-fpsimd_restore:
-    ldp     q0, q1, [x0, #(32 * 0)]
-    ldp     q2, q3, [x0, #(32 * 1)]
-    ldp     q4, q5, [x0, #(32 * 2)]
-    ldp     q6, q7, [x0, #(32 * 3)]
-    ldp     q8, q9, [x0, #(32 * 4)]
-    ldp     q10, q11, [x0, #(32 * 5)]
-    ldp     q12, q13, [x0, #(32 * 6)]
-    ldp     q14, q15, [x0, #(32 * 7)]
-    ldp     q16, q17, [x0, #(32 * 8)]
-    ldp     q18, q19, [x0, #(32 * 9)]
-    ldp     q20, q21, [x0, #(32 * 10)]
-    ldp     q22, q23, [x0, #(32 * 11)]
-    ldp     q24, q25, [x0, #(32 * 12)]
-    ldp     q26, q27, [x0, #(32 * 13)]
-    ldp     q28, q29, [x0, #(32 * 14)]
-    ldp     q30, q31, [x0, #(32 * 15)]
-    ret
+    // A trap of the core while a VM's vectors stand: as in boot/vectors.S.
+    .macro  from_core_in_vm, kind
+    .balign 128
+    msr     tpidr_el0, x0
+    msr     tpidrro_el0, x1
+    mov     x1, #\kind
+    b       core_trap
+    .endm
+
+    .macro  from_vm, kind
+    .balign 128
+    stp     x0, x1, [sp, #-16]!
+    mov     x1, #\kind
+    b       vm_exit
+    .endm
+
+    .section .text.vectors, "ax"
+    .balign 2048
+vm_vectors:
+    from_core_in_vm 0
+    from_core_in_vm 1
+    from_core_in_vm 2
+    from_core_in_vm 3
+    from_core_in_vm 4
+    from_core_in_vm 5
+    from_core_in_vm 6
+    from_core_in_vm 7
+    from_vm {EXIT_TRAP}
+    from_vm {EXIT_IRQ}
+    from_vm {EXIT_IRQ}
+    from_vm {EXIT_SERROR}
+    from_core_in_vm 12
+    from_core_in_vm 13
+    from_core_in_vm 14
+    from_core_in_vm 15
+    .balign 128
 
 // ---------------------------------------------------------------------------------------------------------
-// SVE registers of the host, on a CPU that has them: x0 = room for 32 vectors, 16 predicates and FFR, of the
-// longest vectors that the CPU has (ZCR_EL2 lets EL2 use them). The vectors hold q0-q31.
+    .section .text.switch, "ax"
+    .arch_extension fp
+    .arch_extension simd
+
+// fpsimd_save(x0 = Context.q): q0-q31, then FPSR, FPCR.
+    .globl  fpsimd_save
+fpsimd_save:
+    stp     q0, q1, [x0, #0]
+    stp     q2, q3, [x0, #32]
+    stp     q4, q5, [x0, #64]
+    stp     q6, q7, [x0, #96]
+    stp     q8, q9, [x0, #128]
+    stp     q10, q11, [x0, #160]
+    stp     q12, q13, [x0, #192]
+    stp     q14, q15, [x0, #224]
+    stp     q16, q17, [x0, #256]
+    stp     q18, q19, [x0, #288]
+    stp     q20, q21, [x0, #320]
+    stp     q22, q23, [x0, #352]
+    stp     q24, q25, [x0, #384]
+    stp     q26, q27, [x0, #416]
+    stp     q28, q29, [x0, #448]
+    stp     q30, q31, [x0, #480]
+    mrs     x9, fpsr
+    mrs     x10, fpcr
+    add     x0, x0, #512
+    stp     x9, x10, [x0]
+    ret
+
+// fpsimd_restore(x0 = Context.q).
+    .globl  fpsimd_restore
+fpsimd_restore:
+    ldp     q0, q1, [x0, #0]
+    ldp     q2, q3, [x0, #32]
+    ldp     q4, q5, [x0, #64]
+    ldp     q6, q7, [x0, #96]
+    ldp     q8, q9, [x0, #128]
+    ldp     q10, q11, [x0, #160]
+    ldp     q12, q13, [x0, #192]
+    ldp     q14, q15, [x0, #224]
+    ldp     q16, q17, [x0, #256]
+    ldp     q18, q19, [x0, #288]
+    ldp     q20, q21, [x0, #320]
+    ldp     q22, q23, [x0, #352]
+    ldp     q24, q25, [x0, #384]
+    ldp     q26, q27, [x0, #416]
+    ldp     q28, q29, [x0, #448]
+    ldp     q30, q31, [x0, #480]
+    add     x0, x0, #512
+    ldp     x9, x10, [x0]
+    msr     fpsr, x9
+    msr     fpcr, x10
+    ret
+
     .arch_extension sve
+
+// sve_vector_bytes() -> x0: bytes of a vector at EL2.
+    .globl  sve_vector_bytes
+sve_vector_bytes:
+    rdvl    x0, #1
+    ret
+
+// sve_save(x0 = area, x1 = 0: z0-z31; 1: and p0-p15; 2: and FFR).
     .globl  sve_save
 sve_save:
-    rdvl    x1, #16
-    add     x1, x0, x1, lsl #1          // behind 32 vectors
-    str     z0, [x0, #0, mul vl]
-    str     z1, [x0, #1, mul vl]
-    str     z2, [x0, #2, mul vl]
-    str     z3, [x0, #3, mul vl]
-    str     z4, [x0, #4, mul vl]
-    str     z5, [x0, #5, mul vl]
-    str     z6, [x0, #6, mul vl]
-    str     z7, [x0, #7, mul vl]
-    str     z8, [x0, #8, mul vl]
-    str     z9, [x0, #9, mul vl]
-    str     z10, [x0, #10, mul vl]
-    str     z11, [x0, #11, mul vl]
-    str     z12, [x0, #12, mul vl]
-    str     z13, [x0, #13, mul vl]
-    str     z14, [x0, #14, mul vl]
-    str     z15, [x0, #15, mul vl]
-    str     z16, [x0, #16, mul vl]
-    str     z17, [x0, #17, mul vl]
-    str     z18, [x0, #18, mul vl]
-    str     z19, [x0, #19, mul vl]
-    str     z20, [x0, #20, mul vl]
-    str     z21, [x0, #21, mul vl]
-    str     z22, [x0, #22, mul vl]
-    str     z23, [x0, #23, mul vl]
-    str     z24, [x0, #24, mul vl]
-    str     z25, [x0, #25, mul vl]
-    str     z26, [x0, #26, mul vl]
-    str     z27, [x0, #27, mul vl]
-    str     z28, [x0, #28, mul vl]
-    str     z29, [x0, #29, mul vl]
-    str     z30, [x0, #30, mul vl]
-    str     z31, [x0, #31, mul vl]
-    str     p0, [x1, #0, mul vl]
-    str     p1, [x1, #1, mul vl]
-    str     p2, [x1, #2, mul vl]
-    str     p3, [x1, #3, mul vl]
-    str     p4, [x1, #4, mul vl]
-    str     p5, [x1, #5, mul vl]
-    str     p6, [x1, #6, mul vl]
-    str     p7, [x1, #7, mul vl]
-    str     p8, [x1, #8, mul vl]
-    str     p9, [x1, #9, mul vl]
-    str     p10, [x1, #10, mul vl]
-    str     p11, [x1, #11, mul vl]
-    str     p12, [x1, #12, mul vl]
-    str     p13, [x1, #13, mul vl]
-    str     p14, [x1, #14, mul vl]
-    str     p15, [x1, #15, mul vl]
+    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    str     z\n, [x0, #\n, mul vl]
+    .endr
+    cbz     x1, 1f
+    addvl   x0, x0, #31
+    addvl   x0, x0, #1
+    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    str     p\n, [x0, #\n, mul vl]
+    .endr
+    tbz     x1, #1, 1f
     rdffr   p0.b
-    str     p0, [x1, #16, mul vl]
-    ldr     p0, [x1, #0, mul vl]
-    ret
+    str     p0, [x0, #16, mul vl]
+1:  ret
+
+// sve_restore(x0 = area, x1 as above).
     .globl  sve_restore
 sve_restore:
-    rdvl    x1, #16
-    add     x1, x0, x1, lsl #1
-    ldr     z0, [x0, #0, mul vl]
-    ldr     z1, [x0, #1, mul vl]
-    ldr     z2, [x0, #2, mul vl]
-    ldr     z3, [x0, #3, mul vl]
-    ldr     z4, [x0, #4, mul vl]
-    ldr     z5, [x0, #5, mul vl]
-    ldr     z6, [x0, #6, mul vl]
-    ldr     z7, [x0, #7, mul vl]
-    ldr     z8, [x0, #8, mul vl]
-    ldr     z9, [x0, #9, mul vl]
-    ldr     z10, [x0, #10, mul vl]
-    ldr     z11, [x0, #11, mul vl]
-    ldr     z12, [x0, #12, mul vl]
-    ldr     z13, [x0, #13, mul vl]
-    ldr     z14, [x0, #14, mul vl]
-    ldr     z15, [x0, #15, mul vl]
-    ldr     z16, [x0, #16, mul vl]
-    ldr     z17, [x0, #17, mul vl]
-    ldr     z18, [x0, #18, mul vl]
-    ldr     z19, [x0, #19, mul vl]
-    ldr     z20, [x0, #20, mul vl]
-    ldr     z21, [x0, #21, mul vl]
-    ldr     z22, [x0, #22, mul vl]
-    ldr     z23, [x0, #23, mul vl]
-    ldr     z24, [x0, #24, mul vl]
-    ldr     z25, [x0, #25, mul vl]
-    ldr     z26, [x0, #26, mul vl]
-    ldr     z27, [x0, #27, mul vl]
-    ldr     z28, [x0, #28, mul vl]
-    ldr     z29, [x0, #29, mul vl]
-    ldr     z30, [x0, #30, mul vl]
-    ldr     z31, [x0, #31, mul vl]
-    ldr     p0, [x1, #16, mul vl]
+    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    ldr     z\n, [x0, #\n, mul vl]
+    .endr
+    cbz     x1, 1f
+    addvl   x0, x0, #31
+    addvl   x0, x0, #1
+    tbz     x1, #1, 2f
+    ldr     p0, [x0, #16, mul vl]
     wrffr   p0.b
-    ldr     p0, [x1, #0, mul vl]
-    ldr     p1, [x1, #1, mul vl]
-    ldr     p2, [x1, #2, mul vl]
-    ldr     p3, [x1, #3, mul vl]
-    ldr     p4, [x1, #4, mul vl]
-    ldr     p5, [x1, #5, mul vl]
-    ldr     p6, [x1, #6, mul vl]
-    ldr     p7, [x1, #7, mul vl]
-    ldr     p8, [x1, #8, mul vl]
-    ldr     p9, [x1, #9, mul vl]
-    ldr     p10, [x1, #10, mul vl]
-    ldr     p11, [x1, #11, mul vl]
-    ldr     p12, [x1, #12, mul vl]
-    ldr     p13, [x1, #13, mul vl]
-    ldr     p14, [x1, #14, mul vl]
-    ldr     p15, [x1, #15, mul vl]
-    ret
+2:  .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    ldr     p\n, [x0, #\n, mul vl]
+    .endr
+1:  ret
+    .arch_extension nosve

@@ -233,6 +233,11 @@ impl CpuId {
         Self(raw)
     }
 
+    /// The number.
+    pub const fn raw(self) -> u16 {
+        self.0
+    }
+
     /// The number as an array index.
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -247,6 +252,11 @@ impl VcpuId {
     /// The virtual CPU with this number.
     pub const fn new(raw: u16) -> Self {
         Self(raw)
+    }
+
+    /// The number.
+    pub const fn raw(self) -> u16 {
+        self.0
     }
 
     /// The number as an array index.

@@ -2,9 +2,11 @@
 //!
 //! boot/entry.S and boot/vectors.S read the first fields; their offsets come from this type.
 
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::addr::{CpuId, Pa, VcpuId, VmId};
+use super::addr::{CpuId, VcpuId, VmId};
+use super::shadow::Context;
 
 /// Size of a CPU's stack in bytes.
 pub const STACK_SIZE: u64 = 8 * 1024;
@@ -86,51 +88,55 @@ pub struct PerCpu {
     pub emergency_top: u64,
     /// Affinity of the CPU: MPIDR_EL1 without its flag bits.
     pub mpidr: u64,
-    /// The Context of the VM that runs, or ran last; for boot/switch.S.
-    pub context: AtomicU64,
     /// Dense number of the CPU.
     pub cpu: CpuId,
-    /// Page with the host's registers while a VM runs here: a [`super::shadow::Context`].
-    pub host_context: Pa,
-    /// Room for the host's SVE state, on a CPU that has SVE.
-    pub host_vectors: Option<Pa>,
-    current: AtomicU64,
     events: [AtomicU64; Event::COUNT],
+    world: UnsafeCell<World>,
+}
+
+// SAFETY: `world` is reached only through a raw pointer (`PerCpu::world`), by the CPU whose data this is; the rest is atomic or constant.
+unsafe impl Sync for PerCpu {}
+
+/// What a CPU keeps of the host while a VM has its registers, and which vCPU it runs.
+pub struct World {
+    /// The host's registers.
+    pub host: Context,
+    /// The VM that runs here; the host when none.
+    pub vm: VmId,
+    /// Its vCPU; the CPU's own number when the host runs.
+    pub vcpu: VcpuId,
+    /// The host was in SVE streaming mode.
+    pub streaming: bool,
+    /// Address of the area for the host's vectors; 0 if there is none.
+    pub vectors: u64,
+    /// PMCR_EL0 of the host.
+    pub pmcr: u64,
+    /// PMSCR_EL1 of the host.
+    pub pmscr: u64,
+    /// TRFCR_EL1 of the host.
+    pub trfcr: u64,
 }
 
 impl PerCpu {
     /// The data of a CPU that has not started.
     pub const fn new(cpu: CpuId, mpidr: u64, stack_top: u64, emergency_top: u64) -> Self {
-        Self {
-            stack_top,
-            emergency_top,
-            mpidr,
-            context: AtomicU64::new(0),
-            cpu,
-            host_context: Pa::new(0),
-            host_vectors: None,
-            current: AtomicU64::new(0),
-            events: [const { AtomicU64::new(0) }; Event::COUNT],
-        }
+        let world = World {
+            host: Context::EMPTY,
+            vm: VmId::HOST,
+            vcpu: VcpuId::new(cpu.raw()),
+            streaming: false,
+            vectors: 0,
+            pmcr: 0,
+            pmscr: 0,
+            trfcr: 0,
+        };
+        let events = [const { AtomicU64::new(0) }; Event::COUNT];
+        Self { stack_top, emergency_top, mpidr, cpu, events, world: UnsafeCell::new(world) }
     }
 
-    /// The same, with room for the host's registers.
-    #[must_use]
-    pub const fn with_host_context(mut self, page: Pa, vectors: Option<Pa>) -> Self {
-        self.host_context = page;
-        self.host_vectors = vectors;
-        self
-    }
-
-    /// Who runs on this CPU. K: `get_cur_vmid`, `get_cur_vcpuid`.
-    pub fn current(&self) -> (VmId, VcpuId) {
-        let word = self.current.load(Ordering::Relaxed);
-        (VmId::new((word >> 16) as u16), VcpuId::new(word as u16))
-    }
-
-    /// Says who runs on this CPU. K: `set_per_cpu`. Only this CPU does.
-    pub fn set_current(&self, vm: VmId, vcpu: VcpuId) {
-        self.current.store(u64::from(vm.raw()) << 16 | vcpu.index() as u64, Ordering::Relaxed);
+    /// The world switch's part; only the CPU itself follows the pointer.
+    pub const fn world(&self) -> *mut World {
+        self.world.get()
     }
 
     /// One more of this event. Only this CPU writes its counters, so load and store need not be one access.

@@ -13,12 +13,12 @@ use spin::Once;
 
 use super::boot_error::BootError;
 use super::console::Console;
-use super::device_tree::{self, DeviceTree, MachineDescription};
+use super::device_tree::{self, DeviceTree, Gic, MachineDescription};
 use super::host_image::BUNDLE_HEADER_OFFSET;
 use super::host_start::{self, Plan};
 use super::own_map::{self, MapError};
 use super::psci::Leave;
-use super::{cpus, entry, failure, logger};
+use super::{cpus, entry, failure, logger, window};
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange, Va, VmId};
 use crate::abstract_machine::cpu::{self, Cpu, el2, halt, pool};
 use crate::abstract_machine::per_cpu::Event;
@@ -123,8 +123,9 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     let mut plan = Plan::new(description, &layout)?;
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
     let core_memory = build_core(description, &mut plan)?;
+    open_windows(description, core_memory)?;
+    start_vgic(description)?;
     ready_for_host();
-    cpus::ready_for_vms(description, cpus)?;
     cpus::start_psci(description, cpus)?;
     let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, &mut plan)?;
     log::info!(
@@ -243,6 +244,28 @@ fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[
     Ok(plan.core)
 }
 
+/// What the machine needs for VMs: windows into RAM, and randomness.
+fn open_windows(description: &'static MachineDescription, core: [PhysRange; 2]) -> Result<(), BootError> {
+    window::init(&description.ram, core, own_map::window_table()?);
+    if let Some(seed) = &description.chosen.rng_seed {
+        cpu::entropy::seed(seed);
+    }
+    Ok(())
+}
+
+/// The GIC's virtual CPU interface, if there is one that VMs can use.
+fn start_vgic(description: &MachineDescription) -> Result<(), BootError> {
+    match description.gic {
+        Some(Gic::V2 { gich: Some(gich), gicv, .. }) => {
+            own_map::map(gich, CoreAccess::Device)?;
+            cpu::vgic::use_v2(gich, gicv);
+        }
+        Some(Gic::V3 { .. }) if el2::has_gic_registers() => cpu::vgic::use_v3(),
+        _ => log::warn!("the GIC has no virtual CPU interface: VMs get their interrupts from the host alone"),
+    }
+    Ok(())
+}
+
 static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
 
 /// RAM and device windows in ascending order; what lies beyond the host's address size does not exist for it.
@@ -280,6 +303,10 @@ pub fn ready_for_host() {
         halt::stay();
     }
     el2::init_for_host(*vttbr, *shape);
+    if !cpu::fpsimd::prepare() {
+        log::error!("no memory for the vectors of CPU {:#x}: it stays off", el2::affinity());
+        halt::stay();
+    }
 }
 
 // ---- while the host runs --------------------------------------------------------------------------------------------

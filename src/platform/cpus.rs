@@ -9,13 +9,13 @@ use core::slice;
 use aarch64_cpu::asm::{barrier, sev, wfi};
 use spin::Once;
 
-use super::device_tree::{EnableMethod, Gic, MAX_CPUS, MachineDescription, PsciConduit};
+use super::device_tree::{EnableMethod, MAX_CPUS, MachineDescription, PsciConduit};
 use super::own_map::{self, MapError};
 use super::psci::{After, Bcm2835Pm, Below, BoardMachine, ProbeError, Psci, PsciOutcome, SmcCall, SmcFirmware, Start};
 use super::{boot, entry};
 use crate::abstract_machine::SmcOutcome;
 use crate::abstract_machine::addr::{CpuId, Ipa, PAGE_SIZE, Pa, PhysRange, Va};
-use crate::abstract_machine::cpu::{self, SmcServer, el2, fp, halt, pool, vgic, window};
+use crate::abstract_machine::cpu::{self, SmcServer, el2, halt, pool};
 use crate::abstract_machine::per_cpu::{EMERGENCY_STACK_SIZE, PerCpu, STACK_SIZE};
 use crate::npt::descriptor::CoreAccess;
 
@@ -85,9 +85,7 @@ pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], C
         let area = pool::alloc(AREA_ORDER).ok_or(CpuError::OutOfMemory)?;
         own_map::unmap(PhysRange::between(area, Pa::new(area.raw() + PAGE_SIZE)));
         let stack_top = area.raw() + PAGE_SIZE + STACK_SIZE;
-        let context = pool::alloc(0).ok_or(CpuError::OutOfMemory)?;
-        let data = PerCpu::new(CpuId::new(count as u16), mpidr, stack_top, stack_top + EMERGENCY_STACK_SIZE)
-            .with_host_context(context, host_vectors()?);
+        let data = PerCpu::new(CpuId::new(count as u16), mpidr, stack_top, stack_top + EMERGENCY_STACK_SIZE);
         // SAFETY: the run of pages has room for as many as there are CPUs, and nothing refers to it yet.
         unsafe { array.add(count).write(data) };
         count += 1;
@@ -97,33 +95,6 @@ pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], C
     cpu::set_all(cpus);
     cpu::set_this(cpus.first());
     Ok(cpus)
-}
-
-/// Room for a CPU's SVE state, if the boot CPU has SVE.
-fn host_vectors() -> Result<Option<Pa>, CpuError> {
-    if !fp::has_sve() {
-        return Ok(None);
-    }
-    let order = fp::SVE_AREA.div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
-    pool::alloc(order).map(Some).ok_or(CpuError::OutOfMemory)
-}
-
-/// Makes what VMs need of the machine: windows to memory of others, and the GIC's virtual CPU interface.
-///
-/// # Errors
-/// [`CpuError::Map`].
-pub fn ready_for_vms(description: &MachineDescription, cpus: &'static [PerCpu]) -> Result<(), CpuError> {
-    window::set_slots(own_map::make_windows(cpus.len())?);
-    match description.gic {
-        Some(Gic::V2 { gich: Some(gich), gicv: Some(gicv), .. }) => {
-            own_map::map(gich, CoreAccess::Device)?;
-            // SAFETY: the device tree says that GICH is there, and it stays mapped.
-            unsafe { vgic::init_v2(Va::new(gich.base().raw()), gicv) };
-        }
-        Some(Gic::V3 { .. }) => vgic::init_v3(),
-        _ => log::warn!("the interrupt controller has no virtual CPU interface: VMs get none"),
-    }
-    Ok(())
 }
 
 /// Starts PSCI for the host on what the board has, and takes the CPUs of spin tables into the core.

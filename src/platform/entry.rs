@@ -124,13 +124,6 @@ pub struct ImageLayout {
     pub stack_guard: PhysRange,
 }
 
-impl ImageLayout {
-    /// Whether the byte at `pa` lies in the core's image.
-    pub fn holds(&self, pa: Pa) -> bool {
-        pa >= self.text.base() && pa < self.data.end()
-    }
-}
-
 /// Where the core lies.
 pub fn image_layout() -> ImageLayout {
     // SAFETY: the linker script defines the symbols; only their addresses are taken.

@@ -11,6 +11,7 @@
 //! | `entry`           | from boot/entry.S to Rust, and from Rust to the host                         |
 //! | `el3`             | what only the secure side can do, if the core is entered there               |
 //! | `own_map`         | the core's own stage-1 map                                                   |
+//! | `window`          | one look at a page of somebody else                                          |
 //! | `boot`, `boot_error` | the order of it all, and what can be wrong                                |
 //! | `host_start`      | the host's kernel and device tree                                            |
 //! | `cpus`            | every CPU: its data, its start, PSCI                                         |
@@ -41,3 +42,5 @@ pub mod failure;
 pub mod host_start;
 #[cfg(target_os = "none")]
 pub mod own_map;
+#[cfg(target_os = "none")]
+pub mod window;

@@ -2,24 +2,27 @@
 //!
 //! Every address maps to itself. Text is read-only, nothing else is executable, devices are device memory, the page
 //! under every stack is not mapped, and memory of others is mapped for as long as one look takes. The map is made of
-//! the same tables as stage 2, by the same layers (K: the table of COREVISOR). Boot CPU only.
+//! the same tables as stage 2, by the same layers (K: the table of COREVISOR). After boot only adopted pages come and go: memory that
+//! the host gave for the tables and contexts of VMs. Its lock is inside all others (S2Page and Npt are held when pages are adopted).
 
 use core::slice;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use spin::Once;
 use spin::mutex::SpinMutex;
 
 use super::entry::{self, ImageLayout};
-use crate::abstract_machine::Machine;
+use super::window;
 use crate::abstract_machine::addr::{PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange, Va};
-use crate::abstract_machine::cpu::{Cpu, window};
+use crate::abstract_machine::cpu::{Cpu, maintenance, pool};
 use crate::npt::descriptor::{CoreAccess, Desc};
 use crate::npt::npt_walk::{self, SetNptError};
 use crate::npt::pt_alloc::{self, OutOfTables};
 use crate::npt::{Level, Npt, Shape, TableOwner};
 
 static OWN: Once<SpinMutex<Npt>> = Once::new();
+static ROOT: AtomicU64 = AtomicU64::new(0);
 
 /// Why a range could not be mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +46,7 @@ impl From<OutOfTables> for MapError {
 pub fn init(layout: &ImageLayout) -> Result<(), MapError> {
     let npt = pt_alloc::alloc_root(&Cpu, TableOwner::Core, Shape::new(48))?;
     let root = npt.root();
+    ROOT.store(root.raw(), Ordering::Release);
     OWN.call_once(|| SpinMutex::new(npt));
     map(layout.text, CoreAccess::ReadExecute)?;
     map(layout.rodata, CoreAccess::Read)?;
@@ -78,6 +82,85 @@ pub fn map(range: PhysRange, access: CoreAccess) -> Result<(), MapError> {
     Ok(())
 }
 
+/// Software bit of an adopted page's entry.
+const ADOPTED: u64 = 1 << 55;
+
+/// See `Machine::adopt_page`. The page is mapped at its own address, as a page, so that it can be told from the core's own memory.
+pub fn adopt(pfn: Pfn) -> bool {
+    let (used, all) = pool::usage();
+    // Tables for adopted pages all over the RAM must not eat up what the host's own stage 2 needs.
+    let Some(own) = OWN.get().filter(|_| used < all / 4 * 3) else { return false };
+    let mut npt = own.lock();
+    let leaf = Desc::from_raw(Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw() | ADOPTED);
+    if npt_walk::set_npt(&Cpu, &mut npt, Va::new(pfn.addr().raw()).into(), Level::L3, leaf).is_err() {
+        return false;
+    }
+    maintenance::publish();
+    maintenance::zero(page(pfn));
+    true
+}
+
+/// See `Machine::release_page`.
+pub fn release(pfn: Pfn) {
+    assert!(is_adopted(pfn.addr()), "{pfn:?} was not adopted");
+    maintenance::zero(page(pfn));
+    maintenance::clean_and_invalidate_to_poc(page(pfn));
+    let Some(own) = OWN.get() else { return };
+    let mut npt = own.lock();
+    let _ = npt_walk::clear_npt(&Cpu, &mut npt, Va::new(pfn.addr().raw()).into());
+    let at = pfn.addr().raw() >> PAGE_SHIFT;
+    // SAFETY: translations are walked again; the page is not in use any more.
+    unsafe {
+        core::arch::asm!("dsb ishst", "tlbi vae2is, {}", "dsb ish", "isb", in(reg) at, options(nostack, preserves_flags));
+    }
+}
+
+fn page(pfn: Pfn) -> PhysRange {
+    PhysRange::between(pfn.addr(), Pa::new(pfn.addr().raw() + PAGE_SIZE))
+}
+
+/// Whether the byte at `pa` lies in an adopted page. Takes no lock: tables of this map stay where they are.
+pub fn is_adopted(pa: Pa) -> bool {
+    entry_of(pa.raw()).is_some_and(|(_, entry)| entry & (ADOPTED | 1) == ADOPTED | 1)
+}
+
+/// The level-3 table for the address, and its entry there.
+fn entry_of(at: u64) -> Option<(Pa, u64)> {
+    let mut table = Pa::new(ROOT.load(Ordering::Acquire));
+    if table.raw() == 0 || at >> 48 != 0 {
+        return None;
+    }
+    for shift in [39, 30, 21] {
+        // SAFETY: a table of the core's own map, which lies in the pool and is never freed.
+        let entry = unsafe { ((table.raw() + (at >> shift & 511) * 8) as *const u64).read_volatile() };
+        // Table: bits 1 and 0.
+        if entry & 0b11 != 0b11 {
+            return None;
+        }
+        table = Desc::from_raw(entry).address();
+    }
+    // SAFETY: as above.
+    let entry = unsafe { ((table.raw() + (at >> PAGE_SHIFT & 511) * 8) as *const u64).read_volatile() };
+    Some((table, entry))
+}
+
+/// Makes the tables for the windows' addresses: the last of them.
+///
+/// # Errors
+/// [`MapError`].
+pub fn window_table() -> Result<Pa, MapError> {
+    let own = OWN.get().ok_or(MapError::OutOfTables)?;
+    let mut npt = own.lock();
+    let first = Va::new(window::BASE);
+    // Any page serves: a leaf brings its tables along, which stay when it goes.
+    let leaf = Desc::stage1(Level::L3, npt.root(), CoreAccess::Read);
+    npt_walk::set_npt(&Cpu, &mut npt, first.into(), Level::L3, leaf).map_err(|_| MapError::OutOfTables)?;
+    let _ = npt_walk::clear_npt(&Cpu, &mut npt, first.into());
+    maintenance::publish();
+    maintenance::flush_all_local();
+    entry_of(window::BASE).map(|(table, _)| table).ok_or(MapError::OutOfTables)
+}
+
 /// Takes the pages that `range` touches out of the map, on all CPUs.
 pub fn unmap(range: PhysRange) {
     let pages = range.page_cover();
@@ -91,67 +174,6 @@ pub fn unmap(range: PhysRange) {
     barrier::dsb(barrier::ISHST);
     // SAFETY: translations are walked again; what was unmapped is not in use any more.
     unsafe { core::arch::asm!("tlbi alle2is", "dsb ish", "isb", options(nostack, preserves_flags)) };
-}
-
-/// The table entry that maps the page `pfn` as data.
-pub fn data_page(pfn: Pfn) -> u64 {
-    Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw()
-}
-
-/// The map gains `page` as data. `false` if there is no page for a table.
-pub fn adopt(page: PhysRange) -> bool {
-    map(page, CoreAccess::ReadWrite).is_ok()
-}
-
-/// Takes one page out of the map, on all CPUs: break, then every TLB forgets this address.
-pub fn unmap_page(pfn: Pfn) {
-    let Some(own) = OWN.get() else { return };
-    let mut npt = own.lock();
-    let at = pfn.addr().raw();
-    npt_walk::clear_npt(&Cpu, &mut npt, Va::new(at).into());
-    barrier::dsb(barrier::ISHST);
-    // SAFETY: the translation is walked again; the page is not in use any more.
-    unsafe {
-        core::arch::asm!("tlbi vae2is, {}", "dsb ish", "isb", in(reg) at >> PAGE_SHIFT, options(nostack, preserves_flags));
-    }
-}
-
-/// Makes the windows: one page of addresses for each of `cpus`, with nothing behind. Gives the table entry of each.
-///
-/// # Errors
-/// [`MapError`].
-pub fn make_windows(cpus: usize) -> Result<&'static [Pa], MapError> {
-    let bytes = (size_of::<Pa>() * cpus) as u64;
-    let array = crate::abstract_machine::cpu::pool::alloc(bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2());
-    let array = array.ok_or(MapError::OutOfTables)?.raw() as *mut Pa;
-    let mut npt = OWN.get().ok_or(MapError::OutOfTables)?.lock();
-    for cpu in 0..cpus {
-        let at = Va::new(window::BASE + cpu as u64 * window::PER_CPU);
-        let slot = slot_of(&mut npt, at)?;
-        // SAFETY: the run of pages has room for as many as there are CPUs, and nothing refers to it yet.
-        unsafe { array.add(cpu).write(slot) };
-    }
-    barrier::dsb(barrier::ISHST);
-    barrier::isb(barrier::SY);
-    // SAFETY: `cpus` elements were written; the pages are never given back.
-    Ok(unsafe { slice::from_raw_parts(array.cast_const(), cpus) })
-}
-
-/// The level-3 entry for `at`, where nothing is mapped, with all tables on the way.
-fn slot_of(npt: &mut Npt, at: Va) -> Result<Pa, MapError> {
-    // A page mapped and taken away again, before any CPU could use the address, leaves its tables.
-    let leaf = Desc::stage1(Level::L3, npt.root(), CoreAccess::Read);
-    npt_walk::set_npt(&Cpu, npt, at.into(), Level::L3, leaf).map_err(|_| MapError::OutOfTables)?;
-    npt_walk::clear_npt(&Cpu, npt, at.into());
-    let mut table = npt.root();
-    for shift in [39, 30, 21] {
-        table = Desc::from_raw(Cpu.pt_load(entry_in(table, at, shift))).address();
-    }
-    Ok(entry_in(table, at, 12))
-}
-
-fn entry_in(table: Pa, at: Va, shift: u32) -> Pa {
-    Pa::new(table.raw() + (at.raw() >> shift & 511) * 8)
 }
 
 /// Shows the bytes of `range`, memory of somebody else, to `look` and forgets them again.

@@ -9,7 +9,6 @@ use aarch64_cpu::registers::{
     ACTLR_EL2, CNTHCTL_EL2, CNTHP_CTL_EL2, CNTVOFF_EL2, ELR_EL1, HCR_EL2, ICC_SRE_EL2, ICH_HCR_EL2, MDCR_EL2, MIDR_EL1,
     Readable, SCTLR_EL1, SP_EL1, SPSR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1, VMPIDR_EL2, VTCR_EL2, VTTBR_EL2, Writeable,
 };
-
 use spin::Once;
 
 use super::super::shape::Shape;
@@ -22,6 +21,13 @@ pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 /// ID_AA64MMFR0_EL1.PARange, decoded.
 const PA_BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
+
+static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
+
+/// The host's stage 2: VTTBR_EL2 and the table's form. Empty before the first CPU is ready for the host.
+pub fn host_stage2() -> (u64, Shape) {
+    HOST_STAGE2.get().copied().unwrap_or((0, Shape::new(0)))
+}
 
 /// Affinity of this CPU.
 pub fn affinity() -> u64 {
@@ -42,14 +48,6 @@ pub fn pa_bits() -> u32 {
 /// Encoding of [`pa_bits`] for TCR_EL2.PS and VTCR_EL2.PS.
 pub fn physical_size_field() -> u64 {
     sysreg::IdAa64mmfr0::get().read(sysreg::ID_AA64MMFR0::PARange).min(0b101)
-}
-
-/// The host's stage 2, the same on every CPU: VTTBR_EL2's value and the table's form.
-static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
-
-/// The host's stage 2, once a CPU is ready for the host.
-pub fn host_stage2() -> Option<(u64, Shape)> {
-    HOST_STAGE2.get().copied()
 }
 
 /// Makes EL2 of this CPU ready for the host: its stage 2 is `vttbr` of form `shape`.
@@ -88,13 +86,20 @@ pub fn vtcr(shape: Shape) -> u64 {
     .value
 }
 
-/// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free.
-fn host_hcr() -> tock_registers::fields::FieldValue<u64, HCR_EL2::Register> {
+/// Whether the CPU has pointer authentication, by whichever algorithm.
+pub fn has_pauth() -> bool {
     let isar1 = sysreg::IdAa64isar1::get();
-    let pauth =
-        [sysreg::ID_AA64ISAR1::APA, sysreg::ID_AA64ISAR1::API, sysreg::ID_AA64ISAR1::GPA, sysreg::ID_AA64ISAR1::GPI]
+    [sysreg::ID_AA64ISAR1::APA, sysreg::ID_AA64ISAR1::API, sysreg::ID_AA64ISAR1::GPA, sysreg::ID_AA64ISAR1::GPI]
+        .iter()
+        .any(|field| isar1.read(*field) != 0)
+        || [sysreg::ID_AA64ISAR2::GPA3, sysreg::ID_AA64ISAR2::APA3]
             .iter()
-            .any(|field| isar1.read(*field) != 0);
+            .any(|field| sysreg::IdAa64isar2::get().read(*field) != 0)
+}
+
+/// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free.
+pub fn host_hcr() -> tock_registers::fields::FieldValue<u64, HCR_EL2::Register> {
+    let pauth = has_pauth();
     let mte = sysreg::IdAa64pfr1::get().read(sysreg::ID_AA64PFR1::MTE) >= 2;
     let scxt = sysreg::IdAa64pfr0::get().read(sysreg::ID_AA64PFR0::CSV2) >= 2;
     HCR_EL2::VM::Enable
@@ -115,7 +120,7 @@ pub fn allow_simd() {
 }
 
 /// What the CPU's extensions need at EL2 so that EL1 can use them.
-fn features_for_host() {
+pub fn features_for_host() {
     let pfr0 = sysreg::IdAa64pfr0::get();
     let pfr1 = sysreg::IdAa64pfr1::get();
     let sve = pfr0.read(sysreg::ID_AA64PFR0::SVE) != 0;
@@ -213,9 +218,14 @@ fn debug_for_host() {
     }
 }
 
+/// Whether the CPU has system registers for the GIC.
+pub fn has_gic_registers() -> bool {
+    sysreg::IdAa64pfr0::get().read(sysreg::ID_AA64PFR0::GIC) != 0
+}
+
 /// The GIC's system registers belong to EL1; the list registers, which only EL2 reaches, are off.
 fn gic_for_host() {
-    if sysreg::IdAa64pfr0::get().read(sysreg::ID_AA64PFR0::GIC) != 0 {
+    if has_gic_registers() {
         ICC_SRE_EL2
             .write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
         barrier::isb(barrier::SY);

@@ -3,9 +3,10 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{Readable, VTTBR_EL2, Writeable};
+use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable};
 
 use super::super::addr::{Ipa, PAGE_SHIFT, PhysRange};
+use super::traps;
 
 /// DSB ISHST, ISB: table entries written before are seen by walks that start after.
 pub fn publish() {
@@ -16,15 +17,21 @@ pub fn publish() {
 /// Runs `flush` with `root` in VTTBR_EL2: the stage-2 TLBI instructions act on the VMID that stands there.
 fn with_vttbr(root: u64, flush: impl FnOnce()) {
     let current = VTTBR_EL2.get();
-    if current != root {
-        VTTBR_EL2.set(root);
-        barrier::isb(barrier::SY);
+    if current == root {
+        return flush();
     }
+    // The stage 1 that stands in EL1's registers is not that of `root`.
+    let (tcr, sctlr) = (TCR_EL1.get(), SCTLR_EL1.get());
+    traps::no_walks();
+    VTTBR_EL2.set(root);
+    barrier::isb(barrier::SY);
     flush();
-    if current != root {
-        VTTBR_EL2.set(current);
-        barrier::isb(barrier::SY);
-    }
+    VTTBR_EL2.set(current);
+    barrier::isb(barrier::SY);
+    SCTLR_EL1.set(sctlr);
+    barrier::isb(barrier::SY);
+    TCR_EL1.set(tcr);
+    barrier::isb(barrier::SY);
 }
 
 /// Forgets one intermediate address of the VMID in `root`, on every CPU: first stage-2 entries, then, after these are
@@ -59,6 +66,15 @@ pub fn flush_vm(root: u64) {
     });
 }
 
+/// Forgets on this CPU what it remembers of the VMID in VTTBR_EL2 and of both its stages: a vCPU of it that ran elsewhere comes, or
+/// two of its vCPUs share the CPU, with stage-1 tables of their own.
+pub fn flush_vmid_local() {
+    // SAFETY: TLB and instruction cache invalidation only make walks and fetches happen again.
+    unsafe {
+        asm!("dsb nshst", "tlbi vmalle1", "ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags));
+    }
+}
+
 /// Forgets everything of EL1 and of EL2 on this CPU: at its start, when any rest of a loader may stand there.
 pub fn flush_all_local() {
     // SAFETY: TLB invalidation only makes walks happen again.
@@ -87,12 +103,12 @@ pub fn clean_to_poc(range: PhysRange) {
     barrier::dsb(barrier::SY);
 }
 
-/// Cleans `range`, mapped at the addresses that it says, to the point of coherency and drops it from the data caches.
+/// The same, and drops the lines: the next access of whoever has the memory then comes from memory itself.
 pub fn clean_and_invalidate_to_poc(range: PhysRange) {
     let (line, _) = line_sizes();
     let mut at = range.base().align_down(line).raw();
     while at < range.end().raw() {
-        // SAFETY: cleaning changes no content; the range is mapped.
+        // SAFETY: what is dirty is written back first, so no content changes; the range is mapped.
         unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
         at += line;
     }

@@ -6,24 +6,24 @@
 //! | [`el2`]         | what EL2 must hold so that the host can run                             |
 //! | [`maintenance`] | TLB and cache maintenance                                               |
 //! | [`pool`]        | pages for tables and per-CPU areas                                      |
-//! | [`world`]       | the world switch: stage 2, traps, timers                                |
-//! | [`bank`], [`fp`], [`vgic`] | the registers that it moves                                  |
-//! | [`window`]      | pages of somebody else, for one access                                  |
 //! | [`sysreg`]      | system registers that `aarch64-cpu` lacks                               |
 //! | [`smccc`]       | the SMC instruction                                                     |
 //! | [`halt`]        | stopping for good                                                       |
+//! | `world`         | the world switch, with `bank`, `fpsimd`, `traps`, `vgic`                |
+//! | [`entropy`]     | random words                                                            |
 
-pub mod bank;
+mod bank;
 pub mod el2;
-pub mod fp;
+pub mod entropy;
+pub mod fpsimd;
 pub mod halt;
 pub mod maintenance;
 pub mod pool;
 pub mod smccc;
 pub mod sysreg;
+mod traps;
 pub mod vgic;
-pub mod window;
-pub mod world;
+mod world;
 
 use aarch64_cpu::registers::{
     ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
@@ -31,12 +31,11 @@ use aarch64_cpu::registers::{
 };
 use spin::Once;
 
-use super::addr::{CpuId, Ipa, Pa, Pfn, PhysRange, VcpuId, VmId};
-use super::per_cpu::{Event, PerCpu};
+use super::addr::{Ipa, Pa, Pfn, PhysRange, VmId};
+use super::per_cpu::{Event, PerCpu, World};
 use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
-use super::shadow::{Shadow, ShadowReg};
-use super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines};
-use super::{Machine, SmcOutcome, Worlds};
+use super::{Machine, SmcOutcome};
+use crate::platform::{own_map, window};
 
 /// What serves SMC for the host: the board's PSCI server, set once at boot.
 pub trait SmcServer: Sync {
@@ -77,120 +76,28 @@ pub fn set_this(per_cpu: Option<&'static PerCpu>) {
     TPIDR_EL2.set(per_cpu.map_or(0, |data| core::ptr::from_ref(data) as u64));
 }
 
-/// Whether tables may lie there: in the pool, or outside the core's own image. Of what is outside only adopted pages are mapped; any other
-/// traps.
-fn is_table_memory(entry: Pa) -> bool {
-    pool::holds(entry) || !crate::platform::entry::image_layout().holds(entry)
+/// Runs `with` on this CPU's part of the world switch. Not to be nested.
+fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
+    let Some(cpu) = this() else { unreachable!("a CPU without data serves nobody") };
+    // SAFETY: this CPU's own, which no other CPU follows; interrupts are masked and uses are not nested.
+    with(unsafe { &mut *cpu.world() })
 }
 
-impl Worlds for Cpu {
-    fn get_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg) -> u64 {
-        world::with_context(ContextAt::Vm(shadow), |context| context.slot(reg).copied().unwrap_or(0))
-    }
-
-    fn set_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg, value: u64) {
-        world::with_context(ContextAt::Vm(shadow), |context| {
-            if let Some(slot) = context.slot(reg) {
-                *slot = value;
-            }
-        });
-    }
-
-    fn save_sysregs(&self, at: ContextAt) {
-        world::save_sysregs(at);
-    }
-
-    fn restore_sysregs(&self, at: ContextAt) {
-        world::restore_sysregs(at);
-    }
-
-    fn fpsimd_save_state(&self, at: ContextAt) {
-        world::fpsimd_save_state(at);
-    }
-
-    fn fpsimd_restore_state(&self, at: ContextAt) {
-        world::fpsimd_restore_state(at);
-    }
-
-    fn activate_traps(&self, lines: VirtualLines) {
-        world::activate_traps(lines);
-    }
-
-    fn deactivate_traps(&self) {
-        world::deactivate_traps();
-    }
-
-    fn timer_enable_traps(&self, cntvoff: u64) {
-        world::timer_enable_traps(cntvoff);
-    }
-
-    fn timer_disable_traps(&self) {
-        world::timer_disable_traps();
-    }
-
-    fn host_el2_restore_state(&self) {
-        world::host_el2_restore_state();
-    }
-
-    fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
-        world::vm_el2_restore_state(vttbr, ia_bits, flush);
-    }
-
-    fn vgic_save_state(&self, shadow: Shadow) {
-        world::with_context(ContextAt::Vm(shadow), vgic::save);
-    }
-
-    fn vgic_restore_state(&self, shadow: Shadow, lrs: usize) {
-        world::with_context(ContextAt::Vm(shadow), |context| vgic::restore(context, lrs));
-    }
-
-    fn vgic_info(&self) -> VgicInfo {
-        vgic::info()
-    }
-
-    fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
-        world::here().set_current(vm, vcpu);
-    }
-
-    fn get_cur_vmid(&self) -> VmId {
-        world::here().current().0
-    }
-
-    fn get_cur_vcpuid(&self) -> VcpuId {
-        world::here().current().1
-    }
-
-    fn get_cur_cpu(&self) -> CpuId {
-        world::here().cpu
-    }
-
-    fn run_vm(&self, shadow: Shadow) -> ExitCode {
-        world::run_vm(shadow)
-    }
-
-    fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa> {
-        world::fault_ipa(shadow)
-    }
-
-    fn counter(&self) -> u64 {
-        aarch64_cpu::registers::CNTPCT_EL0.get()
-    }
-
-    fn entropy(&self) -> Option<[u64; 4]> {
-        world::entropy()
-    }
+/// Whether a table or a context may stand at `pa`: the pool, or an adopted page.
+fn is_table_memory(pa: Pa) -> bool {
+    pool::holds(pa) || own_map::is_adopted(pa)
 }
 
 impl Machine for Cpu {
     fn pt_load(&self, entry: Pa) -> u64 {
-        assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} that is no table memory");
+        assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
         // SAFETY: the pool is the core's, mapped at its physical addresses; the entry is aligned. The hardware may
         // read it at the same time, and other CPUs under another table's lock never write it.
         unsafe { (entry.raw() as *const u64).read_volatile() }
     }
 
     fn pt_store(&self, entry: Pa, value: u64) {
-        assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} that is no table memory");
+        assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
         // SAFETY: as above; one aligned 64-bit store, which walkers see whole.
         unsafe { (entry.raw() as *mut u64).write_volatile(value) };
     }
@@ -215,12 +122,20 @@ impl Machine for Cpu {
         maintenance::flush_vm(root);
     }
 
+    fn clear_phys_page(&self, pfn: Pfn) {
+        window::clear(pfn);
+    }
+
+    fn sync_page_to_poc(&self, range: PhysRange) {
+        window::sync(range);
+    }
+
     fn adopt_page(&self, pfn: Pfn) -> bool {
-        window::adopt(pfn)
+        own_map::adopt(pfn)
     }
 
     fn release_page(&self, pfn: Pfn) {
-        window::release(pfn);
+        own_map::release(pfn);
     }
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
@@ -229,15 +144,6 @@ impl Machine for Cpu {
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {
         window::write(pfn, first_word, words);
-    }
-
-    fn clear_phys_page(&self, pfn: Pfn) {
-        window::clear(pfn);
-    }
-
-    fn sync_page_to_poc(&self, range: PhysRange) {
-        window::clean(range);
-        maintenance::invalidate_icache_all();
     }
 
     fn read_esr_el2(&self) -> Syndrome {

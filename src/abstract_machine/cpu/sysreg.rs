@@ -23,6 +23,10 @@ mod fields {
             TFP OFFSET(10) NUMBITS(1) [],
             /// SME traps; RES1 without SME.
             TSM OFFSET(12) NUMBITS(1) [],
+            /// Trace registers trap.
+            TTA OFFSET(20) NUMBITS(1) [],
+            /// Activity monitors trap.
+            TAM OFFSET(30) NUMBITS(1) [],
             /// RES1.
             RES1_C OFFSET(13) NUMBITS(1) [],
         ],
@@ -56,6 +60,7 @@ mod fields {
             RAS OFFSET(28) NUMBITS(4) [],
             SVE OFFSET(32) NUMBITS(4) [],
             MPAM OFFSET(40) NUMBITS(4) [],
+            AMU OFFSET(44) NUMBITS(4) [],
             CSV2 OFFSET(56) NUMBITS(4) [],
         ],
         /// ID_AA64PFR1_EL1.
@@ -83,7 +88,6 @@ mod fields {
         ],
         /// ID_AA64MMFR1_EL1.
         pub ID_AA64MMFR1 [
-            LO OFFSET(16) NUMBITS(4) [],
             VMIDBits OFFSET(4) NUMBITS(4) [ Bits16 = 0b0010 ],
             HCX OFFSET(40) NUMBITS(4) [],
         ],
@@ -94,14 +98,18 @@ mod fields {
             GPA OFFSET(24) NUMBITS(4) [],
             GPI OFFSET(28) NUMBITS(4) [],
         ],
+        /// ID_AA64ISAR2_EL1: pointer authentication by QARMA3.
+        pub ID_AA64ISAR2 [
+            GPA3 OFFSET(8) NUMBITS(4) [],
+            APA3 OFFSET(12) NUMBITS(4) [],
+        ],
         /// ID_AA64ISAR0_EL1.
         pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
-        /// ID_AA64ISAR2_EL1.
-        pub ID_AA64ISAR2 [ APA3 OFFSET(12) NUMBITS(4) [] ],
-        /// Streaming vector control: streaming mode, ZA on.
-        pub SVCR [ SM OFFSET(0) NUMBITS(1) [], ZA OFFSET(1) NUMBITS(1) [] ],
         /// PMCR_EL0.
-        pub PMCR_EL0 [ N OFFSET(11) NUMBITS(5) [] ],
+        pub PMCR_EL0 [
+            N OFFSET(11) NUMBITS(5) [],
+            E OFFSET(0) NUMBITS(1) [],
+        ],
         /// PMEVTYPER<n>_EL0.
         pub PMEVTYPER [
             P OFFSET(31) NUMBITS(1) [],
@@ -187,6 +195,38 @@ registers! {
     Vpidr: "vpidr_el2", ();
     /// EL1's access to its feature traps.
     Cpacr1: "cpacr_el1", ();
+    /// EL1's system control.
+    Sctlr1: "sctlr_el1", ();
+    /// EL1's translation control.
+    Tcr1: "tcr_el1", ();
+    /// EL1's debug control.
+    Mdscr: "mdscr_el1", ();
+    /// Debug channel interrupts.
+    Mdccint: "mdccint_el1", ();
+    /// The virtual timer's control.
+    CntvCtl: "cntv_ctl_el0", ();
+    /// Streaming mode and ZA (FEAT_SME).
+    Svcr: "S3_3_C4_C2_2", ();
+    /// EL1's statistical profiling control.
+    Pmscr1: "S3_0_C9_C9_0", ();
+    /// EL1's trace filter.
+    Trfcr1: "S3_0_C1_C2_1", ();
+    /// Result of an address translation instruction.
+    Par: "par_el1", ();
+    /// The GIC CPU interface's system register enable.
+    IccSre1: "S3_0_C12_C12_5", ();
+    /// GIC virtual CPU interface: control.
+    IchHcr: "S3_4_C12_C11_0", ();
+    /// GIC virtual CPU interface: type.
+    IchVtr: "S3_4_C12_C11_1", ();
+    /// GIC virtual CPU interface: maintenance interrupt state.
+    IchMisr: "S3_4_C12_C11_2", ();
+    /// GIC virtual CPU interface: ended interrupts.
+    IchEisr: "S3_4_C12_C11_3", ();
+    /// GIC virtual CPU interface: empty list registers.
+    IchElrsr: "S3_4_C12_C11_5", ();
+    /// GIC virtual CPU interface: the virtual machine's view.
+    IchVmcr: "S3_4_C12_C11_7", ();
     /// Performance monitors control.
     Pmcr: "pmcr_el0", PMCR_EL0::Register;
     /// Counter selection.
@@ -210,21 +250,13 @@ registers! {
     /// Feature registers: memory model.
     IdAa64mmfr1: "id_aa64mmfr1_el1", ID_AA64MMFR1::Register;
     /// Feature registers: instructions.
-    IdAa64isar1: "id_aa64isar1_el1", ID_AA64ISAR1::Register;
-    /// Feature registers: instructions.
     IdAa64isar2: "S3_0_C0_C6_2", ID_AA64ISAR2::Register;
     /// Feature registers.
     IdAa64mmfr2: "S3_0_C0_C7_2", ();
     /// Feature registers: instructions.
     IdAa64isar0: "id_aa64isar0_el1", ID_AA64ISAR0::Register;
-    /// Streaming vector control.
-    Svcr: "S3_3_C4_C2_2", SVCR::Register;
-    /// SVE vector length of EL1.
-    Zcr1: "S3_0_C1_C2_0", ();
-    /// Floating-point control.
-    Fpcr: "S3_3_C4_C4_0", ();
-    /// Floating-point status.
-    Fpsr: "S3_3_C4_C4_1", ();
+    /// Feature registers: instructions.
+    IdAa64isar1: "id_aa64isar1_el1", ID_AA64ISAR1::Register;
 }
 
 /// The ID register `reg`, if it is one of those that every CPU has; else zero, which is what the others may hold.

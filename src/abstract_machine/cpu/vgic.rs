@@ -1,230 +1,205 @@
-//! The virtual CPU interface of the GIC: list registers and what goes with them, in a context while the VM does not run.
+//! The GIC's virtual CPU interface: list registers and what goes with them, of GICv2 (memory-mapped GICH) and GICv3 (system registers).
 //!
-//! GICv2: memory-mapped, GICH (IHI 0048B §5.3). GICv3 and v4: ICH_*_EL2 (IHI 0069 §12.4). The host reaches neither; what it puts into list
-//! registers came through the mailbox and was masked by `vcpu`. After a VM the interface is off.
+//! Between VMs it is off, so the host, whose interrupts do not go through it, never sees a list register at work.
+//! A VM of GICv3 has the system register interface only: ICC_SRE_EL1 is one register for host and VMs, and on most CPUs cannot be
+//! written; where it can, it is put back after the VM. Source: GIC architecture (IHI 0069) 12.4, GICv2 (IHI 0048) 5.3.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
+use aarch64_cpu::asm::barrier;
 use spin::Once;
-use tock_registers::interfaces::{Readable, Writeable};
-use tock_registers::registers::{ReadOnly, ReadWrite};
-use tock_registers::{register_bitfields, register_structs};
 
-use super::super::addr::{PhysRange, Va};
-use super::super::shadow::Context;
+use super::super::addr::PhysRange;
+use super::super::shadow::{Context, VGIC_WORDS};
 use super::super::world::{VgicInfo, VgicWord};
+use super::sysreg;
 
-const MISR: usize = VgicWord::Misr as usize;
-const EISR: usize = VgicWord::Eisr as usize;
-const ELRSR: usize = VgicWord::Elrsr as usize;
-const VMCR: usize = VgicWord::Vmcr as usize;
-const ENABLES: usize = VgicWord::Hcr as usize;
-const APR0: usize = VgicWord::Ap0r as usize;
-const APRS: usize = VgicWord::Ap1r as usize - APR0;
+static INFO: Once<VgicInfo> = Once::new();
+static GICH: AtomicU64 = AtomicU64::new(0);
 
-register_bitfields! {u32,
-    GICH_HCR [ EN OFFSET(0) NUMBITS(1) [] ],
-    GICH_VTR [ LIST_REGS OFFSET(0) NUMBITS(6) [] ],
-}
+const HCR_EN: u64 = 1;
+/// UIE, LRENPIE, NPIE: what a host may ask for.
+const HCR_ENABLES: u64 = 0b1110;
+const MOST_LRS: usize = 16;
+const SRE: u64 = 0b111;
 
-register_structs! {
-    /// Virtual interface control registers, IHI 0048B §5.3.
-    #[allow(non_snake_case, missing_docs)]
-    Gich {
-        (0x000 => hcr: ReadWrite<u32, GICH_HCR::Register>),
-        (0x004 => vtr: ReadOnly<u32, GICH_VTR::Register>),
-        (0x008 => vmcr: ReadWrite<u32>),
-        (0x00c => _reserved0),
-        (0x010 => misr: ReadOnly<u32>),
-        (0x014 => _reserved1),
-        (0x020 => eisr: [ReadOnly<u32>; 2]),
-        (0x028 => _reserved2),
-        (0x030 => elrsr: [ReadOnly<u32>; 2]),
-        (0x038 => _reserved3),
-        (0x0f0 => apr: ReadWrite<u32>),
-        (0x0f4 => _reserved4),
-        (0x100 => lr: [ReadWrite<u32>; 64]),
-        (0x200 => @END),
-    }
-}
-
-/// Which interface this machine has.
+/// Registers of GICH by offset.
 #[derive(Clone, Copy)]
-enum Kind {
-    V2 { gich: Va, gicv: PhysRange },
-    V3,
+#[repr(u64)]
+enum Gich {
+    Hcr = 0x000,
+    Vtr = 0x004,
+    Vmcr = 0x008,
+    Misr = 0x010,
+    Eisr = 0x020,
+    Elrsr = 0x030,
+    Apr = 0x0f0,
+    Lr = 0x100,
 }
 
-static KIND: Once<Kind> = Once::new();
-
-/// This machine has a GICv2 whose GICH is mapped at `gich` and whose GICV is at `gicv`.
-///
-/// # Safety
-/// `gich` is GICH, mapped as device memory for good.
-pub unsafe fn init_v2(gich: Va, gicv: PhysRange) {
-    KIND.call_once(|| Kind::V2 { gich, gicv });
+fn gich_read(reg: Gich, n: usize) -> u64 {
+    let at = GICH.load(Ordering::Relaxed) + reg as u64 + 4 * n as u64;
+    // SAFETY: GICH is mapped as device memory for good (`use_v2`); reading its registers has no effect.
+    u64::from(unsafe { (at as *const u32).read_volatile() })
 }
 
-/// This machine has a GICv3 or v4.
-pub fn init_v3() {
-    KIND.call_once(|| Kind::V3);
+fn gich_write(reg: Gich, n: usize, value: u64) {
+    let at = GICH.load(Ordering::Relaxed) + reg as u64 + 4 * n as u64;
+    // SAFETY: as above; each CPU reaches its own bank of these registers.
+    unsafe { (at as *mut u32).write_volatile(value as u32) };
 }
 
-fn gich(at: Va) -> &'static Gich {
-    // SAFETY: `init_v2` was given the address of these registers, mapped for good; each register is accessed atomically.
-    unsafe { &*(at.raw() as *const Gich) }
+/// VMs use GICv2, its control registers mapped at `gich`.
+pub fn use_v2(gich: PhysRange, gicv: Option<PhysRange>) {
+    GICH.store(gich.base().raw(), Ordering::Relaxed);
+    INFO.call_once(|| VgicInfo { version: 2, list_registers: list_registers(gich_read(Gich::Vtr, 0)), gicv });
 }
 
-macro_rules! ich {
-    (read $name:literal) => {{
-        let value: u64;
-        // SAFETY: a register of the virtual CPU interface, which exists on a GICv3.
-        unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
-        value
-    }};
-    (write $name:literal, $value:expr) => {
-        // SAFETY: as above; it governs EL1 only.
-        unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $value, options(nomem, nostack, preserves_flags)) }
-    };
+/// VMs use the system registers of GICv3.
+pub fn use_v3() {
+    INFO.call_once(|| VgicInfo { version: 3, list_registers: list_registers(sysreg::IchVtr::get().get()), gicv: None });
 }
 
-/// Number of list registers.
-fn list_registers(kind: Kind) -> usize {
-    match kind {
-        Kind::V2 { gich: at, .. } => (gich(at).vtr.read(GICH_VTR::LIST_REGS) as usize + 1).min(16),
-        Kind::V3 => (ich!(read "S3_4_C12_C11_1") & 0x1f) as usize + 1,
-    }
+fn list_registers(vtr: u64) -> u8 {
+    // ListRegs: bits 5 to 0 of GICH_VTR, 4 to 0 of ICH_VTR_EL2 (bit 5 is RES0), minus one.
+    (vtr & 0x3f).min(MOST_LRS as u64 - 1) as u8 + 1
 }
 
-/// Number of active priority registers of each group on a GICv3: by ICH_VTR_EL2.PREbits.
-fn priority_registers() -> usize {
-    match ich!(read "S3_4_C12_C11_1") >> 26 & 7 {
-        0..=4 => 1,
-        5 => 2,
-        _ => 4,
-    }
-}
-
-/// What VMs can have.
+/// What VMs have.
 pub fn info() -> VgicInfo {
-    match KIND.get().copied() {
-        None => VgicInfo { version: 0, list_registers: 0, gicv: None },
-        Some(kind @ Kind::V2 { gicv, .. }) => {
-            VgicInfo { version: 2, list_registers: list_registers(kind) as u8, gicv: Some(gicv) }
-        }
-        Some(kind @ Kind::V3) => VgicInfo { version: 3, list_registers: list_registers(kind) as u8, gicv: None },
+    INFO.get().copied().unwrap_or_default()
+}
+
+/// Turns the interface of this CPU off.
+fn off(version: u8) {
+    match version {
+        2 => gich_write(Gich::Hcr, 0, 0),
+        3 => sysreg::IchHcr::set(0),
+        _ => {}
     }
 }
 
-/// The interface's state goes into `context`, and the interface is off.
+/// Saves the interface into `context`, and turns it off.
 pub fn save(context: &mut Context) {
-    match KIND.get().copied() {
-        None => {}
-        Some(kind @ Kind::V2 { gich: at, .. }) => save_v2(gich(at), &mut context.vgic, list_registers(kind)),
-        Some(kind @ Kind::V3) => save_v3(&mut context.vgic, list_registers(kind)),
+    let info = info();
+    let lrs = usize::from(info.list_registers);
+    let words = &mut context.vgic;
+    match info.version {
+        2 => {
+            words[VgicWord::Misr as usize] = gich_read(Gich::Misr, 0);
+            words[VgicWord::Eisr as usize] = gich_read(Gich::Eisr, 0);
+            words[VgicWord::Elrsr as usize] = gich_read(Gich::Elrsr, 0);
+            words[VgicWord::Hcr as usize] = gich_read(Gich::Hcr, 0);
+            words[VgicWord::Vmcr as usize] = gich_read(Gich::Vmcr, 0);
+            words[VgicWord::Ap0r as usize] = gich_read(Gich::Apr, 0);
+            words.iter_mut().take(lrs).enumerate().for_each(|(n, word)| *word = gich_read(Gich::Lr, n));
+        }
+        3 => {
+            // What the VM did through the interface is in the registers after this (IHI 0069 4.2.6).
+            barrier::dsb(barrier::SY);
+            words[VgicWord::Misr as usize] = sysreg::IchMisr::get().get();
+            words[VgicWord::Eisr as usize] = sysreg::IchEisr::get().get();
+            words[VgicWord::Elrsr as usize] = sysreg::IchElrsr::get().get();
+            words[VgicWord::Hcr as usize] = sysreg::IchHcr::get().get();
+            words[VgicWord::Vmcr as usize] = sysreg::IchVmcr::get().get();
+            v3_save(words, lrs);
+        }
+        _ => {}
+    }
+    off(info.version);
+    if info.version == 3 {
+        if sysreg::IccSre1::get().get() & SRE != SRE {
+            sysreg::IccSre1::set(SRE);
+        }
+        barrier::isb(barrier::SY);
     }
 }
 
-/// The interface works for the VM in `context`, with its first `used` list registers.
+/// Loads the interface from `context`, with its first `used` list registers, and turns it on.
 pub fn restore(context: &Context, used: usize) {
-    match KIND.get().copied() {
-        None => {}
-        Some(kind @ Kind::V2 { gich: at, .. }) => restore_v2(gich(at), &context.vgic, used, list_registers(kind)),
-        Some(kind @ Kind::V3) => restore_v3(&context.vgic, used, list_registers(kind)),
+    let info = info();
+    let lrs = usize::from(info.list_registers);
+    let mut words = context.vgic;
+    words[used.min(MOST_LRS)..MOST_LRS].fill(0);
+    let hcr = words[VgicWord::Hcr as usize] & HCR_ENABLES | HCR_EN;
+    match info.version {
+        2 => {
+            gich_write(Gich::Vmcr, 0, words[VgicWord::Vmcr as usize]);
+            gich_write(Gich::Apr, 0, words[VgicWord::Ap0r as usize]);
+            (0..lrs).for_each(|n| gich_write(Gich::Lr, n, words[n]));
+            gich_write(Gich::Hcr, 0, hcr);
+            barrier::dsb(barrier::SY);
+        }
+        3 => {
+            sysreg::IchVmcr::set(words[VgicWord::Vmcr as usize]);
+            v3_restore(&words, lrs);
+            sysreg::IchHcr::set(hcr);
+            barrier::isb(barrier::SY);
+        }
+        _ => {}
     }
 }
 
-fn save_v2(gich: &Gich, words: &mut [u64], used: usize) {
-    words[MISR] = gich.misr.get().into();
-    words[EISR] = u64::from(gich.eisr[0].get());
-    words[ELRSR] = u64::from(gich.elrsr[0].get());
-    words[VMCR] = gich.vmcr.get().into();
-    words[APR0] = gich.apr.get().into();
-    for (word, lr) in words.iter_mut().zip(&gich.lr).take(used) {
-        *word = lr.get().into();
-        lr.set(0);
-    }
-    gich.hcr.set(0);
-}
-
-fn restore_v2(gich: &Gich, words: &[u64], used: usize, all: usize) {
-    for (n, lr) in gich.lr.iter().enumerate().take(all) {
-        lr.set(if n < used { words[n] as u32 } else { 0 });
-    }
-    gich.vmcr.set(words[VMCR] as u32);
-    gich.apr.set(words[APR0] as u32);
-    gich.hcr.set((GICH_HCR::EN::SET.value) | words[ENABLES] as u32);
-}
-
-macro_rules! list_register {
-    ($($n:literal: $name:literal,)*) => {
-        fn read_lr(n: usize) -> u64 {
-            match n {
-                $($n => ich!(read $name),)*
-                _ => 0,
-            }
+/// A system register whose number is in its name: reads or writes those that there are.
+macro_rules! numbered {
+    ($save:ident, $restore:ident, $($there:pat => $word:expr, $name:literal;)*) => {
+        fn $save(words: &mut [u64; VGIC_WORDS], lrs: usize, priorities: usize) {
+            $(if matches!((lrs, priorities), $there) {
+                // SAFETY: a register of the virtual CPU interface that this CPU has.
+                unsafe { asm!(concat!("mrs {}, ", $name), out(reg) words[$word], options(nomem, nostack, preserves_flags)) };
+            })*
         }
 
-        fn write_lr(n: usize, value: u64) {
-            match n {
-                $($n => ich!(write $name, value),)*
-                _ => {}
-            }
+        fn $restore(words: &[u64; VGIC_WORDS], lrs: usize, priorities: usize) {
+            $(if matches!((lrs, priorities), $there) {
+                // SAFETY: the same; the interface is off.
+                unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) words[$word], options(nomem, nostack, preserves_flags)) };
+            })*
         }
     };
 }
 
-list_register! {
-    0: "S3_4_C12_C12_0", 1: "S3_4_C12_C12_1", 2: "S3_4_C12_C12_2", 3: "S3_4_C12_C12_3",
-    4: "S3_4_C12_C12_4", 5: "S3_4_C12_C12_5", 6: "S3_4_C12_C12_6", 7: "S3_4_C12_C12_7",
-    8: "S3_4_C12_C13_0", 9: "S3_4_C12_C13_1", 10: "S3_4_C12_C13_2", 11: "S3_4_C12_C13_3",
-    12: "S3_4_C12_C13_4", 13: "S3_4_C12_C13_5", 14: "S3_4_C12_C13_6", 15: "S3_4_C12_C13_7",
+const AP0R: usize = VgicWord::Ap0r as usize;
+const AP1R: usize = VgicWord::Ap1r as usize;
+
+numbered! { numbered_save, numbered_restore,
+    (1.., _) => 0, "S3_4_C12_C12_0";
+    (2.., _) => 1, "S3_4_C12_C12_1";
+    (3.., _) => 2, "S3_4_C12_C12_2";
+    (4.., _) => 3, "S3_4_C12_C12_3";
+    (5.., _) => 4, "S3_4_C12_C12_4";
+    (6.., _) => 5, "S3_4_C12_C12_5";
+    (7.., _) => 6, "S3_4_C12_C12_6";
+    (8.., _) => 7, "S3_4_C12_C12_7";
+    (9.., _) => 8, "S3_4_C12_C13_0";
+    (10.., _) => 9, "S3_4_C12_C13_1";
+    (11.., _) => 10, "S3_4_C12_C13_2";
+    (12.., _) => 11, "S3_4_C12_C13_3";
+    (13.., _) => 12, "S3_4_C12_C13_4";
+    (14.., _) => 13, "S3_4_C12_C13_5";
+    (15.., _) => 14, "S3_4_C12_C13_6";
+    (16.., _) => 15, "S3_4_C12_C13_7";
+    (_, 1..) => AP0R, "S3_4_C12_C8_0";
+    (_, 2..) => AP0R + 1, "S3_4_C12_C8_1";
+    (_, 4..) => AP0R + 2, "S3_4_C12_C8_2";
+    (_, 4..) => AP0R + 3, "S3_4_C12_C8_3";
+    (_, 1..) => AP1R, "S3_4_C12_C9_0";
+    (_, 2..) => AP1R + 1, "S3_4_C12_C9_1";
+    (_, 4..) => AP1R + 2, "S3_4_C12_C9_2";
+    (_, 4..) => AP1R + 3, "S3_4_C12_C9_3";
 }
 
-fn save_v3(words: &mut [u64], used: usize) {
-    // What the VM's accesses to its interface did must have reached the list registers.
-    aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
-    words[MISR] = ich!(read "S3_4_C12_C11_2");
-    words[EISR] = ich!(read "S3_4_C12_C11_3");
-    words[ELRSR] = ich!(read "S3_4_C12_C11_5");
-    words[VMCR] = ich!(read "S3_4_C12_C11_7");
-    for n in 0..used {
-        words[n] = read_lr(n);
-        write_lr(n, 0);
-    }
-    let count = priority_registers();
-    words[APR0] = ich!(read "S3_4_C12_C8_0");
-    words[APR0 + APRS] = ich!(read "S3_4_C12_C9_0");
-    if count > 1 {
-        words[APR0 + 1] = ich!(read "S3_4_C12_C8_1");
-        words[APR0 + APRS + 1] = ich!(read "S3_4_C12_C9_1");
-    }
-    if count > 2 {
-        words[APR0 + 2] = ich!(read "S3_4_C12_C8_2");
-        words[APR0 + 3] = ich!(read "S3_4_C12_C8_3");
-        words[APR0 + APRS + 2] = ich!(read "S3_4_C12_C9_2");
-        words[APR0 + APRS + 3] = ich!(read "S3_4_C12_C9_3");
-    }
-    ich!(write "S3_4_C12_C11_0", 0_u64);
+/// Number of active-priority registers of each group: 32 preemption levels each (ICH_VTR_EL2.PREbits).
+fn priorities() -> usize {
+    let levels = (sysreg::IchVtr::get().get() >> 26 & 7) + 1;
+    1 << levels.saturating_sub(5).min(2)
 }
 
-fn restore_v3(words: &[u64], used: usize, all: usize) {
-    for n in 0..all {
-        write_lr(n, if n < used { words[n] } else { 0 });
-    }
-    ich!(write "S3_4_C12_C11_7", words[VMCR]);
-    let count = priority_registers();
-    ich!(write "S3_4_C12_C8_0", words[APR0]);
-    ich!(write "S3_4_C12_C9_0", words[APR0 + APRS]);
-    if count > 1 {
-        ich!(write "S3_4_C12_C8_1", words[APR0 + 1]);
-        ich!(write "S3_4_C12_C9_1", words[APR0 + APRS + 1]);
-    }
-    if count > 2 {
-        ich!(write "S3_4_C12_C8_2", words[APR0 + 2]);
-        ich!(write "S3_4_C12_C8_3", words[APR0 + 3]);
-        ich!(write "S3_4_C12_C9_2", words[APR0 + APRS + 2]);
-        ich!(write "S3_4_C12_C9_3", words[APR0 + APRS + 3]);
-    }
-    ich!(write "S3_4_C12_C11_0", 1 | words[ENABLES]);
+fn v3_save(words: &mut [u64; VGIC_WORDS], lrs: usize) {
+    numbered_save(words, lrs, priorities());
+}
+
+fn v3_restore(words: &[u64; VGIC_WORDS], lrs: usize) {
+    numbered_restore(words, lrs, priorities());
 }

@@ -167,8 +167,9 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
     /// DTSpec §3.6; initrd: Linux `chosen.yaml`.
     fn chosen(&mut self, node: FdtNode<'t, 'a>) -> Result<(), Reason> {
         self.chosen = self.chosen.or(Some(node));
-        let Chosen { bootargs, initrd, .. } = &mut self.out.chosen;
+        let Chosen { bootargs, initrd, rng_seed, .. } = &mut self.out.chosen;
         *bootargs = text(self.tree, node, "bootargs")?;
+        *rng_seed = node.property("rng-seed").and_then(|seed| seed.value.first_chunk().copied());
         let edge = |name| match node.property(name) {
             None => Ok(None),
             Some(property) => whole_number(property.value).map(Some).ok_or(Reason::BadProperty(name)),

@@ -90,6 +90,7 @@ impl MachineDescription {
         self.console = None;
         self.chosen.bootargs = None;
         self.chosen.initrd = None;
+        self.chosen.rng_seed = None;
         self.chosen.modules.clear();
         self.chosen.public_keys.clear();
         self.windows.clear();
@@ -244,6 +245,8 @@ pub struct Chosen {
     pub bootargs: Option<TextRange>,
     /// Initial RAM disk, byte-exact.
     pub initrd: Option<PhysRange>,
+    /// Random bytes for whoever boots (`rng-seed`): the core keeps them to itself.
+    pub rng_seed: Option<[u8; 32]>,
     /// Boot modules in the tree's order (QEMU's guest-loader; the multiboot binding of Xen).
     pub modules: List<BootModule, 8>,
     /// Public keys whose manifests of protected VMs count ([`KEY_PROPERTY`](crate::interface::boot::KEY_PROPERTY)).
@@ -255,6 +258,7 @@ impl Chosen {
         Self {
             bootargs: None,
             initrd: None,
+            rng_seed: None,
             modules: List::new(BootModule { kind: ModuleKind::Other, range: NO_RANGE, bootargs: None }),
             public_keys: List::new([0; 32]),
         }

@@ -251,9 +251,10 @@ impl<'x> Editor<'x, '_> {
             Kind::Cpu => &["enable-method", "cpu-release-addr"],
             Kind::Psci => &["compatible", "method", "status", "cpu_suspend", "cpu_off", "cpu_on", "migrate"],
             Kind::Gic(_) => &["interrupts", "interrupts-extended", "interrupt-names"],
-            Kind::Chosen if bootargs && initrd => &["bootargs", "linux,initrd-start", "linux,initrd-end"],
-            Kind::Chosen if bootargs => &["bootargs"],
-            Kind::Chosen if initrd => &["linux,initrd-start", "linux,initrd-end"],
+            Kind::Chosen if bootargs && initrd => &["rng-seed", "bootargs", "linux,initrd-start", "linux,initrd-end"],
+            Kind::Chosen if bootargs => &["rng-seed", "bootargs"],
+            Kind::Chosen if initrd => &["rng-seed", "linux,initrd-start", "linux,initrd-end"],
+            Kind::Chosen => &["rng-seed"],
             _ => &[],
         }
     }

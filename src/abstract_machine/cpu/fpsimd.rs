@@ -1,0 +1,139 @@
+//! SIMD registers of host and VMs.
+//!
+//! A VM has q0-q31, FPSR and FPCR (SVE and SME trap). On a CPU with SVE these are the low parts of z0-z31, and loading them clears the rest:
+//! so the host's z0-z31 are kept in an area of the CPU, as long as its vectors. Predicates and FFR are out of a VM's reach and stay
+//! where they are; so does ZA. Only a host in streaming mode has to leave it for the VM, which takes its p0-p15 and FFR
+//! along. Arm ARM B1.2 (SVE), B1.4 (streaming mode); for the host's FPCR and FPSR see `shadow::Context`.
+
+use core::arch::asm;
+
+use aarch64_cpu::asm::barrier;
+
+use super::super::addr::PAGE_SIZE;
+use super::super::shadow::Context;
+use super::sysreg::{self, CPTR_EL2, ID_AA64PFR0, ID_AA64PFR1};
+use super::{pool, with_world};
+
+unsafe extern "C" {
+    fn fpsimd_save(q: *mut [u64; 64]);
+    fn fpsimd_restore(q: *const [u64; 64]);
+    fn sve_vector_bytes() -> u64;
+    fn sve_save(area: u64, more: u64);
+    fn sve_restore(area: u64, more: u64);
+}
+
+// boot/switch.S finds FPSR and FPCR behind q31.
+const _: () = assert!(core::mem::offset_of!(Context, fp_control) == core::mem::offset_of!(Context, q) + 512);
+
+const SVCR_SM: u64 = 1;
+
+fn has_sve() -> bool {
+    sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::SVE) != 0
+}
+
+fn has_sme() -> bool {
+    sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::SME) != 0
+}
+
+/// Gives this CPU its area, once its vectors have their full length (`el2::init_for_host`). `false` if the pool is empty.
+pub fn prepare() -> bool {
+    let mut vector = 0;
+    if has_sve() {
+        // SAFETY: reads the length of a vector, which this CPU has.
+        vector = unsafe { sve_vector_bytes() };
+    }
+    if has_sme() {
+        let streaming: u64;
+        // SAFETY: RDSVL x0, #1 reads the length of a streaming vector, which this CPU has.
+        unsafe { asm!(".inst 0x04bf5820", out("x0") streaming, options(nomem, nostack, preserves_flags)) };
+        vector = vector.max(streaming);
+    }
+    if vector == 0 {
+        return true;
+    }
+    // z0-z31; p0-p15 and FFR are an eighth of a vector each.
+    let order = (vector * 35).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
+    with_world(|world| {
+        if world.vectors == 0 {
+            world.vectors = pool::alloc(order).map_or(0, |area| area.raw());
+        }
+        world.vectors != 0
+    })
+}
+
+/// Saves q0-q31, FPSR, FPCR.
+pub fn save(context: &mut Context) {
+    // SAFETY: the registers go where they belong in the context; FPSR and FPCR stand behind them (see above).
+    unsafe { fpsimd_save(&raw mut context.q) };
+}
+
+/// Loads them.
+pub fn restore(context: &Context) {
+    // SAFETY: the core itself does not use these registers.
+    unsafe { fpsimd_restore(&raw const context.q) };
+}
+
+/// Runs `with` with SVE and SME not trapped at EL2.
+fn untrapped(sme: bool, with: impl FnOnce()) {
+    let cptr = sysreg::Cptr::get().get();
+    let off = (CPTR_EL2::TZ::SET + CPTR_EL2::TSM.val(u64::from(sme))).value;
+    sysreg::Cptr::set(cptr & !off);
+    barrier::isb(barrier::SY);
+    with();
+    sysreg::Cptr::set(cptr);
+    barrier::isb(barrier::SY);
+}
+
+/// How much sve_save and sve_restore move in streaming mode.
+fn streaming_state() -> u64 {
+    if sysreg::IdAa64smfr0::get().is_set(sysreg::ID_AA64SMFR0::FA64) { 2 } else { 1 }
+}
+
+/// Saves the host's registers, and leaves streaming mode.
+pub fn save_host() {
+    let (sve, sme) = (has_sve(), has_sme());
+    with_world(|world| {
+        if !sve && !sme {
+            return save(&mut world.host);
+        }
+        untrapped(sme, || {
+            save(&mut world.host);
+            world.streaming = sme && sysreg::Svcr::get().get() & SVCR_SM != 0;
+            // SAFETY: the area is this CPU's, as long as `prepare` measured; in streaming mode the same instructions move
+            // streaming vectors.
+            unsafe {
+                if world.streaming {
+                    sve_save(world.vectors, streaming_state());
+                    asm!("msr S0_3_C4_C2_3, xzr", options(nostack, preserves_flags)); // SMSTOP SM
+                } else if sve {
+                    sve_save(world.vectors, 0);
+                }
+            }
+        });
+    });
+}
+
+/// Loads the host's registers.
+pub fn restore_host() {
+    let (sve, sme) = (has_sve(), has_sme());
+    with_world(|world| {
+        if !sve && !sme {
+            return restore(&world.host);
+        }
+        untrapped(sme, || {
+            // SAFETY: as above. Entering streaming mode clears all of it, and loading q0-q31 clears what is above them: so
+            // this order.
+            unsafe {
+                if world.streaming {
+                    asm!("msr S0_3_C4_C3_3, xzr", options(nostack, preserves_flags)); // SMSTART SM
+                }
+                restore(&world.host);
+                if world.streaming {
+                    sve_restore(world.vectors, streaming_state());
+                } else if sve {
+                    sve_restore(world.vectors, 0);
+                }
+            }
+        });
+    });
+}
