@@ -104,6 +104,10 @@ mod bare {
         check(n, "a register that is not there", Undefined, does!("mrs x9, s3_7_c11_c13_7"));
         check(n, "LORC_EL1", Harmless, does!("mrs x9, s3_0_c10_c4_3"));
         check(n, "TRCOSLAR", Harmless, does!("msr s2_1_c1_c0_4, xzr"));
+        // With CPACR_EL1.ZEN and SMEN open, so that it is not the guest's own trap that stops them.
+        let open =
+            does!("mrs x9, cpacr_el1", "orr x9, x9, #0x30000", "orr x9, x9, #0x3000000", "msr cpacr_el1, x9", "isb");
+        check(n, "CPACR_EL1", Harmless, open);
         check(n, "SVE", Undefined, does!(".inst 0x04bf5029")); // rdvl x9, #1
         check(n, "SMCR_EL1", Undefined, does!("mrs x9, s3_0_c1_c2_6"));
         check(n, "the physical timer", Harmless, does!("mrs x9, cntp_ctl_el0"));
