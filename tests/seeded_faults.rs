@@ -21,7 +21,7 @@ struct Fault {
 
 /// Those that take a second, and those that are asked if nobody has noticed yet.
 const TESTS: [&[&str]; 2] = [
-    &["tables", "pages", "vm_pages", "traps", "small_world", "locks_explored", "concurrency"],
+    &["tables", "pages", "vm_pages", "traps", "noninterference", "small_world", "locks_explored", "concurrency"],
     &["lib", "kill_table", "refinement"],
 ];
 

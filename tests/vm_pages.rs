@@ -527,6 +527,19 @@ fn a_vm_whose_pool_is_empty_gets_an_error_and_nothing_else_changes() {
 }
 
 #[test]
+fn a_page_that_was_a_context_comes_out_of_the_pool_as_zeroes() {
+    let mut world = two_vms(1);
+    // The world fills each context, and looks at each that it gets.
+    for _ in 0..2 {
+        let context = world.alloc_pool_page(A).unwrap();
+        assert_eq!(world.alloc_pool_page(A), Err(Denied::OutOfPool));
+        world.check();
+        world.free_pool_page(A, context);
+        world.check();
+    }
+}
+
+#[test]
 fn a_window_is_never_executable_and_goes_with_its_vm() {
     let mut world = two_vms(8);
     for vm in [A, B] {

@@ -77,6 +77,8 @@ pub struct World {
     pub spec: State,
     /// Calls made so far.
     pub calls: usize,
+    /// What VMs write into pages that are theirs alone is changed by this.
+    pub secret: u64,
     /// Where each gfn of a protected VM was mapped to, ever since (K §6.4 f).
     placed: RefCell<BTreeMap<(VmId, Gfn), Pfn>>,
 }
@@ -117,7 +119,8 @@ impl World {
             counts: [0; Event::COUNT],
             log: (0, vec![]),
         };
-        let mut world = Self { core: Core::new(memory, vm_slots()), spec, calls: 0, placed: RefCell::default() };
+        let mut world =
+            Self { core: Core::new(memory, vm_slots()), spec, calls: 0, secret: 0, placed: RefCell::default() };
         assert_eq!(world.protect_el2_mem(pool), Ok(()));
         world
     }

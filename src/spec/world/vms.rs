@@ -153,7 +153,9 @@ impl World {
         let allowed = vm_may_access(&self.spec, vm, ipa, kind);
         assert_eq!(found, allowed, "{vm:?} on CPU {cpu} at {ipa}");
         if let (Some(pa), AccessKind::Write) = (found, kind) {
-            let value = 0x7e57_0000 + self.calls as u64;
+            let state = self.spec.pages.get(&Pfn::containing(pa));
+            let secret = if let Some(PageState::Private { .. }) = state { self.secret } else { 0 };
+            let value = (0x7e57_0000 + self.calls as u64) ^ secret;
             assert!(self.sim().vm_store(cpu, vm, ipa, value).is_ok());
             self.spec.ram.insert(Pfn::containing(pa), value);
         }
