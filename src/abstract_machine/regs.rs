@@ -167,14 +167,17 @@ mod fields {
 #[derive(Clone, Copy)]
 pub struct Syndrome(LocalRegisterCopy<u64, ESR::Register>);
 
-/// The page that HPFAR_EL2 names: bits 47 to 12 of its address stand at bits 39 to 4. Arm ARM D24.2.66.
+/// HPFAR_EL2.FIPA with all that any extension adds (FEAT_LPA, FEAT_D128): without the upper bits, an address beyond 48 bits would pass for one below.
+const FIPA: u64 = 0xffff_ffff_fff0;
+
+/// The page that HPFAR_EL2 names: bits 55 to 12 of its address stand at bits 47 to 4. Arm ARM D24.2.66.
 pub const fn ipa_of_hpfar(hpfar: u64) -> Ipa {
-    Ipa::new((hpfar & 0xff_ffff_fff0) << 8)
+    Ipa::new((hpfar & FIPA) << 8)
 }
 
 /// What HPFAR_EL2 holds for the page of `ipa`.
 pub const fn hpfar_of_ipa(ipa: Ipa) -> u64 {
-    ipa.raw() >> 8 & 0xff_ffff_fff0
+    ipa.raw() >> 8 & FIPA
 }
 
 /// A system register, or a system instruction, by its encoding.

@@ -14,6 +14,7 @@
 //! | memory, and mapped by now                         | again: another vCPU's fault was served meanwhile (K §8.3 A4)                 |
 //! | memory                                            | exit MemoryFault: its page, whether write or fetch, no register              |
 //! | device, refused for its kind (fetch from a window) | external abort in the VM                                                    |
+//! | beyond 48 bits                                    | external abort in the VM                                                     |
 //! | device, but not one that the VM has named to the MMIO guard | external abort in the VM                                           |
 //! | device, cache maintenance                         | nothing: there is no cache                                                   |
 //! | device, load or store that the syndrome describes | exit MmioRead or MmioWrite                                                   |
@@ -41,6 +42,9 @@ use crate::vm::mmio_guard;
 /// Where a VM can have memory; everything else is devices. K §3.5: the window rule.
 const MEMORY: core::ops::Range<u64> = 0x4000_0000..0x40_0000_0000;
 
+/// No table of a VM takes more bits of address; what is beyond is no address of a device either.
+const MOST_IPA_BITS: u32 = 48;
+
 /// Whether `ipa` can be memory of a VM.
 pub fn is_vm_memory(ipa: Ipa) -> bool {
     MEMORY.contains(&ipa.raw())
@@ -61,7 +65,7 @@ pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, shadow: Shadow, s
         let served = kind != FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_some();
         return if served { Action::Resume } else { Action::ToHost(ExitReason::MemoryFault) };
     }
-    if kind == FaultKind::Permission || !mmio_guard::allows(core.vms(), vmid, gfn) {
+    if kind == FaultKind::Permission || ipa.raw() >> MOST_IPA_BITS != 0 || !mmio_guard::allows(core.vms(), vmid, gfn) {
         return deny(machine, shadow, syndrome);
     }
     let is_data = syndrome.class() == ExceptionClass::DataAbort;

@@ -8,7 +8,7 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, HCR_EL2, Readable, SPSR_EL2, Writeable};
 
 use super::super::addr::{CpuId, Ipa, Pa, VcpuId, VmId};
-use super::super::regs::{FaultKind, Syndrome};
+use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
 use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
@@ -159,8 +159,7 @@ impl Worlds for Cpu {
     fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa> {
         let syndrome = Syndrome::new(self.get_shadow_ctxt(shadow, ShadowReg::EsrEl2));
         if syndrome.is_stage1_walk() || syndrome.fault_kind() != FaultKind::Permission {
-            // HPFAR_EL2.FIPA: bits 47 to 12 of the address stand at bits 39 to 4.
-            return Some(Ipa::new((self.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2) & 0xff_ffff_fff0) << 8));
+            return Some(ipa_of_hpfar(self.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2)));
         }
         let far = self.get_shadow_ctxt(shadow, ShadowReg::FarEl2);
         let saved = sysreg::Par::get().get();

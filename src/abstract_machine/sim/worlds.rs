@@ -13,6 +13,7 @@ use std::vec::Vec;
 use super::{CPU, Sim};
 use crate::abstract_machine::addr::{CpuId, Ipa, Pa, Pfn, VcpuId, VmId};
 use crate::abstract_machine::regs::El1Reg;
+use crate::abstract_machine::regs::ipa_of_hpfar;
 use crate::abstract_machine::shadow::{BankReg, Context, Shadow, ShadowReg};
 use crate::abstract_machine::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
@@ -297,7 +298,7 @@ impl Worlds for Sim {
     }
 
     fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa> {
-        Some(Ipa::new((self.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2) & 0xff_ffff_fff0) << 8))
+        Some(ipa_of_hpfar(self.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2)))
     }
 
     fn counter(&self) -> u64 {
