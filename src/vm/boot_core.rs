@@ -4,6 +4,7 @@
 //! |--------------------|---------------------------------------------|------|
 //! | [`gen_vmid`]       | gives the lowest free VM id                 | Core |
 //! | [`free_vmid`]      | takes one back                              | Core |
+//! | [`gen_snapshot`]   | gives the number of a snapshot, never again | Core |
 //!
 //! The proof counts up and panics at the end, so that a machine starts 15 VMs between two reboots (K §4.4). Here an id is free again
 //! when its VM is destroyed: by then no TLB knows it, for the layer below flushed it before it gave the table's pages back. The remap
@@ -24,18 +25,25 @@ use crate::interface::calls::MAX_VMS;
 /// [`CallError::NoSpace`] if all are in use.
 pub fn gen_vmid<M: Machine>(vms: &Vms<M>) -> Result<VmId, CallError> {
     let mut ids = vms.ids().acquire();
-    let lowest = ids.0.trailing_ones();
+    let lowest = ids.vms.trailing_ones();
     if u64::from(lowest) >= MAX_VMS {
         return Err(CallError::NoSpace);
     }
-    ids.0 |= 1 << lowest;
+    ids.vms |= 1 << lowest;
     Ok(VmId::new(lowest as u16 + 1))
+}
+
+/// The number of a new snapshot: never given before, from 1 on.
+pub fn gen_snapshot<M: Machine>(vms: &Vms<M>) -> u64 {
+    let mut ids = vms.ids().acquire();
+    ids.snapshots += 1;
+    ids.snapshots
 }
 
 /// Takes `vm` back; no VM has it any more. The VM's lock may be held.
 pub fn free_vmid<M: Machine>(vms: &Vms<M>, vm: VmId) {
     let mut ids = vms.ids().acquire();
     if let Some(bit) = u32::from(vm.raw()).checked_sub(1).and_then(|n| 1u128.checked_shl(n)) {
-        ids.0 &= !bit;
+        ids.vms &= !bit;
     }
 }

@@ -24,7 +24,7 @@
 use super::authenticate::Manifest;
 use super::boot_aux::{hash_images, load_image_page, read_manifest};
 use super::boot_core::{free_vmid, gen_vmid};
-use super::{Active, Check, Image, Power, Start, Vcpu, VcpuState, Vm, VmState, Vms, authenticate};
+use super::{Active, Check, Image, Power, Snapshot, Start, Vcpu, VcpuState, Vm, VmState, Vms, authenticate};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Pfn, VcpuId, VmId};
 use crate::abstract_machine::shadow::{Shadow, ShadowReg};
@@ -125,11 +125,16 @@ pub fn verify_and_load_images<M: Machine>(vms: &Vms<M>, id: VmId, manifest: Opti
         _ => return Err(CallError::InvalidParameter),
     }
     vm.state = VmState::Verified;
+    vm.verified = true;
     Ok(())
 }
 
 fn verify_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, page: Pfn) -> Result<(), CallError> {
-    if vm.image_count == 0 || vm.images().iter().any(|image| image.loaded < image.pages()) {
+    // A VM is made from images or from a snapshot, not from both.
+    if vm.snapshot != Snapshot::NONE
+        || vm.image_count == 0
+        || vm.images().iter().any(|image| image.loaded < image.pages())
+    {
         return Err(CallError::WrongState);
     }
     let mut manifest = Manifest::EMPTY;

@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::vm_memory::PageInfo;
-use super::{Vms, boot_ops, vm_memory, vm_power};
+use super::{Vms, boot_ops, seal, vm_memory, vm_power};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
 use crate::interface::calls::{MAP_READ_ONLY, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
@@ -74,6 +74,15 @@ pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: [u64; 5]) -> Answer 
             PageInfo::Lent(pfn) => [0, 3, pfn.addr().raw(), 0],
             PageInfo::Window => [0, 4, 0, 0],
         }),
+        HostCall::SealPage => done(seal::seal_page(vms, vm(x1)?, gfn(x2)?, page(x3)?, page(x4)?)),
+        HostCall::UnsealPage => done(seal::unseal_page(vms, vm(x1)?, gfn(x2)?, page(x3)?, page(x4)?)),
+        HostCall::SealVcpu => done(seal::seal_vcpu(vms, vm(x1)?, vcpu(x2)?, page(x3)?)),
+        HostCall::UnsealVcpu => done(seal::unseal_vcpu(vms, vm(x1)?, vcpu(x2)?, page(x3)?)),
+        HostCall::SealVm => match x2 {
+            0 => seal::seal_vm(vms, vm(x1)?, page(x3)?).map(|(number, pages)| [0, number, pages, 0]),
+            1 => done(seal::unseal_vm(vms, vm(x1)?, page(x3)?)),
+            _ => Err(CallError::InvalidParameter),
+        },
         _ => Err(CallError::NotSupported),
     }
 }

@@ -32,6 +32,23 @@ impl MmioGuard {
     /// Not enrolled, nothing named.
     pub const NONE: Self = Self { enrolled: false, runs: [(0, 0); MAX_RANGES] };
 
+    /// The guard as words, for a snapshot.
+    pub(crate) fn words(&self) -> [u64; 1 + 2 * MAX_RANGES] {
+        let mut words = [0; 1 + 2 * MAX_RANGES];
+        let runs = self.runs.iter().flat_map(|(first, end)| [*first, *end]);
+        words.iter_mut().zip(core::iter::once(u64::from(self.enrolled)).chain(runs)).for_each(|(at, word)| *at = word);
+        words
+    }
+
+    /// The guard that [`Self::words`] gave.
+    pub(crate) fn from_words(mut words: impl Iterator<Item = u64>) -> Self {
+        let mut guard = Self { enrolled: words.next() != Some(0), ..Self::NONE };
+        for run in &mut guard.runs {
+            *run = (words.next().unwrap_or(0), words.next().unwrap_or(0));
+        }
+        guard
+    }
+
     fn allows(&self, page: u64) -> bool {
         !self.enrolled || self.runs.iter().any(|(first, end)| (*first..*end).contains(&page))
     }

@@ -10,6 +10,7 @@
 //! | 21    | [`boot_ops`]       | the life of a VM and of its vCPUs                                      |
 //! | 21    | [`vm_memory`]      | its memory, given and taken back; what the host may see                |
 //! | 21    | [`mmio_guard`]     | which of its device addresses the host may hear of                     |
+//! | 21    | [`seal`]           | snapshots of protected VMs                                             |
 //! | 21    | [`host_calls`]     | the host's calls about VMs, from numbers to types                      |
 //!
 //! This file holds the state that these layers share: one [`Vm`] for each id, behind a lock of rank `Vm`, and the ids that are in
@@ -23,11 +24,12 @@ pub mod boot_ops;
 pub mod host_calls;
 pub mod keys;
 pub mod mmio_guard;
+pub mod seal;
 pub mod vm_memory;
 pub mod vm_power;
 
 use ed25519_compact::sha512::Hash;
-use keys::{Digest512, Keys, PublicKey};
+use keys::{Digest512, Keys, PublicKey, SealingKey};
 use mmio_guard::MmioGuard;
 use spin::Once;
 
@@ -187,6 +189,26 @@ impl Check {
     }
 }
 
+/// A snapshot on its way, out of a VM or into one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// Its number; 0: there is none.
+    pub(crate) number: u64,
+    /// Sequence number of the next seal.
+    pub(crate) sequence: u64,
+    /// Pages so far.
+    pub(crate) pages: u64,
+    /// On the way out: the first gfn that may come next.
+    pub(crate) next: Gfn,
+    /// vCPUs so far, by bit.
+    pub(crate) vcpus: u16,
+}
+
+impl Snapshot {
+    /// None.
+    pub(crate) const NONE: Self = Self { number: 0, sequence: 0, pages: 0, next: Gfn::new(0), vcpus: 0 };
+}
+
 /// All that the core knows of one VM, besides its tables.
 pub struct Vm {
     pub(crate) state: VmState,
@@ -205,6 +227,10 @@ pub struct Vm {
     pub(crate) identity: Digest512,
     /// Which device addresses it has named.
     pub(crate) guard: MmioGuard,
+    /// Whether it was ever allowed to run.
+    pub(crate) verified: bool,
+    /// The snapshot that is made of it (after that), or that it is made from (before).
+    pub(crate) snapshot: Snapshot,
 }
 
 impl Vm {
@@ -223,6 +249,8 @@ impl Vm {
         check: None,
         identity: [0; 64],
         guard: MmioGuard::NONE,
+        verified: false,
+        snapshot: Snapshot::NONE,
     };
 
     /// The vCPU with this number, if it was registered.
@@ -270,9 +298,14 @@ pub const fn no_vm() -> VmLock {
 /// There are 127 of them, and one allocation of 256 KiB at most holds them all.
 const _: () = assert!(size_of::<VmLock>() * MAX_VMS as usize <= 256 * 1024);
 
-/// The VM ids in use: bit n is id n + 1.
+/// Numbers that were given out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ids(pub(crate) u128);
+pub struct Ids {
+    /// VM ids in use: bit n is id n + 1.
+    pub(crate) vms: u128,
+    /// Snapshots begun since boot; a number is never given twice.
+    pub(crate) snapshots: u64,
+}
 
 /// The VMs, and the memory that they live in.
 pub struct Vms<M> {
@@ -280,6 +313,7 @@ pub struct Vms<M> {
     ids: Lock<Ids>,
     slots: &'static [VmLock],
     keys: Once<Keys>,
+    sealing: Once<Option<SealingKey>>,
 }
 
 /// The one place where a refusal of the memory layers becomes an error of the interface.
@@ -302,7 +336,13 @@ impl From<Denied> for CallError {
 impl<M: Machine> Vms<M> {
     /// No VM yet. `slots` are [`MAX_VMS`] times [`no_vm`].
     pub const fn new(memory: Memory<M>, slots: &'static [VmLock]) -> Self {
-        Self { memory, ids: Lock::new(Rank::Core, Ids(0)), slots, keys: Once::new() }
+        Self {
+            memory,
+            ids: Lock::new(Rank::Core, Ids { vms: 0, snapshots: 0 }),
+            slots,
+            keys: Once::new(),
+            sealing: Once::new(),
+        }
     }
 
     /// The layers below.
@@ -323,6 +363,13 @@ impl<M: Machine> Vms<M> {
     /// Public keys whose manifests count.
     pub(crate) fn keys(&self) -> &Keys {
         self.keys.get().unwrap_or(&Keys::OF_BUILD)
+    }
+
+    /// The machine's sealing key: of this boot, so a snapshot lives until the machine starts again; none if the machine has no source of
+    /// random numbers.
+    pub(crate) fn sealing(&self) -> Option<&SealingKey> {
+        let random = || self.machine().entropy().map(SealingKey::from_words);
+        self.sealing.call_once(random).as_ref()
     }
 
     /// `act`, while the host's page `pfn` cannot become anybody else's.

@@ -100,7 +100,7 @@
 /* (vm, manifest)
  * Protected VM: checks the images against the manifest ([`crate::boot::Manifest`]) in the host's page at `manifest`, copied once, with its
  * signature; all pages of every image must be there. Ordinary VM: `manifest` is 0. State READY to VERIFIED; the VM can run.
- * A wrong signature or digest leaves the VM READY, its pages with it; it can only be destroyed. Works in steps: returns
+ * A wrong signature or digest leaves the VM READY as it was, its pages with it. Works in steps: returns
  * [`CallError::Again`] until done. K: `verify_and_load_images`.
  */
 #define CV_CALL_VERIFY_VM 0xc6008016ULL
@@ -165,34 +165,35 @@
 #define CV_CALL_VM_INFO 0xc6008021ULL
 
 /* (vm, gpa)
- * Whether the VM's page at `gpa` is: x0 = 0, x1 = 0 not mapped, 1 private, 2 shared, 3 lent, 4 window; x2 = its physical address unless it is private.
+ * Whether the VM's page at `gpa` is: x0 = 0, x1 = 0 not mapped, 1 private, 2 shared, 3 lent, 4 window; x2 = its physical address if it is shared or lent.
  */
 #define CV_CALL_PAGE_INFO 0xc6008022ULL
 
 /* (vm, gpa, out, tag)
- * Seals the private page at `gpa` of a protected VM that does not run (state POWEROFF by [`HostCall::PowerOffVm`], or VERIFIED with all vCPUs off) into the
- * host's pages at `out` (ciphertext) and `tag` (first 64 bytes: sequence, nonce, tag). K §4.8.
+ * Seals the page at `gpa` of a protected VM in state POWEROFF that was VERIFIED before, none of whose vCPUs runs and of which nothing is
+ * reclaimed, into the host's pages at `out` (ciphertext) and `tag` (first 64 bytes: what it is, and the seal). Pages go in ascending order, each once.
+ * A snapshot lives until the machine starts again; without a source of random numbers there is none ([`CallError::NotSupported`]). K §4.8.
  */
 #define CV_CALL_SEAL_PAGE 0xc6008030ULL
 
 /* (vm, gpa, data, tag)
- * The host's page `data` with seal `tag` becomes the page at `gpa` of a protected VM in state READY.
+ * The host's page `data` with seal `tag` becomes the page at `gpa` of a protected VM in state READY without images.
  */
 #define CV_CALL_UNSEAL_PAGE 0xc6008031ULL
 
 /* (vm, vcpu, out)
- * Seals all registers of a vCPU into the host's page at `out`, which then holds a [`crate::boot::SealedVcpu`].
+ * Seals all registers of a vCPU, as SealPage does a page, into the host's page at `out`, 64 bytes of seal first.
  */
 #define CV_CALL_SEAL_VCPU 0xc6008032ULL
 
 /* (vm, vcpu, data)
- * The vCPU goes on from the sealed registers in the host's page at `data`. State READY, vCPU registered.
+ * The vCPU goes on from the sealed registers in the host's page at `data`. State READY without images, vCPU registered.
  */
 #define CV_CALL_UNSEAL_VCPU 0xc6008033ULL
 
 /* (vm, phase, data)
- * Ends a save (`phase` 0: x1, x2 of the result identify the snapshot) or a restore (`phase` 1: the manifest of the snapshot in the host's page
- * `data` is checked, and the VM becomes VERIFIED only if every page and vCPU of the snapshot is there).
+ * Ends a save (`phase` 0, every page and vCPU sealed: the host's page `data` gets what belongs to the snapshot; x1 = its number, x2 = its pages) or a
+ * restore (`phase` 1: the VM becomes VERIFIED if every page and vCPU of the snapshot in `data` is there, and no vCPU more).
  */
 #define CV_CALL_SEAL_VM 0xc6008034ULL
 
