@@ -12,6 +12,7 @@
 //! | [`vm_memory`]  | the transitions of VMs: table, pool, memory                                  | 13-17  |
 //! | [`vm`]         | the life of VMs: what each call does in each state                           | 18-21  |
 //! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
+//! | [`vcpu`]       | what an exit of a VM shows, what an entry takes back, what the core serves   | 27-32  |
 //! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
 //! | [`replay`]     | K §6.1 item 17: every order in which a section's stores may be seen          | 5-8    |
 //! | [`world`]      | code and specification side by side, compared after each call                | -      |
@@ -27,6 +28,7 @@ pub mod memory;
 pub mod npt;
 pub mod replay;
 pub mod trap;
+pub mod vcpu;
 pub mod vm;
 pub mod vm_memory;
 pub mod vm_world;
