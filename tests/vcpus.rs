@@ -494,6 +494,27 @@ fn a_vcpu_that_comes_from_another_cpu_finds_no_translation_of_its_vm_there() {
 }
 
 #[test]
+fn a_vcpu_that_runs_where_another_one_of_its_vm_ran_finds_nothing_of_its_translations() {
+    run_as(0);
+    let mut host = Host::default();
+    let vm = host.vm(VM_ORDINARY, 30);
+    for vcpu in 0..2 {
+        let mailbox = host.pages(1);
+        host.done(HostCall::RegisterVcpu, &[vm, vcpu, mailbox]).unwrap();
+        let sim = host.world.sim();
+        (0..512).for_each(|word| sim.write_page(Pfn::containing(Pa::new(mailbox)), word, &[0]));
+        sim.write_page(Pfn::containing(Pa::new(mailbox)), word_of("pstate"), &[START_PSTATE]);
+    }
+    host.done(HostCall::VerifyVm, &[vm]).unwrap();
+    let flushed = |vcpu: u64| {
+        assert_eq!(host_vcpu_run_handler(&host.world.core, vm, vcpu), ExitReason::Irq as u64);
+        let switches = host.world.sim().switches();
+        switches.iter().any(|(_, switch)| matches!(switch, Switch::VmEl2RestoreState { flush: true, .. }))
+    };
+    assert_eq!([0, 0, 1, 1, 0, 1].map(flushed), [true, false, true, false, true, true]);
+}
+
+#[test]
 fn an_interrupt_of_the_vms_timer_is_told_and_masked_until_the_host_says_otherwise() {
     let bench = Bench::started(VM_PROTECTED);
     let ctl = BankReg::CntvCtl as usize;

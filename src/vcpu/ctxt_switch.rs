@@ -48,9 +48,13 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     let machine = vms.machine();
     machine.set_per_cpu(vmid, vcpuid);
     let active = set_vcpu_active(vms, vmid, vcpuid)?;
+    let shadow = active.shadow;
+    // Before anything can fail: that this CPU forgot what was to be flushed is on record now.
+    machine.vm_el2_restore_state(active.vttbr, active.ia_bits, active.flush);
     let entry = match read_entry(machine, &active) {
         Ok(entry) => entry,
         Err(error) => {
+            machine.host_el2_restore_state();
             set_vcpu_inactive(vms, vmid, vcpuid);
             return Err(error);
         }
@@ -59,12 +63,7 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     if active.start != Start::Resume {
         vcpu_started(vms, vmid, vcpuid);
     }
-    let shadow = active.shadow;
-    let here = machine.get_cur_cpu().index() as u64 + 1;
-    let moved = machine.get_shadow_ctxt(shadow, ShadowReg::LastCpu) != here;
-    machine.set_shadow_ctxt(shadow, ShadowReg::LastCpu, here);
     machine.set_shadow_ctxt(shadow, ShadowReg::Cntvoff, active.cntvoff);
-    machine.vm_el2_restore_state(active.vttbr, active.ia_bits, moved);
     restore_shadow_kvm_regs(machine, &active, &entry);
     machine.timer_enable_traps(active.cntvoff);
     machine.activate_traps(entry.lines);

@@ -231,11 +231,13 @@ fn write_mailbox<M: Machine>(machine: &M, active: &Active, reason: ExitReason, s
     set(word!(esr), shown.esr);
     set(word!(ipa), shown.ipa);
     // List registers and the rest of the virtual CPU interface are the host's own doing, as the VM's interrupts left them.
-    let lrs = usize::from(machine.vgic_info().list_registers).min(MAX_LIST_REGISTERS);
-    set(word!(lr_count), lrs as u64);
-    for n in 0..lrs {
-        set(word!(lr) + n, get(ShadowReg::Vgic(n as u8)));
+    let lrs = machine.vgic_info().list_registers.min(MAX_LIST_REGISTERS as u8);
+    let mut in_use = 0;
+    for (n, lr) in (0..lrs).map(|n| (usize::from(n), get(ShadowReg::Vgic(n)))).filter(|(_, lr)| *lr != 0) {
+        set(word!(lr) + n, lr);
+        in_use = n + 1;
     }
+    set(word!(lr_count), in_use as u64);
     set(word!(vgic_hcr), get(VgicWord::Hcr.reg()) & MAINTENANCE);
     set(word!(vgic_vmcr), get(VgicWord::Vmcr.reg()));
     set(word!(vgic_misr), get(VgicWord::Misr.reg()));

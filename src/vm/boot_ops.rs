@@ -67,7 +67,7 @@ pub fn register_vcpu<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, mailbox: 
     memory_ops::hold_mailbox(vms.memory(), mailbox)?;
     let context = memory_ops::alloc_pool_page(vms.memory(), id).inspect_err(|_| vms.let_go(mailbox))?;
     let shadow = Shadow::new(context.addr());
-    *place = Vcpu { state: VcpuState::Ready, power: Power::Never, shadow, mailbox };
+    *place = Vcpu { state: VcpuState::Ready, power: Power::Never, shadow, mailbox, last_cpu: 0 };
     Ok(())
 }
 
@@ -201,8 +201,15 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
     let (vttbr, ia_bits) = memory_ops::vm_vttbr(vms.memory(), id).ok_or(CallError::WrongState)?;
 
     place.state = VcpuState::Active;
+    // Two vCPUs of a VM may mean different things by one address and ASID: what one left in a CPU's TLB is not the other's.
+    let here = vms.machine().get_cur_cpu().index() as u16 + 1;
+    let flush = place.last_cpu != here;
+    if flush {
+        vm.vcpus.iter_mut().filter(|other| other.last_cpu == here).for_each(|other| other.last_cpu = 0);
+        vm.vcpu(vcpu)?.last_cpu = here;
+    }
     vm.active += 1;
-    Ok(Active { vm: id, vcpu, kind, shadow, mailbox, vttbr, ia_bits, cntvoff, start })
+    Ok(Active { vm: id, vcpu, kind, shadow, mailbox, vttbr, ia_bits, cntvoff, flush, start })
 }
 
 /// The start that [`set_vcpu_active`] told is made: the next run goes on where this one leaves.

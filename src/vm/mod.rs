@@ -129,6 +129,8 @@ pub struct Active {
     pub ia_bits: u32,
     /// CNTVOFF_EL2.
     pub cntvoff: u64,
+    /// What this CPU remembers of the VM's translations may be another vCPU's, or older than what this one did elsewhere.
+    pub flush: bool,
     /// How this run begins.
     pub start: Start,
 }
@@ -140,11 +142,18 @@ pub struct Vcpu {
     pub(crate) power: Power,
     pub(crate) shadow: Shadow,
     pub(crate) mailbox: Pfn,
+    /// The CPU, plus 1, on which it ran last and none of the VM's other vCPUs since; else 0.
+    pub(crate) last_cpu: u16,
 }
 
 impl Vcpu {
-    const UNUSED: Self =
-        Self { state: VcpuState::Unused, power: Power::Never, shadow: Shadow::new(Pa::new(0)), mailbox: Pfn::new(0) };
+    const UNUSED: Self = Self {
+        state: VcpuState::Unused,
+        power: Power::Never,
+        shadow: Shadow::new(Pa::new(0)),
+        mailbox: Pfn::new(0),
+        last_cpu: 0,
+    };
 }
 
 /// One boot image.
