@@ -322,7 +322,7 @@ pub struct Vms<M> {
     ids: Lock<Ids>,
     slots: &'static [VmLock],
     keys: Once<Keys>,
-    sealing: Once<Option<SealingKey>>,
+    sealing: Once<SealingKey>,
 }
 
 /// The one place where a refusal of the memory layers becomes an error of the interface.
@@ -377,8 +377,8 @@ impl<M: Machine> Vms<M> {
     /// The machine's sealing key: of this boot, so a snapshot lives until the machine starts again; none if the machine has no source of
     /// random numbers.
     pub(crate) fn sealing(&self) -> Option<&SealingKey> {
-        let random = || self.machine().entropy().map(SealingKey::from_words);
-        self.sealing.call_once(random).as_ref()
+        // A generator may have nothing for a moment; then the next call asks again.
+        self.sealing.try_call_once(|| self.machine().entropy().map(SealingKey::from_words).ok_or(())).ok()
     }
 
     /// `act`, while the host's page `pfn` cannot become anybody else's.
