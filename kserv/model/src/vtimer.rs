@@ -11,7 +11,9 @@
 //!
 //! While the core masks it, a mask that the VM sets itself cannot be seen: "asserted" then means that the VM either left the timer as it was,
 //! or masked it, as handlers do. The first makes no sense, so an interrupt that ended while the timer's registers stayed as they were
-//! counts as handled ([`VirtualTimer::line`] is down) until it fires again or its registers change. If the VM changes them without an exit, the core's
+//! counts as handled ([`VirtualTimer::line`] is down) until it fires again or its registers change. One end is not enough: a timer that its handler
+//! set anew may fire before that handler ends its interrupt, so the first end may be of an interrupt from before. It comes once
+//! more then, as a level-sensitive interrupt does. If the VM changes them without an exit, the core's
 //! mask would hold back the next one; so a vCPU in that state is made to exit now and then ([`VirtualTimer::poll`]).
 //! Times are of the physical counter. Source: Arm ARM D11.2.4; `corevisor_interface::mailbox`.
 #![forbid(unsafe_code)]
@@ -43,18 +45,20 @@ pub struct VirtualTimer {
     ctl: u64,
     cval: u64,
     offset: u64,
-    /// Its interrupt ended, and the timer is as it was.
-    handled: bool,
+    /// How often its interrupt ended since the timer fired or changed.
+    ends: u8,
     polls: u32,
 }
 
+/// With so many ends the last interrupt was surely taken after the timer fired.
+const HANDLED: u8 = 2;
 /// First time between two looks at a handled timer, in ticks; it doubles up to 64 times of it.
 const POLL: u64 = 100_000;
 
 impl VirtualTimer {
     /// Off.
     pub const fn new() -> Self {
-        Self { ctl: 0, cval: 0, offset: 0, handled: false, polls: 0 }
+        Self { ctl: 0, cval: 0, offset: 0, ends: 0, polls: 0 }
     }
 
     /// What an exit shows; `fired`: the exit was because of it; `ended`: the VM ended its interrupt since the last exit.
@@ -66,9 +70,9 @@ impl VirtualTimer {
             ..*self
         };
         if fired || seen != *self {
-            *self = Self { handled: false, polls: 0, ..seen };
+            *self = Self { ends: 0, polls: 0, ..seen };
         } else if ended && mailbox.cntv_ctl & ISTATUS != 0 {
-            self.handled = true;
+            self.ends = self.ends.saturating_add(1);
         }
     }
 
@@ -84,12 +88,12 @@ impl VirtualTimer {
 
     /// Level of interrupt 27.
     pub fn line(&self, now: u64) -> bool {
-        self.asserted(now) && !self.handled
+        self.asserted(now) && self.ends < HANDLED
     }
 
     /// When a vCPU that runs must be made to exit, so that its timer can be looked at.
     pub fn poll(&mut self, now: u64) -> Option<u64> {
-        if !self.handled {
+        if self.ends < HANDLED {
             return None;
         }
         let at = now.saturating_add(POLL << self.polls);
@@ -163,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_whose_interrupt_ended_is_quiet_until_it_fires_or_changes() {
+    fn a_timer_whose_interrupt_ended_twice_is_quiet_until_it_fires_or_changes() {
         let mut mailbox = Mailbox { cntv_ctl: ENABLE | ISTATUS, cntv_cval: 100, ..Mailbox::EMPTY };
         let mut timer = VirtualTimer::new();
         timer.observe(&mailbox, true, false);
@@ -171,6 +175,9 @@ mod tests {
         // Still in a list register.
         timer.observe(&mailbox, false, false);
         assert!(timer.line(100));
+        // The end of an interrupt from before it fired, perhaps.
+        timer.observe(&mailbox, false, true);
+        assert!(timer.line(100) && timer.poll(100).is_none());
         timer.observe(&mailbox, false, true);
         assert!(!timer.line(100) && timer.asserted(100));
         assert_eq!((timer.poll(100), timer.poll(100)), (Some(100 + POLL), Some(100 + 2 * POLL)));
