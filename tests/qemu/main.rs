@@ -12,6 +12,7 @@
 //! | [`boot_paths`]   | ways into the core; the device tree of the host                        |
 //! | [`broken`]       | broken inputs: one clear line each                                     |
 //! | [`failure`]      | the core itself fails                                                  |
+//! | [`vms`]          | virtual machines under the mini host                                   |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
 
@@ -26,6 +27,7 @@ mod matrix;
 mod placed;
 mod raspi;
 mod runner;
+mod vms;
 
 use corevisor_tool::project::Project;
 use std::process::ExitCode;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         boot_paths::cases(),
         broken::cases(),
         failure::cases(),
+        vms::cases(),
     ];
     runner::run(cases.into_iter().flatten().collect(), &bed::Bed { project })
 }

@@ -1,0 +1,169 @@
+//! Virtual machines under the core, driven by the mini host: the guests of tests/guests and a stock Debian, ordinary and protected.
+
+use crate::{
+    bed::{Bed, Checks, Failure, LIMIT},
+    runner::Case,
+};
+use corevisor_tool::{
+    machine::Machine,
+    outcome::{Finished, Outcome},
+    run::{Boot, Run},
+    sign::Key,
+    vms::{Vm, Vms},
+};
+
+/// The machines: each interrupt controller with a CPU of its time.
+fn machine(gic: u32) -> Machine {
+    let machine = Machine::virt().gic(gic);
+    if gic == 2 { machine.cpu("cortex-a72") } else { machine.cpu("max") }
+}
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let new = |name: &str, act: fn(&Bed) -> Result<(), Failure>| Case::new("vms", name, act);
+    let mut cases = vec![
+        new("an image changed after it was signed does not start", tampered),
+        new("a VM signed with a key that the core was not given does not start", other_key),
+        new("the demo: three VMs at work, and every attempt to read a protected one refused", demo),
+        new("on a Raspberry Pi 4 guests run and Debian powers off", raspi).only_in_full_if(true),
+    ];
+    for gic in [2, 3] {
+        let guest = |name: &str, act: fn(&Bed, u32) -> Result<(), Failure>| {
+            Case::new("vms", format!("{name}, GICv{gic}"), move |bed| act(bed, gic))
+        };
+        cases.extend([
+            guest("two at once, ordinary and protected, say hello and power off", hello),
+            guest("four vCPUs start, interrupt each other and stop", smp),
+            guest("nothing that a guest tries gets anywhere", hostile),
+            guest("registers survive exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 600, &[1, 4])),
+            guest("registers survive 100,000 exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 25_000, &[1, 2, 4]))
+                .only_in_full_if(true),
+        ]);
+        for (protected, vcpus) in [(false, 1), (false, 2), (false, 4), (true, 1), (true, 2), (true, 4)] {
+            // By default one of each kind, one on each interrupt controller.
+            let selected = [(2, false, 2), (3, true, 2)].contains(&(gic, protected, vcpus));
+            let name = format!("Debian's 6.12 in {} lives and powers off, {vcpus} vCPUs, GICv{gic}", kind(protected));
+            let act = move |bed: &Bed| debian(bed, gic, protected, vcpus);
+            cases.push(Case::new("vms", name, act).only_in_full_if(!selected));
+        }
+        cases.push(guest("two Debians at once, one of them protected", two_debians).only_in_full_if(true));
+        cases.push(guest("Debian's 6.1 in a protected VM", older_debian).only_in_full_if(true));
+    }
+    cases
+}
+
+fn kind(protected: bool) -> &'static str {
+    if protected { "a protected VM" } else { "an ordinary VM" }
+}
+
+fn run(bed: &Bed, machine: Machine, vms: Vms) -> Run {
+    Run::new(&bed.project, machine).timeout(LIMIT).append("corevisor.log=debug").boot(Boot::Mini(vms))
+}
+
+/// Runs VMs to their end, and looks for `lines`. The mini host says that every page of the VMs came back to it, readable.
+fn well(run: Run, lines: &[&str]) -> Result<Finished, Failure> {
+    let done = run.finish()?;
+    done.succeeded()?;
+    done.check(!done.console.contains("FAILED"), "a guest failed")?;
+    done.says("pages that the VMs had are back")?;
+    for line in lines {
+        done.says(line)?;
+    }
+    Ok(done)
+}
+
+/// An ordinary and a protected VM of the same guest at once.
+fn both(vm: &Vm) -> Vms {
+    Vms::new().vm(vm.clone()).vm(vm.clone().protected(true))
+}
+
+fn hello(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let done = well(run(bed, machine(gic).smp(2), both(&Vm::guest("hello"))), &[])?;
+    done.says_times(&format!("guest hello: ok, device tree at 0x40000000, GICv{gic}"), 2)
+}
+
+fn smp(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let done = well(run(bed, machine(gic).smp(2), both(&Vm::guest("smp").vcpus(4))), &[])?;
+    done.says_times("guest smp: ok, 4 vCPUs, 61 interrupts", 2)
+}
+
+fn hostile(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let done = well(run(bed, machine(gic).smp(2), both(&Vm::guest("hostile"))), &[])?;
+    done.says_times("guest hostile: ok, ", 2)
+}
+
+/// Every VM leaves at least once a round.
+fn registers(bed: &Bed, gic: u32, rounds: u32, cpus: &[u32]) -> Result<(), Failure> {
+    for cpus in cpus {
+        let vm = Vm::guest("registers").vcpus(2).append(&format!("rounds={rounds}"));
+        let done = well(run(bed, machine(gic).smp(*cpus), both(&vm)), &[])?;
+        done.says_times(&format!("guest registers: ok, 2 vCPUs, {rounds} rounds each"), 2)?;
+    }
+    Ok(())
+}
+
+/// What Debian does in a VM.
+const SCRIPT: &str = r#"
+    fail() { echo "NOT SO: $*"; exit 1; }
+    [ "$(nproc)" = $CPUS ] || fail "$(nproc) CPUs, not $CPUS"
+    for cpu in $(seq 0 $((CPUS - 1))); do
+        taskset $(printf '%x' $((1 << cpu))) sha256sum /bin/busybox > /tmp/sum.$cpu || fail "CPU $cpu does not work"
+        cmp /tmp/sum.0 /tmp/sum.$cpu || fail "CPU $cpu computes something else"
+    done
+    sleep 0.2
+    dmesg | grep -E 'WARNING:|Call trace|Internal error|BUG:|Unhandled fault|rcu: INFO' && fail "the kernel complains"
+    echo "debian: well with $CPUS CPUs"
+    exit 0
+"#;
+
+fn debian_vm(kernel: &str, protected: bool, vcpus: usize) -> Vm {
+    // Its watchdogs look at the clock, and this machine may be busy.
+    let vm = Vm::debian(kernel).append("nowatchdog rcupdate.rcu_cpu_stall_suppress=1");
+    vm.protected(protected).vcpus(vcpus).script(format!("CPUS={vcpus}\n{SCRIPT}"))
+}
+
+fn debian(bed: &Bed, gic: u32, protected: bool, vcpus: usize) -> Result<(), Failure> {
+    let vms = Vms::new().vm(debian_vm("6.12", protected, vcpus));
+    well(run(bed, machine(gic).smp(2), vms), &[&format!("debian: well with {vcpus} CPUs")]).map(|_| ())
+}
+
+fn older_debian(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let vms = Vms::new().vm(debian_vm("6.1", true, 2));
+    well(run(bed, machine(gic).smp(2), vms), &["debian: well with 2 CPUs"]).map(|_| ())
+}
+
+fn two_debians(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let vms = Vms::new().vm(debian_vm("6.12", true, 2)).vm(debian_vm("6.12", false, 1));
+    let lines = ["debian: well with 2 CPUs", "debian: well with 1 CPUs"];
+    well(run(bed, machine(gic).smp(2), vms), &lines).map(|_| ())
+}
+
+fn raspi(bed: &Bed) -> Result<(), Failure> {
+    let guests = both(&Vm::guest("smp").vcpus(2)).vm(Vm::guest("worker").protected(true));
+    let done = well(run(bed, Machine::raspi4b(), guests), &["guest worker: ok"])?;
+    done.says_times("guest smp: ok, 2 vCPUs, 21 interrupts", 2)?;
+    let vms = Vms::new().vm(debian_vm("6.12", true, 2));
+    well(run(bed, Machine::raspi4b(), vms), &["debian: well with 2 CPUs"]).map(|_| ())
+}
+
+/// The mini host says that the core refused, and nothing of the guest ran.
+fn refused(done: &Finished) -> Result<(), Failure> {
+    done.check(matches!(&done.outcome, Outcome::MiniFailed(_)), "the mini host should have complained")?;
+    done.says("NotAuthentic")?;
+    done.says_times("guest hello: ", 0)
+}
+
+fn tampered(bed: &Bed) -> Result<(), Failure> {
+    let vms = Vms::new().vm(Vm::guest("hello").protected(true).tampered());
+    refused(&run(bed, machine(3).smp(1), vms).finish()?)
+}
+
+fn other_key(bed: &Bed) -> Result<(), Failure> {
+    let vms = Vms::new().vm(Vm::guest("hello").protected(true));
+    refused(&run(bed, machine(2).smp(1), vms).trusted(Key::generate().public()).finish()?)
+}
+
+fn demo(bed: &Bed) -> Result<(), Failure> {
+    let done = well(run(bed, machine(3), Vms::demo()), &[])?;
+    done.says_times("guest worker: ok", 3)
+}
