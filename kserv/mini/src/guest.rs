@@ -36,6 +36,9 @@ const FIRST_POOL: u64 = 8;
 /// Pages for the pool when it is empty.
 const MORE_POOL: u64 = 16;
 
+/// VmInfo: the VM is off, and never runs again.
+const POWER_OFF: u64 = 4;
+
 /// Why something about a VM did not work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Failure {
@@ -312,7 +315,13 @@ impl Guest {
             return Ok(Step::Yield);
         }
         page.store(mailbox);
-        let reason = at("VcpuRun", calls::vcpu_run(self.id, vcpu as u64))?;
+        let reason = match calls::vcpu_run(self.id, vcpu as u64) {
+            // Another vCPU has switched the VM off; whoever ran it will say so.
+            Err(CallError::WrongState) if calls::vm_info(self.id).is_ok_and(|(state, ..)| state == POWER_OFF) => {
+                return Ok(Step::Yield);
+            }
+            result => at("VcpuRun", result)?,
+        };
         *mailbox = page.load();
         let mut inner = self.inner.lock();
         let Inner { model, console, .. } = &mut *inner;

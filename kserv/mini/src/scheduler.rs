@@ -24,6 +24,8 @@ const LOOK_MS: u64 = 10;
 struct Queue {
     threads: Vec<(Arc<Guest>, usize)>,
     next: usize,
+    /// Until then the one before `next` goes on, whenever it can: else one whose every turn begins with an interrupt would do nothing else.
+    turn_ends: u64,
 }
 
 struct Cpu {
@@ -32,7 +34,8 @@ struct Cpu {
 }
 
 static CPUS: [Cpu; MAX_CPUS] =
-    [const { Cpu { queue: Mutex::new(Queue { threads: Vec::new(), next: 0 }), affinity: Once::new() } }; MAX_CPUS];
+    [const { Cpu { queue: Mutex::new(Queue { threads: Vec::new(), next: 0, turn_ends: 0 }), affinity: Once::new() } };
+        MAX_CPUS];
 static GIC: Once<Gic> = Once::new();
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
@@ -122,8 +125,11 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
     let count = queue.threads.len();
     let (mut chosen, mut deadline) = (None, None::<u64>);
     let mut sooner = |at: u64| deadline = Some(deadline.map_or(at, |other| other.min(at)));
+    let goes_on = now < queue.turn_ends;
+    let first = if goes_on { queue.next + count.saturating_sub(1) } else { queue.next };
+    let mut others = false;
     for n in 0..count {
-        let position = (queue.next + n) % count;
+        let position = (first + n) % count;
         let (guest, vcpu) = &queue.threads[position];
         if guest.is_over() {
             continue;
@@ -131,7 +137,7 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
         let mut inner = guest.inner();
         if inner.model.runnable(*vcpu, now) {
             if chosen.is_some() {
-                sooner(now + cpu::frequency() * TURN_MS / 1000);
+                others = true;
             } else {
                 chosen = Some(position);
                 inner.model.run_until(*vcpu, now).into_iter().for_each(&mut sooner);
@@ -142,6 +148,14 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
     }
     if cpu::index() == 0 {
         sooner(now + cpu::frequency() * LOOK_MS / 1000);
+    }
+    if let Some(position) = chosen {
+        if !goes_on || position != first % count {
+            queue.turn_ends = now + cpu::frequency() * TURN_MS / 1000;
+        }
+        if others {
+            sooner(queue.turn_ends);
+        }
     }
     let chosen = chosen.map(|position| {
         queue.next = position + 1;
