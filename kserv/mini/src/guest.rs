@@ -322,6 +322,10 @@ impl Guest {
             }
             result => at("VcpuRun", result)?,
         };
+        if reason == ExitReason::Stopped {
+            // By another vCPU of its own, whose exit says how the VM ended, or by `stop`.
+            return Ok(Step::Yield);
+        }
         *mailbox = page.load();
         let mut inner = self.inner.lock();
         let Inner { model, console, .. } = &mut *inner;
