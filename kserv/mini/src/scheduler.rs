@@ -172,22 +172,6 @@ pub fn run(mut end: impl FnMut() -> bool) {
             return cpu::set_deadline(None);
         }
         if cpu::index() == 0 {
-            {
-                static LAST: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
-                let now = cpu::counter();
-                if now - LAST.load(Ordering::Relaxed) > 2 * cpu::frequency() {
-                    LAST.store(now, Ordering::Relaxed);
-                    for c in &CPUS {
-                        let threads = c.queue.lock().threads.clone();
-                        for (guest, vcpu) in threads {
-                            let pc = crate::calls::get_register(guest.id, vcpu as u64, 32);
-                            let ctl = crate::calls::get_register(guest.id, vcpu as u64, 30);
-                            let inner = guest.inner();
-                            say!("DEBUG now {now:#x} vcpu {vcpu} {:?} {:?} pc {pc:x?} lr {ctl:x?}", inner.model.state(vcpu), inner.model.debug(vcpu));
-                        }
-                    }
-                }
-            }
             receive();
         }
         let (chosen, deadline) = choose(cpu::counter());

@@ -434,10 +434,6 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         }
     }
 
-    /// debug
-    pub fn debug(&self, vcpu: usize) -> impl core::fmt::Debug {
-        (self.vcpus[vcpu].virtual_timer, self.vcpus[vcpu].lines, self.vcpus[vcpu].exits)
-    }
     /// The core has mapped `pages` at `gpa`, after [`Action::Map`] or before the VM ran.
     pub fn mapped(&mut self, gpa: u64, pages: u64) {
         self.memory.mapped(gpa, pages);
