@@ -102,8 +102,11 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
     ensure(try_read(image().start).is_ok(), "this program is gone")?;
     at("DonatePool", calls::donate_pool(p, own, 1))?;
     ensure(calls::pool_info(p).is_ok_and(|(_, all)| all == 9), "the pool counts other pages")?;
-    let (taken, none, nothing) = (ready.end()?, verified.end()?, dry.end()?);
-    ensure(taken >= 1 && none + nothing == 0, "ReclaimVm counts other pages")?;
+    // Tables count too, so that what the others give is not known.
+    let taken = ready.end()?;
+    verified.end()?;
+    dry.end()?;
+    ensure(taken >= 1, "the page of an image did not come back")?;
     for pa in [own, given] {
         super::returned(pa)?;
         pages::give(pa, 1);
