@@ -164,6 +164,14 @@ fn other_key(bed: &Bed) -> Result<(), Failure> {
 }
 
 fn demo(bed: &Bed) -> Result<(), Failure> {
-    let done = well(run(bed, machine(3), Vms::demo()), &[])?;
+    let lines =
+        ["host starts vm0 with one bit of its kernel changed: refused by the core", "shows to it: \"PUBLIC-0\""];
+    let done = well(run(bed, machine(3), Vms::demo()), &lines)?;
+    for vm in ["vm0", "vm1"] {
+        for what in ["read", "write"] {
+            done.says(&format!("host {what} of {vm}'s page at "))?;
+        }
+    }
+    done.check(!done.console.contains("SECRET"), "a secret is on the console")?;
     done.says_times("guest worker: ok", 3)
 }

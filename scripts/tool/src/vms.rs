@@ -226,7 +226,7 @@ impl Vms {
 
     /// Two protected VMs and an ordinary one at work, and a host that tries to read them.
     pub fn demo() -> Self {
-        let worker = |protected| Vm::guest("worker").append("rounds=40 sleep=100").protected(protected);
+        let worker = |protected| Vm::guest("worker").append("rounds=60 sleep=100").protected(protected);
         Self::new().vm(worker(true)).vm(worker(true)).vm(worker(false)).line("demo")
     }
 
