@@ -36,6 +36,11 @@ pub fn cases() -> Vec<Case> {
             guest("four vCPUs start, interrupt each other and stop", smp),
             guest("nothing that a guest tries gets anywhere", hostile),
             guest("registers survive exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 600, &[1, 4])),
+            guest("memory of a VM comes back all zero; VMs come and go with nothing lost", |bed, gic| {
+                checks(bed, gic, &["reclaim", "lifecycle"])
+            }),
+            guest("as many VMs as there are numbers for live at once", |bed, gic| checks(bed, gic, &["many"]))
+                .only_in_full_if(true),
             guest("registers survive 100,000 exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 25_000, &[1, 2, 4]))
                 .only_in_full_if(true),
         ]);
@@ -80,6 +85,14 @@ fn both(vm: &Vm) -> Vms {
 fn hello(bed: &Bed, gic: u32) -> Result<(), Failure> {
     let done = well(run(bed, machine(gic).smp(2), both(&Vm::guest("hello"))), &[])?;
     done.says_times(&format!("guest hello: ok, device tree at 0x40000000, GICv{gic}"), 2)
+}
+
+/// Checks that the mini host makes (kserv/mini/src/checks).
+fn checks(bed: &Bed, gic: u32, names: &[&str]) -> Result<(), Failure> {
+    let vms = names.iter().fold(Vms::new(), |vms, name| vms.line(format!("test={name}")));
+    let done = run(bed, machine(gic), vms).finish()?;
+    done.succeeded()?;
+    names.iter().try_for_each(|name| done.says(&format!("mini: test {name}: ok, ")))
 }
 
 fn smp(bed: &Bed, gic: u32) -> Result<(), Failure> {
