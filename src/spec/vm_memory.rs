@@ -312,7 +312,7 @@ fn in_blocks(
     pages: u64,
     mut one: impl FnMut(State, Gfn, Pfn, Level) -> After<()>,
 ) -> After<u64> {
-    let aligned = gfn.raw() % 512 == 0 && pfn.raw() % 512 == 0;
+    let aligned = gfn.raw().is_multiple_of(512) && pfn.raw().is_multiple_of(512);
     let mut s = s;
     if aligned && pages >= 512 {
         let done;
@@ -371,7 +371,7 @@ pub fn take_back_lent(mut s: State, vm: VmId, gfn: Gfn, pages: u64) -> After<u64
 pub fn map_vm_io(mut s: State, vm: VmId, gfn: Gfn, pa: Pa) -> After<()> {
     let checked = match live(&s, vm) {
         Err(reason) => Err(reason),
-        Ok(_) if pa.raw() % 4096 != 0 => Err(Denied::Misaligned),
+        Ok(_) if !pa.raw().is_multiple_of(4096) => Err(Denied::Misaligned),
         Ok(_) if mem_region_search(&s, pa).is_some_and(|region| region.is_ram) => Err(Denied::NotOwner),
         Ok(_) => Ok(()),
     };
