@@ -32,7 +32,7 @@ fn is_named(x0: u64) -> bool {
 }
 
 #[test]
-fn every_call_with_every_argument_at_its_limits_ends_with_a_result_or_a_named_error() {
+fn d7_every_call_with_every_argument_at_its_limits_ends_with_a_result_or_a_named_error() {
     run_as(0);
     let mut host = Host::default();
     host.world.sim().set_script(Box::new(|_| ExitCode::Irq));

@@ -57,7 +57,7 @@ fn vm_in(state: VmState, kind: u64) -> (Host, u64) {
 }
 
 #[test]
-fn each_call_is_allowed_in_exactly_the_states_of_its_row() {
+fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
     use CallError::{NoSuchObject as None, WrongState as No};
     use VmState::{Dying, PowerOff, Ready, Unused, Verified};
     const STATES: [VmState; 5] = [Unused, Ready, Verified, PowerOff, Dying];
@@ -256,7 +256,7 @@ fn a10_the_host_can_switch_off_a_vm_that_never_ran() {
 }
 
 #[test]
-fn what_was_given_for_a_vm_is_the_hosts_again_when_it_is_gone() {
+fn d14_what_was_given_for_a_vm_is_the_hosts_again_when_it_is_gone() {
     for kind in [VM_PROTECTED, VM_ORDINARY] {
         let mut world = VmWorld::new(&layout(), SCRATCH);
         let before = world.spec.clone();
@@ -287,11 +287,15 @@ fn d4_a_vcpu_is_registered_once_and_holds_its_mailbox() {
     let mailbox = host.pages(1);
     assert_eq!(host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]), Err(CallError::WrongState));
     host.done(HostCall::RegisterVcpu, &[vm, 15, mailbox]).unwrap();
-    assert!(host.call(HostCall::MapMemory, &[vm, 0x9000_0000, mailbox, 1]).is_err(), "it cannot be given away");
+    // It cannot be given away.
+    assert_eq!(host.call(HostCall::MapMemory, &[vm, 0x9000_0000, mailbox, 1]), Err(CallError::InUse));
+    assert_eq!(host.call(HostCall::DonatePool, &[vm, mailbox, 1]), Err(CallError::InUse));
+    assert_eq!(host.call(HostCall::RegisterVm, &[VM_PROTECTED, 36, mailbox]), Err(CallError::InUse));
     host.destroy(vm);
     let vm = host.vm(VM_PROTECTED, 10);
     assert_eq!(host.call(HostCall::MapMemory, &[vm, 0x9000_0000, mailbox, 1]).unwrap()[0], 1);
-    assert!(host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]).is_err(), "what was given away is no mailbox");
+    let given = host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]);
+    assert_eq!(given, Err(CallError::NotOwner), "what was given away is no mailbox");
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn a1_a_dma_page_is_never_mapped_for_the_host() {
 }
 
 #[test]
-fn every_state_of_a_page_says_whether_the_host_may_reach_it() {
+fn d11_every_state_of_a_page_says_whether_the_host_may_reach_it() {
     let (vm, gfn) = (VmId::new(1), Gfn::new(0x80));
     for (state, may) in [
         (PageState::Core, false),
@@ -131,7 +131,8 @@ fn every_state_of_a_page_says_whether_the_host_may_reach_it() {
         // A block never holds a page that the host may not reach.
         let expected = if may { Level::L2 } else { Level::L3 };
         assert!(touch(&mut world, 0, RAM) && level(&world, RAM) == Some(expected), "{state:?}");
-        assert_eq!(world.assign_page_to_core(pfn(RAM + 0x7000)), Err(Denied::NotOwner), "{state:?}");
+        let why = if let PageState::Lent(_) = state { Denied::InUse } else { Denied::NotOwner };
+        assert_eq!(world.assign_page_to_core(pfn(RAM + 0x7000)), Err(why), "{state:?}");
         world.spec.ram.clear();
         let back = if state == PageState::Core { Ok(()) } else { Err(Denied::NotOwner) };
         assert_eq!(world.return_page_to_host(pfn(RAM + 0x7000)), back, "{state:?}");

@@ -78,7 +78,7 @@ fn every_fault_status_of_an_abort_has_a_decided_outcome() {
 
 /// How the host's state must look after a refused access.
 #[test]
-fn a22_a_refused_access_is_an_external_abort_in_exactly_the_state_that_the_cpu_would_enter() {
+fn a22_d9_a_refused_access_is_an_external_abort_in_exactly_the_state_that_the_cpu_would_enter() {
     let (read, write, fetch) = (AccessKind::Read, AccessKind::Write, AccessKind::Execute);
     // State before, access, ESR_EL1, vector, state after.
     let cases = [
@@ -278,7 +278,7 @@ fn a_cpu_that_starts_again_finds_its_context_and_nothing_else() {
 }
 
 #[test]
-fn after_a_failure_on_any_cpu_a_trap_is_stopped_before_anything_is_done() {
+fn d1_after_a_failure_on_any_cpu_a_trap_is_stopped_before_anything_is_done() {
     let mut world = world();
     world.sim().halt();
     let call = std::panic::AssertUnwindSafe(|| world.call(0, HVC, 0, [HostCall::CoreVersion.function(), 0, 0, 0]));

@@ -19,7 +19,7 @@ use corevisor::abstract_machine::{ContextAt, ExitCode, Machine, VgicInfo, Virtua
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::guest::psci;
 use corevisor::interface::mailbox::{
-    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VIRQ, ExitReason, Mailbox, START_PSTATE,
+    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VIRQ, ExitReason, Mailbox, Register, START_PSTATE,
 };
 use corevisor::interface::{CallError, HostCall};
 use corevisor::spec::vcpu::{self as spec, Around, Next, Vcpu};
@@ -374,6 +374,104 @@ fn a8_a_load_to_xzr_changes_nothing_and_a_store_of_xzr_shows_nothing() {
         let ran = bench.take_seen()[0];
         assert_eq!(ran.pc, 0x1004);
         assert!(ran.x.iter().all(|x| *x != 0xbad));
+    }
+}
+
+/// What the core says, from all tests of this file.
+struct Said(Mutex<String>);
+
+impl log::Log for Said {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push_str(&format!("{}\n", record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn d6_no_register_of_a_vm_is_in_what_the_core_says() {
+    static SAID: Said = Said(Mutex::new(String::new()));
+    log::set_logger(&SAID).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let rng = &mut Rng::new(6);
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        let bench = Bench::started(kind);
+        for _ in 0..500 {
+            let mut context = Context::EMPTY;
+            random_trap(rng, &mut context);
+            bench.next(move |live| {
+                *live = context;
+                ExitCode::Trap
+            });
+            bench.run().unwrap();
+        }
+        bench.next(|context| {
+            fill(&mut Rng::new(7), context);
+            ExitCode::SError
+        });
+        assert_eq!(bench.run(), Ok(ExitReason::Failed));
+    }
+    let said = SAID.0.lock().unwrap();
+    assert!(said.contains("SError while it ran"), "the core did say something: {said}");
+    assert!(!said.contains("5ec7"), "{said}");
+}
+
+#[test]
+fn d9_an_exception_of_a_vm_enters_the_vector_of_where_it_came_from_with_everything_masked() {
+    let bench = Bench::started(VM_PROTECTED);
+    for (pstate, offset) in [(0x0, 0x400), (0x4, 0x000), (0x5, 0x200), (0x10, 0x600)] {
+        // An access to EL2's registers; one to a device that the host ends with an abort.
+        let undefined = 0x18 << 26 | 1 << 25 | 3 << 20 | 4 << 14 | 1 << 10 | 1;
+        let device = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 3 << 16 | 0b00_0111;
+        for (esr, at_el1) in [(undefined, 0x0200_0000), (device, 0x9600_0010)] {
+            let (_, ran) = bench.trap(esr, move |context| {
+                (context.pc, context.pstate) = (0x1000, pstate);
+                (context.syndrome[1], context.syndrome[2]) = (0x7770, 0x9_0000);
+                context.bank[BankReg::Vbar as usize] = 0x8_0000;
+                context.bank[BankReg::Sctlr as usize] = 1 << 23;
+            });
+            let context = ran.first().copied().unwrap_or_else(|| {
+                bench.write_mailbox(&[(word_of("entry_flags"), ENTRY_INJECT_ABORT)]);
+                bench.run().unwrap();
+                bench.write_mailbox(&[(word_of("entry_flags"), 0)]);
+                bench.take_seen()[0]
+            });
+            let bank = |reg: BankReg| context.bank[reg as usize];
+            assert_eq!((context.pc, context.pstate), (0x8_0000 + offset, 0x3c5), "from {pstate:#x}");
+            assert_eq!((bank(BankReg::ElrEl1), bank(BankReg::SpsrEl1)), (0x1000, pstate));
+            // Aborts of EL0 have a class of their own.
+            let from_el0 = if at_el1 == 0x9600_0010 && pstate & 0xf == 0 { 1 << 26 } else { 0 };
+            assert_eq!(bank(BankReg::Esr), at_el1 - from_el0, "from {pstate:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_program_counter_that_the_host_sets_is_where_the_vcpu_goes_on() {
+    let bench = Bench::started(VM_ORDINARY);
+    let load = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 3 << 16 | 1 << 15 | 0b00_0111;
+    for (esr, expected) in [(1 << 26 | 1 << 25, ExitReason::Wfx), (load, ExitReason::MmioRead)] {
+        for set in [None, Some(0x4020_0100)] {
+            let (reason, _) = bench.trap(esr, |context| {
+                (context.pc, context.pstate) = (0x1000, 0x5);
+                context.syndrome[2] = 0x9_0000;
+            });
+            assert_eq!(reason, expected);
+            if let Some(pc) = set {
+                bench.host.done(HostCall::SetRegister, &[bench.vm, 0, Register::Pc as u64, pc]).unwrap();
+            }
+            bench.write_mailbox(&[(word_of("x") + 3, 33)]);
+            bench.run().unwrap();
+            let ran = bench.take_seen()[0];
+            assert_eq!(ran.pc, set.unwrap_or(0x1004), "{reason:?}");
+            if reason == ExitReason::MmioRead {
+                assert_eq!(ran.x[3], 33, "what the exit asked for is taken all the same");
+            }
+        }
     }
 }
 

@@ -125,6 +125,8 @@ el1_registers! {
 
 /// Number of [`BankReg`]s.
 pub const BANK_REGS: usize = BankReg::ALL.len();
+/// Bit of `Dirty`: the next entry goes on behind the instruction. Bits 0 to 30: it takes x0 to x30 from the host. K: DIRTY_PC.
+pub const DIRTY_PC: u64 = 1 << 32;
 /// Words of the GIC's virtual CPU interface that are a vCPU's: list registers and what goes with them.
 pub const VGIC_WORDS: usize = 16 + 13;
 
@@ -143,7 +145,7 @@ pub enum ShadowReg {
     FarEl2,
     /// HPFAR_EL2, as the register holds it.
     HpfarEl2,
-    /// K: DIRTY.
+    /// What the next entry takes from the host ([`DIRTY_PC`]). K: DIRTY.
     Dirty,
     /// K: FLAGS.
     Flags,

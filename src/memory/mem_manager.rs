@@ -46,7 +46,8 @@ pub enum Denied {
     NotOwner,
     /// The core's own pool has no page left for a table.
     OutOfTables,
-    /// The page is lent as often as can be counted, or the VM's place is taken.
+    /// The page is the host's, but lent (a mailbox is), and so cannot be given away; or it is lent or shared as often as can be counted; or the
+    /// VM's place is taken.
     InUse,
     /// Something is mapped there already (K §8.3 A4), or a table stands where a block would.
     Occupied,
@@ -124,7 +125,7 @@ pub fn map_page_host<M: Machine>(mem: &Memory<M>, ipa: Ipa) -> Result<(), Denied
 /// Initiator: `Host`. K: what `protect_el2_mem` does page by page, at any time.
 ///
 /// # Errors
-/// [`Denied::PageZero`], [`Denied::NotDescribed`] if the page is no RAM, [`Denied::NotOwner`] if it is not in state `Host`.
+/// [`Denied::PageZero`], [`Denied::NotDescribed`] if the page is no RAM, [`Denied::InUse`] if it is lent, [`Denied::NotOwner`] if it is not the host's.
 pub fn assign_page_to_core<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
     expect_host_pages(mem, &pages, pfn, 1)?;
@@ -240,7 +241,10 @@ fn expect_host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, cou
         return Err(Denied::PageZero); // K §8.3 A15
     }
     pfn.checked_add(count).ok_or(Denied::NotDescribed)?;
-    run(pfn, count).try_for_each(|page| expect_state(mem, pages, page, PageState::Host))
+    run(pfn, count).try_for_each(|page| match get_pfn_state(pages, mem.regions(), page) {
+        Some(PageState::Lent(_)) => Err(Denied::InUse),
+        _ => expect_state(mem, pages, page, PageState::Host),
+    })
 }
 
 /// What stands at `gfn` of a VM: the page, and its state; none where nothing or a window is mapped, or the VM is on its way out.

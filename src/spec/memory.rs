@@ -99,6 +99,7 @@ pub fn assign_page_to_core(mut s: State, pfn: Pfn) -> (State, Result<(), Denied>
         _ if pfn == Pfn::new(0) => Err(Denied::PageZero),
         None => Err(Denied::NotDescribed),
         Some(PageState::Host) => Ok(()),
+        Some(PageState::Lent(_)) => Err(Denied::InUse),
         Some(_) => Err(Denied::NotOwner),
     };
     if result.is_ok() {

@@ -175,8 +175,11 @@ impl Lives {
     }
 
     fn expect_host(&self, pfn: u64) -> Result<(), CallError> {
-        let is_host = pfn != 0 && self.is_ram(pfn) && !self.pages.contains_key(&pfn);
-        if is_host { Ok(()) } else { Err(CallError::NotOwner) }
+        match self.pages.get(&pfn) {
+            None if pfn != 0 && self.is_ram(pfn) => Ok(()),
+            Some(Page::Lent(_)) => Err(CallError::InUse),
+            _ => Err(CallError::NotOwner),
+        }
     }
 
     fn hold(&mut self, pfn: u64) -> Result<(), CallError> {

@@ -30,6 +30,7 @@ fn all_host(s: &State, pfn: Pfn, count: u64) -> Result<(), Denied> {
     run(pfn, count).try_for_each(|page| match get_pfn_state(s, page) {
         None => Err(Denied::NotDescribed),
         Some(PageState::Host) => Ok(()),
+        Some(PageState::Lent(_)) => Err(Denied::InUse),
         Some(_) => Err(Denied::NotOwner),
     })
 }

@@ -22,13 +22,11 @@ use super::exposure;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, VcpuId};
 use crate::abstract_machine::regs::{ESR, El1Reg, ExceptionClass, SCTLR_EL1_ENTRY, SPSR, Syndrome, ipa_of_hpfar};
-use crate::abstract_machine::shadow::{BankReg, Shadow, ShadowReg, VGIC_WORDS};
+use crate::abstract_machine::shadow::{BankReg, DIRTY_PC, Shadow, ShadowReg, VGIC_WORDS};
 use crate::interface::mailbox::{ExitReason, START_PSTATE};
 
 /// Size of an A64 instruction.
 pub const INSTRUCTION_SIZE: u64 = 4;
-/// Bit of `Dirty`: the next entry goes on behind the instruction. Bits 0 to 30: it takes x0 to x30 from the host. K: DIRTY_PC.
-pub const DIRTY_PC: u64 = 1 << 32;
 /// Bit of `Flags`: the host may end the last access with an abort.
 pub const FLAG_ABORTABLE: u64 = 1 << 0;
 /// Bit of `Flags`: the core has masked the VM's timer at the CPU.

@@ -20,7 +20,7 @@
 use super::{Vcpu, VcpuState, VmState, Vms};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, PAGE_SIZE, Pa, Pfn, PhysRange, VcpuId, VmId};
-use crate::abstract_machine::shadow::{BankReg, ShadowReg};
+use crate::abstract_machine::shadow::{BankReg, DIRTY_PC, ShadowReg};
 use crate::interface::CallError;
 use crate::interface::calls::MAX_PAGES;
 use crate::interface::mailbox::Register;
@@ -188,7 +188,7 @@ pub fn get_register<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, register: 
     reg.map(|_| value).ok_or(CallError::InvalidParameter)
 }
 
-/// Writes it.
+/// Writes it. A program counter is where the vCPU goes on, also after an exit that would have gone on behind an instruction.
 ///
 /// # Errors
 /// As [`get_register`]; [`CallError::InvalidParameter`] also for a processor state that is not a VM's (A9).
@@ -203,6 +203,11 @@ pub fn set_register<M: Machine>(
     open_vcpu(vms, id, vcpu, |vcpu| {
         if let Some(reg) = reg {
             vms.machine().set_shadow_ctxt(vcpu.shadow, reg, value);
+        }
+        // What the last exit left to do to the old program counter is nothing to do to this one.
+        if reg == Some(ShadowReg::Pc) {
+            let dirty = vms.machine().get_shadow_ctxt(vcpu.shadow, ShadowReg::Dirty);
+            vms.machine().set_shadow_ctxt(vcpu.shadow, ShadowReg::Dirty, dirty & !DIRTY_PC);
         }
     })?;
     reg.map(|_| ()).ok_or(CallError::InvalidParameter)

@@ -138,7 +138,7 @@
 #define CV_CALL_GET_REGISTER 0xc600801cULL
 
 /* (vm, vcpu, register, value)
- * Writes it.
+ * Writes it. The vCPU goes on at exactly the program counter that is written, also after an exit that would have gone on behind an instruction.
  */
 #define CV_CALL_SET_REGISTER 0xc600801dULL
 

@@ -115,7 +115,7 @@ calls! {
     VcpuRun(vm, vcpu) = HOST_BASE + 0x1b,
     /// Reads register `register` ([`crate::mailbox::Register`]) of a vCPU that does not run. Ordinary VMs only. x0 = 0, x1 = value.
     GetRegister(vm, vcpu, register) = HOST_BASE + 0x1c,
-    /// Writes it.
+    /// Writes it. The vCPU goes on at exactly the program counter that is written, also after an exit that would have gone on behind an instruction.
     SetRegister(vm, vcpu, register, value) = HOST_BASE + 0x1d,
     /// No vCPU of the VM runs any more from now on. From every state: POWEROFF. Those that run right now leave at their next exit: the host
     /// makes them exit by an interrupt. K §8.3 A10.
@@ -172,9 +172,9 @@ pub enum CallError {
     NoSuchObject = -16,
     /// The VM or vCPU is not in a state in which the call is allowed, or not of that kind.
     WrongState = -17,
-    /// The page is not the host's to give, or not the VM's.
+    /// The page is not the host's (what a VM shares with it is the VM's), or not the VM's.
     NotOwner = -18,
-    /// The page is lent, shared, or a mailbox.
+    /// The page is the host's, but lent to a VM or a mailbox; where it would be lent or shared once more: 255 times already.
     InUse = -19,
     /// Something is mapped there already.
     Occupied = -20,

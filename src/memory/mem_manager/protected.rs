@@ -35,7 +35,7 @@ pub enum Scrub {
 ///
 /// # Errors
 /// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`] if the VM's memory is on its way back, [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`] if
-/// the page is not plainly the host's, [`Denied::Occupied`] if something is mapped at `gfn` (K §8.3 A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`].
+/// the page is not the host's, [`Denied::InUse`] if it is lent, [`Denied::Occupied`] if something is mapped at `gfn` (K §8.3 A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`].
 /// Nothing has changed then, but empty tables may have been added.
 pub fn assign_pfn_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, scrub: Scrub) -> Result<(), Denied> {
     assign(mem, vm, gfn, pfn, Level::L3, scrub)

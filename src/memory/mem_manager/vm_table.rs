@@ -26,7 +26,7 @@ const LEAST_IPA_BITS: u32 = 32;
 /// Initiator: `Host`, each page.
 ///
 /// # Errors
-/// [`Denied::NoSuchVm`] for an id that no VM can have, [`Denied::InUse`] if the id is taken, [`Denied::OutOfRange`] for an address space that
+/// [`Denied::NoSuchVm`] for an id that no VM can have, [`Denied::InUse`] if the id is taken or a page is lent, [`Denied::OutOfRange`] for an address space that
 /// the machine cannot translate, [`Denied::Misaligned`], [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], and
 /// [`Denied::OutOfTables`] if the core cannot map the root for itself.
 pub fn register_vm_table<M: Machine>(
@@ -59,7 +59,7 @@ pub fn register_vm_table<M: Machine>(
 ///
 /// # Errors
 /// [`Denied::NoSuchVm`], [`Denied::Busy`] if the VM's memory is on its way back, [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`],
-/// [`Denied::OutOfTables`] if the core cannot map the page for itself.
+/// [`Denied::InUse`] if the page is lent, [`Denied::OutOfTables`] if the core cannot map the page for itself.
 pub fn donate_pool_page<M: Machine>(mem: &Memory<M>, vm: VmId, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
     if !vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?.live {

@@ -19,7 +19,7 @@ const NOWHERE: u64 = 0x7f_ffff_f000;
 
 /// Each call with each kind of wrong argument.
 pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
-    use CallError::{InvalidParameter, NoMemory, NoSuchObject, NotOwner, Occupied, WrongState};
+    use CallError::{InUse, InvalidParameter, NoMemory, NoSuchObject, NotOwner, Occupied, WrongState};
     use HostCall as C;
     let mut ready = Bare::new(VM_PROTECTED, 8)?;
     let mailbox = ready.vcpu(0)?;
@@ -30,7 +30,7 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
     let image_index = at("SetBootInfo", calls::set_boot_info(ready.id, RAM_BASE, 2 * PAGE))?;
     at("RemapImagePage", calls::remap_image_page(ready.id, image_index, given))?;
     let (p, v, d) = (ready.id, verified.id, dry.id);
-    // A mailbox is the host's, but lent for as long as its VM lives: the core says NotOwner where somebody would be given it.
+    // A mailbox is the host's, but lent for as long as its VM lives.
     let cases: &[(C, [u64; 5], CallError)] = &[
         (C::RegisterVm, [2, 36, own, 0, 0], InvalidParameter),
         (C::RegisterVm, [VM_ORDINARY, 31, own, 0, 0], InvalidParameter),
@@ -38,7 +38,7 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
         (C::RegisterVm, [VM_ORDINARY, 36, own + 1, 0, 0], InvalidParameter),
         (C::RegisterVm, [VM_ORDINARY, 36, NOWHERE, 0, 0], NotOwner),
         (C::RegisterVm, [VM_ORDINARY, 36, given, 0, 0], NotOwner),
-        (C::RegisterVm, [VM_ORDINARY, 36, mailbox, 0, 0], NotOwner),
+        (C::RegisterVm, [VM_ORDINARY, 36, mailbox, 0, 0], InUse),
         (C::RegisterVcpu, [0, 0, own, 0, 0], NoSuchObject),
         (C::RegisterVcpu, [MAX_VMS + 1, 0, own, 0, 0], NoSuchObject),
         (C::RegisterVcpu, [u64::MAX, 0, own, 0, 0], NoSuchObject),
@@ -51,7 +51,7 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
         (C::DonatePool, [MAX_VMS + 1, own, 1, 0, 0], NoSuchObject),
         (C::DonatePool, [p, own + 1, 1, 0, 0], InvalidParameter),
         (C::DonatePool, [p, given, 1, 0, 0], NotOwner),
-        (C::DonatePool, [p, mailbox, 1, 0, 0], NotOwner),
+        (C::DonatePool, [p, mailbox, 1, 0, 0], InUse),
         (C::DonatePool, [p, NOWHERE, 1, 0, 0], NotOwner),
         (C::PoolInfo, [0, 0, 0, 0, 0], NoSuchObject),
         (C::SetBootInfo, [v, RAM_BASE, PAGE, 0, 0], WrongState),
@@ -59,14 +59,14 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
         (C::RemapImagePage, [p, MAX_IMAGES, own, 0, 0], NoSuchObject),
         (C::RemapImagePage, [p, image_index, given, 0, 0], NotOwner),
         (C::RemapImagePage, [p, image_index, own + 1, 0, 0], InvalidParameter),
-        (C::RemapImagePage, [p, image_index, mailbox, 0, 0], NotOwner),
+        (C::RemapImagePage, [p, image_index, mailbox, 0, 0], InUse),
         (C::VerifyVm, [v, 0, 0, 0, 0], WrongState),
         (C::MapMemory, [p, RAM_BASE, own, 1, 0], Occupied),
         (C::MapMemory, [p, RAM_BASE + 1, own, 1, 0], InvalidParameter),
         (C::MapMemory, [p, RAM_BASE, own + 1, 1, 0], InvalidParameter),
         (C::MapMemory, [p, 1 << 60, own, 1, 0], InvalidParameter),
         (C::MapMemory, [p, RAM_BASE + PAGE, given, 1, 0], NotOwner),
-        (C::MapMemory, [p, RAM_BASE + PAGE, mailbox, 1, 0], NotOwner),
+        (C::MapMemory, [p, RAM_BASE + PAGE, mailbox, 1, 0], InUse),
         (C::MapMemory, [v, RAM_BASE, own, 1, !1], InvalidParameter),
         (C::MapMemory, [d, RAM_BASE, own, 1, 0], NoMemory),
         (C::UnmapMemory, [p, RAM_BASE, 1, 0, 0], WrongState),
