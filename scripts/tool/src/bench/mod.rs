@@ -7,6 +7,7 @@
 pub mod image;
 pub mod profile;
 pub mod table;
+mod vms;
 
 use crate::{
     error::{FileError, create_dir, read},
@@ -67,6 +68,8 @@ pub struct Bench {
     pub rounds: u32,
     /// One CPU only.
     pub quick: bool,
+    /// The rows of VMs only.
+    pub vms_only: bool,
     /// Every run twice, to see whether they are the same.
     pub twice: bool,
     /// That many functions of the core that take the most instructions, and the most room.
@@ -151,6 +154,11 @@ impl Bench {
     /// # Errors
     /// [`BenchError`].
     pub fn measure(&self, project: &Project, mut progress: impl FnMut(&str)) -> Result<Table, BenchError> {
+        if self.vms_only {
+            let mut table = Table::new(self.about(project));
+            self.vms(project, &mut table, &mut progress)?;
+            return Ok(table);
+        }
         let mut runs = Vec::new();
         for cpus in [1, 2].into_iter().take(if self.quick { 1 } else { 2 }) {
             for core in [true, false] {
@@ -161,6 +169,7 @@ impl Bench {
         let mut table = Table::new(self.about(project));
         self.core_alone(project, &mut table, &runs)?;
         self.host(&mut table, &runs)?;
+        self.vms(project, &mut table, &mut progress)?;
         if self.twice {
             self.again(project, &mut table, &runs, &mut progress)?;
         }

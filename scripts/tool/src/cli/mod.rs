@@ -111,6 +111,8 @@ struct ImageArgs {
 struct BenchArgs {
     #[arg(long)]
     quick: bool,
+    #[arg(long, conflicts_with_all = ["quick", "twice"])]
+    vms: bool,
     #[arg(long)]
     check: bool,
     #[arg(long)]
@@ -234,6 +236,7 @@ fn bench(args: BenchArgs) -> Result<ExitCode, CliError> {
         kernel: args.kernel,
         rounds: args.rounds.unwrap_or(if args.quick { 4 } else { 8 }),
         quick: args.quick,
+        vms_only: args.vms,
         twice: args.twice,
         top: args.top,
         lines: args.lines,

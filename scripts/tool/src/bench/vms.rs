@@ -1,0 +1,211 @@
+//! What leaving a VM costs: tests/guests/src/bin/bench.rs under the mini host, in an ordinary VM and in a protected one.
+
+use super::{
+    Bench, BenchError, plugin_argument,
+    profile::{self, Count, Profile, Symbols},
+    table::{Budget, Row, Table},
+};
+use crate::{
+    error::create_dir,
+    machine::Machine,
+    project::Project,
+    run::{Boot, Run},
+    vms::{Vm, Vms},
+};
+use std::time::Duration;
+
+/// Pages of it are given in blocks, but for the last MiB.
+const MEMORY: u64 = 17 << 20;
+const LIMIT: Duration = Duration::from_secs(300);
+/// Rounds of a batch of the guest.
+const ROUNDS: u64 = 32;
+/// The host gives so many pages at a fault where it cannot give a block.
+const FAULT_AROUND: u64 = 16;
+
+/// A row of the guest.
+struct Path {
+    /// As the guest calls it.
+    name: &'static str,
+    what: &'static str,
+    /// The guest's number of the row, whose marks stand around it; `None`: by its virtual counter only.
+    row: Option<u32>,
+    /// Rounds of a batch.
+    rounds: u64,
+    budget: Option<f64>,
+}
+
+const fn path(name: &'static str, what: &'static str, row: u32, budget: Option<f64>) -> Path {
+    Path { name, what, row: Some(row), rounds: ROUNDS, budget }
+}
+
+/// Budgets: blueprint, section 9.
+const PATHS: &[Path] = &[
+    path("psci_version", "PSCI_VERSION", 1, Some(100.0)),
+    path("affinity_info", "AFFINITY_INFO (the core's answer)", 3, None),
+    path("id_register", "ID register read (ID_AA64PFR0_EL1)", 2, Some(120.0)),
+    path("host_register", "register read served by the host (CNTP_CTL_EL0)", 4, Some(1400.0)),
+    path("gicd", "read of an emulated interrupt-controller register (GICD_CTLR), by way of the host", 5, Some(1400.0)),
+    path("pl011", "MMIO to the host's PL011 and back (UARTFR)", 6, Some(5000.0)),
+    path("sgi_self", "SGI to self, until acknowledged and ended", 7, Some(600.0)),
+    path("ipi", "IPI to another vCPU, until acknowledged, both CPUs' instructions", 12, Some(1800.0)),
+    Path {
+        name: "timer_polling",
+        what: "virtual timer, deadline to acknowledge, polling",
+        row: None,
+        rounds: ROUNDS,
+        budget: Some(900.0),
+    },
+    Path {
+        name: "timer_wfi",
+        what: "virtual timer, deadline to acknowledge, after WFI",
+        row: None,
+        rounds: ROUNDS,
+        budget: Some(4000.0),
+    },
+    Path {
+        name: "touch_fault",
+        what: "first touch of memory given by pages: one fault, 16 pages",
+        row: Some(8),
+        rounds: ROUNDS / FAULT_AROUND,
+        budget: None,
+    },
+    path("touch_page", "  for each page of 4 KiB", 8, Some(4000.0)),
+    Path {
+        name: "touch_block",
+        what: "first touch of memory given by blocks: one fault, 2 MiB",
+        row: Some(9),
+        rounds: 1,
+        budget: None,
+    },
+    path("share", "share a page with the host", 10, None),
+    path("unshare", "take it back", 11, None),
+];
+
+impl Bench {
+    /// Adds the rows of VMs.
+    pub(super) fn vms(
+        &self,
+        project: &Project,
+        table: &mut Table,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<(), BenchError> {
+        for protected in [false, true] {
+            let kind = if protected { "a protected VM" } else { "an ordinary VM" };
+            progress(&format!("{kind}, with the profiler"));
+            let (profile, console) = self.run_vm(project, protected, kind)?;
+            table.heading(&format!("out of {kind} and back, in instructions (core, host and VM)"));
+            let empty = least(&profile, 0).unwrap_or_default();
+            for path in PATHS {
+                let Some((all, core)) = cost(path, &profile, &console, empty) else { continue };
+                let id = format!("vm.{}.{}", if protected { "protected" } else { "ordinary" }, path.name);
+                let row = Row::new(&id, path.what, all);
+                table.push(match path.budget {
+                    Some(most) => row.budget(Budget::AtMost(most)),
+                    None => row,
+                });
+                if let Some(core) = core {
+                    table.push(Row::new(&format!("{id}.el2"), "    of these at EL2", core));
+                }
+            }
+            if self.top != 0 {
+                self.vm_functions(project, table, &profile, kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the core's instructions of each row go.
+    fn vm_functions(
+        &self,
+        project: &Project,
+        table: &mut Table,
+        profile: &Profile,
+        kind: &str,
+    ) -> Result<(), BenchError> {
+        let symbols = Symbols::load(&project.core_elf())?;
+        let name = |offset| if self.lines { symbols.inlined(offset) } else { symbols.function(offset) };
+        for (path, row) in PATHS.iter().filter_map(|path| Some((path, path.row?))) {
+            let Ok(mut functions) = profile.by_name(Some(2 * row), 2 * row + 1, name) else { continue };
+            functions.truncate(self.top);
+            table.heading(&format!("instructions at EL2 out of {kind}, first {} times: {}", path.rounds, path.what));
+            for (name, count) in functions {
+                table.push(Row::count(&format!("profile.vm.{kind}.{}.{name}", path.name), &name, count));
+            }
+        }
+        Ok(())
+    }
+
+    fn run_vm(&self, project: &Project, protected: bool, kind: &str) -> Result<(Profile, String), BenchError> {
+        let dir = project.root().join("target/bench");
+        create_dir(&dir)?;
+        let counters = dir.join(format!("counters-vm-{}", u8::from(protected)));
+        let machine = Machine::virt().cpu(&self.cpu).smp(2).memory(&self.memory).icount(true);
+        let machine = machine.arg("-plugin").arg(plugin_argument(project, &counters));
+        let vm = Vm::guest("bench").vcpus(2).memory(MEMORY).protected(protected);
+        let run = Run::new(project, machine).boot(Boot::Mini(Vms::new().vm(vm))).timeout(LIMIT);
+        let done = run.finish()?;
+        if !done.is_success() || !done.console.contains("guest bench: ok") {
+            return Err(BenchError::Failed { name: kind.to_owned(), story: done.story(), tail: done.tail(15) });
+        }
+        Ok((Profile::parse(&profile::read_counters(&counters)?)?, done.console))
+    }
+}
+
+/// The batch of a row that took the least.
+fn least(profile: &Profile, row: u32) -> Option<Count> {
+    let batches = profile.marks().windows(2).filter(|two| two[0].0 == 2 * row && two[1].0 == 2 * row + 1);
+    batches.map(|two| two[1].1 - two[0].1).min_by_key(|count| count.all)
+}
+
+/// What one turn takes, and of that in the core. `None`: the guest has no such row.
+fn cost(path: &Path, profile: &Profile, console: &str, empty: Count) -> Option<(f64, Option<f64>)> {
+    let per_turn = |count: u64| count as f64 / path.rounds as f64;
+    match path.row {
+        Some(row) => {
+            let count = least(profile, row)?;
+            let loops = empty.all * path.rounds.max(if path.row == Some(8) { ROUNDS } else { 0 }) / ROUNDS;
+            Some((per_turn(count.all.saturating_sub(loops)), Some(per_turn(count.core))))
+        }
+        None => {
+            let number = |before: &str| -> Option<u64> {
+                console.split(before).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+            };
+            let ticks = number(&format!("row {} ", path.name))?;
+            // One instruction is 1 ns.
+            Some((per_turn(ticks) * 1e9 / number("guest bench: frequency ")? as f64, None))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_batch_that_took_the_least_counts_less_the_empty_loop() {
+        let text = "mark 0 0 0\nmark 1 64 0\nmark 2 100 0\nmark 3 9000 5000\nmark 2 10000 5000\nmark 3 13264 8200\n";
+        let profile = Profile::parse(text).unwrap();
+        let empty = least(&profile, 0).unwrap();
+        assert_eq!(cost(&PATHS[0], &profile, "", empty), Some((100.0, Some(100.0))));
+        assert_eq!(cost(&PATHS[1], &profile, "", empty), None);
+    }
+
+    #[test]
+    fn the_timers_rows_are_the_guests_own() {
+        let console = "guest bench: frequency 500000000\nguest bench: row timer_polling 1600/32\n";
+        let path = PATHS.iter().find(|path| path.name == "timer_polling").unwrap();
+        assert_eq!(cost(path, &Profile::default(), console, Count::default()), Some((100.0, None)));
+    }
+
+    #[test]
+    fn every_row_is_one_of_the_guests() {
+        let guest = include_str!("../../../../tests/guests/src/bin/bench.rs");
+        for path in PATHS.iter().filter(|path| path.name != "touch_fault") {
+            assert!(guest.contains(&format!("row(\"{}\"", path.name)), "{}", path.name);
+            assert!(path.row.is_none_or(|row| guest.contains(&format!("batches!({row}, "))), "{}", path.name);
+        }
+        assert!(guest.contains(&format!("const ROUNDS: u64 = {ROUNDS};")));
+        let host = include_str!("../../../../kserv/model/src/memory.rs");
+        assert!(host.contains(&format!("FAULT_AROUND: u64 = {FAULT_AROUND};")));
+    }
+}
