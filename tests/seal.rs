@@ -305,7 +305,9 @@ fn only_a_protected_vm_that_was_allowed_to_run_and_is_off_is_sealed() {
 fn d5_neither_way_takes_a_page_that_is_not_the_hosts() {
     let (mut host, old, _) = ran();
     let (out, tag) = (host.pages(1), host.pages(1));
-    let not_the_hosts = [0x4000_1000, 0x0800_0000, 1 << 45];
+    let (own, _) = memory_ops::walk_vm(host.world.core.memory(), id(old), Gfn::new(KERNEL / PAGE)).unwrap();
+    // The core's, a device, nothing, the VM's own.
+    let not_the_hosts = [0x4000_1000, 0x0800_0000, 1 << 45, own.addr().raw()];
     for page in not_the_hosts {
         assert_eq!(host.done(HostCall::SealPage, &[old, KERNEL, page, tag]), Err(CallError::NotOwner), "{page:#x}");
         assert_eq!(host.done(HostCall::SealPage, &[old, KERNEL, out, page]), Err(CallError::NotOwner), "{page:#x}");

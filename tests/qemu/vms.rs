@@ -36,9 +36,10 @@ pub fn cases() -> Vec<Case> {
             guest("four vCPUs start, interrupt each other and stop", smp),
             guest("nothing that a guest tries gets anywhere", hostile),
             guest("registers survive exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 600, &[1, 4])),
-            guest("memory of a VM comes back all zero; VMs come and go with nothing lost", |bed, gic| {
-                checks(bed, gic, &["reclaim", "lifecycle"])
-            }),
+            guest(
+                "wrong calls get named errors, memory comes back all zero, VMs come and go with nothing lost",
+                |bed, gic| checks(bed, gic, &["refused-calls", "reclaim", "lifecycle"]),
+            ),
             guest("as many VMs as there are numbers for live at once", |bed, gic| checks(bed, gic, &["many"]))
                 .only_in_full_if(true),
             guest("registers survive 100,000 exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 25_000, &[1, 2, 4]))

@@ -1,0 +1,167 @@
+//! The items of K §8.2 (D) and §8.3 (A) and the tests that carry their numbers: read from the sources and from the table in
+//! docs/assurance.md, so that neither can lose one unnoticed.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Every item: the defects of the published code, and the gaps of its design.
+fn items() -> Vec<String> {
+    (1..=14).map(|n| format!("D{n}")).chain((1..=24).map(|n| format!("A{n}"))).collect()
+}
+
+/// Items about what the core does not have, and why.
+const EXCLUDED: &[(&str, &str)] = &[
+    ("A6", "no SMMU yet"),
+    ("A12", "no SMMU yet"),
+    ("A13", "no SMMU yet"),
+    ("D10", "no SMMU yet"),
+    ("D13", "no SMMU yet"),
+];
+
+/// Where tests stand.
+const ROOTS: [&str; 3] = ["src", "tests", "kserv"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Path and text of every Rust file below `dir`.
+fn files(dir: &Path) -> Vec<(PathBuf, String)> {
+    let (mut out, mut todo) = (vec![], vec![dir.to_owned()]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name().is_none_or(|name| name != "target") {
+                todo.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                out.push((path, text));
+            }
+        }
+    }
+    out
+}
+
+/// The names of the tests of a file that run by default.
+fn tests_of(text: &str) -> Vec<&str> {
+    let mut names = vec![];
+    let mut lines = text.lines().map(str::trim);
+    while lines.by_ref().any(|line| line == "#[test]") {
+        let mut ignored = false;
+        for line in lines.by_ref() {
+            ignored |= line.starts_with("#[ignore");
+            if let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split('(').next()) {
+                if !ignored {
+                    names.push(name);
+                }
+                break;
+            }
+        }
+    }
+    names
+}
+
+/// The items whose numbers stand at the beginning of a test's name.
+fn numbers_of(name: &str) -> Vec<String> {
+    let number = |word: &&str| {
+        let digits = word.strip_prefix(['a', 'd', 'm']);
+        digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    name.split('_').take_while(number).map(str::to_uppercase).collect()
+}
+
+/// Item -> its tests, over all sources.
+fn carried() -> BTreeMap<String, Vec<String>> {
+    let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (_, text) in ROOTS.iter().flat_map(|dir| files(&root().join(dir))) {
+        for name in tests_of(&text) {
+            numbers_of(name).into_iter().for_each(|item| out.entry(item).or_default().push(name.to_owned()));
+        }
+    }
+    out
+}
+
+/// The row of an item in the table of docs/assurance.md.
+fn row<'a>(doc: &'a str, item: &str) -> &'a str {
+    let mut rows = doc.lines().filter(|line| line.starts_with(&format!("| {item} |")));
+    let found = rows.next().unwrap_or_else(|| panic!("docs/assurance.md has no row for {item}"));
+    assert_eq!(rows.next(), None, "docs/assurance.md has two rows for {item}");
+    found
+}
+
+#[test]
+fn every_item_has_a_test_that_carries_its_number_or_is_excluded_and_never_both() {
+    let carried = carried();
+    for item in items() {
+        let excluded = EXCLUDED.iter().any(|(name, _)| *name == item);
+        assert_ne!(carried.contains_key(&item), excluded, "{item}: a test that carries its number, or a reason");
+    }
+    let known = items();
+    let strange = carried.keys().filter(|item| !item.starts_with('M') && !known.contains(item));
+    assert_eq!(strange.collect::<Vec<_>>(), [""; 0], "K has no such item");
+}
+
+#[test]
+fn the_table_in_the_documentation_names_exactly_these_tests() {
+    let doc = fs::read_to_string(root().join("docs/assurance.md")).unwrap();
+    let carried = carried();
+    for item in items() {
+        let row = row(&doc, &item);
+        if let Some((_, why)) = EXCLUDED.iter().find(|(name, _)| *name == item) {
+            assert!(row.contains(why), "{item}: the table does not say \"{why}\"");
+            continue;
+        }
+        // Every second piece stands between backticks.
+        let mut named: Vec<_> = row.split('`').skip(1).step_by(2).collect();
+        let mut tests: Vec<_> = carried[&item].iter().map(String::as_str).collect();
+        named.sort_unstable();
+        tests.sort_unstable();
+        assert_eq!(named, tests, "{item}: left: the table, right: the sources");
+    }
+}
+
+#[test]
+fn the_table_names_only_cases_that_qemu_runs() {
+    let doc = fs::read_to_string(root().join("docs/assurance.md")).unwrap();
+    let cases: String = files(&root().join("tests/qemu")).into_iter().map(|(_, text)| text).collect();
+    let checks = fs::read_to_string(root().join("kserv/mini/src/checks/mod.rs")).unwrap();
+    let mut seen = 0;
+    for item in items() {
+        for title in row(&doc, &item).split('"').skip(1).step_by(2) {
+            assert!(cases.contains(title) || checks.contains(title), "{item}: QEMU has no case \"{title}\"");
+            seen += 1;
+        }
+    }
+    assert!(seen > 10);
+}
+
+#[test]
+fn a23_serrors_of_the_host_are_its_own_and_those_of_a_vm_are_not_the_vms() {
+    // HCR_EL2 of the real CPU is not compiled for this machine, and QEMU makes no SErrors: so what is written there is read.
+    let function = |file: &str, start: &str| {
+        let text = fs::read_to_string(root().join(file)).unwrap();
+        let at = text.find(start).unwrap_or_else(|| panic!("{file} has no {start}"));
+        text[at..].split("\n}").next().unwrap().to_owned()
+    };
+    let host = function("src/abstract_machine/cpu/el2.rs", "pub fn host_hcr()");
+    assert!(host.contains("HCR_EL2::VM::Enable"), "{host}");
+    for routed in ["AMO", "IMO", "FMO", "TGE"] {
+        assert!(!host.contains(&format!("HCR_EL2::{routed}")), "the host's HCR_EL2 has {routed}");
+    }
+    let vm = function("src/abstract_machine/cpu/traps.rs", "const HCR_VM: u64").split(';').next().unwrap().to_owned();
+    assert!(
+        vm.contains("1 << 3 | 1 << 4 | 1 << 5 // FMO, IMO, AMO"),
+        "a VM's interrupts and SErrors come to EL2: {vm}"
+    );
+}
+
+#[test]
+fn names_are_read_as_they_are_meant() {
+    let text = "#[test]\nfn a7_d3_no(x: u8) {}\n#[test]\n#[ignore = \"long\"]\nfn a9_late() {}\nfn a1_helper() {}";
+    assert_eq!(tests_of(text), ["a7_d3_no"]);
+    assert_eq!(numbers_of("a7_d3_no_memory_d4"), ["A7", "D3"]);
+    assert_eq!(numbers_of("a_page_a1"), [""; 0]);
+    assert_eq!(numbers_of("d11_d14_x"), ["D11", "D14"]);
+}
