@@ -171,6 +171,12 @@ const FAULTS: &[Fault] = &[
         to: "dirty | DIRTY_PC & 0",
     },
     Fault {
+        name: "vcpu_ops: the mailbox is read a second time",
+        file: "src/vcpu/vcpu_ops.rs",
+        from: "    machine.read_page(active.mailbox, 0, &mut words);\n",
+        to: "    machine.read_page(active.mailbox, 0, &mut words);\n    machine.read_page(active.mailbox, 0, &mut words);\n",
+    },
+    Fault {
         name: "mem_manager: page 0 given away",
         file: "src/memory/mem_manager.rs",
         from: "    if pfn == Pfn::new(0) {\n        return Err(Denied::PageZero); // K §8.3 A15\n    }\n    pfn.checked_add",

@@ -533,6 +533,41 @@ fn a17_wrong_words_in_the_mailbox_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
+    let lives = |kind: u64, race: bool| {
+        let bench = Bench::started(kind);
+        let sim = bench.host.world.sim();
+        let rng = &mut Rng::new(17);
+        let mut run = |words: &[(usize, u64)]| {
+            bench.write_mailbox(&(0..512).map(|n| (n, 0)).collect::<Vec<_>>());
+            bench.write_mailbox(words);
+            sim.set_race(race.then_some(Pfn::containing(Pa::new(bench.mailbox))));
+            let reason = bench.run();
+            sim.set_race(None);
+            (reason, bench.take_seen().iter().map(view).collect::<Vec<_>>())
+        };
+        let mut all = vec![];
+        for _ in 0..500 {
+            let mut trap = Context::EMPTY;
+            random_trap(rng, &mut trap);
+            bench.next(move |context| {
+                trap.control = context.control;
+                *context = trap;
+                ExitCode::Trap
+            });
+            all.push(run(&[]));
+            let words: Vec<_> = (0..32).map(|n| (word_of("x") + n, rng.next())).collect();
+            all.push(run(&words));
+        }
+        assert!(all.iter().all(|(reason, _)| reason.is_ok()));
+        all
+    };
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        assert_eq!(lives(kind, true), lives(kind, false));
+    }
+}
+
+#[test]
 fn the_world_switch_has_the_order_of_k_3_7() {
     let bench = Bench::started(VM_PROTECTED);
     bench.host.world.sim().switches();

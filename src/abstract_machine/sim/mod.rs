@@ -403,6 +403,7 @@ impl Machine for Sim {
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
         self.state().read_page(pfn, first_word, out);
+        self.race(pfn);
     }
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {

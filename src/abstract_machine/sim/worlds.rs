@@ -55,6 +55,7 @@ pub(super) struct WorldState {
     cpus: BTreeMap<usize, Registers>,
     log: Vec<(usize, Switch)>,
     script: Option<Script>,
+    raced: Option<Pfn>,
     vgic: VgicInfo,
     entropy: u64,
     now: u64,
@@ -108,6 +109,18 @@ impl Sim {
     /// What every VM does from now on.
     pub fn set_script(&self, script: Script) {
         self.worlds().script = Some(script);
+    }
+
+    /// From now on the host, on another CPU, changes every word of `page` as soon as any of it was read.
+    pub fn set_race(&self, page: Option<Pfn>) {
+        self.worlds().raced = page;
+    }
+
+    pub(super) fn race(&self, read: Pfn) {
+        let raced = self.worlds().raced == Some(read);
+        if raced {
+            self.state().write_page(read, 0, &[u64::MAX; 512]);
+        }
     }
 
     /// What VMs have of the GIC; nothing if no test says so.
