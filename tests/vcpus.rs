@@ -538,7 +538,7 @@ fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
         let bench = Bench::started(kind);
         let sim = bench.host.world.sim();
         let rng = &mut Rng::new(17);
-        let mut run = |words: &[(usize, u64)]| {
+        let run = |words: &[(usize, u64)]| {
             bench.write_mailbox(&(0..512).map(|n| (n, 0)).collect::<Vec<_>>());
             bench.write_mailbox(words);
             sim.set_race(race.then_some(Pfn::containing(Pa::new(bench.mailbox))));
