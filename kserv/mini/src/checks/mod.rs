@@ -7,8 +7,10 @@
 //! | `reclaim`       | memory of a protected VM is out of the host's reach, and comes back all zero                |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
+//! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
+mod costs;
 mod life;
 mod refused;
 
@@ -19,6 +21,7 @@ use corevisor_interface::calls::{CallError, VM_ORDINARY};
 use kserv_model::archive::Archive;
 use kserv_model::layout::FLAT_BASE;
 
+use crate::arch::cpu;
 use crate::arch::entry::try_read;
 use crate::arch::memory;
 use crate::calls::{self, CoreInfo};
@@ -40,6 +43,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("reclaim", life::reclaim),
     ("lifecycle", life::lifecycle),
     ("many", life::many),
+    ("costs", costs::costs),
 ];
 
 /// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
@@ -64,7 +68,9 @@ pub fn run(wishes: &Wishes<'_>, _archive: Archive<'_>, info: &CoreInfo) -> Resul
     if let Some(unknown) = asked.iter().find(|name| **name != "all" && CHECKS.iter().all(|(known, _)| known != *name)) {
         return Err(Failure::Text(alloc::format!("there is no test {unknown}")));
     }
-    for (name, check) in CHECKS.iter().filter(|(name, _)| asked.iter().any(|asked| *asked == "all" || asked == name)) {
+    for (name, check) in
+        CHECKS.iter().filter(|(name, _)| asked.iter().any(|asked| *asked == "all" && *name != "costs" || asked == name))
+    {
         let free = pages::free_bytes();
         let said = check(&context).map_err(|failure| Failure::Text(alloc::format!("test {name}: {failure}")))?;
         if pages::free_bytes() != free {
@@ -140,14 +146,20 @@ impl Bare {
 
     /// Destroys it: pages that ReclaimVm gave. All that it had must be readable and zero then.
     fn end(self) -> Result<u64, Failure> {
+        self.end_timed().map(|(taken, _)| taken)
+    }
+
+    /// The same, and ticks that ReclaimVm took.
+    fn end_timed(self) -> Result<(u64, u64), Failure> {
         at("PowerOffVm", calls::power_off_vm(self.id))?;
-        let mut taken = 0;
+        let (mut taken, start) = (0, cpu::counter());
         loop {
             match at("ReclaimVm", calls::reclaim_vm(self.id))? {
                 0 => break,
                 pages => taken += pages,
             }
         }
+        let ticks = cpu::counter() - start;
         loop {
             match calls::destroy_vm(self.id) {
                 Err(CallError::Again) => {}
@@ -159,7 +171,7 @@ impl Bare {
             pages::give(pa, count);
         }
         self.mailboxes.into_iter().for_each(|pa| pages::give(pa, 1));
-        Ok(taken)
+        Ok((taken, ticks))
     }
 }
 

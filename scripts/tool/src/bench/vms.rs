@@ -1,4 +1,5 @@
-//! What leaving a VM costs: tests/guests/src/bin/bench.rs under the mini host, in an ordinary VM and in a protected one.
+//! What VMs cost: leaving one (tests/guests/src/bin/bench.rs under the mini host, ordinary and protected), and the host's calls about them
+//! (kserv/mini/src/checks/costs.rs).
 
 use super::{
     Bench, BenchError, plugin_argument,
@@ -81,6 +82,40 @@ const PATHS: &[Path] = &[
     path("unshare", "take it back", 11, None),
 ];
 
+/// What `test=costs` of the mini host says (kserv/mini/src/checks/costs.rs).
+const COSTS: &[(&str, &str)] = &[
+    ("donate_page.vms.1", "donate a page to a protected VM, 1 VM"),
+    ("donate_page.vms.8", "  8 VMs"),
+    ("donate_page.vms.32", "  32 VMs"),
+    ("donate_page.mib.64", "  another VM with 64 MiB"),
+    ("donate_page.mib.256", "  another VM with 256 MiB"),
+    ("donate_page.mib.1024", "  another VM with 1 GiB"),
+    ("reclaim_page.vms.1", "reclaim it, 1 VM"),
+    ("reclaim_page.vms.8", "  8 VMs"),
+    ("reclaim_page.vms.32", "  32 VMs"),
+    ("reclaim_page.mib.64", "  another VM with 64 MiB"),
+    ("reclaim_page.mib.256", "  another VM with 256 MiB"),
+    ("reclaim_page.mib.1024", "  another VM with 1 GiB"),
+    ("donate_block", "donate 2 MiB to a protected VM"),
+    ("donate_block.mib.64", "  each, to a VM that gets 64 MiB"),
+    ("donate_block.mib.256", "  each, to a VM that gets 256 MiB"),
+    ("donate_block.mib.1024", "  each, to a VM that gets 1 GiB"),
+    ("reclaim_block", "reclaim 2 MiB"),
+    ("reclaim_block.mib.64", "  each, of a VM with 64 MiB"),
+    ("reclaim_block.mib.256", "  each, of a VM with 256 MiB"),
+    ("reclaim_block.mib.1024", "  each, of a VM with 1 GiB"),
+    ("vm_create", "create a VM of 1 MiB, until it can run"),
+    ("vm_run", "run it: one character to the console, PSCI SYSTEM_OFF"),
+    ("vm_destroy", "destroy it, with all its memory looked at by the host"),
+];
+/// What begins so must not cost more than this.
+const NOT_GROWING: [(&str, &str); 4] = [
+    ("donate_page.", "donate_page.vms.1"),
+    ("reclaim_page.", "reclaim_page.vms.1"),
+    ("donate_block.", "donate_block"),
+    ("reclaim_block.", "reclaim_block"),
+];
+
 impl Bench {
     /// Adds the rows of VMs.
     pub(super) fn vms(
@@ -111,6 +146,20 @@ impl Bench {
                 self.vm_functions(project, table, &profile, kind)?;
             }
         }
+        progress("calls about VMs");
+        let console = self.run_mini(project, Vms::new().line("test=costs"), 1, "calls about VMs", None)?;
+        let said = |name: &str| number(&console, &format!("mini: cost {name} "));
+        table.heading("calls of the mini host about VMs, in instructions (core and host)");
+        for (name, what) in COSTS {
+            let Some(value) = said(name) else { continue };
+            let row = Row::count(&format!("vm.{name}"), what, value);
+            // What must not grow: by a twentieth more than with one VM, or with the least memory, at most.
+            let first = NOT_GROWING.iter().find(|(start, _)| name.starts_with(start) && !name.ends_with(".1"));
+            table.push(match first.and_then(|(_, first)| said(first)).filter(|_| name.contains('.')) {
+                Some(first) => row.budget(Budget::AtMost((first as f64 * 1.05).floor())),
+                None => row,
+            });
+        }
         Ok(())
     }
 
@@ -139,16 +188,38 @@ impl Bench {
         let dir = project.root().join("target/bench");
         create_dir(&dir)?;
         let counters = dir.join(format!("counters-vm-{}", u8::from(protected)));
-        let machine = Machine::virt().cpu(&self.cpu).smp(2).memory(&self.memory).icount(true);
-        let machine = machine.arg("-plugin").arg(plugin_argument(project, &counters));
         let vm = Vm::guest("bench").vcpus(2).memory(MEMORY).protected(protected);
-        let run = Run::new(project, machine).boot(Boot::Mini(Vms::new().vm(vm))).timeout(LIMIT);
-        let done = run.finish()?;
-        if !done.is_success() || !done.console.contains("guest bench: ok") {
-            return Err(BenchError::Failed { name: kind.to_owned(), story: done.story(), tail: done.tail(15) });
+        let console = self.run_mini(project, Vms::new().vm(vm), 2, kind, Some(&counters))?;
+        if !console.contains("guest bench: ok") {
+            return Err(BenchError::NotSaid { name: kind.to_owned(), what: "guest bench: ok" });
         }
-        Ok((Profile::parse(&profile::read_counters(&counters)?)?, done.console))
+        Ok((Profile::parse(&profile::read_counters(&counters)?)?, console))
     }
+
+    /// The mini host to its end: the console. `counters`: with the profiler.
+    fn run_mini(
+        &self,
+        project: &Project,
+        vms: Vms,
+        cpus: u32,
+        name: &str,
+        counters: Option<&std::path::Path>,
+    ) -> Result<String, BenchError> {
+        let mut machine = Machine::virt().cpu(&self.cpu).smp(cpus).memory(&self.memory).icount(true);
+        if let Some(counters) = counters {
+            machine = machine.arg("-plugin").arg(plugin_argument(project, counters));
+        }
+        let done = Run::new(project, machine).boot(Boot::Mini(vms)).timeout(LIMIT).finish()?;
+        if !done.is_success() {
+            return Err(BenchError::Failed { name: name.to_owned(), story: done.story(), tail: done.tail(15) });
+        }
+        Ok(done.console)
+    }
+}
+
+/// The number behind `before`.
+fn number(console: &str, before: &str) -> Option<u64> {
+    console.split(before).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
 /// The batch of a row that took the least.
@@ -167,12 +238,9 @@ fn cost(path: &Path, profile: &Profile, console: &str, empty: Count) -> Option<(
             Some((per_turn(count.all.saturating_sub(loops)), Some(per_turn(count.core))))
         }
         None => {
-            let number = |before: &str| -> Option<u64> {
-                console.split(before).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-            };
-            let ticks = number(&format!("row {} ", path.name))?;
+            let ticks = number(console, &format!("row {} ", path.name))?;
             // One instruction is 1 ns.
-            Some((per_turn(ticks) * 1e9 / number("guest bench: frequency ")? as f64, None))
+            Some((per_turn(ticks) * 1e9 / number(console, "guest bench: frequency ")? as f64, None))
         }
     }
 }
@@ -205,6 +273,11 @@ mod tests {
             assert!(path.row.is_none_or(|row| guest.contains(&format!("batches!({row}, "))), "{}", path.name);
         }
         assert!(guest.contains(&format!("const ROUNDS: u64 = {ROUNDS};")));
+        let mini = include_str!("../../../../kserv/mini/src/checks/costs.rs");
+        for (name, _) in COSTS {
+            let name = name.split('.').next().unwrap_or_default();
+            assert!(mini.contains(&format!("\"{name}")), "{name}");
+        }
         let host = include_str!("../../../../kserv/model/src/memory.rs");
         assert!(host.contains(&format!("FAULT_AROUND: u64 = {FAULT_AROUND};")));
     }

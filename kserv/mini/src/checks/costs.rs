@@ -1,0 +1,93 @@
+//! What calls about VMs take, for `scripts/bench`: a line `cost NAME NANOSECONDS` for each. Where the machine counts one instruction as 1 ns,
+//! these are instructions.
+#![forbid(unsafe_code)]
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use corevisor_interface::calls::{MAX_PAGES, VM_PROTECTED};
+use kserv_model::layout::RAM_BASE;
+
+use super::{Bare, Context, ensure, tiny, tiny_bytes};
+use crate::arch::cpu;
+use crate::calls;
+use crate::guest::{Failure, Guest, at};
+use crate::pages::{self, BLOCK, PAGE};
+use crate::{say, scheduler};
+
+/// Other VMs that there are meanwhile, and this one.
+const VMS: [u64; 3] = [1, 8, 32];
+/// MiB that another VM has meanwhile.
+const MEMORY: [u64; 3] = [64, 256, 1024];
+const ROUNDS: u64 = 64;
+/// Pool of a VM.
+const POOL: u64 = 16;
+
+fn cost(name: &str, ticks: u64, rounds: u64) {
+    say!("cost {name} {}", ticks * (1_000_000_000 / cpu::frequency()) / rounds);
+}
+
+/// Donates one by one: ticks.
+fn donate(vm: &Bare, gpa: u64, pa: u64, step: u64, rounds: u64) -> Result<u64, Failure> {
+    let start = cpu::counter();
+    for n in 0..rounds {
+        let done = at("MapMemory", calls::map_memory(vm.id, gpa + n * step, pa + n * step, step / PAGE, 0))?;
+        ensure(done == step / PAGE, "not all was mapped at once")?;
+    }
+    Ok(cpu::counter() - start)
+}
+
+/// A protected VM gets `rounds` pieces of `step` bytes, one call for each, and they come back.
+fn pieces(names: [&str; 2], step: u64, rounds: u64) -> Result<(), Failure> {
+    let vm = Bare::new(VM_PROTECTED, POOL)?;
+    // The piece before takes what is for the first one only: tables, and a block of this host's table that is split.
+    let size = (rounds + 1) * step;
+    let pa = pages::take(size / PAGE, BLOCK).ok_or(Failure::Memory(size))?;
+    donate(&vm, RAM_BASE, pa, step, 1)?;
+    let ticks = donate(&vm, RAM_BASE + step, pa + step, step, rounds)?;
+    cost(names[0], ticks, rounds);
+    let (_, ticks) = vm.end_timed()?;
+    cost(names[1], ticks, rounds + 1);
+    pages::give(pa, size / PAGE);
+    Ok(())
+}
+
+/// Prints them all.
+pub fn costs(context: &Context<'_>) -> Result<String, Failure> {
+    pieces(["donate_block", "reclaim_block"], BLOCK, 8)?;
+    for vms in VMS {
+        let others = (1..vms).map(|_| Bare::new(VM_PROTECTED, POOL)).collect::<Result<Vec<_>, _>>()?;
+        let names = [alloc::format!("donate_page.vms.{vms}"), alloc::format!("reclaim_page.vms.{vms}")];
+        pieces([&names[0], &names[1]], PAGE, ROUNDS)?;
+        for other in others {
+            other.end()?;
+        }
+    }
+    for mib in MEMORY {
+        let blocks = (mib << 20) / BLOCK;
+        let large = Bare::new(VM_PROTECTED, POOL)?;
+        let pa = pages::take(blocks * MAX_PAGES, BLOCK).ok_or(Failure::Memory(mib << 20))?;
+        cost(&alloc::format!("donate_block.mib.{mib}"), donate(&large, RAM_BASE, pa, BLOCK, blocks)?, blocks);
+        let names = [alloc::format!("donate_page.mib.{mib}"), alloc::format!("reclaim_page.mib.{mib}")];
+        pieces([&names[0], &names[1]], PAGE, ROUNDS)?;
+        let (_, ticks) = large.end_timed()?;
+        cost(&alloc::format!("reclaim_block.mib.{mib}"), ticks, blocks);
+        pages::give(pa, blocks * MAX_PAGES);
+    }
+    // From nothing to a VM that can run; its first instruction to its last; nothing again.
+    let code = tiny_bytes();
+    let start = cpu::counter();
+    let guest = Guest::make(&tiny("tiny", &code), context.info, scheduler::cpus_for(1))?;
+    cost("vm_create", cpu::counter() - start, 1);
+    let start = cpu::counter();
+    scheduler::add(&guest);
+    scheduler::run(|| guest.is_over());
+    cost("vm_run", cpu::counter() - start, 1);
+    scheduler::remove(&guest);
+    guest.inner().console.clear();
+    let start = cpu::counter();
+    let account = guest.destroy()?;
+    cost("vm_destroy", cpu::counter() - start, 1);
+    ensure(account.given == account.back, "not all pages came back")?;
+    Ok(alloc::format!("up to {} VMs and {} MiB", VMS[VMS.len() - 1], MEMORY[MEMORY.len() - 1]))
+}
