@@ -91,7 +91,23 @@ pub struct PerCpu {
     /// Dense number of the CPU.
     pub cpu: CpuId,
     events: [AtomicU64; Event::COUNT],
+    found: Found,
     world: UnsafeCell<World>,
+}
+
+/// Adopted pages that this CPU has found to be such, so that it need not look into the core's map at every word.
+struct Found {
+    /// How often pages had been released when they were found.
+    releases: AtomicU64,
+    pages: [AtomicU64; Found::PLACES],
+}
+
+impl Found {
+    const PLACES: usize = 8;
+
+    const fn place(page: u64) -> usize {
+        (page >> 12) as usize % Self::PLACES
+    }
 }
 
 // SAFETY: `world` is reached only through a raw pointer (`PerCpu::world`), by the CPU whose data this is; the rest is atomic or constant.
@@ -131,7 +147,23 @@ impl PerCpu {
             trfcr: 0,
         };
         let events = [const { AtomicU64::new(0) }; Event::COUNT];
-        Self { stack_top, emergency_top, mpidr, cpu, events, world: UnsafeCell::new(world) }
+        let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(0) }; Found::PLACES] };
+        Self { stack_top, emergency_top, mpidr, cpu, events, found, world: UnsafeCell::new(world) }
+    }
+
+    /// Whether this CPU found `page` to be adopted, and no page has been released since: `releases` counts them.
+    #[inline]
+    pub fn has_found(&self, page: u64, releases: u64) -> bool {
+        self.found.releases.load(Ordering::Relaxed) == releases
+            && self.found.pages[Found::place(page)].load(Ordering::Relaxed) == page
+    }
+
+    /// This CPU found `page` to be adopted, when `releases` pages had been released. Page 0 is never one.
+    pub fn remember(&self, page: u64, releases: u64) {
+        if self.found.releases.swap(releases, Ordering::Relaxed) != releases {
+            self.found.pages.iter().for_each(|known| known.store(0, Ordering::Relaxed));
+        }
+        self.found.pages[Found::place(page)].store(page, Ordering::Relaxed);
     }
 
     /// The world switch's part; only the CPU itself follows the pointer.

@@ -100,6 +100,15 @@ pub fn adopt(pfn: Pfn) -> bool {
     true
 }
 
+/// Pages released so far: what a CPU knew of adopted pages before the last one is not to be relied upon.
+static RELEASES: AtomicU64 = AtomicU64::new(0);
+
+/// How many pages have been released.
+#[inline]
+pub fn releases() -> u64 {
+    RELEASES.load(Ordering::Acquire)
+}
+
 /// See `Machine::release_page`.
 pub fn release(pfn: Pfn) {
     assert!(is_adopted(pfn.addr()), "{pfn:?} was not adopted");
@@ -108,6 +117,8 @@ pub fn release(pfn: Pfn) {
     let Some(own) = OWN.get() else { return };
     let mut npt = own.lock();
     let _ = npt_walk::clear_npt(&Cpu, &mut npt, Va::new(pfn.addr().raw()).into());
+    // After the entry is gone: who looked before it went remembers the page under the old count.
+    RELEASES.fetch_add(1, Ordering::AcqRel);
     let at = pfn.addr().raw() >> PAGE_SHIFT;
     // SAFETY: translations are walked again; the page is not in use any more.
     unsafe {

@@ -5,6 +5,7 @@ use crate::{
     made,
     runner::Case,
 };
+use corevisor::{abstract_machine::per_cpu::Event, interface::INTERFACE_VERSION};
 use corevisor_tool::{machine::Machine, outcome::Finished, run::Run};
 
 /// So many refused accesses the core tells of.
@@ -119,7 +120,8 @@ answers() { # ANSWER COMMAND...
 /// Runs `script` in a host with the test module.
 pub fn with_module(bed: &Bed, script: &str) -> Result<Finished, Failure> {
     let run = bed.run(Machine::virt().smp(2)).file("/lib/corevisor_test.ko", made::module(bed)?);
-    let done = run.script(format!("{FUNCTIONS}{CALLING}{script}\nexit 0\n")).finish()?;
+    let table = format!("version={INTERFACE_VERSION:x}\nevents={:x}\n", Event::COUNT);
+    let done = run.script(format!("{FUNCTIONS}{CALLING}{table}{script}\nexit 0\n")).finish()?;
     done.succeeded()?;
     Ok(done)
 }
@@ -142,7 +144,7 @@ fn oopses(bed: &Bed) -> Result<(), Failure> {
                 killed write $address 0
             done
         done < /tmp/gaps
-        answers 1 hvc c6008000
+        answers $version hvc c6008000
         answers 0 hvc c6008001 1
         is "refused accesses" "$(call hvc c6008001 1 | cut -d ' ' -f 2)" $(printf '%x' $refused)
         echo "host: refused $refused"
@@ -155,14 +157,14 @@ fn oopses(bed: &Bed) -> Result<(), Failure> {
 
 fn unknown_hypercalls(bed: &Bed) -> Result<(), Failure> {
     let script = r#"
-        for number in 0 1 2 3 4 5 6 7 ffffffffffffffff 80000000 84000000 84000001 86000000 c6000000 c6007fff c6008003 \
+        for number in 0 1 2 3 4 5 6 7 ffffffffffffffff 80000000 84000000 84000001 86000000 c6000000 c6007fff c6008004 \
             c600ffff 8600ff02 8600ff04 c5000020 46008000 86008000 1c6008000; do
             answers $none hvc $number 40200000 1 2
             answers $none hvc1 $number
         done
         answers $none hvc1 c6008000
         # With the stub's SET_VECTORS or SOFT_RESTART there would be no core that still answers.
-        answers 1 hvc c6008000
+        answers $version hvc c6008000
     "#;
     let done = with_module(bed, script)?;
     done.counted("host instructions undefined", 0)?;
@@ -171,14 +173,14 @@ fn unknown_hypercalls(bed: &Bed) -> Result<(), Failure> {
 
 fn core_calls(bed: &Bed) -> Result<(), Failure> {
     let script = r#"
-        answers 1 hvc c6008000
-        for event in 0 1 2 3 4; do answers 0 hvc c6008001 $event; done
-        for event in 5 ffffffffffffffff; do answers fffffffffffffffd hvc c6008001 $event; done
+        answers $version hvc c6008000
+        for event in $(seq 0 $((0x$events - 1))); do answers 0 hvc c6008001 $(printf '%x' $event); done
+        for event in $events ffffffffffffffff; do answers fffffffffffffffd hvc c6008001 $event; done
         is "accesses denied" "$(call hvc c6008001 1)" "0 0 0 0"
         first=$(call hvc c6008001 2 | cut -d ' ' -f 2)
         is "hypercalls, asked for again" "$(call hvc c6008001 2 | cut -d ' ' -f 2)" $(printf '%x' $((0x$first + 1)))
         is "UID" "$(call hvc 8600ff01)" "a1f47f1d 1c4b4e6a 4ec0559c feca5051"
-        is "revision" "$(call hvc 8600ff03)" "0 1 0 0"
+        is "revision" "$(call hvc 8600ff03)" "0 $version 0 0"
         call log > /tmp/log
         echo "host: the log's first line: $(head -n 1 /tmp/log)"
         is "lines of the log that are not the core's" $(grep -vc '^corevisor: ' /tmp/log) 0

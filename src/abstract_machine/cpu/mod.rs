@@ -31,7 +31,7 @@ use aarch64_cpu::registers::{
 };
 use spin::Once;
 
-use super::addr::{Ipa, Pa, Pfn, PhysRange, VmId};
+use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::{Event, PerCpu, World};
 use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
 use super::{Machine, SmcOutcome};
@@ -84,8 +84,23 @@ fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
 }
 
 /// Whether a table or a context may stand at `pa`: the pool, or an adopted page.
+#[inline]
 fn is_table_memory(pa: Pa) -> bool {
-    pool::holds(pa) || own_map::is_adopted(pa)
+    if pool::holds(pa) {
+        return true;
+    }
+    let (page, releases) = (pa.align_down(PAGE_SIZE).raw(), own_map::releases());
+    this().is_some_and(|cpu| cpu.has_found(page, releases) || finds(cpu, page, releases))
+}
+
+/// Whether the page is an adopted one, by the core's map; then this CPU remembers it.
+#[inline(never)]
+fn finds(cpu: &PerCpu, page: u64, releases: u64) -> bool {
+    let adopted = own_map::is_adopted(Pa::new(page));
+    if adopted {
+        cpu.remember(page, releases);
+    }
+    adopted
 }
 
 impl Machine for Cpu {
