@@ -44,6 +44,13 @@ pub fn cases() -> Vec<Case> {
                 .only_in_full_if(true),
             guest("registers survive 100,000 exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 25_000, &[1, 2, 4]))
                 .only_in_full_if(true),
+            guest("registers of host and VMs survive 50,000 switches, two VMs on 4 CPUs", |bed, gic| {
+                switches(bed, gic, 4, 50_000)
+            }),
+            guest("registers of host and VMs survive 100,000 switches, two VMs on 1 and 2 CPUs", |bed, gic| {
+                switches(bed, gic, 1, 100_000).and_then(|()| switches(bed, gic, 2, 100_000))
+            })
+            .only_in_full_if(true),
         ]);
         for (protected, vcpus) in [(false, 1), (false, 2), (false, 4), (true, 1), (true, 2), (true, 4)] {
             // By default one of each kind, one on each interrupt controller.
@@ -114,6 +121,18 @@ fn registers(bed: &Bed, gic: u32, rounds: u32, cpus: &[u32]) -> Result<(), Failu
         done.says_times(&format!("guest registers: ok, 2 vCPUs, {rounds} rounds each"), 2)?;
     }
     Ok(())
+}
+
+/// The mini host fills its own registers, too, before each run of a vCPU, and looks at them afterwards: two vCPUs on each CPU.
+fn switches(bed: &Bed, gic: u32, cpus: u32, least: u64) -> Result<(), Failure> {
+    // Half of a guest's rounds leave for the host.
+    let rounds = least / u64::from(cpus) + 500;
+    let vm = Vm::guest("registers").vcpus(cpus as usize).append(&format!("rounds={rounds}"));
+    let done =
+        well(run(bed, machine(gic).smp(cpus), both(&vm).line("fill")), &["every register of this host as it was"])?;
+    done.says_times(&format!("guest registers: ok, {cpus} vCPUs, {rounds} rounds each"), 2)?;
+    let count = done.number("as it was, switches: ")?;
+    done.check(count >= least, format!("{count} switches, not {least}"))
 }
 
 /// What Debian does in a VM.

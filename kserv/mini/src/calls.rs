@@ -1,11 +1,14 @@
 //! The core's calls with types: one function for each call that this host makes. Semantics: `corevisor_interface::calls`.
 #![forbid(unsafe_code)]
 
+use alloc::string::String;
+
 use corevisor_interface::calls::{CallError, HostCall};
 use corevisor_interface::mailbox::ExitReason;
 use kserv_model::vm::GicVersion;
 
 use crate::arch::call::hvc;
+use crate::arch::registers;
 
 /// Any call, any arguments: x0 to x3.
 ///
@@ -108,6 +111,18 @@ pub fn set_cntvoff(vm: u64, offset: u64) -> Result<(), CallError> {
 pub fn vcpu_run(vm: u64, vcpu: u64) -> Result<ExitReason, CallError> {
     one(HostCall::VcpuRun, [vm, vcpu, 0, 0, 0])
         .and_then(|reason| ExitReason::from_x0(reason).ok_or(CallError::NotSupported))
+}
+
+/// The same, with every register of this host full.
+///
+/// # Errors
+/// The outer one names the register that is not what it was.
+pub fn vcpu_run_filled(vm: u64, vcpu: u64) -> Result<Result<ExitReason, CallError>, String> {
+    let x0 = registers::run(HostCall::VcpuRun.function(), vm, vcpu)?;
+    Ok(match CallError::from_x0(x0) {
+        Some(error) => Err(error),
+        None => ExitReason::from_x0(x0).ok_or(CallError::NotSupported),
+    })
 }
 
 /// A register of a vCPU.

@@ -18,8 +18,8 @@ use kserv_model::memory::{MapRequest, Memory, Slot};
 use kserv_model::vm::{GicVersion, Vm};
 use spin::Mutex;
 
-use crate::arch::cpu;
 use crate::arch::memory::{self, MailboxPage};
+use crate::arch::{cpu, registers};
 use crate::calls::{self, CoreInfo};
 use crate::console::VmConsole;
 use crate::pages::{self, BLOCK, PAGE};
@@ -315,7 +315,7 @@ impl Guest {
             return Ok(Step::Yield);
         }
         page.store(mailbox);
-        let reason = match calls::vcpu_run(self.id, vcpu as u64) {
+        let reason = match self.run(vcpu as u64)? {
             // Another vCPU has switched the VM off; whoever ran it will say so.
             Err(CallError::WrongState) if calls::vm_info(self.id).is_ok_and(|(state, ..)| state == POWER_OFF) => {
                 return Ok(Step::Yield);
@@ -346,6 +346,14 @@ impl Guest {
             }
         }
         Ok(Step::Again)
+    }
+
+    fn run(&self, vcpu: u64) -> Result<Result<ExitReason, CallError>, Failure> {
+        if !registers::are_filled() {
+            return Ok(calls::vcpu_run(self.id, vcpu));
+        }
+        calls::vcpu_run_filled(self.id, vcpu)
+            .map_err(|lost| Failure::Text(alloc::format!("this host's registers: {lost}")))
     }
 
     /// Whether it has ended.

@@ -16,7 +16,7 @@ use spin::Once;
 use crate::arch::call::{Conduit, psci};
 use crate::arch::entry::MAX_CPUS;
 use crate::arch::uart::Uart;
-use crate::arch::{cpu, heap, memory, mmu};
+use crate::arch::{cpu, heap, memory, mmu, registers};
 use crate::calls::{self, CoreInfo};
 use crate::console;
 use crate::guest::{Failure, Guest, Image, Plan};
@@ -160,7 +160,14 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
     if wishes.has("demo") {
         return demo::run(&wishes, archive, &info);
     }
-    run_all(&wishes, archive, &info)
+    if wishes.has("fill") {
+        registers::fill();
+    }
+    run_all(&wishes, archive, &info)?;
+    if wishes.has("fill") {
+        say!("every register of this host as it was, switches: {}", registers::switches());
+    }
+    Ok(())
 }
 
 /// What a VM of the configuration is made of.

@@ -8,6 +8,7 @@
 //! | [`heap`]      | Rust's heap                                                                       |
 //! | [`cpu`]       | this CPU: number, counter, deadline, waiting; starting the others                 |
 //! | [`call`]      | HVC and SMC                                                                       |
+//! | [`registers`] | runs of a VM with every register full                                             |
 //! | [`gic`]       | the machine's own GICv2 or GICv3                                                  |
 //! | [`uart`]      | PL011 and the Raspberry Pi's mini-UART                                            |
 //!
@@ -22,6 +23,7 @@ pub mod gic;
 pub mod heap;
 pub mod memory;
 pub mod mmu;
+pub mod registers;
 pub mod uart;
 
 /// Registers of a device: 32-bit accesses at byte offsets.
