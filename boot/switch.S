@@ -2,6 +2,7 @@
 //
 // While a VM runs, VBAR_EL2 points to `vm_vectors`, so the host's way in (boot/vectors.S) has nothing to ask. SP_EL2 stays where
 // run_vm left it: there stand the address of the Context and the core's callee-saved registers.
+// It is assembled behind boot/vectors.S, whose macros it uses: a trap of the core while these vectors stand is told as any other.
 // Below: the SIMD registers, which the core itself (built without them) never touches. Offsets come from the Rust types.
 
     .section .text.switch, "ax"
@@ -22,20 +23,8 @@ run_vm:
     ldp     x9, x10, [x0, #{CONTEXT_PC}]
     msr     elr_el2, x9
     msr     spsr_el2, x10
-    ldp     x2, x3, [x0, #(8 * 2)]
-    ldp     x4, x5, [x0, #(8 * 4)]
-    ldp     x6, x7, [x0, #(8 * 6)]
-    ldp     x8, x9, [x0, #(8 * 8)]
-    ldp     x10, x11, [x0, #(8 * 10)]
-    ldp     x12, x13, [x0, #(8 * 12)]
-    ldp     x14, x15, [x0, #(8 * 14)]
-    ldp     x16, x17, [x0, #(8 * 16)]
-    ldp     x18, x19, [x0, #(8 * 18)]
-    ldp     x20, x21, [x0, #(8 * 20)]
-    ldp     x22, x23, [x0, #(8 * 22)]
-    ldp     x24, x25, [x0, #(8 * 24)]
-    ldp     x26, x27, [x0, #(8 * 26)]
-    ldp     x28, x29, [x0, #(8 * 28)]
+    load_volatile x0
+    load_rest x0
     ldr     x30, [x0, #(8 * 30)]
     ldp     x0, x1, [x0, #(8 * 0)]
     eret
@@ -45,21 +34,8 @@ run_vm:
 // x1 = kind; the VM's x0 and x1 stand on the stack, then what run_vm left there.
 vm_exit:
     ldr     x0, [sp, #(16 + 8 * 2)]
-    stp     x2, x3, [x0, #(8 * 2)]
-    stp     x4, x5, [x0, #(8 * 4)]
-    stp     x6, x7, [x0, #(8 * 6)]
-    stp     x8, x9, [x0, #(8 * 8)]
-    stp     x10, x11, [x0, #(8 * 10)]
-    stp     x12, x13, [x0, #(8 * 12)]
-    stp     x14, x15, [x0, #(8 * 14)]
-    stp     x16, x17, [x0, #(8 * 16)]
-    stp     x18, x19, [x0, #(8 * 18)]
-    stp     x20, x21, [x0, #(8 * 20)]
-    stp     x22, x23, [x0, #(8 * 22)]
-    stp     x24, x25, [x0, #(8 * 24)]
-    stp     x26, x27, [x0, #(8 * 26)]
-    stp     x28, x29, [x0, #(8 * 28)]
-    str     x30, [x0, #(8 * 30)]
+    save_volatile x0
+    save_rest x0
     ldp     x2, x3, [sp], #16
     stp     x2, x3, [x0, #(8 * 0)]
     mrs     x2, elr_el2
@@ -82,15 +58,6 @@ vm_exit:
     ldp     x29, x30, [sp], #112
     ret
 
-    // A trap of the core while a VM's vectors stand: as in boot/vectors.S.
-    .macro  from_core_in_vm, kind
-    .balign 128
-    msr     tpidr_el0, x0
-    msr     tpidrro_el0, x1
-    mov     x1, #\kind
-    b       core_trap
-    .endm
-
     .macro  from_vm, kind
     .balign 128
     stp     x0, x1, [sp, #-16]!
@@ -101,22 +68,22 @@ vm_exit:
     .section .text.vectors, "ax"
     .balign 2048
 vm_vectors:
-    from_core_in_vm 0
-    from_core_in_vm 1
-    from_core_in_vm 2
-    from_core_in_vm 3
-    from_core_in_vm 4
-    from_core_in_vm 5
-    from_core_in_vm 6
-    from_core_in_vm 7
+    from_core 0
+    from_core 1
+    from_core 2
+    from_core 3
+    from_core 4
+    from_core 5
+    from_core 6
+    from_core 7
     from_vm {EXIT_TRAP}
     from_vm {EXIT_IRQ}
     from_vm {EXIT_IRQ}
     from_vm {EXIT_SERROR}
-    from_core_in_vm 12
-    from_core_in_vm 13
-    from_core_in_vm 14
-    from_core_in_vm 15
+    from_core 12
+    from_core 13
+    from_core 14
+    from_core 15
     .balign 128
 
 // ---------------------------------------------------------------------------------------------------------

@@ -2,25 +2,46 @@
 // stack, calls Rust with a pointer to it, and returns with what stands in it then: nothing else of the host
 // is touched. A trap of the core itself never returns.
 
-    .macro  save_volatile
-    stp     x2, x3, [sp, #(8 * 2)]
-    stp     x4, x5, [sp, #(8 * 4)]
-    stp     x6, x7, [sp, #(8 * 6)]
-    stp     x8, x9, [sp, #(8 * 8)]
-    stp     x10, x11, [sp, #(8 * 10)]
-    stp     x12, x13, [sp, #(8 * 12)]
-    stp     x14, x15, [sp, #(8 * 14)]
-    stp     x16, x17, [sp, #(8 * 16)]
+    // x2-x30 to and from 31 words at `base`: a TrapFrame, or a Context. Volatile is what Rust does not keep, but x0, x1, x18 and x30.
+    .macro  save_volatile base
+    stp     x2, x3, [\base, #(8 * 2)]
+    stp     x4, x5, [\base, #(8 * 4)]
+    stp     x6, x7, [\base, #(8 * 6)]
+    stp     x8, x9, [\base, #(8 * 8)]
+    stp     x10, x11, [\base, #(8 * 10)]
+    stp     x12, x13, [\base, #(8 * 12)]
+    stp     x14, x15, [\base, #(8 * 14)]
+    stp     x16, x17, [\base, #(8 * 16)]
     .endm
 
-    .macro  save_rest
-    stp     x18, x19, [sp, #(8 * 18)]
-    stp     x20, x21, [sp, #(8 * 20)]
-    stp     x22, x23, [sp, #(8 * 22)]
-    stp     x24, x25, [sp, #(8 * 24)]
-    stp     x26, x27, [sp, #(8 * 26)]
-    stp     x28, x29, [sp, #(8 * 28)]
-    str     x30, [sp, #(8 * 30)]
+    .macro  save_rest base
+    stp     x18, x19, [\base, #(8 * 18)]
+    stp     x20, x21, [\base, #(8 * 20)]
+    stp     x22, x23, [\base, #(8 * 22)]
+    stp     x24, x25, [\base, #(8 * 24)]
+    stp     x26, x27, [\base, #(8 * 26)]
+    stp     x28, x29, [\base, #(8 * 28)]
+    str     x30, [\base, #(8 * 30)]
+    .endm
+
+    .macro  load_volatile base
+    ldp     x2, x3, [\base, #(8 * 2)]
+    ldp     x4, x5, [\base, #(8 * 4)]
+    ldp     x6, x7, [\base, #(8 * 6)]
+    ldp     x8, x9, [\base, #(8 * 8)]
+    ldp     x10, x11, [\base, #(8 * 10)]
+    ldp     x12, x13, [\base, #(8 * 12)]
+    ldp     x14, x15, [\base, #(8 * 14)]
+    ldp     x16, x17, [\base, #(8 * 16)]
+    .endm
+
+    .macro  load_rest base
+    ldp     x18, x19, [\base, #(8 * 18)]
+    ldp     x20, x21, [\base, #(8 * 20)]
+    ldp     x22, x23, [\base, #(8 * 22)]
+    ldp     x24, x25, [\base, #(8 * 24)]
+    ldp     x26, x27, [\base, #(8 * 26)]
+    ldp     x28, x29, [\base, #(8 * 28)]
     .endm
 
     // One of the 16 entries: 128 bytes. `host` entries go on to Rust and come back.
@@ -28,8 +49,8 @@
     .balign 128
     sub     sp, sp, #{FRAME_SIZE}
     stp     x0, x1, [sp, #(8 * 0)]
-    save_volatile
-    save_rest
+    save_volatile sp
+    save_rest sp
     mov     x0, sp
     mov     x29, xzr                    // end of the core's frame chain
     bl      \handler
@@ -56,7 +77,7 @@
     lsr     x0, x0, #{ESR_EC_SHIFT}
     cmp     x0, #{ESR_EC_HVC64}
     b.ne    host_sync
-    save_volatile
+    save_volatile sp
     stp     x18, x29, [sp, #(8 * 18)]
     str     x30, [sp, #(8 * 30)]
     mov     x0, sp
@@ -88,33 +109,21 @@ vectors:
 
     .balign 128
 host_sync:
-    save_volatile
-    save_rest
+    save_volatile sp
+    save_rest sp
     mov     x0, sp
     mov     x29, xzr
     bl      {trap_lower_sync}
     b       return_to_host
 
 return_to_host:
-    ldp     x18, x19, [sp, #(8 * 18)]
-    ldp     x20, x21, [sp, #(8 * 20)]
-    ldp     x22, x23, [sp, #(8 * 22)]
-    ldp     x24, x25, [sp, #(8 * 24)]
-    ldp     x26, x27, [sp, #(8 * 26)]
-    ldp     x28, x29, [sp, #(8 * 28)]
+    load_rest sp
     b       return_volatile
 
 return_from_hvc:
     ldp     x18, x29, [sp, #(8 * 18)]
 return_volatile:
-    ldp     x2, x3, [sp, #(8 * 2)]
-    ldp     x4, x5, [sp, #(8 * 4)]
-    ldp     x6, x7, [sp, #(8 * 6)]
-    ldp     x8, x9, [sp, #(8 * 8)]
-    ldp     x10, x11, [sp, #(8 * 10)]
-    ldp     x12, x13, [sp, #(8 * 12)]
-    ldp     x14, x15, [sp, #(8 * 14)]
-    ldp     x16, x17, [sp, #(8 * 16)]
+    load_volatile sp
     ldr     x30, [sp, #(8 * 30)]
     ldp     x0, x1, [sp, #(8 * 0)]
     add     sp, sp, #{FRAME_SIZE}
@@ -122,7 +131,6 @@ return_volatile:
     dsb     nsh                         // no speculation past the return
     isb
 
-    .globl  core_trap
 core_trap:
     mrs     x0, tpidr_el2
     ldr     x0, [x0, #{PERCPU_EMERGENCY_TOP}]
@@ -143,13 +151,7 @@ core_trap:
     stp     x12, x13, [sp, #(8 * 12)]
     stp     x14, x15, [sp, #(8 * 14)]
     stp     x16, x17, [sp, #(8 * 16)]
-    stp     x18, x19, [sp, #(8 * 18)]
-    stp     x20, x21, [sp, #(8 * 20)]
-    stp     x22, x23, [sp, #(8 * 22)]
-    stp     x24, x25, [sp, #(8 * 24)]
-    stp     x26, x27, [sp, #(8 * 26)]
-    stp     x28, x29, [sp, #(8 * 28)]
-    str     x30, [sp, #(8 * 30)]
+    save_rest sp
     mov     x0, sp
     mov     w1, w2
     bl      {core_trapped}

@@ -13,6 +13,8 @@ use crate::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, CpuId, Pa, PhysRange};
 use crate::abstract_machine::cpu::{self, el2};
 use crate::abstract_machine::per_cpu::PerCpu;
 use crate::abstract_machine::regs::{ESR, SPSR, TrapFrame};
+use crate::abstract_machine::shadow::Context;
+use crate::abstract_machine::world::ExitCode;
 use crate::npt::Level;
 use crate::npt::descriptor::{CoreAccess, Desc, MAIR_EL2_VALUE};
 use crate::platform::device_tree::MAX_CPUS;
@@ -61,6 +63,7 @@ const EARLY_TABLE_COUNT: usize = 7;
 
 global_asm!(
     include_str!("../../boot/entry.S"),
+    include_str!("../../boot/relocate.S"),
     SCR_EL3_VALUE = const SCR_EL3_VALUE,
     CPTR_EL3_VALUE = const CPTR_EL3_VALUE,
     SPSR_EL2H_MASKED = const 0x3c9,
@@ -85,6 +88,7 @@ global_asm!(
 
 global_asm!(
     include_str!("../../boot/vectors.S"),
+    include_str!("../../boot/switch.S"),
     FRAME_SIZE = const size_of::<TrapFrame>(),
     PERCPU_EMERGENCY_TOP = const offset_of!(PerCpu, emergency_top),
     ESR_EC_SHIFT = const ESR::EC.shift,
@@ -94,7 +98,16 @@ global_asm!(
     trap_lower_irq = sym failure::unexpected_interrupt,
     trap_lower_serror = sym failure::unexpected_serror,
     core_trapped = sym failure::core_trapped,
+    CONTEXT_PC = const offset_of!(Context, pc),
+    CONTEXT_SYNDROME = const offset_of!(Context, syndrome),
+    EXIT_TRAP = const ExitCode::Trap as u64,
+    EXIT_IRQ = const ExitCode::Irq as u64,
+    EXIT_SERROR = const ExitCode::SError as u64,
 );
+
+// The first word of each is x0, and PC and PSTATE are a pair.
+const _: () = assert!(offset_of!(TrapFrame, x) == 0 && offset_of!(Context, x) == 0);
+const _: () = assert!(offset_of!(Context, pstate) == offset_of!(Context, pc) + 8);
 
 unsafe extern "C" {
     static __image_start: u8;

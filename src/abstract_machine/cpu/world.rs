@@ -1,8 +1,7 @@
 //! The world switch on the real CPU: [`Worlds`]. Which registers go where is in `bank`, `fpsimd`, `traps` and `vgic`; the jump itself in
 //! boot/switch.S.
 
-use core::arch::{asm, global_asm};
-use core::mem::offset_of;
+use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, HCR_EL2, Readable, SPSR_EL2, Writeable};
@@ -13,17 +12,6 @@ use super::super::shadow::{Context, Shadow, ShadowReg};
 use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
 use super::{Cpu, bank, el2, entropy, fpsimd, sysreg, this, traps, vgic, with_world};
-
-global_asm!(
-    include_str!("../../../boot/switch.S"),
-    CONTEXT_PC = const offset_of!(Context, pc),
-    CONTEXT_SYNDROME = const offset_of!(Context, syndrome),
-    EXIT_TRAP = const ExitCode::Trap as u64,
-    EXIT_IRQ = const ExitCode::Irq as u64,
-    EXIT_SERROR = const ExitCode::SError as u64,
-);
-
-const _: () = assert!(offset_of!(Context, x) == 0 && offset_of!(Context, pstate) == offset_of!(Context, pc) + 8);
 
 unsafe extern "C" {
     fn run_vm(context: *mut Context) -> u64;

@@ -21,6 +21,7 @@ static EARLY_TABLE: Raw<[u64; 512]> = Raw(UnsafeCell::new([0; 512]));
 
 global_asm!(
     include_str!("entry.S"),
+    include_str!("../../../../boot/relocate.S"),
     MAIR = const mmu::MAIR,
     TCR = const mmu::TCR,
     SCTLR_ON = const 0x30d0_0800_u64 | 1 << 12 | 1 << 3 | 1 << 2 | 1,
