@@ -1,0 +1,188 @@
+//! How a vCPU starts and goes on: what of the mailbox is taken, and when.
+
+use std::sync::{Arc, Mutex};
+
+use crate::bench::{Bench, ENTRY, TREE, random_trap, view, word_of};
+use crate::common::Rng;
+use crate::common::vms::{Host, PAGE, TestManifest, image, key};
+use corevisor::abstract_machine::addr::{Pa, Pfn, VmId};
+use corevisor::abstract_machine::shadow::{BankReg, Context};
+use corevisor::abstract_machine::sim::run_as;
+use corevisor::abstract_machine::sim::worlds::Switch;
+use corevisor::abstract_machine::{ExitCode, Machine, VirtualLines, Worlds};
+use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
+use corevisor::interface::guest::psci;
+use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ENTRY_VIRQ, ExitReason, Register, START_PSTATE};
+use corevisor::interface::{CallError, HostCall};
+use corevisor::trap::trap_handler::host_vcpu_run_handler;
+
+#[test]
+fn a_program_counter_that_the_host_sets_is_where_the_vcpu_goes_on() {
+    let bench = Bench::started(VM_ORDINARY);
+    let load = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 3 << 16 | 1 << 15 | 0b00_0111;
+    for (esr, expected) in [(1 << 26 | 1 << 25, ExitReason::Wfx), (load, ExitReason::MmioRead)] {
+        for set in [None, Some(0x4020_0100)] {
+            let (reason, _) = bench.trap(esr, |context| {
+                (context.pc, context.pstate) = (0x1000, 0x5);
+                context.syndrome[2] = 0x9_0000;
+            });
+            assert_eq!(reason, expected);
+            if let Some(pc) = set {
+                bench.host.done(HostCall::SetRegister, &[bench.vm, 0, Register::Pc as u64, pc]).unwrap();
+            }
+            bench.write_mailbox(&[(word_of("x") + 3, 33)]);
+            bench.run().unwrap();
+            let ran = bench.take_seen()[0];
+            assert_eq!(ran.pc, set.unwrap_or(0x1004), "{reason:?}");
+            if reason == ExitReason::MmioRead {
+                assert_eq!(ran.x[3], 33, "what the exit asked for is taken all the same");
+            }
+        }
+    }
+}
+
+#[test]
+fn a9_a_vcpu_starts_in_no_other_state_and_a_protected_one_nowhere_else() {
+    for pstate in [0x0, 0x4, 0x5, 0x9, 0x3c9, 0x3cd, 0x1d3, 0x13c5, u64::MAX] {
+        for kind in [VM_PROTECTED, VM_ORDINARY] {
+            let bench = Bench::new(kind);
+            bench.write_mailbox(&[(word_of("pstate"), pstate)]);
+            assert_eq!(bench.run(), Err(CallError::InvalidParameter));
+            bench.write_mailbox(&[(word_of("pstate"), START_PSTATE)]);
+            assert_eq!(bench.run(), Ok(ExitReason::Irq), "the refusal changed nothing");
+        }
+    }
+    let bench = Bench::new(VM_PROTECTED);
+    bench.write_mailbox(&[(word_of("pc"), ENTRY + 4), (word_of("x0"), 0xbad)]);
+    assert_eq!(bench.run(), Err(CallError::InvalidParameter));
+    bench.write_mailbox(&[(word_of("pc"), ENTRY)]);
+    assert_eq!(bench.run(), Ok(ExitReason::Irq));
+    let ran = bench.take_seen()[0];
+    assert_eq!((ran.pc, ran.pstate, ran.x[0], ran.x[1]), (ENTRY, START_PSTATE, TREE, 0));
+    assert_eq!((ran.bank[BankReg::Sctlr as usize], ran.bank[BankReg::Mpidr as usize]), (0x30d0_0800, 1 << 31));
+}
+
+#[test]
+fn a17_wrong_words_in_the_mailbox_are_refused_and_change_nothing() {
+    let bench = Bench::started(VM_PROTECTED);
+    let link = |physical: u64, virtual_: u64| 1 << 31 | 1 << 28 | physical << 10 | virtual_;
+    for wrong in [
+        (word_of("entry_flags"), 1 << 4),
+        (word_of("entry_flags"), u64::MAX),
+        (word_of("entry_flags"), ENTRY_INJECT_ABORT),
+        (word_of("lr_count"), 5),
+        (word_of("lr_count"), u64::MAX),
+        (word_of("lr"), link(27, 30)),
+        (word_of("lr") + 3, link(33, 27)),
+    ] {
+        bench.write_mailbox(&[(word_of("entry_flags"), 0), (word_of("lr_count"), 4), wrong]);
+        assert_eq!(bench.run(), Err(CallError::InvalidParameter), "{wrong:?}");
+        bench.write_mailbox(&[(wrong.0, 0)]);
+        assert_eq!(bench.host.world.sim().get_cur_vmid(), VmId::HOST);
+    }
+    bench.write_mailbox(&[
+        (word_of("entry_flags"), ENTRY_VIRQ),
+        (word_of("lr_count"), 2),
+        (word_of("lr"), link(27, 27)),
+    ]);
+    bench.write_mailbox(&[
+        (word_of("lr") + 1, 1 << 28 | 7 << 20 | 0x1_0000_0000 | 40),
+        (word_of("lr") + 2, link(33, 33)),
+    ]);
+    bench.host.world.sim().switches();
+    assert_eq!(bench.run(), Ok(ExitReason::Irq));
+    let vgic = bench.take_seen()[0].vgic;
+    assert_eq!(vgic[..3], [link(27, 27), 1 << 28 | 40, 0], "reserved bits and registers not in use are empty");
+    let lines = VirtualLines { virq: true, vfiq: false };
+    let switches = bench.host.world.sim().switches();
+    assert!(switches.iter().any(|(_, switch)| *switch == Switch::ActivateTraps(lines)));
+}
+
+#[test]
+fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
+    let lives = |kind: u64, race: bool| {
+        let bench = Bench::started(kind);
+        let sim = bench.host.world.sim();
+        let rng = &mut Rng::new(17);
+        let run = |words: &[(usize, u64)]| {
+            bench.write_mailbox(&(0..512).map(|n| (n, 0)).collect::<Vec<_>>());
+            bench.write_mailbox(words);
+            sim.set_race(race.then_some(Pfn::containing(Pa::new(bench.mailbox))));
+            let reason = bench.run();
+            sim.set_race(None);
+            (reason, bench.take_seen().iter().map(view).collect::<Vec<_>>())
+        };
+        let mut all = vec![];
+        for _ in 0..500 {
+            let mut trap = Context::EMPTY;
+            random_trap(rng, &mut trap);
+            bench.next(move |context| {
+                trap.control = context.control;
+                *context = trap;
+                ExitCode::Trap
+            });
+            all.push(run(&[]));
+            let words: Vec<_> = (0..32).map(|n| (word_of("x") + n, rng.next())).collect();
+            all.push(run(&words));
+        }
+        assert!(all.iter().all(|(reason, _)| reason.is_ok()));
+        all
+    };
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        assert_eq!(lives(kind, true), lives(kind, false));
+    }
+}
+
+#[test]
+fn a_vcpu_that_the_vm_starts_starts_where_the_vm_says() {
+    run_as(0);
+    let mut host = Host::default();
+    let vm = host.vm(VM_PROTECTED, 30);
+    let mailbox = host.pages(2);
+    host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]).unwrap();
+    host.done(HostCall::RegisterVcpu, &[vm, 1, mailbox + PAGE]).unwrap();
+    let images = [image(ENTRY, PAGE as usize)];
+    host.load(vm, &images);
+    host.verify(vm, &TestManifest::of(&images, ENTRY, TREE).sign(&key(1))).unwrap();
+    let write = |page: u64, word: usize, value: u64| {
+        host.world.sim().write_page(Pfn::containing(Pa::new(page)), word, &[value]);
+    };
+    for page in [mailbox, mailbox + PAGE] {
+        (0..512).for_each(|word| write(page, word, 0));
+        write(page, word_of("pc"), ENTRY);
+        write(page, word_of("pstate"), START_PSTATE);
+    }
+    let run = |vcpu: u64| host_vcpu_run_handler(&host.world.core, vm, vcpu);
+    assert_eq!(run(1), CallError::WrongState.x0(), "the host cannot start it");
+    host.world.sim().set_script(Box::new(|context| {
+        context.syndrome[0] = 0x16 << 26;
+        context.x[..4].copy_from_slice(&[psci::CPU_ON, 1, 0x4020_0040, 0x77]);
+        ExitCode::Trap
+    }));
+    assert_eq!(run(0), ExitReason::Psci as u64);
+    let seen = Arc::new(Mutex::new(None));
+    let saved = seen.clone();
+    host.world.sim().set_script(Box::new(move |context| {
+        *saved.lock().unwrap() = Some(*context);
+        ExitCode::Irq
+    }));
+    assert_eq!(run(1), ExitReason::Irq as u64);
+    let context = seen.lock().unwrap().unwrap();
+    assert_eq!((context.pc, context.x[0], context.x[1], context.pstate), (0x4020_0040, 0x77, 0, START_PSTATE));
+    assert_eq!(context.bank[BankReg::Mpidr as usize], 1 << 31 | 1);
+}
+
+#[test]
+fn numbers_that_no_vm_or_vcpu_has_are_refused_before_anything_is_switched() {
+    let bench = Bench::started(VM_PROTECTED);
+    bench.host.world.sim().switches();
+    for (vm, vcpu) in [(0, 0), (128, 0), (u64::MAX, 0), (1 << 16 | bench.vm, 0), (bench.vm, 16), (bench.vm, 1 << 16)] {
+        assert_eq!(host_vcpu_run_handler(&bench.host.world.core, vm, vcpu), CallError::NoSuchObject.x0());
+    }
+    assert!(bench.host.world.sim().switches().is_empty());
+    // M8: the vCPU's number is checked, not the VM's twice.
+    for (vm, vcpu) in [(bench.vm, 15), (127, 0)] {
+        assert_eq!(host_vcpu_run_handler(&bench.host.world.core, vm, vcpu), CallError::NoSuchObject.x0());
+    }
+    assert_eq!(bench.host.world.sim().get_cur_vmid(), VmId::HOST);
+}

@@ -1,0 +1,215 @@
+//! How a VM leaves, by example: what the host is shown of it, and what the VM finds when it goes on.
+
+use std::sync::Mutex;
+
+use crate::bench::{Bench, RELEASED, assert_none_shown, fill, random_trap, word_of};
+use crate::common::Rng;
+use crate::common::vms::PAGE;
+use corevisor::abstract_machine::per_cpu::Event;
+use corevisor::abstract_machine::shadow::{BankReg, Context};
+use corevisor::abstract_machine::{ExitCode, Machine};
+use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
+use corevisor::interface::guest::psci;
+use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason};
+use corevisor::interface::{CallError, HostCall};
+
+#[test]
+fn m1_every_exception_class_of_a_vm_has_a_decided_outcome() {
+    let bench = Bench::started(VM_PROTECTED);
+    for class in 0..64 {
+        let (reason, ran) = bench.trap(class << 26 | 1 << 25, |context| {
+            (context.pc, context.pstate, context.x[0]) = (0x1000, 0x5, 0x8400_0000);
+            context.bank[BankReg::Vbar as usize] = 0x8_0000;
+            context.bank[BankReg::Sctlr as usize] = 1 << 23;
+            context.syndrome[2] = 0x9_0000;
+        });
+        match class {
+            0x01 => assert_eq!(reason, ExitReason::Wfx),
+            0x16 | 0x17 => assert_eq!((reason, ran[0].x[0]), (ExitReason::Irq, 0x1_0001)),
+            0x20 | 0x24 => assert_eq!(reason, ExitReason::MemoryFault, "no syndrome of an access"),
+            _ => {
+                // D9: where the CPU would go.
+                assert_eq!((reason, ran[0].pc, ran[0].pstate), (ExitReason::Irq, 0x8_0200, 0x3c5), "class {class:#x}");
+                let esr = ran[0].bank[BankReg::Esr as usize];
+                let own = if matches!(class, 0x0e | 0x3c) { class << 26 } else { 0 };
+                assert_eq!(esr, own | 1 << 25, "class {class:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a2_the_register_of_an_access_is_the_one_that_the_cpu_named_whatever_the_mailbox_says() {
+    let bench = Bench::started(VM_PROTECTED);
+    // A load to x3 from a device.
+    let load = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 3 << 16 | 1 << 15 | 0b00_0111;
+    let (reason, _) = bench.trap(load, |context| {
+        context.x[3..8].fill(7);
+        context.syndrome[2] = 0x9_0000;
+    });
+    assert_eq!(reason, ExitReason::MmioRead);
+    bench.write_mailbox(&[(word_of("esr"), load & !(31 << 16) | 5 << 16)]);
+    bench.write_mailbox(&[(word_of("x") + 3, 33), (word_of("x") + 5, 55)]);
+    bench.run().unwrap();
+    assert_eq!(bench.take_seen()[0].x[3..8], [33, 7, 7, 7, 7]);
+}
+
+#[test]
+fn a8_a_load_to_xzr_changes_nothing_and_a_store_of_xzr_shows_nothing() {
+    let bench = Bench::started(VM_PROTECTED);
+    for write in [0, 1] {
+        let esr = 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 31 << 16 | write << 6 | 0b00_0111;
+        let (reason, _) = bench.trap(esr, |context| {
+            fill(&mut Rng::new(8), context);
+            (context.pc, context.pstate) = (0x1000, 0x5);
+            context.syndrome = [context.syndrome[0], 0, 0x9_0000];
+        });
+        assert_eq!(reason as u64, 3 + write);
+        assert_none_shown(&bench.mailbox(), &[], "xzr");
+        bench.write_mailbox(&(0..32).map(|n| (word_of("x") + n, 0xbad)).collect::<Vec<_>>());
+        bench.run().unwrap();
+        let ran = bench.take_seen()[0];
+        assert_eq!(ran.pc, 0x1004);
+        assert!(ran.x.iter().all(|x| *x != 0xbad));
+    }
+}
+
+/// What the core says, from all tests of this file.
+struct Said(Mutex<String>);
+
+impl log::Log for Said {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push_str(&format!("{}\n", record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn d6_no_register_of_a_vm_is_in_what_the_core_says() {
+    static SAID: Said = Said(Mutex::new(String::new()));
+    log::set_logger(&SAID).unwrap();
+    log::set_max_level(log::LevelFilter::Trace);
+    let rng = &mut Rng::new(6);
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        let bench = Bench::started(kind);
+        for _ in 0..500 {
+            let mut context = Context::EMPTY;
+            random_trap(rng, &mut context);
+            bench.next(move |live| {
+                *live = context;
+                ExitCode::Trap
+            });
+            bench.run().unwrap();
+        }
+        bench.next(|context| {
+            fill(&mut Rng::new(7), context);
+            ExitCode::SError
+        });
+        assert_eq!(bench.run(), Ok(ExitReason::Failed));
+    }
+    let said = SAID.0.lock().unwrap();
+    assert!(said.contains("SError while it ran"), "the core did say something: {said}");
+    assert!(!said.contains("5ec7"), "{said}");
+}
+
+#[test]
+fn d9_an_exception_of_a_vm_enters_the_vector_of_where_it_came_from_with_everything_masked() {
+    let bench = Bench::started(VM_PROTECTED);
+    for (pstate, offset) in [(0x0, 0x400), (0x4, 0x000), (0x5, 0x200), (0x10, 0x600)] {
+        // An access to EL2's registers; one to a device that the host ends with an abort.
+        let undefined = 0x18 << 26 | 1 << 25 | 3 << 20 | 4 << 14 | 1 << 10 | 1;
+        let device = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 3 << 16 | 0b00_0111;
+        for (esr, at_el1) in [(undefined, 0x0200_0000), (device, 0x9600_0010)] {
+            let (_, ran) = bench.trap(esr, move |context| {
+                (context.pc, context.pstate) = (0x1000, pstate);
+                (context.syndrome[1], context.syndrome[2]) = (0x7770, 0x9_0000);
+                context.bank[BankReg::Vbar as usize] = 0x8_0000;
+                context.bank[BankReg::Sctlr as usize] = 1 << 23;
+            });
+            let context = ran.first().copied().unwrap_or_else(|| {
+                bench.write_mailbox(&[(word_of("entry_flags"), ENTRY_INJECT_ABORT)]);
+                bench.run().unwrap();
+                bench.write_mailbox(&[(word_of("entry_flags"), 0)]);
+                bench.take_seen()[0]
+            });
+            let bank = |reg: BankReg| context.bank[reg as usize];
+            assert_eq!((context.pc, context.pstate), (0x8_0000 + offset, 0x3c5), "from {pstate:#x}");
+            assert_eq!((bank(BankReg::ElrEl1), bank(BankReg::SpsrEl1)), (0x1000, pstate));
+            // Aborts of EL0 have a class of their own.
+            let from_el0 = if at_el1 == 0x9600_0010 && pstate & 0xf == 0 { 1 << 26 } else { 0 };
+            assert_eq!(bank(BankReg::Esr), at_el1 - from_el0, "from {pstate:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_vm_that_was_switched_off_while_it_ran_leaves_and_shows_nothing() {
+    let bench = Bench::started(VM_PROTECTED);
+    bench.host.done(HostCall::PowerOffVm, &[bench.vm]).unwrap();
+    assert_eq!(bench.run(), Err(CallError::WrongState));
+    // Off by its own will, by a failure.
+    for (code, reason) in [(ExitCode::Trap, ExitReason::SystemOff), (ExitCode::SError, ExitReason::Failed)] {
+        let bench = Bench::started(VM_PROTECTED);
+        bench.next(move |context| {
+            fill(&mut Rng::new(1), context);
+            (context.syndrome[0], context.x[0]) = (0x16 << 26, psci::SYSTEM_OFF);
+            code
+        });
+        assert_eq!(bench.run(), Ok(reason));
+        assert_none_shown(&bench.mailbox(), &[], "off");
+        assert_eq!(bench.mailbox()[word_of("powered")], 0);
+        assert_eq!(bench.run(), Err(CallError::WrongState));
+        bench.host.destroy(bench.vm);
+    }
+}
+
+#[test]
+fn a_call_on_a_long_range_is_done_in_steps_between_which_interrupts_get_in() {
+    let mut bench = Bench::started(VM_PROTECTED);
+    let pages = bench.host.pages(100);
+    let given = bench.host.call(HostCall::MapMemory, &[bench.vm, RELEASED, pages, 100, 0]).unwrap()[0];
+    assert_eq!(given, 100);
+    for (function, state) in [(0x81000, 2), (0x82000, 1)] {
+        let (reason, ran) = bench.trap(0x16 << 26, move |context| {
+            (context.pc, context.x[0], context.x[1], context.x[2]) = (0x1004, function, RELEASED, 100 * PAGE);
+        });
+        // M3: the range is x1, x2. The rest is left to the next time.
+        assert_eq!(reason, ExitReason::Irq);
+        assert_eq!(
+            (ran[0].pc, ran[0].x[0], ran[0].x[1], ran[0].x[2]),
+            (0x1000, function, RELEASED + 32 * PAGE, 68 * PAGE)
+        );
+        for left in [36, 4, 0] {
+            let (_, ran) = bench.trap(0x16 << 26, |context| context.pc = 0x1004);
+            assert_eq!(ran[0].x[2], left * PAGE);
+        }
+        for n in 0..100 {
+            let info = bench.host.call(HostCall::PageInfo, &[bench.vm, RELEASED + n * PAGE]).unwrap();
+            assert_eq!(info[1], state);
+        }
+    }
+}
+
+#[test]
+fn the_mmio_guard_hides_every_device_that_the_vm_has_not_named() {
+    let bench = Bench::started(VM_PROTECTED);
+    let call = |function: u64, gpa: u64| {
+        let (_, ran) = bench.trap(0x16 << 26, move |context| context.x[..2].copy_from_slice(&[function, gpa]));
+        ran[0].x[0]
+    };
+    let load = |page: u64| {
+        let esr = 0x24 << 26 | 1 << 24 | 2 << 22 | 0b00_0111;
+        bench.trap(esr, move |context| (context.syndrome[1], context.syndrome[2]) = (0, page >> 8)).0
+    };
+    assert_eq!(load(0x0900_0000), ExitReason::MmioRead);
+    assert_eq!((call(0xc600_0005, 0), call(0xc600_0006, 0), call(0xc600_0007, 0x0900_0000)), (PAGE, 0, 0));
+    assert_eq!(call(0xc600_0007, 0x0900_0008), u64::MAX - 2);
+    assert_eq!((load(0x0900_0000), load(0x0900_1000)), (ExitReason::MmioRead, ExitReason::Irq));
+    assert_eq!(bench.host.world.sim().counted(Event::VmAccessDenied), 1);
+    assert_eq!((call(0xc600_0008, 0x0900_0000), load(0x0900_0000)), (0, ExitReason::Irq));
+}

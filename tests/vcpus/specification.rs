@@ -1,0 +1,99 @@
+//! Every exit with its entry, next to the specification.
+
+use crate::bench::{Bench, ENTRY, assert_none_shown, fill, random_trap, view, word_of};
+use crate::common::vms::PAGE;
+use crate::common::{Rng, factor};
+use corevisor::abstract_machine::regs::SysregId;
+use corevisor::abstract_machine::shadow::Context;
+use corevisor::abstract_machine::{ExitCode, Machine, VgicInfo};
+use corevisor::interface::CallError;
+use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
+use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason};
+use corevisor::spec::vcpu::{self as spec, Around, Next};
+use corevisor::trap::fault_handler::id_registers;
+
+#[test]
+fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_the_host() {
+    let mut compared = 0;
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        let rng = &mut Rng::new(27 + kind);
+        let bench = Bench::started(kind);
+        let sim = bench.host.world.sim();
+        for crm in 1..8 {
+            (0..8).for_each(|op2| sim.set_id_register(SysregId::new(3, 0, 0, crm, op2), 0x1111_1111_1111_1111));
+        }
+        for round in 0..3_000 * factor() {
+            let gicv3 = rng.below(2) == 0;
+            let version = if gicv3 { 3 } else { 2 };
+            sim.set_vgic(VgicInfo { version, list_registers: 4, gicv: None });
+            let mut before = Context::EMPTY;
+            random_trap(rng, &mut before);
+            let mut host_before = Context::EMPTY;
+            fill(&mut Rng::new(round), &mut host_before);
+            sim.set_live(0, host_before);
+            bench.next(move |context| {
+                let exits = context.control;
+                *context = before;
+                context.control = exits;
+                ExitCode::Trap
+            });
+            let reason = bench.run().unwrap();
+            let seen = bench.take_seen();
+
+            let vcpu = view(&before);
+            let syndrome = before.syndrome[0];
+            let id_register = SysregId::new(3, 0, 0, (syndrome >> 1 & 15) as u8, (syndrome >> 17 & 7) as u8);
+            let around = Around {
+                protected: kind == VM_PROTECTED,
+                mapped: (ENTRY..ENTRY + 2 * PAGE).contains(&vcpu.regs.hpfar),
+                gicv3,
+                id: id_registers::visible(id_register, sim.id_register(id_register), gicv3),
+            };
+            let (after, next) = spec::trap(vcpu, around);
+            let said = format!("round {round}: esr {syndrome:#x} ipa {:#x} x0 {:#x}", vcpu.regs.hpfar, vcpu.x[0]);
+            let words = bench.mailbox();
+            let live = sim.live(0);
+            assert_eq!((live.bank, live.q, live.fp_control), (host_before.bank, host_before.q, host_before.fp_control));
+            match next {
+                Next::Resume => {
+                    assert_eq!((reason, seen.len()), (ExitReason::Irq, 2), "{said}");
+                    assert_eq!(view(&seen[1]), after, "{said}");
+                    assert_eq!((seen[1].q, seen[1].fp_control), (before.q, before.fp_control), "{said}");
+                    assert_none_shown(&words, &[], &said);
+                }
+                Next::Host(expected) => {
+                    assert_eq!((reason as u64, seen.len()), (expected, 1), "{said}");
+                    let shown = spec::shown(&after, expected);
+                    assert_eq!((words[word_of("esr")], words[word_of("ipa")]), (shown.esr, shown.ipa), "{said}");
+                    for (n, value) in &shown.x {
+                        assert_eq!(words[word_of("x") + n], *value, "{said}: x{n}");
+                    }
+                    assert_none_shown(&words, &shown.x.values().copied().collect::<Vec<_>>(), &said);
+                    // What the host writes: everything, of which the entry takes what the exit allows (A2: whatever syndrome it writes).
+                    let answer: [u64; 32] = core::array::from_fn(|_| rng.next());
+                    let words: Vec<_> = (0..32).map(|n| (word_of("x") + n, answer[n])).collect();
+                    bench.write_mailbox(&words);
+                    bench.write_mailbox(&[(word_of("esr"), rng.next()), (word_of("ipa"), rng.next())]);
+                    bench.write_mailbox(&[(word_of("pc"), rng.next()), (word_of("pstate"), rng.next())]);
+                    let abortable =
+                        matches!(reason, ExitReason::MmioRead | ExitReason::MmioWrite | ExitReason::MemoryFault);
+                    let abort = rng.below(3) == 0;
+                    bench.write_mailbox(&[(word_of("entry_flags"), if abort { ENTRY_INJECT_ABORT } else { 0 })]);
+                    if abort && !abortable {
+                        assert_eq!(bench.run(), Err(CallError::InvalidParameter), "{said}");
+                        bench.write_mailbox(&[(word_of("entry_flags"), 0)]);
+                    }
+                    assert_eq!(bench.run(), Ok(ExitReason::Irq));
+                    bench.write_mailbox(&[(word_of("entry_flags"), 0)]);
+                    let entered = view(&bench.take_seen()[0]);
+                    assert_eq!(entered, spec::enter(after, expected, &answer, abort && abortable), "{said}");
+                }
+            }
+            let blank: Vec<_> = (4..512).map(|n| (n, 0)).collect();
+            bench.write_mailbox(&blank);
+            compared += 1;
+        }
+        assert!(sim.violations().is_empty(), "{:?}", sim.violations());
+    }
+    println!("{compared} exits compared");
+}

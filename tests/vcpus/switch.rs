@@ -1,0 +1,127 @@
+//! The world switch: the order of its steps, what it flushes, and the timer that it watches over.
+
+use crate::bench::{Bench, word_of};
+use crate::common::vms::Host;
+use corevisor::abstract_machine::addr::{Pa, Pfn, VcpuId, VmId};
+use corevisor::abstract_machine::shadow::{BankReg, Shadow};
+use corevisor::abstract_machine::sim::run_as;
+use corevisor::abstract_machine::sim::worlds::Switch;
+use corevisor::abstract_machine::{ContextAt, ExitCode, Machine, VirtualLines};
+use corevisor::interface::HostCall;
+use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
+use corevisor::interface::guest::psci;
+use corevisor::interface::mailbox::{ENTRY_TIMER_UNMASK, ExitReason, START_PSTATE};
+use corevisor::trap::trap_handler::host_vcpu_run_handler;
+
+#[test]
+fn the_world_switch_has_the_order_of_k_3_7() {
+    let bench = Bench::started(VM_PROTECTED);
+    bench.host.world.sim().switches();
+    bench.next(|context| {
+        (context.syndrome[0], context.x[0]) = (0x16 << 26, psci::VERSION);
+        ExitCode::Trap
+    });
+    bench.run().unwrap();
+    let (vm, vcpu) = (VmId::new(bench.vm as u16), VcpuId::new(0));
+    let switches: Vec<Switch> = bench.host.world.sim().switches().into_iter().map(|(_, switch)| switch).collect();
+    let Some(Switch::RunVm(shadow)) = switches.iter().find(|switch| matches!(switch, Switch::RunVm(_))) else {
+        panic!()
+    };
+    let (shadow, at): (Shadow, _) = (*shadow, ContextAt::Vm(*shadow));
+    let (vttbr, ia_bits) = corevisor::memory::memory_ops::vm_vttbr(bench.host.world.core.memory(), vm).unwrap();
+    let expected = [
+        Switch::SaveSysregs(ContextAt::Host),
+        Switch::FpsimdSaveState(ContextAt::Host),
+        Switch::SetPerCpu(vm, vcpu),
+        Switch::VmEl2RestoreState { vttbr, ia_bits, flush: false },
+        Switch::TimerEnableTraps(0),
+        Switch::ActivateTraps(VirtualLines::default()),
+        Switch::RestoreSysregs(at),
+        Switch::FpsimdRestoreState(at),
+        Switch::VgicRestoreState(shadow, 0),
+        Switch::RunVm(shadow),
+        // Served by the core: neither EL1 nor FP is touched.
+        Switch::RunVm(shadow),
+        Switch::VgicSaveState(shadow),
+        Switch::SaveSysregs(at),
+        Switch::FpsimdSaveState(at),
+        Switch::DeactivateTraps,
+        Switch::TimerDisableTraps,
+        // The VM's tables are left before the vCPU is given back (A7).
+        Switch::HostEl2RestoreState,
+        Switch::SetPerCpu(VmId::HOST, VcpuId::new(0)),
+        Switch::HostEl2RestoreState,
+        Switch::RestoreSysregs(ContextAt::Host),
+        // Not a second "save", as published (K §0).
+        Switch::FpsimdRestoreState(ContextAt::Host),
+    ];
+    assert_eq!(switches, expected);
+}
+
+#[test]
+fn a_vcpu_that_comes_from_another_cpu_finds_no_translation_of_its_vm_there() {
+    let bench = Bench::started(VM_PROTECTED);
+    let flushed = |cpu: usize| {
+        run_as(cpu);
+        bench.host.world.sim().switches();
+        bench.run().unwrap();
+        let switches = bench.host.world.sim().switches();
+        switches.iter().any(|(_, switch)| matches!(switch, Switch::VmEl2RestoreState { flush: true, .. }))
+    };
+    assert_eq!([0, 1, 1, 0, 0, 2].map(flushed), [false, true, false, true, false, true]);
+    run_as(0);
+}
+
+#[test]
+fn a_vcpu_that_runs_where_another_one_of_its_vm_ran_finds_nothing_of_its_translations() {
+    run_as(0);
+    let mut host = Host::default();
+    let vm = host.vm(VM_ORDINARY, 30);
+    for vcpu in 0..2 {
+        let mailbox = host.pages(1);
+        host.done(HostCall::RegisterVcpu, &[vm, vcpu, mailbox]).unwrap();
+        let sim = host.world.sim();
+        (0..512).for_each(|word| sim.write_page(Pfn::containing(Pa::new(mailbox)), word, &[0]));
+        sim.write_page(Pfn::containing(Pa::new(mailbox)), word_of("pstate"), &[START_PSTATE]);
+    }
+    host.done(HostCall::VerifyVm, &[vm]).unwrap();
+    let flushed = |vcpu: u64| {
+        assert_eq!(host_vcpu_run_handler(&host.world.core, vm, vcpu), ExitReason::Irq as u64);
+        let switches = host.world.sim().switches();
+        switches.iter().any(|(_, switch)| matches!(switch, Switch::VmEl2RestoreState { flush: true, .. }))
+    };
+    assert_eq!([0, 0, 1, 1, 0, 1].map(flushed), [true, false, true, false, true, true]);
+}
+
+#[test]
+fn an_interrupt_of_the_vms_timer_is_told_and_masked_until_the_host_says_otherwise() {
+    let bench = Bench::started(VM_PROTECTED);
+    let ctl = BankReg::CntvCtl as usize;
+    let fire = |bench: &Bench, value: u64| {
+        bench.next(move |context| {
+            context.bank[ctl] = value;
+            ExitCode::Irq
+        });
+        bench.run().unwrap()
+    };
+    for (value, reason) in
+        [(0, ExitReason::Irq), (0b100, ExitReason::Irq), (0b001, ExitReason::Irq), (0b111, ExitReason::Irq)]
+    {
+        assert_eq!(fire(&bench, value), reason, "{value:#b}");
+    }
+    assert_eq!(fire(&bench, 0b101), ExitReason::Timer);
+    assert_eq!(bench.mailbox()[word_of("cntv_ctl")], 0b101, "the VM's own view");
+    bench.take_seen();
+    assert_eq!(bench.run(), Ok(ExitReason::Irq), "masked: no second time");
+    assert_eq!(bench.take_seen()[0].bank[ctl], 0b111);
+    assert_eq!(bench.mailbox()[word_of("cntv_ctl")], 0b101);
+    bench.write_mailbox(&[(word_of("entry_flags"), ENTRY_TIMER_UNMASK)]);
+    assert_eq!(bench.run(), Ok(ExitReason::Timer));
+    assert_eq!(bench.take_seen()[0].bank[ctl], 0b101);
+    bench.write_mailbox(&[(word_of("entry_flags"), 0)]);
+    // The VM sets its timer anew: the mask is over.
+    assert_eq!(fire(&bench, 0b001), ExitReason::Irq);
+    bench.take_seen();
+    bench.run().unwrap();
+    assert_eq!(bench.take_seen()[0].bank[ctl], 0b001);
+}
