@@ -79,7 +79,7 @@ fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
         (HostCall::MapMemory,      &[1, gpa, free, 1],       [none, yes, yes, no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::UnmapMemory,    &[1, gpa, 1],             [none, no,  no,  no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::MapIo,          &[1, gpa, GICV, 2],       [none, yes, no,  no,  no ], [none, yes, no,  no,  no ]),
-        (HostCall::SetCntvoff,     &[1, 7],                  [none, yes, no,  no,  no ], [none, yes, no,  no,  no ]),
+        (HostCall::SetCntvoff,     &[1, 7],                  [none, yes, no,  no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::GetRegister,    &[1, 0, 3],               [none, no,  no,  no,  no ], [none, yes, yes, yes, no ]),
         (HostCall::SetRegister,    &[1, 0, 3, 9],            [none, no,  no,  no,  no ], [none, yes, yes, yes, no ]),
         (HostCall::PowerOffVm,     &[1],                     [none, yes, yes, yes, yes], [none, yes, yes, yes, yes]),

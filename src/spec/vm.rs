@@ -372,7 +372,12 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             until_refused(pages, |n| put(s, id, gfn + n, Leaf::Window))
         }
         Call::SetCntvoff { vm, offset } => {
-            s.vm(vm, &[VmState::Ready])?.cntvoff = offset;
+            // An ordinary VM's clock may be set later too.
+            let vm = s.vm(vm, &[VmState::Ready, VmState::Verified])?;
+            if vm.protected && vm.state == VmState::Verified {
+                return Err(CallError::WrongState);
+            }
+            vm.cntvoff = offset;
             Ok(Answer::Done)
         }
         Call::Activate { vm, vcpu } => {

@@ -27,9 +27,10 @@ use crate::abstract_machine::{Machine, VgicWord, VirtualLines};
 use crate::interface::CallError;
 use crate::interface::guest::psci;
 use crate::interface::mailbox::{
-    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox,
-    START_PSTATE,
+    ENTRY_INJECT_ABORT, ENTRY_KEEP_REGISTERS, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason,
+    MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
+use crate::npt::VmKind;
 use crate::vm::{Active, Start};
 
 /// Interrupt number of the virtual timer, physical and virtual: the only one that a list register may link.
@@ -76,7 +77,7 @@ impl Entry {
 /// in another state than EL1h with all masked (A9), or a protected VM's elsewhere than where its manifest says; an abort where no access was
 /// made. Nothing has changed then.
 pub fn read_entry<M: Machine>(machine: &M, active: &Active) -> Result<Entry, CallError> {
-    const KNOWN: u64 = ENTRY_VIRQ | ENTRY_VFIQ | ENTRY_INJECT_ABORT | ENTRY_TIMER_UNMASK;
+    const KNOWN: u64 = ENTRY_VIRQ | ENTRY_VFIQ | ENTRY_INJECT_ABORT | ENTRY_TIMER_UNMASK | ENTRY_KEEP_REGISTERS;
     let mut words = [0; ENTRY_WORDS];
     machine.read_page(active.mailbox, 0, &mut words);
     let word = |n: usize| words.get(n).copied().unwrap_or(0);
@@ -84,13 +85,17 @@ pub fn read_entry<M: Machine>(machine: &M, active: &Active) -> Result<Entry, Cal
     let flags = word(word!(entry_flags));
     let inject_abort = flags & ENTRY_INJECT_ABORT != 0;
     let last = machine.get_shadow_ctxt(active.shadow, ShadowReg::Flags);
-    if flags & !KNOWN != 0 || inject_abort && last & FLAG_ABORTABLE == 0 {
+    let keep = flags & ENTRY_KEEP_REGISTERS != 0;
+    // Registers of a protected VM are not the host's to write (SetRegister refuses that too).
+    let wrong = inject_abort && last & FLAG_ABORTABLE == 0 || keep && active.kind == VmKind::Protected;
+    if flags & !KNOWN != 0 || wrong {
         return Err(CallError::InvalidParameter);
     }
     let (pc, x0) = (word(word!(pc)), word(word!(x0)));
     let start = match active.start {
         Start::Resume => None,
         Start::Psci { pc, x0 } => Some((pc, x0)),
+        Start::Mailbox if keep => None,
         Start::Manifest { .. } | Start::Mailbox if word(word!(pstate)) != START_PSTATE => {
             return Err(CallError::InvalidParameter);
         }

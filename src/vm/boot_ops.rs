@@ -164,7 +164,12 @@ fn verify_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, page: Pfn) -> 
 /// [`CallError::WrongState`], [`CallError::NoSuchObject`].
 pub fn set_cntvoff<M: Machine>(vms: &Vms<M>, id: VmId, offset: u64) -> Result<(), CallError> {
     let mut vm = vms.vm(id)?;
-    vm.in_state(&[VmState::Ready])?;
+    // A protected VM's clock is nothing that the host turns back. An ordinary one's is stopped with it, and set when it goes on.
+    let when: &[VmState] = match vm.kind {
+        VmKind::Protected => &[VmState::Ready],
+        VmKind::Ordinary => &[VmState::Ready, VmState::Verified],
+    };
+    vm.in_state(when)?;
     vm.cntvoff = offset;
     Ok(())
 }

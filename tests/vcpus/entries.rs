@@ -12,7 +12,9 @@ use corevisor::abstract_machine::sim::worlds::Switch;
 use corevisor::abstract_machine::{ExitCode, Machine, VirtualLines, Worlds};
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::guest::psci;
-use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ENTRY_VIRQ, ExitReason, Register, START_PSTATE};
+use corevisor::interface::mailbox::{
+    ENTRY_INJECT_ABORT, ENTRY_KEEP_REGISTERS, ENTRY_VIRQ, ExitReason, Register, START_PSTATE,
+};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::trap::trap_handler::host_vcpu_run_handler;
 
@@ -42,6 +44,28 @@ fn a_program_counter_that_the_host_sets_is_where_the_vcpu_goes_on() {
 }
 
 #[test]
+fn an_ordinary_vcpu_starts_with_the_registers_that_the_host_wrote_if_it_says_so() {
+    let keep = (word_of("entry_flags"), ENTRY_KEEP_REGISTERS);
+    let bench = Bench::new(VM_ORDINARY);
+    let sctlr = Register::El1 as u64 + BankReg::Sctlr as u64;
+    let (pc, pstate) = (Register::Pc as u64, Register::Pstate as u64);
+    for (register, value) in [(3, 33), (pc, 0x4020_0100), (pstate, 0x4), (sctlr, 0x30d0_1805)] {
+        bench.host.done(HostCall::SetRegister, &[bench.vm, 0, register, value]).unwrap();
+    }
+    // The mailbox's own start is not looked at.
+    bench.write_mailbox(&[keep, (word_of("pstate"), 0)]);
+    for _ in 0..2 {
+        assert_eq!(bench.run(), Ok(ExitReason::Irq));
+        let ran = bench.take_seen()[0];
+        assert_eq!((ran.x[3], ran.x[0], ran.pc, ran.pstate), (33, 0, 0x4020_0100, 0x4));
+        assert_eq!(ran.bank[BankReg::Sctlr as usize], 0x30d0_1805);
+    }
+    let bench = Bench::new(VM_PROTECTED);
+    bench.write_mailbox(&[keep]);
+    assert_eq!(bench.run(), Err(CallError::InvalidParameter));
+}
+
+#[test]
 fn a9_a_vcpu_starts_in_no_other_state_and_a_protected_one_nowhere_else() {
     for pstate in [0x0, 0x4, 0x5, 0x9, 0x3c9, 0x3cd, 0x1d3, 0x13c5, u64::MAX] {
         for kind in [VM_PROTECTED, VM_ORDINARY] {
@@ -67,7 +91,8 @@ fn a17_wrong_words_in_the_mailbox_are_refused_and_change_nothing() {
     let bench = Bench::started(VM_PROTECTED);
     let link = |physical: u64, virtual_: u64| 1 << 31 | 1 << 28 | physical << 10 | virtual_;
     for wrong in [
-        (word_of("entry_flags"), 1 << 4),
+        (word_of("entry_flags"), ENTRY_KEEP_REGISTERS),
+        (word_of("entry_flags"), 1 << 5),
         (word_of("entry_flags"), u64::MAX),
         (word_of("entry_flags"), ENTRY_INJECT_ABORT),
         (word_of("lr_count"), 5),

@@ -19,6 +19,7 @@
 #define CV_ENTRY_VFIQ 0x2ULL
 #define CV_ENTRY_INJECT_ABORT 0x4ULL
 #define CV_ENTRY_TIMER_UNMASK 0x8ULL
+#define CV_ENTRY_KEEP_REGISTERS 0x10ULL
 
 /* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */
 #define CV_MAILBOX_ENTRY_FLAGS 0x0
@@ -123,7 +124,8 @@
 #define CV_CALL_MAP_IO 0xc6008019ULL
 
 /* (vm, offset)
- * What is added to the physical counter, negated, to give the VM's virtual counter. State READY. K: `TIMER_SET_CNTVOFF`.
+ * What is added to the physical counter, negated, to give the VM's virtual counter. State READY; an ordinary VM also
+ * VERIFIED, for the entries that follow. K: `TIMER_SET_CNTVOFF`.
  */
 #define CV_CALL_SET_CNTVOFF 0xc600801aULL
 

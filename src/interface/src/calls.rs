@@ -109,7 +109,8 @@ calls! {
     UnmapMemory(vm, gpa, pages) = HOST_BASE + 0x18,
     /// Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`. State READY. K: `map_io`.
     MapIo(vm, gpa, pa, pages) = HOST_BASE + 0x19,
-    /// What is added to the physical counter, negated, to give the VM's virtual counter. State READY. K: `TIMER_SET_CNTVOFF`.
+    /// What is added to the physical counter, negated, to give the VM's virtual counter. State READY; an ordinary VM also
+    /// VERIFIED, for the entries that follow. K: `TIMER_SET_CNTVOFF`.
     SetCntvoff(vm, offset) = HOST_BASE + 0x1a,
     /// Runs the vCPU until something is the host's to do. x0 = a [`crate::mailbox::ExitReason`], the rest in the mailbox. State VERIFIED. K: `VCPU_RUN`.
     VcpuRun(vm, vcpu) = HOST_BASE + 0x1b,

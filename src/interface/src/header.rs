@@ -11,8 +11,8 @@ use crate::calls::{
     VM_PROTECTED,
 };
 use crate::mailbox::{
-    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox,
-    START_PSTATE,
+    ENTRY_INJECT_ABORT, ENTRY_KEEP_REGISTERS, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason,
+    MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
 
 /// The header's text.
@@ -40,6 +40,7 @@ pub fn text() -> String {
     define("ENTRY_VFIQ", ENTRY_VFIQ);
     define("ENTRY_INJECT_ABORT", ENTRY_INJECT_ABORT);
     define("ENTRY_TIMER_UNMASK", ENTRY_TIMER_UNMASK);
+    define("ENTRY_KEEP_REGISTERS", ENTRY_KEEP_REGISTERS);
     out.push_str("\n/* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */\n");
     for (name, offset) in mailbox() {
         let _ = writeln!(out, "#define CV_MAILBOX_{} {offset:#x}", name.to_ascii_uppercase());

@@ -82,6 +82,9 @@ pub const ENTRY_VFIQ: u64 = 1 << 1;
 pub const ENTRY_INJECT_ABORT: u64 = 1 << 2;
 /// [`Mailbox::entry_flags`]: the VM's timer may interrupt again (the host has deactivated its virtual interrupt).
 pub const ENTRY_TIMER_UNMASK: u64 = 1 << 3;
+/// [`Mailbox::entry_flags`]: first entry of a vCPU of an ordinary VM: it starts with the registers that SetRegister wrote (those it did not are 0), as a
+/// restored one does; `pc`, `pstate` and `x0` are not looked at. Refused in a protected VM. No meaning later.
+pub const ENTRY_KEEP_REGISTERS: u64 = 1 << 4;
 
 /// The page. Fields marked "in" are read by the core at entry, "out" written by it at exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
