@@ -33,7 +33,16 @@ impl<const V: usize, const S: usize> GicV2<V, S> {
     pub const fn new(vcpus: usize) -> Self {
         Self { irqs: Engine::new(Form::V2, vcpus) }
     }
+}
 
+/// The registers over interrupts that somebody else keeps.
+#[derive(Debug)]
+pub struct Distributor<'a, const V: usize, const S: usize> {
+    /// The interrupts, of form V2.
+    pub irqs: &'a mut Engine<V, S>,
+}
+
+impl<const V: usize, const S: usize> Distributor<'_, V, S> {
     fn target(&self, vcpu: usize, intid: usize) -> u8 {
         if intid < PRIVATE { 1 << (vcpu & 7) } else { self.irqs.route(intid) as u8 }
     }
@@ -56,6 +65,16 @@ impl<const V: usize, const S: usize> GicV2<V, S> {
 }
 
 impl<const V: usize, const S: usize> Device for GicV2<V, S> {
+    fn read(&mut self, vcpu: usize, offset: u64, width: Width) -> u64 {
+        Distributor { irqs: &mut self.irqs }.read(vcpu, offset, width)
+    }
+
+    fn write(&mut self, vcpu: usize, offset: u64, width: Width, value: u64) {
+        Distributor { irqs: &mut self.irqs }.write(vcpu, offset, width, value);
+    }
+}
+
+impl<const V: usize, const S: usize> Device for Distributor<'_, V, S> {
     fn read(&mut self, vcpu: usize, offset: u64, width: Width) -> u64 {
         if vcpu >= self.irqs.vcpus() {
             return 0;

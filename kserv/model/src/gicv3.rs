@@ -50,6 +50,16 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
         Self { irqs, router: [0; S], asleep: u32::MAX }
     }
 
+    /// Becomes, in place, what [`GicV3::new`] makes, with `spis` SPIs; or, of form V2, the interrupts of [`crate::gicv2::Distributor`].
+    pub fn reset(&mut self, form: Form, vcpus: usize, spis: usize) {
+        self.irqs.reset(form, vcpus, spis);
+        if form == Form::V3 {
+            (0..S).for_each(|spi| self.irqs.reset_route(spi));
+        }
+        self.router.fill(0);
+        self.asleep = u32::MAX;
+    }
+
     fn spis(&self) -> core::ops::Range<usize> {
         PRIVATE..self.irqs.intids()
     }
@@ -57,7 +67,7 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
     /// SPI and half of an access to IROUTER: 64 bits, or one of its halves.
     fn router_at(&self, offset: u64, width: Width) -> Option<(usize, u32)> {
         let at = offset.checked_sub(IROUTER)?;
-        let spi = usize::try_from(at / 8).ok().filter(|spi| *spi < S)?;
+        let spi = usize::try_from(at / 8).ok().filter(|spi| PRIVATE + *spi < self.irqs.intids())?;
         match width {
             Width::Double if at.is_multiple_of(8) => Some((spi, 0)),
             Width::Word if at.is_multiple_of(4) => Some((spi, at as u32 % 8 * 8)),

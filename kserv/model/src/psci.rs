@@ -65,6 +65,14 @@ impl Psci {
         vcpu < self.vcpus && self.on >> vcpu & 1 != 0
     }
 
+    /// Switches a vCPU on or off without a call of the VM; there are at least so many vCPUs then.
+    pub fn set_on(&mut self, vcpu: usize, on: bool) {
+        if vcpu < 64 {
+            self.vcpus = self.vcpus.max(vcpu + 1);
+            self.on = self.on & !(1 << vcpu) | u64::from(on) << vcpu;
+        }
+    }
+
     /// How many are on.
     pub const fn count(&self) -> u32 {
         self.on.count_ones()

@@ -76,6 +76,21 @@ impl VirtualTimer {
         }
     }
 
+    /// CNTV_CTL without ISTATUS, CNTV_CVAL.
+    pub const fn registers(&self) -> (u64, u64) {
+        (self.ctl, self.cval)
+    }
+
+    /// What the host writes into the vCPU's CNTV_CTL and CNTV_CVAL while it does not run.
+    pub const fn set_registers(&mut self, ctl: u64, cval: u64) {
+        *self = Self { ctl: ctl & (ENABLE | IMASK), cval, offset: self.offset, ends: 0, polls: 0 };
+    }
+
+    /// CNTVOFF that the next entry has.
+    pub const fn set_offset(&mut self, offset: u64) {
+        *self = Self { offset, ends: 0, polls: 0, ..*self };
+    }
+
     /// When it fires (or did), in physical time.
     pub const fn deadline(&self) -> Option<u64> {
         fires(self.ctl, self.cval, self.offset)

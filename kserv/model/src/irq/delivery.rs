@@ -225,6 +225,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     fn note_end(&mut self, vcpu: usize, intid: usize) {
         if intid < PRIVATE {
             self.ended[vcpu] |= 1 << intid;
+        } else {
+            self.ended_shared[intid / 32] |= self.watched[intid / 32] & 1 << (intid % 32);
         }
     }
 

@@ -120,6 +120,8 @@ pub enum Bits {
 pub struct Engine<const V: usize, const S: usize> {
     form: Form,
     vcpus: usize,
+    /// SPIs that there are: at most `S`.
+    spis: usize,
     private: [[Irq; PRIVATE]; V],
     shared: [Irq; S],
     /// Which interrupts have any state: most have none.
@@ -131,6 +133,9 @@ pub struct Engine<const V: usize, const S: usize> {
     placed_count: [usize; V],
     /// Private interrupts that ended between the last entry and exit.
     ended: [u32; V],
+    /// SPIs whose end somebody wants to know, and those that ended since they were asked for.
+    watched: [u32; MAX_INTIDS.div_ceil(32)],
+    ended_shared: [u32; MAX_INTIDS.div_ceil(32)],
     kicks: u32,
 }
 
@@ -139,18 +144,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     pub const fn new(form: Form, vcpus: usize) -> Self {
         const { assert!(V >= 1 && V <= 16 && PRIVATE + S <= MAX_INTIDS, "more than the model can have") };
         let v3 = matches!(form, Form::V3);
-        let most = if v3 || V < 8 { V } else { 8 };
-        let mut bank = [Irq { group1: v3, ..Irq::RESET }; PRIVATE];
-        let mut sgi = 0;
-        while sgi < SGIS {
-            bank[sgi].edge = true;
-            bank[sgi].enabled = !v3;
-            sgi += 1;
-        }
         Self {
             form,
-            vcpus: if vcpus > most { most } else { vcpus },
-            private: [bank; V],
+            vcpus: Self::cut(form, vcpus),
+            spis: S,
+            private: [Self::bank(form); V],
             shared: [Irq { group1: v3, ..Irq::RESET }; S],
             hot_private: [0; V],
             hot_shared: [0; MAX_INTIDS.div_ceil(32)],
@@ -158,8 +156,40 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             placed: [[0; MAX_LRS]; V],
             placed_count: [0; V],
             ended: [0; V],
+            watched: [0; MAX_INTIDS.div_ceil(32)],
+            ended_shared: [0; MAX_INTIDS.div_ceil(32)],
             kicks: 0,
         }
+    }
+
+    /// Most vCPUs that the model can have.
+    const fn cut(form: Form, vcpus: usize) -> usize {
+        let most = if matches!(form, Form::V3) || V < 8 { V } else { 8 };
+        if vcpus > most { most } else { vcpus }
+    }
+
+    /// SGIs and PPIs of a vCPU after reset.
+    const fn bank(form: Form) -> [Irq; PRIVATE] {
+        let v3 = matches!(form, Form::V3);
+        let mut bank = [Irq { group1: v3, ..Irq::RESET }; PRIVATE];
+        let mut sgi = 0;
+        while sgi < SGIS {
+            bank[sgi].edge = true;
+            bank[sgi].enabled = !v3;
+            sgi += 1;
+        }
+        bank
+    }
+
+    /// Becomes, in place, what [`Engine::new`] makes, with `spis` SPIs (cut to what the model can have). For a caller whose stack is smaller than this.
+    pub fn reset(&mut self, form: Form, vcpus: usize, spis: usize) {
+        (self.form, self.vcpus, self.spis) = (form, Self::cut(form, vcpus), spis.min(S));
+        self.private.fill(Self::bank(form));
+        self.shared.fill(Irq { group1: form == Form::V3, ..Irq::RESET });
+        (self.hot_private, self.hot_shared) = ([0; V], [0; MAX_INTIDS.div_ceil(32)]);
+        (self.enables, self.placed_count, self.ended) = ([false; 2], [0; V], [0; V]);
+        (self.watched, self.ended_shared) = ([0; MAX_INTIDS.div_ceil(32)], [0; MAX_INTIDS.div_ceil(32)]);
+        self.kicks = 0;
     }
 
     /// Number of vCPUs.
@@ -169,16 +199,20 @@ impl<const V: usize, const S: usize> Engine<V, S> {
 
     /// Number of interrupts, private ones included.
     pub const fn intids(&self) -> usize {
-        PRIVATE + S
+        PRIVATE + self.spis
     }
 
     /// ITLinesNumber of GICD_TYPER.
     pub const fn lines_number(&self) -> u32 {
-        (S as u32).div_ceil(32)
+        (self.spis as u32).div_ceil(32)
     }
 
     fn irq(&self, vcpu: usize, intid: usize) -> Option<&Irq> {
-        if intid < PRIVATE { self.private.get(vcpu)?.get(intid) } else { self.shared.get(intid - PRIVATE) }
+        if intid < PRIVATE {
+            self.private.get(vcpu)?.get(intid)
+        } else {
+            self.shared.get(intid - PRIVATE).filter(|_| intid < PRIVATE + self.spis)
+        }
     }
 
     /// The vCPU that gets it.
@@ -199,7 +233,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         let irq = if intid < PRIVATE {
             self.private.get_mut(vcpu).and_then(|bank| bank.get_mut(intid))
         } else {
-            self.shared.get_mut(intid - PRIVATE)
+            self.shared.get_mut(intid - PRIVATE).filter(|_| intid < PRIVATE + self.spis)
         };
         let Some(irq) = irq else { return };
         change(irq);
@@ -279,6 +313,56 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
     }
 
+    /// Latches of interrupts 32 * `word` and on: pending without regard to their lines.
+    pub fn latches(&self, vcpu: usize, word: usize) -> u32 {
+        self.collect(vcpu, word, |irq| {
+            let placed = irq.placed.is_some_and(|placed| placed.latched && placed.pending && !placed.withdrawn);
+            irq.latch || placed
+        })
+    }
+
+    /// Makes them what `value` says.
+    pub fn set_latches(&mut self, vcpu: usize, word: usize, value: u32) {
+        self.write_bits(vcpu, word, Bits::Pending, !value, false);
+        self.write_bits(vcpu, word, Bits::Pending, value, true);
+    }
+
+    /// Levels of the lines of interrupts 32 * `word` and on.
+    pub fn lines(&self, vcpu: usize, word: usize) -> u32 {
+        self.collect(vcpu, word, |irq| irq.line)
+    }
+
+    /// Makes them what `value` says, without an edge: a state that comes back, not an event.
+    pub fn set_lines(&mut self, vcpu: usize, word: usize, value: u32) {
+        for n in 0..32 {
+            let (intid, level) = (word * 32 + n, value >> n & 1 != 0);
+            if intid >= SGIS && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
+                self.change(vcpu, intid, |irq| irq.line = level);
+            }
+        }
+    }
+
+    fn collect(&self, vcpu: usize, word: usize, bit: impl Fn(&Irq) -> bool) -> u32 {
+        (0..32).fold(0, |value, n| value | u32::from(self.irq(vcpu, word * 32 + n).is_some_and(&bit)) << n)
+    }
+
+    /// Whether the end of an SPI is to be told by [`Engine::take_ended`].
+    pub fn watch(&mut self, intid: usize, on: bool) {
+        if (PRIVATE..self.intids()).contains(&intid) {
+            let word = &mut self.watched[intid / 32];
+            *word = *word & !(1 << (intid % 32)) | u32::from(on) << (intid % 32);
+            self.ended_shared[intid / 32] &= *word;
+        }
+    }
+
+    /// A watched SPI that ended since it was told last.
+    pub fn take_ended(&mut self) -> Option<usize> {
+        let (word, bits) = self.ended_shared.iter_mut().enumerate().find(|(_, bits)| **bits != 0)?;
+        let bit = bits.trailing_zeros() as usize;
+        *bits &= *bits - 1;
+        Some(word * 32 + bit)
+    }
+
     /// Which groups the distributor forwards.
     pub const fn enables(&self) -> [bool; 2] {
         self.enables
@@ -294,14 +378,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
 
     /// A one-bit register: interrupts 32 * `word` and on.
     pub fn bits(&self, vcpu: usize, word: usize, bits: Bits) -> u32 {
-        (0..32).fold(0, |value, n| {
-            let bit = self.irq(vcpu, word * 32 + n).is_some_and(|irq| match bits {
-                Bits::Group => irq.group1,
-                Bits::Enabled => irq.enabled,
-                Bits::Pending => irq.pending_anywhere(),
-                Bits::Active => irq.active,
-            });
-            value | u32::from(bit) << n
+        self.collect(vcpu, word, |irq| match bits {
+            Bits::Group => irq.group1,
+            Bits::Enabled => irq.enabled,
+            Bits::Pending => irq.pending_anywhere(),
+            Bits::Active => irq.active,
         })
     }
 
