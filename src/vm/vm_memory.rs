@@ -18,9 +18,9 @@
 #![forbid(unsafe_code)]
 
 use super::{Vcpu, VcpuState, VmState, Vms};
-use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, PAGE_SIZE, Pa, Pfn, PhysRange, VcpuId, VmId};
 use crate::abstract_machine::shadow::{BankReg, DIRTY_PC, ShadowReg};
+use crate::abstract_machine::{Machine, VgicWord};
 use crate::interface::CallError;
 use crate::interface::calls::MAX_PAGES;
 use crate::interface::mailbox::Register;
@@ -137,6 +137,7 @@ fn register_of(register: u64) -> Option<ShadowReg> {
     let n = u8::try_from(register).ok()?;
     const EL1: u8 = Register::El1 as u8;
     const Q0: u8 = Register::Q0 as u8;
+    const VMCR: u8 = Register::Vmcr as u8;
     Some(match n {
         0..=30 => ShadowReg::X(n),
         31 => ShadowReg::Bank(BankReg::SpEl0),
@@ -145,6 +146,9 @@ fn register_of(register: u64) -> Option<ShadowReg> {
         34 => ShadowReg::Bank(BankReg::SpEl1),
         192 => ShadowReg::Fpsr,
         193 => ShadowReg::Fpcr,
+        VMCR => VgicWord::Vmcr.reg(),
+        // Active priorities: AP0R0 to 3, AP1R0 to 3.
+        201..=208 => ShadowReg::Vgic(VgicWord::Ap0r as u8 + (n - VMCR - 1)),
         Q0..192 => ShadowReg::Q(n - Q0),
         EL1..Q0 => ShadowReg::Bank(*BankReg::ALL.get(usize::from(n - EL1))?),
         _ => return None,

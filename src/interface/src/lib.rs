@@ -6,6 +6,7 @@
 //! | [`calls`]   | the host's hypercalls: numbers, arguments, errors                                  |
 //! | [`guest`]   | a VM's hypercalls: HypSec's pvops, Linux's protected-guest calls, PSCI and SMCCC    |
 //! | [`mailbox`] | the page through which a host runs a vCPU                                          |
+//! | [`id_registers`] | what a VM sees of the CPU                                                      |
 //! | [`boot`]    | the manifest of a protected VM's images, and its signature                         |
 //! | `header`    | the same as a C header (development machine only)                                  |
 //!
@@ -21,6 +22,7 @@ pub mod calls;
 pub mod guest;
 #[cfg(not(target_os = "none"))]
 pub mod header;
+pub mod id_registers;
 pub mod mailbox;
 
 pub use calls::{CORE_UID, CallError, HostCall, INTERFACE_VERSION};

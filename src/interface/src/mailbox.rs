@@ -179,6 +179,10 @@ pub enum Register {
     Fpsr = 192,
     /// FPCR.
     Fpcr = 193,
+    /// GICH_VMCR or ICH_VMCR_EL2: the VM's CPU interface.
+    Vmcr = 200,
+    /// ICH_AP0R0_EL2 to ICH_AP0R3_EL2, then ICH_AP1R0_EL2 to ICH_AP1R3_EL2; of GICv2 only the first, GICH_APR.
+    Ap0r = 201,
 }
 
 #[cfg(test)]
