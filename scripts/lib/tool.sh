@@ -102,6 +102,19 @@ build_mini() {
     flat "$elf" "$flat"
 }
 
+# The Linux driver for the host kernel SERIES, target/driver/SERIES/corevisor_kvm.ko.
+build_driver() { # SERIES
+    if ! is_version "$1"; then
+        echo "${0##*/}: --guest builds the driver for a kernel of Debian's: give --kernel a version" >&2
+        exit 1
+    fi
+    if [ ! -x "$root/scripts/build-driver" ]; then
+        echo "${0##*/}: the Linux driver is not there yet (scripts/build-driver); 'scripts/run --guest --no-core' runs the guest under the kernel's own KVM" >&2
+        exit 1
+    fi
+    no_input "$root/scripts/build-driver" --kernel "$1"
+}
+
 # The guests of tests and demo: target/guests/NAME.bin, flat binaries for 0x4008_0000.
 build_guests() {
     local dir=$root/target/guests program elf

@@ -11,6 +11,7 @@
 //! | [`arm64_image`] | the header of an arm64 `Image`                                             |
 //! | [`sign`]        | the manifest of a protected VM, and the keys that sign it                  |
 //! | [`vms`]         | what the mini host starts: an archive of VMs                               |
+//! | [`kvm`]         | a Linux host that runs VMs by `/dev/kvm`                                   |
 //! | [`bundle`]      | core and host kernel in one bootable file                                  |
 //! | [`machine`]     | the QEMU command line of a machine                                         |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
@@ -47,6 +48,7 @@ pub mod deploy;
 pub mod error;
 pub mod given_tree;
 pub mod initrd;
+pub mod kvm;
 pub mod machine;
 pub mod modules;
 pub mod newc;

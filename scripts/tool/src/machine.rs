@@ -355,7 +355,7 @@ impl Args {
 }
 
 /// QEMU's options are comma lists; a comma in a file's name is written twice.
-fn option_with_path(before: &str, path: &Path) -> OsString {
+pub(crate) fn option_with_path(before: &str, path: &Path) -> OsString {
     match path.to_str() {
         Some(text) => format!("{before}{}", text.replace(',', ",,")).into(),
         None => {
@@ -372,7 +372,8 @@ pub fn shell_line(program: &Path, args: &[OsString]) -> String {
     words.map(|word| shell_word(&word.to_string_lossy())).collect::<Vec<_>>().join(" ")
 }
 
-fn shell_word(word: &str) -> String {
+/// A word as a shell has it.
+pub(crate) fn shell_word(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./=,:+@%".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         word.to_owned()

@@ -87,6 +87,16 @@ impl Project {
         self.host().join("busybox")
     }
 
+    /// The disk with Debian's QEMU, for a host that runs VMs.
+    pub fn kvm_disk(&self) -> PathBuf {
+        self.host().join("kvm/root.img")
+    }
+
+    /// The Linux driver, built for one of Debian's kernels.
+    pub fn driver(&self, kernel: &str) -> PathBuf {
+        self.root.join(format!("target/driver/{kernel}/corevisor_kvm.ko"))
+    }
+
     /// The Raspberry Pi 4's device tree, as its kernel ships it.
     pub fn pi_dtb(&self) -> PathBuf {
         self.host().join("bcm2711-rpi-4-b.dtb")

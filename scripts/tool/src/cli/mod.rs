@@ -171,6 +171,8 @@ enum CliError {
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
+    Kvm(#[from] crate::kvm::KvmError),
+    #[error(transparent)]
     Input(#[from] InputError),
     #[error(transparent)]
     Initrd(#[from] crate::initrd::InitrdError),

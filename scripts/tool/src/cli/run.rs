@@ -3,7 +3,8 @@
 use super::{CliError, LogLevel, bytes, memory_size, say, seconds};
 use crate::{
     error::{chain, read},
-    machine::{Board, Machine},
+    kvm::{self, Driver, GuestGic, KvmError, KvmHost},
+    machine::{Board, Machine, shell_word},
     project::Project,
     run::{Boot, Finished, Outcome, Run},
     script::{FIRST_BYTE, Input, NEXT_BYTE, read_input},
@@ -21,7 +22,8 @@ use std::{
 };
 
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("vms").args(["mini", "demo"]))]
+#[command(group = ArgGroup::new("vms").args(["mini", "demo", "guest"]))]
+#[command(group = ArgGroup::new("own").args(["mini", "guest"]))]
 #[command(group = ArgGroup::new("work").args(["vm", "check"]))]
 pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value = "virt")]
@@ -52,11 +54,21 @@ pub(super) struct RunArgs {
     mini: bool,
     #[arg(long, conflicts_with_all = NOT_WITH_MINI)]
     demo: bool,
+    #[arg(long, conflicts_with_all = ["initrd", "raw_image"])]
+    guest: bool,
+    #[arg(long, requires = "guest", default_value = "6.12")]
+    guest_kernel: String,
+    #[arg(long, requires = "guest", value_parser = memory_size, default_value = "256M")]
+    guest_memory: String,
+    #[arg(long, requires = "guest", value_enum, default_value = "off")]
+    guest_gic: GuestGic,
+    #[arg(long, requires = "guest", allow_hyphen_values = true)]
+    guest_append: Vec<String>,
     #[arg(long, requires = "mini")]
     vm: Vec<String>,
     #[arg(long, requires = "mini", conflicts_with = "vm")]
     check: Vec<String>,
-    #[arg(long, requires = "mini", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
+    #[arg(long, requires = "own", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
     vcpus: Option<u8>,
     #[arg(long, requires = "mini", value_parser = memory_size)]
     vm_memory: Option<String>,
@@ -125,6 +137,28 @@ impl RunArgs {
         !self.demo && (!self.mini || self.vm_initrd.is_none() && debian())
     }
 
+    /// The host that runs VMs, and what its script does: one VM, at the keyboard or with `script`.
+    fn kvm_host(&self, project: &Project, script: Option<&[u8]>) -> (KvmHost, String) {
+        let driver = if self.no_core { Driver::Own } else { Driver::Module(project.driver(&self.kernel)) };
+        let mut host = KvmHost::new(project, &self.kernel, driver).guest_kernel(&self.guest_kernel);
+        if let Some(script) = script {
+            host = host.guest_script(script);
+        }
+        let start = match script {
+            None => "vm_of_terminal",
+            Some([]) => "vm < /dev/null",
+            Some(_) => "vm_of_script",
+        };
+        let settings = format!(
+            "VCPUS={} MEMORY={} GIC={} APPEND={}",
+            self.vcpus.unwrap_or(1),
+            self.guest_memory,
+            self.guest_gic.name(),
+            shell_word(&self.guest_append.join(" ")),
+        );
+        (host, format!("{}{settings}\nkvm_up\n{start}\n", kvm::USE.replace('\n', "; ")))
+    }
+
     fn machine(&self) -> Machine {
         let mut machine = match self.board {
             Board::Virt => Machine::virt(),
@@ -141,6 +175,10 @@ impl RunArgs {
         }
         if let Some(version) = self.gic {
             machine = machine.gic(version);
+        }
+        if self.guest && self.no_core {
+            // The kernel's own KVM needs it.
+            machine = machine.el2(true);
         }
         for file in &self.drive {
             machine = machine.drive(file);
@@ -196,6 +234,15 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
                 script = Some(Vec::new());
             }
         }
+    }
+    if args.guest {
+        let (host, start) = args.kvm_host(&project, script.as_deref());
+        let machine = args.machine();
+        if !args.guest_gic.works_on(machine.gic_version()) {
+            return Err(KvmError::Gic { guest: args.guest_gic.name() }.into());
+        }
+        run = host.equip(run)?;
+        script = Some(start.into_bytes());
     }
     match (args.vms(script.as_deref()), script) {
         (Some(vms), _) => run = run.boot(Boot::Mini(vms)),

@@ -1,0 +1,76 @@
+# Functions for scripts in a Linux host that runs VMs: /etc/corevisor/kvm.sh there. scripts/tool puts it into the initramfs, and
+# beside it a disk with Debian's QEMU, one with the guest's kernel, /guest/initrd, and the driver, if there is one.
+#
+# A VM is what these say: VCPUS, MEMORY, GIC (off: QEMU's own; 2, 3: the host kernel's), APPEND.
+
+: "${VCPUS:=1}" "${MEMORY:=256M}" "${GIC:=off}" "${APPEND:=}"
+
+no_kvm() { echo "corevisor-kvm: $*"; exit 1; }
+
+# The disk that the tool called so: a name under /dev.
+disk_called() {
+    for disk in /sys/block/vd* /sys/block/mmcblk?; do
+        [ "$(cat "$disk/serial" 2>/dev/null)" != "$1" ] || { echo "/dev/${disk##*/}"; return; }
+    done
+    return 1
+}
+
+# Debian's QEMU under its usual names.
+programs_up() {
+    while read -r module; do
+        insmod "/lib/modules/$(uname -r)/$module" 2>/dev/null || grep -q "^$(basename "$module" .ko | tr - _) " /proc/modules ||
+            no_kvm "$module does not load"
+    done < /etc/corevisor/kvm-modules
+    disk=$(disk_called qemu) || no_kvm "the disk with QEMU is not there"
+    mkdir -p /kvm
+    mount -t ext4 -o ro "$disk" /kvm || no_kvm "the disk with QEMU cannot be mounted"
+    mkdir -p /usr/lib
+    ln -s /kvm/usr/lib/aarch64-linux-gnu /usr/lib/aarch64-linux-gnu
+    ln -s /kvm/usr/lib/aarch64-linux-gnu /lib/aarch64-linux-gnu
+    ln -s /kvm/usr/lib/ld-linux-aarch64.so.1 /lib/ld-linux-aarch64.so.1
+    ln -s /kvm/usr/bin/qemu-system-aarch64 /bin/qemu-system-aarch64
+    GUEST_KERNEL=$(disk_called guest) || no_kvm "the disk with the guest's kernel is not there"
+}
+
+# The driver, where the host has one; the kernel's own KVM needs none. Arguments are the module's.
+driver_up() {
+    if [ -e /lib/corevisor_kvm.ko ]; then
+        insmod /lib/corevisor_kvm.ko "$@" || no_kvm "the driver does not load: $(dmesg | tail -n 3)"
+    fi
+    [ -c /dev/kvm ] || no_kvm "there is no /dev/kvm: $(dmesg | grep -i 'kvm \[' | tail -n 1)"
+}
+
+kvm_up() { programs_up; driver_up "$@"; }
+
+# The -M of a VM.
+vm_machine() {
+    case $GIC in
+    off) echo virt,kernel-irqchip=off,gic-version=2 ;;
+    *) echo "virt,gic-version=$GIC" ;;
+    esac
+}
+
+# A VM without its console; arguments are QEMU's.
+vm_without_console() {
+    qemu-system-aarch64 -accel kvm -cpu host -M "$(vm_machine)" -smp "$VCPUS" -m "$MEMORY" -nodefaults -nographic \
+        -kernel "$GUEST_KERNEL" -initrd /guest/initrd -append "console=ttyAMA0 panic=-1 quiet $APPEND" "$@"
+}
+
+# A VM whose console is standard input and output; Ctrl-C is the guest's. A reset of the guest ends it.
+vm() { vm_without_console -chardev stdio,id=console,signal=off -serial chardev:console -no-reboot "$@"; }
+
+# A VM whose console goes to standard output and the file /tmp/guest; the status is that of the guest's script, or QEMU's.
+vm_of_script() {
+    { vm "$@" < /dev/null; echo $? > /tmp/vmm.status; } | tee /tmp/guest
+    read -r status < /tmp/vmm.status
+    [ "$status" = 0 ] || { echo "corevisor-kvm: QEMU ended with status $status"; return "$status"; }
+    said=$(tr -d '\r' < /tmp/guest | sed -n 's/^corevisor-guest: script ended with status //p' | tail -n 1)
+    [ -n "$said" ] || { echo "corevisor-kvm: the guest's script came to no end"; return 1; }
+    return "$said"
+}
+
+# A VM on the host's own console, for somebody at the keyboard.
+vm_of_terminal() {
+    read -r consoles < /sys/class/tty/console/active
+    vm "$@" < "/dev/${consoles##* }" > "/dev/${consoles##* }" 2>&1
+}

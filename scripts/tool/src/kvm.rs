@@ -1,0 +1,176 @@
+//! A Linux host that runs VMs by `/dev/kvm`, with Debian's own QEMU in it.
+//!
+//! [`KvmHost::equip`] gives a [`Run`] what that takes: a disk with QEMU (`scripts/setup kvm-host`), one with the guest's kernel,
+//! the modules for both, the guest's initrd, the driver, and [`FUNCTIONS`] for the host's script.
+
+use crate::{
+    error::{FileError, read},
+    initrd::{self, Extra, InitrdError},
+    machine::{Board, Machine},
+    modules::{ModuleError, load_list},
+    project::{Kernel, Project},
+    run::Run,
+};
+use kserv_model::vm::GicVersion;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Shell functions for the host's script: `kvm_up`, `vm` and others; it has them by [`USE`].
+pub const FUNCTIONS: &str = include_str!("../kvm/host.sh");
+/// The first line of a script that wants them.
+pub const USE: &str = ". /etc/corevisor/kvm.sh\n";
+/// What the disk's file system is made of. Which of these is a module differs from kernel to kernel.
+const MODULES: &[&str] = &["ext4"];
+/// ext4 asks for its checksum by name; a bridge and its ends.
+const OPTIONAL_MODULES: &[&str] = &["crc32c_generic", "tun", "bridge"];
+
+/// Who emulates the interrupt controller of a VM, and which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum GuestGic {
+    /// QEMU, a GICv2.
+    #[default]
+    Off,
+    /// The host's kernel, a GICv2: for machines with a GICv2.
+    #[value(name = "2")]
+    V2,
+    /// The host's kernel, a GICv3: for machines with a GICv3.
+    #[value(name = "3")]
+    V3,
+}
+
+impl GuestGic {
+    /// As the functions in the host have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::V2 => "2",
+            Self::V3 => "3",
+        }
+    }
+
+    /// Whether the interrupt controller of a machine can serve it.
+    pub fn works_on(self, machine: GicVersion) -> bool {
+        match self {
+            Self::Off => true,
+            Self::V2 => machine == GicVersion::V2,
+            Self::V3 => machine == GicVersion::V3,
+        }
+    }
+}
+
+/// The host cannot be made.
+#[derive(Debug, Error)]
+pub enum KvmError {
+    /// A file is missing.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A guest's initramfs cannot be made.
+    #[error(transparent)]
+    Initrd(#[from] InitrdError),
+    /// A module of the host's kernel is missing.
+    #[error(transparent)]
+    Module(#[from] ModuleError),
+    /// A kernel file without modules.
+    #[error("{0}: the host needs modules (ext4), and no kernel of its release is in target/host: name a version")]
+    NoModules(String),
+    /// QEMU's Raspberry Pi has no virtio.
+    #[error("the host that runs VMs needs virtio disks, which QEMU's raspi4b does not have: use --board virt")]
+    Board,
+    /// The machine's interrupt controller is another one.
+    #[error("a guest with the GICv{guest} of the host's kernel needs a machine with that: add --gic {guest}")]
+    Gic {
+        /// What the guest was to have.
+        guest: &'static str,
+    },
+}
+
+/// Which `/dev/kvm` the host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// The kernel's own: it must have started at EL2.
+    Own,
+    /// This module.
+    Module(PathBuf),
+}
+
+/// What goes into the host.
+#[derive(Clone, Debug)]
+pub struct KvmHost {
+    project: Project,
+    kernel: String,
+    driver: Driver,
+    guest_kernel: String,
+    guest: Extra,
+}
+
+impl KvmHost {
+    /// A host with the kernel `kernel` (a version or a file) and a guest with Debian's 6.12.
+    pub fn new(project: &Project, kernel: &str, driver: Driver) -> Self {
+        Self {
+            project: project.clone(),
+            kernel: kernel.to_owned(),
+            driver,
+            guest_kernel: "6.12".to_owned(),
+            guest: Extra { script: None, files: vec![(NAME_PATH.to_owned(), b"guest\n".to_vec())] },
+        }
+    }
+
+    /// The guest's kernel: a version or a file.
+    #[must_use]
+    pub fn guest_kernel(mut self, what: impl Into<String>) -> Self {
+        self.guest_kernel = what.into();
+        self
+    }
+
+    /// A script for the guest's shell, in place of a shell; then it powers off.
+    #[must_use]
+    pub fn guest_script(mut self, text: impl Into<Vec<u8>>) -> Self {
+        self.guest.script = Some(text.into());
+        self
+    }
+
+    /// `run` with all that in it. Its own script, if it has one, begins with [`USE`].
+    ///
+    /// # Errors
+    /// [`KvmError`] names what is missing.
+    pub fn equip(&self, mut run: Run) -> Result<Run, KvmError> {
+        if run.machine.board() != Board::Virt {
+            return Err(KvmError::Board);
+        }
+        let kernel = Kernel::resolve(&self.project, &self.kernel)?;
+        let guest = Kernel::resolve(&self.project, &self.guest_kernel)?;
+        let modules = kernel.modules.as_ref().ok_or_else(|| KvmError::NoModules(self.kernel.clone()))?;
+        let mut list = String::new();
+        for module in load_list(&modules.dir, MODULES, OPTIONAL_MODULES)? {
+            run = run.file(format!("/lib/modules/{}/{}", modules.release, module.path), module.content);
+            list.push_str(&module.path);
+            list.push('\n');
+        }
+        run = run.file("/etc/corevisor/kvm-modules", list).file("/etc/corevisor/kvm.sh", FUNCTIONS);
+        if let Driver::Module(file) = &self.driver {
+            run = run.file("/lib/corevisor_kvm.ko", read(file)?);
+        }
+        run = run.file("/guest/initrd", self.guest_initrd(&guest)?);
+        run.machine = with_disk(run.machine, "qemu", &self.project.kvm_disk())?;
+        run.machine = with_disk(run.machine, "guest", &guest.image)?;
+        Ok(run)
+    }
+
+    fn guest_initrd(&self, kernel: &Kernel) -> Result<Vec<u8>, KvmError> {
+        let mut initrd = read(&initrd::base(&self.project, kernel)?)?;
+        initrd.resize(initrd.len().next_multiple_of(4), 0);
+        initrd.extend(self.guest.archive());
+        Ok(initrd)
+    }
+}
+
+/// Where `/init` looks for what it calls itself.
+const NAME_PATH: &str = "/etc/corevisor/name";
+
+/// A read-only virtio disk that the host finds by `name`.
+fn with_disk(machine: Machine, name: &str, file: &std::path::Path) -> Result<Machine, FileError> {
+    std::fs::File::open(file).map_err(FileError::at("read", file))?;
+    let drive = crate::machine::option_with_path(&format!("if=none,id={name},format=raw,readonly=on,file="), file);
+    let device = format!("virtio-blk-device,drive={name},serial={name}");
+    Ok(machine.arg("-drive").arg(drive).arg("-device").arg(device))
+}
