@@ -12,11 +12,13 @@ use crate::{
     run::Run,
 };
 use kserv_model::vm::GicVersion;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Shell functions for the host's script: `kvm_up`, `vm` and others; it has them by [`USE`].
 pub const FUNCTIONS: &str = include_str!("../kvm/host.sh");
+/// Where they are.
+const FUNCTIONS_PATH: &str = "/etc/corevisor/kvm.sh";
 /// The first line of a script that wants them.
 pub const USE: &str = ". /etc/corevisor/kvm.sh\n";
 /// What the disk's file system is made of. Which of these is a module differs from kernel to kernel.
@@ -133,10 +135,28 @@ impl KvmHost {
     ///
     /// # Errors
     /// [`KvmError`] names what is missing.
-    pub fn equip(&self, mut run: Run) -> Result<Run, KvmError> {
+    pub fn equip(&self, run: Run) -> Result<Run, KvmError> {
+        self.files(self.disks(run)?)
+    }
+
+    /// `run` with the disks, whether their files are there or not.
+    ///
+    /// # Errors
+    /// [`KvmError::Board`].
+    pub fn disks(&self, mut run: Run) -> Result<Run, KvmError> {
         if run.machine.board() != Board::Virt {
             return Err(KvmError::Board);
         }
+        run.machine = with_disk(run.machine, "qemu", &self.project.kvm_disk());
+        run.machine = with_disk(run.machine, "guest", &Kernel::image_path(&self.project, &self.guest_kernel));
+        Ok(run)
+    }
+
+    /// `run` with all but the disks, which must be there.
+    ///
+    /// # Errors
+    /// [`KvmError`] names what is missing.
+    pub fn files(&self, mut run: Run) -> Result<Run, KvmError> {
         let kernel = Kernel::resolve(&self.project, &self.kernel)?;
         let guest = Kernel::resolve(&self.project, &self.guest_kernel)?;
         let modules = kernel.modules.as_ref().ok_or_else(|| KvmError::NoModules(self.kernel.clone()))?;
@@ -146,14 +166,14 @@ impl KvmHost {
             list.push_str(&module.path);
             list.push('\n');
         }
-        run = run.file("/etc/corevisor/kvm-modules", list).file("/etc/corevisor/kvm.sh", FUNCTIONS);
+        run = run.file("/etc/corevisor/kvm-modules", list).file(FUNCTIONS_PATH, FUNCTIONS);
         if let Driver::Module(file) = &self.driver {
             run = run.file("/lib/corevisor_kvm.ko", read(file)?);
         }
-        run = run.file("/guest/initrd", self.guest_initrd(&guest)?);
-        run.machine = with_disk(run.machine, "qemu", &self.project.kvm_disk())?;
-        run.machine = with_disk(run.machine, "guest", &guest.image)?;
-        Ok(run)
+        for disk in [&self.project.kvm_disk(), &guest.image] {
+            std::fs::File::open(disk).map_err(FileError::at("read", disk))?;
+        }
+        Ok(run.file("/guest/initrd", self.guest_initrd(&guest)?))
     }
 
     fn guest_initrd(&self, kernel: &Kernel) -> Result<Vec<u8>, KvmError> {
@@ -168,9 +188,42 @@ impl KvmHost {
 const NAME_PATH: &str = "/etc/corevisor/name";
 
 /// A read-only virtio disk that the host finds by `name`.
-fn with_disk(machine: Machine, name: &str, file: &std::path::Path) -> Result<Machine, FileError> {
-    std::fs::File::open(file).map_err(FileError::at("read", file))?;
+fn with_disk(machine: Machine, name: &str, file: &Path) -> Machine {
     let drive = crate::machine::option_with_path(&format!("if=none,id={name},format=raw,readonly=on,file="), file);
     let device = format!("virtio-blk-device,drive={name},serial={name}");
-    Ok(machine.arg("-drive").arg(drive).arg("-device").arg(device))
+    machine.arg("-drive").arg(drive).arg("-device").arg(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_gets_the_interrupt_controller_that_the_machine_has() {
+        assert!(GuestGic::Off.works_on(GicVersion::V2) && GuestGic::Off.works_on(GicVersion::V3));
+        assert!(GuestGic::V2.works_on(GicVersion::V2) && !GuestGic::V2.works_on(GicVersion::V3));
+        assert!(GuestGic::V3.works_on(GicVersion::V3) && !GuestGic::V3.works_on(GicVersion::V2));
+    }
+
+    #[test]
+    fn the_disks_have_the_names_that_the_host_looks_for() {
+        let project = Project::at("/p");
+        let run = Run::new(&project, Machine::virt());
+        let run = KvmHost::new(&project, "6.12", Driver::Own).disks(run).unwrap();
+        let line = format!("{:?}", run.machine);
+        for name in ["qemu", "guest"] {
+            assert!(line.contains(&format!("serial={name}")), "{line}");
+            assert!(FUNCTIONS.contains(&format!("disk_called {name})")), "{name}");
+        }
+        assert!(USE.contains(FUNCTIONS_PATH));
+    }
+
+    #[test]
+    fn a_board_without_virtio_and_missing_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project::at(dir.path());
+        let host = KvmHost::new(&project, "6.12", Driver::Own);
+        assert!(matches!(host.disks(Run::new(&project, Machine::raspi4b())), Err(KvmError::Board)));
+        assert!(matches!(host.equip(Run::new(&project, Machine::virt())), Err(KvmError::File(_))));
+    }
 }

@@ -241,7 +241,14 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         if !args.guest_gic.works_on(machine.gic_version()) {
             return Err(KvmError::Gic { guest: args.guest_gic.name() }.into());
         }
-        run = host.equip(run)?;
+        run = host.disks(run)?;
+        match host.files(run.clone()) {
+            Ok(whole) => run = whole,
+            Err(missing) if args.dry_run => {
+                say(&format!("not there yet: {} (scripts/run makes what is missing)", chain(&missing)));
+            }
+            Err(missing) => return Err(missing.into()),
+        }
         script = Some(start.into_bytes());
     }
     match (args.vms(script.as_deref()), script) {
