@@ -38,7 +38,7 @@ struct kserv_vm;
 struct kserv_machine {
 	uint64_t list_registers;	/* CoreInfo x1 */
 	uint64_t gic;			/* CoreInfo x2, bits 7:0: 2, 3 or 0 */
-	uint64_t midr, revidr, aidr, ctr, clidr, dczid;
+	uint64_t midr, revidr, aidr, ctr, clidr;
 	/* ID_AA64PFR0, PFR1, DFR0, ISAR0, ISAR1, ISAR2, MMFR0, MMFR1, MMFR2, as the host reads them; the model filters as the core does. */
 	uint64_t id[9];
 };
@@ -50,7 +50,7 @@ size_t kserv_vm_align(void);
 /* A VM without vCPUs and without interrupt controller. `cntvoff`: its virtual counter starts there (the time now). */
 void kserv_vm_init(struct kserv_vm *vm, const struct kserv_machine *machine, uint64_t cntvoff);
 
-/* KVM_CREATE_VCPU. -EINVAL: number too large; -EEXIST; -EBUSY: the interrupt controller is initialised already; -ENXIO: more than it can have. */
+/* KVM_CREATE_VCPU. -EINVAL: number too large; -EEXIST; -EBUSY: the interrupt controller is initialised already; -E2BIG: more than it can have. */
 int kserv_vcpu_create(struct kserv_vm *vm, uint32_t vcpu);
 /*
  * KVM_ARM_VCPU_INIT, the first and every later one: off or ready, timers off, model-held registers at reset. C resets its cache
@@ -80,7 +80,9 @@ struct kserv_reg {
 	uint32_t words;		/* how many, from there on: 0, 1 or 2 */
 	uint32_t size;		/* bytes in user space: 4, 8 or 16 */
 	uint32_t vcpu;		/* whose: for kserv_gic_attr_find */
-	uint64_t token;		/* the model's */
+	uint64_t token;		/* the model's, and so is the rest */
+	uint32_t group;
+	uint32_t pad;
 };
 
 uint32_t kserv_reg_count(const struct kserv_vm *vm);
@@ -100,6 +102,12 @@ int kserv_reg_set(struct kserv_vm *vm, const struct kserv_reg *reg, uint64_t now
 uint64_t kserv_cntvoff(const struct kserv_vm *vm);
 
 /* ---- running --------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * At the first KVM_RUN of the VM, before its first entry: makes GICv2 ready as KVM does. -ENXIO: the interrupt controller has no
+ * addresses; -EBUSY: it is not initialised (GICv3).
+ */
+int kserv_first_run(struct kserv_vm *vm);
 
 enum kserv_entry {
 	KSERV_ENTRY_RUN = 0,	/* the mailbox is filled; VcpuRun follows */
@@ -181,8 +189,6 @@ int kserv_msi(struct kserv_vm *vm, uint64_t address, uint32_t data, uint32_t dev
 
 /* ---- the interrupt controller in the kernel (KVM_CREATE_DEVICE) ------------------------------------------------------------- */
 
-#define KSERV_GIC_ATTR_WRITE 1u
-
 /* `version` 2 or 3. -ENODEV: not on this machine; -EEXIST; -EBUSY: a vCPU has run; -E2BIG: GICv2 with more than 8 vCPUs. */
 int kserv_gic_create(struct kserv_vm *vm, uint32_t version);
 /* 0 none, 2, 3. */
@@ -197,7 +203,8 @@ int kserv_gic_get(struct kserv_vm *vm, uint32_t group, uint64_t attr, uint64_t *
 int kserv_gic_set(struct kserv_vm *vm, uint32_t group, uint64_t attr, const uint64_t *value, uint32_t *kick);
 /*
  * The other groups, DIST_REGS (1), CPU_REGS (2), REDIST_REGS (5), CPU_SYSREGS (6), LEVEL_INFO (7): find, then kserv_reg_get or kserv_reg_set, with
- * all vCPUs of the VM out of KVM_RUN (else C says -EBUSY). -ENXIO, -EINVAL.
+ * all vCPUs of the VM out of KVM_RUN (else C says -EBUSY). -ENXIO: no such register; -EINVAL: no such vCPU; -EBUSY: not initialised.
+ * kserv_gic_has answers for these groups, too.
  */
 int kserv_gic_attr_find(struct kserv_vm *vm, uint32_t group, uint64_t attr, struct kserv_reg *reg);
 /* GICv2: where the VM sees its CPU interface, for MapIo (2 pages); KSERV_NEVER if it has none. */

@@ -3,6 +3,7 @@
 //! | module      | holds                                                                                   |
 //! |-------------|-----------------------------------------------------------------------------------------|
 //! | [`vm`]      | a VM and its vCPUs as the host sees them; what to do after each exit, before each entry |
+//! | [`kvm`]     | the same as `/dev/kvm` shows it: for the Linux driver                                   |
 //! | [`memory`]  | a VM's memory: what is mapped, what to map next                                         |
 //! | [`irq`]     | the state of interrupts, and list registers: shared by both interrupt controllers       |
 //! | [`gic`]     | a VM's interrupt controller: one of the two below                                        |
@@ -38,6 +39,7 @@ pub mod gicv2;
 pub mod gicv3;
 pub mod image;
 pub mod irq;
+pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod mmio;

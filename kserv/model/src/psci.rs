@@ -60,6 +60,11 @@ impl Psci {
         Self { on: 1, vcpus: if vcpus > 64 { 64 } else { vcpus } }
     }
 
+    /// There are no vCPUs yet: [`Psci::set_on`] makes them.
+    pub const fn none() -> Self {
+        Self { on: 0, vcpus: 0 }
+    }
+
     /// Whether the vCPU is on.
     pub const fn is_on(&self, vcpu: usize) -> bool {
         vcpu < self.vcpus && self.on >> vcpu & 1 != 0

@@ -192,6 +192,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         self.kicks = 0;
     }
 
+    /// Whose list registers it fills.
+    pub const fn form(&self) -> Form {
+        self.form
+    }
+
     /// Number of vCPUs.
     pub const fn vcpus(&self) -> usize {
         self.vcpus

@@ -1,0 +1,311 @@
+//! Before an entry of a vCPU, after its exit, and while it waits.
+#![forbid(unsafe_code)]
+
+use corevisor_interface::guest::psci;
+use corevisor_interface::mailbox::{
+    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox,
+};
+
+use super::{Errno, Kvm, State};
+use crate::gic::GicVersion;
+use crate::layout::{PTIMER_INTID, VTIMER_INTID};
+use crate::mmio::Access;
+use crate::psci::{PsciAction, result};
+use crate::sysreg::{Register, SysregAccess};
+
+/// VMCR: the VM ends and deactivates interrupts apart.
+const VMCR_EOIM: u64 = 1 << 9;
+/// MISR: an interrupt without list register ended.
+const MISR_LRENP: u64 = 1 << 2;
+/// Classes of exceptions: an instruction or a data access of a VM that has no memory there.
+const CLASS_FETCH: u64 = 0x20;
+const CLASS_DATA: u64 = 0x24;
+/// Data abort: it was a write.
+const ISS_WNR: u64 = 1 << 6;
+/// First time after which a vCPU is made to exit whose virtual timer the core masks and user space's interrupt controller has, in ticks: the VM may
+/// have set it anew without an exit.
+const LOOK: u64 = 100_000;
+/// SYSTEM_RESET2 in its 32-bit form.
+const SYSTEM_RESET2_32: u64 = psci::SYSTEM_RESET2 & !(1 << 30);
+/// KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2.
+const RESET2: u64 = 1;
+
+/// What a vCPU does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// It runs again.
+    Run,
+    /// It waits until it is runnable, or until this time.
+    Block(Option<u64>),
+    /// An access that is not the interrupt controller's; [`Kvm::finish_access`] ends a load.
+    Mmio(Access),
+    /// Memory is missing.
+    Fault {
+        /// Page in the VM.
+        gpa: u64,
+        /// For a write.
+        write: bool,
+        /// For an instruction.
+        fetch: bool,
+    },
+    /// It is off.
+    Off,
+    /// The VM switched itself off.
+    Shutdown,
+    /// It asked for a reset; by SYSTEM_RESET2 if this is 1.
+    Reset(u64),
+    /// The host powered it off.
+    Stopped,
+    /// It did what the core cannot serve: syndrome.
+    Failed(u64),
+}
+
+impl Kvm {
+    /// Whether the VM can run: KVM makes its interrupt controller ready at the first run.
+    ///
+    /// # Errors
+    /// [`Errno::NoSuchDevice`] if it has no addresses, [`Errno::Busy`] if it is not initialised.
+    pub fn first_run(&mut self) -> Result<(), Errno> {
+        self.ready_gic()?;
+        self.has_run = true;
+        Ok(())
+    }
+
+    /// Prepares an entry: right before VcpuRun. `false`: the vCPU is off and must not run.
+    pub fn on_entry(&mut self, vcpu: usize, mailbox: &mut Mailbox, now: u64) -> bool {
+        if !self.is_initialized(vcpu) || !self.psci.is_on(vcpu) {
+            return false;
+        }
+        self.update_timers(vcpu, now);
+        let count = self.list_registers();
+        let one = &mut self.vcpus[vcpu];
+        let mut flags = 0;
+        if core::mem::take(&mut one.inject_abort) {
+            flags |= ENTRY_INJECT_ABORT;
+        }
+        if !one.virtual_timer.asserted(now) {
+            flags |= ENTRY_TIMER_UNMASK;
+        }
+        (one.abortable, one.access, one.state) = (false, None, State::Running);
+        (mailbox.lr_count, mailbox.vgic_hcr) = (0, 0);
+        if self.device.initialized {
+            let filled = self.gic.irqs.fill(vcpu, &mut mailbox.lr[..count], one.split_eoi);
+            (mailbox.lr_count, mailbox.vgic_hcr) = (filled.count as u64, filled.hcr);
+        } else {
+            let [irq, fiq] = one.lines;
+            flags |= if irq { ENTRY_VIRQ } else { 0 } | if fiq { ENTRY_VFIQ } else { 0 };
+        }
+        mailbox.entry_flags = flags;
+        true
+    }
+
+    fn list_registers(&self) -> usize {
+        usize::try_from(self.machine.list_registers).unwrap_or(MAX_LIST_REGISTERS).min(MAX_LIST_REGISTERS)
+    }
+
+    /// VcpuRun failed after [`Kvm::on_entry`]: the vCPU did not run.
+    pub fn not_entered(&mut self, vcpu: usize) {
+        if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| one.state == State::Running) {
+            one.state = State::Ready;
+        }
+    }
+
+    /// Serves an exit: right after VcpuRun. Any content of the mailbox is served. The second value: vCPUs to kick.
+    pub fn on_exit(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, now: u64) -> (Action, u32) {
+        if !self.is_initialized(vcpu) {
+            return (Action::Off, 0);
+        }
+        let mut timer_ended = false;
+        if self.device.initialized {
+            let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
+            let count = self.list_registers();
+            self.gic.irqs.fold(vcpu, &mailbox.lr[..count], ends as u32);
+            timer_ended = self.gic.irqs.has_ended(vcpu, VTIMER_INTID);
+        }
+        let one = &mut self.vcpus[vcpu];
+        one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
+        one.virtual_timer.observe(mailbox, reason == ExitReason::Timer, timer_ended);
+        one.exits[reason as usize] = one.exits[reason as usize].wrapping_add(1);
+        one.state = State::Ready;
+        self.update_timers(vcpu, now);
+        let action = self.serve(vcpu, reason, mailbox, now);
+        if let Action::Block(until) = action {
+            self.vcpus[vcpu].state = State::Blocked { until };
+        }
+        (action, self.take_kicks() & !(1 << vcpu))
+    }
+
+    fn serve(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, now: u64) -> Action {
+        match reason {
+            ExitReason::Irq | ExitReason::Timer => Action::Run,
+            ExitReason::Wfx => self.wait(vcpu, mailbox.esr & 3 == 0, now),
+            ExitReason::MmioRead | ExitReason::MmioWrite => self.access(vcpu, reason, mailbox),
+            ExitReason::MemoryFault => {
+                self.vcpus[vcpu].abortable = true;
+                let class = mailbox.esr >> 26 & 0x3f;
+                let write = class == CLASS_DATA && mailbox.esr & ISS_WNR != 0;
+                Action::Fault { gpa: mailbox.ipa, write, fetch: class == CLASS_FETCH }
+            }
+            ExitReason::Psci => self.call(vcpu, mailbox, now),
+            ExitReason::Sysreg => {
+                self.sysreg(vcpu, mailbox, now);
+                Action::Run
+            }
+            ExitReason::SystemOff => {
+                self.all_off();
+                match mailbox.x[0] & 0xffff_ffff {
+                    psci::SYSTEM_OFF => Action::Shutdown,
+                    psci::SYSTEM_RESET2 | SYSTEM_RESET2_32 => Action::Reset(RESET2),
+                    _ => Action::Reset(0),
+                }
+            }
+            ExitReason::Stopped => Action::Stopped,
+            ExitReason::Failed => Action::Failed(mailbox.esr),
+        }
+    }
+
+    /// WFI waits; WFE and the forms with a time-out only give way.
+    fn wait(&mut self, vcpu: usize, interrupt: bool, now: u64) -> Action {
+        if !interrupt || self.wakes(vcpu, now) {
+            return Action::Run;
+        }
+        let one = &self.vcpus[vcpu];
+        let timers = [one.virtual_timer.deadline(), one.physical_timer.deadline()];
+        Action::Block(timers.into_iter().flatten().filter(|deadline| *deadline > now).min())
+    }
+
+    /// Whether there is something that ends a vCPU's wait.
+    fn wakes(&self, vcpu: usize, now: u64) -> bool {
+        let one = &self.vcpus[vcpu];
+        if self.device.initialized {
+            self.gic.irqs.deliverable(vcpu)
+        } else {
+            one.lines != [false; 2] || one.virtual_timer.asserted(now) || one.physical_timer.asserted(now)
+        }
+    }
+
+    fn access(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox) -> Action {
+        let Some(access) = Access::decode(reason, mailbox) else {
+            self.vcpus[vcpu].inject_abort = true;
+            return Action::Run;
+        };
+        if let Some(value) = self.gic_access(vcpu, &access) {
+            access.finish(value, mailbox);
+            return Action::Run;
+        }
+        let one = &mut self.vcpus[vcpu];
+        (one.abortable, one.access) = (true, Some(access));
+        Action::Mmio(access)
+    }
+
+    /// Ends the load that user space served. Nothing happens if there is none.
+    pub fn finish_access(&mut self, vcpu: usize, mailbox: &mut Mailbox, value: u64) {
+        if let Some(access) = self.vcpus.get_mut(vcpu).and_then(|one| one.access.take()) {
+            access.finish(value, mailbox);
+        }
+    }
+
+    /// The access or fault of the last exit ends with an external abort. Nothing happens if there was none.
+    pub fn abort(&mut self, vcpu: usize) {
+        if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| one.abortable) {
+            (one.inject_abort, one.access) = (true, None);
+        }
+    }
+
+    fn call(&mut self, vcpu: usize, mailbox: &mut Mailbox, now: u64) -> Action {
+        let x = [mailbox.x[0], mailbox.x[1], mailbox.x[2], mailbox.x[3]];
+        mailbox.x[0] = result::SUCCESS;
+        match self.psci.call(vcpu, x) {
+            PsciAction::Return(value) => mailbox.x[0] = value,
+            PsciAction::Start(target) => {
+                let cntvoff = self.cntvoff;
+                if let Some(one) = self.vcpus.get_mut(target) {
+                    one.reset();
+                    one.virtual_timer.set_offset(cntvoff);
+                    self.update_timers(target, now);
+                    self.kicks |= 1 << target;
+                }
+            }
+            PsciAction::Off => return Action::Off,
+            PsciAction::Suspend => return self.wait(vcpu, true, now),
+        }
+        Action::Run
+    }
+
+    fn sysreg(&mut self, vcpu: usize, mailbox: &mut Mailbox, now: u64) {
+        let access = SysregAccess::decode(mailbox);
+        let mut value = 0;
+        match (access.register, access.write) {
+            (sgi @ (Register::IccSgi1r | Register::IccAsgi1r | Register::IccSgi0r), Some(value))
+                if self.device.is(GicVersion::V3) && self.device.initialized =>
+            {
+                self.gic.send_sgi(vcpu, sgi, value);
+            }
+            (timer @ (Register::CntpCtl | Register::CntpCval | Register::CntpTval), write) => {
+                let one = &mut self.vcpus[vcpu].physical_timer;
+                match write {
+                    Some(value) => one.write(timer, value, now),
+                    None => value = one.read(timer, now),
+                }
+                self.update_timers(vcpu, now);
+            }
+            _ => self.unknown_registers = self.unknown_registers.wrapping_add(1),
+        }
+        access.finish(value, mailbox);
+    }
+
+    fn all_off(&mut self) {
+        for vcpu in 0..self.count() {
+            self.psci.set_on(vcpu, false);
+            self.kicks |= 1 << vcpu;
+        }
+    }
+
+    fn update_timers(&mut self, vcpu: usize, now: u64) {
+        let Some(one) = self.vcpus.get(vcpu).filter(|_| self.device.initialized) else { return };
+        let lines = [one.virtual_timer.line(now), one.physical_timer.asserted(now)];
+        self.gic.irqs.set_line(vcpu, VTIMER_INTID, lines[0]);
+        self.gic.irqs.set_line(vcpu, PTIMER_INTID, lines[1]);
+    }
+
+    /// Whether a vCPU has something to do at `now`.
+    pub fn runnable(&mut self, vcpu: usize, now: u64) -> bool {
+        if !self.is_initialized(vcpu) || !self.psci.is_on(vcpu) {
+            return false;
+        }
+        match self.vcpus[vcpu].state {
+            State::Ready => true,
+            State::Running => false,
+            State::Blocked { .. } => {
+                self.update_timers(vcpu, now);
+                self.wakes(vcpu, now)
+            }
+        }
+    }
+
+    /// When a vCPU that waits must be looked at, if nothing else happens.
+    pub fn block_until(&self, vcpu: usize) -> Option<u64> {
+        match self.vcpus.get(vcpu)?.state {
+            State::Blocked { until } => until,
+            _ => None,
+        }
+    }
+
+    /// When a vCPU that is about to run has to be made to exit, if nothing else does.
+    pub fn run_until(&mut self, vcpu: usize, now: u64) -> Option<u64> {
+        let in_kernel = self.device.initialized;
+        let one = self.vcpus.get_mut(vcpu)?;
+        let look = match in_kernel {
+            true => one.virtual_timer.poll(now),
+            false => one.virtual_timer.asserted(now).then(|| now.saturating_add(LOOK)),
+        };
+        let physical_timer = one.physical_timer.deadline().filter(|deadline| *deadline > now);
+        [look, physical_timer].into_iter().flatten().min()
+    }
+
+    /// Output of the timers, for an interrupt controller in user space: bit 0 virtual, bit 1 physical.
+    pub fn irq_level(&self, vcpu: usize, now: u64) -> u32 {
+        let Some(one) = self.vcpus.get(vcpu).filter(|_| !self.device.exists()) else { return 0 };
+        u32::from(one.virtual_timer.asserted(now)) | u32::from(one.physical_timer.asserted(now)) << 1
+    }
+}
