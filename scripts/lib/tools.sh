@@ -68,3 +68,11 @@ get_cross() {
     hash -r
     have_cross || die "apt installed ${packages[*]}, but there is no aarch64-linux-gnu-gcc with a static C library: install one, then start again"
 }
+
+# Coq, for the proofs about the model, and the OCaml compiler that it brings, for the program extracted from it.
+have_coq() { have coqc && have ocamlopt; }
+get_coq() {
+    install_packages "Coq and OCaml, for proofs/" '' coq
+    hash -r
+    have_coq || die "apt installed coq, but there is no coqc with ocamlopt: put them on PATH, then start again"
+}
