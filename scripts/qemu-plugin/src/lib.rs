@@ -7,9 +7,10 @@
 //! QEMU calls a function here for each instruction: its inline counters are faster, but crash QEMU 10.0 with `-icount` and
 //! more than one CPU. The machine has to run with `-icount`, where one thread executes all of its CPUs.
 //!
-//! `-plugin target/debug/libcorevisor_qemu_plugin.so,base=ADDRESS,out=FILE`; the file's lines are
+//! `-plugin target/debug/libcorevisor_qemu_plugin.so,base=ADDRESS,out=FILE[,host=ADDRESS]`; the file's lines are
 //! `mark NUMBER ALL CORE` (ALL and CORE: instructions executed until then by all CPUs, and in the core), then
-//! `at OFFSET COUNT...`: how often the core's instruction at this offset was executed, until each mark.
+//! `at OFFSET COUNT...`: how often the core's instruction at this offset was executed, until each mark. With `host`, where a host lies
+//! that is identity mapped too (the mini host), `host OFFSET COUNT...`: the same for the 2 MiB from there on.
 //! `scripts/tool/src/bench/profile.rs` reads them.
 
 mod api;
@@ -35,6 +36,8 @@ const END: u32 = 257;
 /// The core's block: each instruction in it has a counter.
 const BLOCK: u64 = 2 << 20;
 const COUNTERS: usize = (BLOCK / 4) as usize;
+/// No host is counted by itself: no instruction is from there on.
+const NO_HOST: u64 = u64::MAX - BLOCK;
 
 /// QEMU reads this before anything else.
 #[unsafe(no_mangle)]
@@ -44,8 +47,9 @@ pub static qemu_plugin_version: c_int = api::VERSION;
 
 struct Plugin {
     base: u64,
+    host: u64,
     out: PathBuf,
-    /// All instructions, those of the core, then each of the core's.
+    /// All instructions, those of the core, then each of the core's, then each of the host's.
     counters: Box<[AtomicU64]>,
     state: Mutex<State>,
 }
@@ -61,7 +65,7 @@ struct Snapshot {
     number: u32,
     all: u64,
     core: u64,
-    /// By instruction of the core.
+    /// By instruction of the core, then of the host.
     each: Vec<u64>,
 }
 
@@ -79,7 +83,7 @@ impl Plugin {
     }
 
     fn mark(&self, state: &mut State, number: u32) {
-        let each = (2..2 + COUNTERS).map(|index| self.read(index)).collect();
+        let each = (2..2 + 2 * COUNTERS).map(|index| self.read(index)).collect();
         state.marks.push(Snapshot { number, all: self.read(0), core: self.read(1), each });
     }
 
@@ -88,9 +92,9 @@ impl Plugin {
         for mark in &state.marks {
             let _ = writeln!(text, "mark {} {} {}", mark.number, mark.all, mark.core);
         }
-        for index in 0..COUNTERS {
+        for index in 0..2 * COUNTERS {
             if state.marks.iter().any(|mark| mark.each[index] != 0) {
-                let _ = write!(text, "at {}", index * 4);
+                let _ = write!(text, "{} {}", ["at", "host"][index / COUNTERS], index % COUNTERS * 4);
                 for mark in &state.marks {
                     let _ = write!(text, " {}", mark.each[index]);
                 }
@@ -107,7 +111,8 @@ extern "C" fn translated(_: api::Id, block: *mut api::Block) {
     unsafe {
         for index in 0..api::qemu_plugin_tb_n_insns(block) {
             let insn = api::qemu_plugin_tb_get_insn(block, index);
-            let offset = api::qemu_plugin_insn_vaddr(insn).wrapping_sub(plugin.base);
+            let address = api::qemu_plugin_insn_vaddr(insn);
+            let offset = address.wrapping_sub(plugin.base);
             if index == 0 {
                 plugin.entered(offset < BLOCK);
             }
@@ -124,9 +129,10 @@ extern "C" fn translated(_: api::Id, block: *mut api::Block) {
                     number as usize as *mut c_void,
                 );
             }
-            // What the core's instruction is called in `executed`: one more than its index, 0 for all others.
-            let which = match offset {
-                0..BLOCK => 1 + (offset / 4) as usize,
+            // What the instruction is called in `executed`: one more than its index among the core's and the host's, 0 for all others.
+            let which = match (offset, address.wrapping_sub(plugin.host)) {
+                (0..BLOCK, _) => 1 + (offset / 4) as usize,
+                (_, offset @ 0..BLOCK) => 1 + COUNTERS + (offset / 4) as usize,
                 _ => 0,
             };
             api::qemu_plugin_register_vcpu_insn_exec_cb(insn, executed, api::CB_NO_REGS, which as *mut c_void);
@@ -139,7 +145,9 @@ extern "C" fn executed(_cpu: c_uint, which: *mut c_void) {
     plugin.add_one(0);
     let which = which as usize;
     if which != 0 {
-        plugin.add_one(1);
+        if which <= COUNTERS {
+            plugin.add_one(1);
+        }
         plugin.add_one(1 + which);
     }
 }
@@ -191,12 +199,13 @@ pub unsafe extern "C" fn qemu_plugin_install(
     argc: c_int,
     argv: *const *const c_char,
 ) -> c_int {
-    let (mut base, mut out) = (None, None);
+    let (mut base, mut host, mut out) = (None, NO_HOST, None);
     for index in 0..usize::try_from(argc).unwrap_or(0) {
         // SAFETY: the caller's promise.
         let argument = unsafe { CStr::from_ptr(*argv.add(index)) }.to_string_lossy();
         match argument.split_once('=') {
             Some(("base", value)) => base = number(value),
+            Some(("host", value)) => host = number(value).unwrap_or(NO_HOST),
             Some(("out", value)) => out = Some(PathBuf::from(value)),
             _ => {}
         }
@@ -205,8 +214,8 @@ pub unsafe extern "C" fn qemu_plugin_install(
         eprintln!("corevisor-qemu-plugin: base=ADDRESS and out=FILE are wanted");
         return 1;
     };
-    let counters = (0..2 + COUNTERS).map(|_| AtomicU64::new(0)).collect();
-    if PLUGIN.set(Plugin { base, out, counters, state: Mutex::new(State::default()) }).is_err() {
+    let counters = (0..2 + 2 * COUNTERS).map(|_| AtomicU64::new(0)).collect();
+    if PLUGIN.set(Plugin { base, host, out, counters, state: Mutex::new(State::default()) }).is_err() {
         return 1;
     }
     // SAFETY: called while QEMU installs this plugin, with its own number.

@@ -62,6 +62,11 @@ impl Project {
         self.root.join("target/run")
     }
 
+    /// The mini host with its symbols.
+    pub fn mini_elf(&self) -> PathBuf {
+        self.root.join("target/mini/aarch64-unknown-none-softfloat/release/kserv-mini")
+    }
+
     /// The mini host's flat image.
     pub fn mini(&self) -> PathBuf {
         self.root.join("target/image/kserv-mini.bin")

@@ -16,7 +16,7 @@ use crate::{
     run::{Boot, Finished, Run, RunError},
 };
 use image::SizesError;
-use profile::{Count, HOST_STARTS, NoSymbols, Profile, ProfileError, Symbols};
+use profile::{Count, HOST_STARTS, NoSymbols, Profile, ProfileError, Symbols, Whose};
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
@@ -378,7 +378,7 @@ impl Bench {
             ];
             for (what, from, to) in parts {
                 table.heading(&format!("instructions {what}, by function"));
-                for (name, count) in run.profile.by_name(from, to, name)?.into_iter().take(self.top) {
+                for (name, count) in run.profile.by_name(Whose::Core, from, to, name)?.into_iter().take(self.top) {
                     table.push(Row::count(&format!("profile.{what}.{name}"), &name, count));
                 }
             }

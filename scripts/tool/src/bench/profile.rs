@@ -30,6 +30,17 @@ pub struct Profile {
     marks: Vec<(u32, Count)>,
     /// By offset in the core: how often that instruction was executed until each mark.
     at: BTreeMap<u64, Vec<u64>>,
+    /// The same by offset in the mini host.
+    host: BTreeMap<u64, Vec<u64>>,
+}
+
+/// Whose instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The core's.
+    Core,
+    /// The mini host's.
+    Host,
 }
 
 /// The counters are not what the plugin writes.
@@ -59,8 +70,9 @@ impl Profile {
                     let mark = u32::try_from(*mark).map_err(|_| broken())?;
                     profile.marks.push((mark, Count { all: *all, core: *core }));
                 }
-                ("at", [offset, counts @ ..]) if counts.len() == profile.marks.len() => {
-                    profile.at.insert(*offset, counts.to_vec());
+                ("at" | "host", [offset, counts @ ..]) if counts.len() == profile.marks.len() => {
+                    let whose = if word == "at" { &mut profile.at } else { &mut profile.host };
+                    whose.insert(*offset, counts.to_vec());
                 }
                 _ => return Err(broken()),
             }
@@ -101,20 +113,21 @@ impl Profile {
         steps.map(|two| outside(two[1].1 - two[0].1)).min()
     }
 
-    /// Instructions of the core between two marks (`None`: from the start), by what `name` calls their offsets, the most
-    /// first.
+    /// Instructions of the core or the host between two marks (`None`: from the start), by what `name` calls their offsets, the
+    /// most first.
     ///
     /// # Errors
     /// [`ProfileError::Missing`].
     pub fn by_name(
         &self,
+        whose: Whose,
         from: Option<u32>,
         to: u32,
         mut name: impl FnMut(u64) -> String,
     ) -> Result<Vec<(String, u64)>, ProfileError> {
         let (from, to) = (from.map(|mark| self.index(mark)).transpose()?, self.index(to)?);
         let mut sums = BTreeMap::<String, u64>::new();
-        for (offset, counts) in &self.at {
+        for (offset, counts) in if whose == Whose::Core { &self.at } else { &self.host } {
             let count = counts[to] - from.map_or(0, |from| counts[from]);
             if count != 0 {
                 *sums.entry(name(*offset)).or_default() += count;
@@ -126,10 +139,10 @@ impl Profile {
     }
 }
 
-/// The core's functions and lines.
+/// The functions and lines of the core, or of the mini host.
 pub struct Symbols(addr2line::Loader);
 
-/// No symbols in the core's file.
+/// No symbols in its file.
 #[derive(Debug, Error)]
 #[error("cannot read the symbols of {path}: {why}")]
 pub struct NoSymbols {
@@ -189,7 +202,7 @@ pub fn read_counters(path: &Path) -> Result<String, FileError> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "mark 256 100 90\nmark 1 1000 95\nat 4 80 80\nat 8 10 15\n";
+    const TEXT: &str = "mark 256 100 90\nmark 1 1000 95\nat 4 80 80\nat 8 10 15\nhost 12 0 7\n";
 
     #[test]
     fn counts_are_between_marks() {
@@ -203,9 +216,10 @@ mod tests {
     fn functions_are_sorted_by_what_they_took_in_that_time() {
         let profile = Profile::parse(TEXT).unwrap();
         let name = |offset: u64| format!("f{offset}");
-        let boot = profile.by_name(None, HOST_STARTS, name).unwrap();
+        let boot = profile.by_name(Whose::Core, None, HOST_STARTS, name).unwrap();
         assert_eq!(boot, [("f4".to_owned(), 80), ("f8".to_owned(), 10)]);
-        assert_eq!(profile.by_name(Some(HOST_STARTS), 1, name).unwrap(), [("f8".to_owned(), 5)]);
+        assert_eq!(profile.by_name(Whose::Core, Some(HOST_STARTS), 1, name).unwrap(), [("f8".to_owned(), 5)]);
+        assert_eq!(profile.by_name(Whose::Host, None, 1, name).unwrap(), [("f12".to_owned(), 7)]);
     }
 
     #[test]

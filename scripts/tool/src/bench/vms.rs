@@ -3,7 +3,7 @@
 
 use super::{
     Bench, BenchError, plugin_argument,
-    profile::{self, Count, Profile, Symbols},
+    profile::{self, Count, Profile, Symbols, Whose},
     table::{Budget, Row, Table},
 };
 use crate::{
@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Pages of it are given in blocks, but for the last MiB.
 const MEMORY: u64 = 17 << 20;
+/// Where the core puts the mini host: behind its own block.
+const MINI_BASE: u64 = 0x4040_0000;
 const LIMIT: Duration = Duration::from_secs(300);
 /// Rounds of a batch of the guest.
 const ROUNDS: u64 = 32;
@@ -163,7 +165,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Where the core's instructions of each row go.
+    /// Where the core's and the mini host's instructions of each row go.
     fn vm_functions(
         &self,
         project: &Project,
@@ -171,14 +173,19 @@ impl Bench {
         profile: &Profile,
         kind: &str,
     ) -> Result<(), BenchError> {
-        let symbols = Symbols::load(&project.core_elf())?;
-        let name = |offset| if self.lines { symbols.inlined(offset) } else { symbols.function(offset) };
-        for (path, row) in PATHS.iter().filter_map(|path| Some((path, path.row?))) {
-            let Ok(mut functions) = profile.by_name(Some(2 * row), 2 * row + 1, name) else { continue };
-            functions.truncate(self.top);
-            table.heading(&format!("instructions at EL2 out of {kind}, first {} times: {}", path.rounds, path.what));
-            for (name, count) in functions {
-                table.push(Row::count(&format!("profile.vm.{kind}.{}.{name}", path.name), &name, count));
+        let parts = [(Whose::Core, "at EL2", project.core_elf()), (Whose::Host, "of the mini host", project.mini_elf())];
+        for (whose, at, elf) in parts {
+            let symbols = Symbols::load(&elf)?;
+            let name = |offset| if self.lines { symbols.inlined(offset) } else { symbols.function(offset) };
+            for (path, row) in PATHS.iter().filter_map(|path| Some((path, path.row?))) {
+                let Ok(functions) = profile.by_name(whose, Some(2 * row), 2 * row + 1, name) else { continue };
+                let all: u64 = functions.iter().map(|(_, count)| count).sum();
+                table.heading(&format!("instructions {at} out of {kind}, first {} times: {}", path.rounds, path.what));
+                let id = format!("profile.vm.{kind}.{whose:?}.{}", path.name);
+                table.push(Row::count(&id, "all", all));
+                for (name, count) in functions.into_iter().take(self.top) {
+                    table.push(Row::count(&format!("{id}.{name}"), &name, count));
+                }
             }
         }
         Ok(())
@@ -207,11 +214,17 @@ impl Bench {
     ) -> Result<String, BenchError> {
         let mut machine = Machine::virt().cpu(&self.cpu).smp(cpus).memory(&self.memory).icount(true);
         if let Some(counters) = counters {
-            machine = machine.arg("-plugin").arg(plugin_argument(project, counters));
+            // The mini host is identity mapped, and its VMs execute nothing at its addresses: theirs are below.
+            let mut plugin = plugin_argument(project, counters);
+            plugin.push(format!(",host={MINI_BASE:#x}"));
+            machine = machine.arg("-plugin").arg(plugin);
         }
         let done = Run::new(project, machine).boot(Boot::Mini(vms)).timeout(LIMIT).finish()?;
         if !done.is_success() {
             return Err(BenchError::Failed { name: name.to_owned(), story: done.story(), tail: done.tail(15) });
+        }
+        if !done.console.contains(&format!("host kernel at {MINI_BASE:#x}")) {
+            return Err(BenchError::NotSaid { name: name.to_owned(), what: "where the mini host is" });
         }
         Ok(done.console)
     }
