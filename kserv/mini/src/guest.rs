@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use corevisor_interface::calls::{CallError, MAX_VCPUS, VM_ORDINARY, VM_PROTECTED};
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
@@ -105,11 +105,6 @@ pub struct Inner {
     held: Vec<(u64, u64)>,
 }
 
-struct Page {
-    page: MailboxPage,
-    mailbox: Mailbox,
-}
-
 /// A VM.
 pub struct Guest {
     /// Name.
@@ -118,22 +113,20 @@ pub struct Guest {
     pub id: u64,
     /// Whether it is protected.
     pub protected: bool,
-    /// vCPU n runs on this CPU.
-    pub cpus: Vec<usize>,
+    /// vCPU n runs on this CPU: in its queue, or at work there.
+    pub cpus: Vec<AtomicUsize>,
     /// First address of its memory here, and pages.
     pub ram: (u64, u64),
     inner: Mutex<Inner>,
-    mailboxes: Vec<Mutex<Page>>,
+    mailboxes: Vec<Mutex<MailboxPage>>,
     over: AtomicBool,
 }
 
-/// What a vCPU did last.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// It goes on at once.
-    Again,
-    /// Somebody else may run now.
-    Yield,
+/// The CPU that a vCPU runs on, as far as its VM has to do with it.
+pub trait Host {
+    /// After an exit: these vCPUs of the VM are to be looked at, one bit each; `interrupted`: an interrupt of this machine waits. Whether this
+    /// vCPU may go on at once.
+    fn after(&mut self, kick: u32, interrupted: bool) -> bool;
 }
 
 /// All that was given to a VM, and where it is after its end.
@@ -184,13 +177,12 @@ impl Guest {
             held: vec![(root, 1)],
         };
         let pages = (0..cpus.len()).map_while(|_| pages::take_top(1, PAGE));
-        let mailboxes: Vec<_> =
-            pages.map(|pa| Mutex::new(Page { page: MailboxPage::new(pa), mailbox: Mailbox::EMPTY })).collect();
+        let mailboxes: Vec<_> = pages.map(|pa| Mutex::new(MailboxPage::new(pa))).collect();
         let guest = Arc::new(Self {
             name: plan.name.into(),
             id,
             protected: plan.manifest.is_some(),
-            cpus,
+            cpus: cpus.into_iter().map(AtomicUsize::new).collect(),
             ram: (ram, ram_pages),
             inner: Mutex::new(inner),
             mailboxes,
@@ -214,7 +206,7 @@ impl Guest {
         }
         self.more_pool(&mut inner, FIRST_POOL + info.context_pages * self.cpus.len() as u64)?;
         for (vcpu, page) in self.mailboxes.iter().enumerate() {
-            let mailbox = page.lock().page.pa();
+            let mailbox = page.lock().pa();
             at("RegisterVcpu", calls::register_vcpu(self.id, vcpu as u64, mailbox))?;
         }
         at("SetCntvoff", calls::set_cntvoff(self.id, cpu::counter()))?;
@@ -251,7 +243,7 @@ impl Guest {
             pages::give(manifest, 1);
         }
         at("VerifyVm", verdict)?;
-        Model::boot(&mut self.mailboxes[0].lock().mailbox, plan.entry, plan.x0);
+        Model::boot(self.mailboxes[0].lock().mailbox(), plan.entry, plan.x0);
         Ok(())
     }
 
@@ -302,53 +294,76 @@ impl Guest {
         Ok(())
     }
 
-    /// Runs a vCPU until its next exit and serves that. `kick` gets the vCPUs that others are to look at.
+    /// Runs a vCPU and serves its exits until somebody else may run: it waits, is off, or this CPU has something else to do. `host` is told
+    /// what concerns this CPU and others, under no lock but the vCPU's own.
     ///
     /// # Errors
     /// What the core refused: the VM is over then.
-    pub fn step(&self, vcpu: usize, kick: &mut u32) -> Result<Step, Failure> {
-        use kserv_model::vm::Action;
-        let Some(page) = self.mailboxes.get(vcpu) else { return Ok(Step::Yield) };
+    pub fn run(&self, vcpu: usize, host: &mut impl Host) -> Result<(), Failure> {
+        let Some(page) = self.mailboxes.get(vcpu) else { return Ok(()) };
         let mut page = page.lock();
-        let Page { page, mailbox } = &mut *page;
-        if !self.inner.lock().model.on_entry(vcpu, mailbox, cpu::counter()) {
-            return Ok(Step::Yield);
-        }
-        page.store(mailbox);
-        let reason = match self.run(vcpu as u64)? {
-            // Another vCPU has switched the VM off; whoever ran it will say so.
-            Err(CallError::WrongState) if calls::vm_info(self.id).is_ok_and(|(state, ..)| state == POWER_OFF) => {
-                return Ok(Step::Yield);
-            }
-            result => at("VcpuRun", result)?,
-        };
-        if reason == ExitReason::Stopped {
-            // By another vCPU of its own, whose exit says how the VM ended, or by `stop`.
-            return Ok(Step::Yield);
-        }
-        *mailbox = page.load();
+        let mut now = cpu::counter();
         let mut inner = self.inner.lock();
-        let Inner { model, console, .. } = &mut *inner;
-        let decision = model.on_exit(vcpu, reason, mailbox, cpu::counter(), &mut |byte| console.send(byte));
-        *kick |= decision.kick;
-        match decision.action {
-            Action::Run if matches!(reason, ExitReason::Irq | ExitReason::Timer) => return Ok(Step::Yield),
-            // Its emulated timer changed: the deadline of this CPU is to be made anew.
-            Action::Run if reason == ExitReason::Sysreg && model.run_until(vcpu, cpu::counter()).is_some() => {
-                return Ok(Step::Yield);
+        while inner.model.on_entry(vcpu, page.mailbox(), now) {
+            drop(inner);
+            let reason = match page.run(|| self.enter(vcpu as u64))? {
+                // Another vCPU has switched the VM off; whoever ran it will say so.
+                Err(CallError::WrongState) if calls::vm_info(self.id).is_ok_and(|(state, ..)| state == POWER_OFF) => {
+                    return Ok(());
+                }
+                result => at("VcpuRun", result)?,
+            };
+            if reason == ExitReason::Stopped {
+                // By another vCPU of its own, whose exit says how the VM ended, or by `stop`.
+                return Ok(());
             }
-            Action::Run => {}
-            Action::Map(request) => self.map(&mut inner, request)?,
-            Action::Block { .. } | Action::Off => return Ok(Step::Yield),
-            Action::PowerOff(_) => {
-                self.over.store(true, Ordering::Release);
-                return Ok(Step::Yield);
+            now = cpu::counter();
+            inner = self.inner.lock();
+            let (goes_on, kick) = self.serve(&mut inner, vcpu, reason, page.mailbox(), now)?;
+            if kick != 0 || reason == ExitReason::Irq {
+                drop(inner);
+                if !host.after(kick, reason == ExitReason::Irq) {
+                    return Ok(());
+                }
+                inner = self.inner.lock();
+            }
+            if !goes_on {
+                return Ok(());
             }
         }
-        Ok(Step::Again)
+        Ok(())
     }
 
-    fn run(&self, vcpu: u64) -> Result<Result<ExitReason, CallError>, Failure> {
+    /// What follows from an exit: whether the vCPU goes on at once, and whom others are to look at.
+    fn serve(
+        &self,
+        inner: &mut Inner,
+        vcpu: usize,
+        reason: ExitReason,
+        mailbox: &mut Mailbox,
+        now: u64,
+    ) -> Result<(bool, u32), Failure> {
+        use kserv_model::vm::Action;
+        let Inner { model, console, .. } = inner;
+        let decision = model.on_exit(vcpu, reason, mailbox, now, &mut |byte| console.send(byte));
+        let goes_on = match decision.action {
+            // Its emulated timer may have changed, or its virtual one waits to be looked at: the deadline of this CPU is made anew.
+            Action::Run if matches!(reason, ExitReason::Sysreg | ExitReason::Irq) => !model.needs_deadline(vcpu, now),
+            Action::Run => true,
+            Action::Map(request) => {
+                self.map(inner, request)?;
+                true
+            }
+            Action::Block { .. } | Action::Off => false,
+            Action::PowerOff(_) => {
+                self.over.store(true, Ordering::Release);
+                false
+            }
+        };
+        Ok((goes_on, decision.kick))
+    }
+
+    fn enter(&self, vcpu: u64) -> Result<Result<ExitReason, CallError>, Failure> {
         if !registers::are_filled() {
             return Ok(calls::vcpu_run(self.id, vcpu));
         }
@@ -419,7 +434,7 @@ impl Guest {
             pages::give(pa, count);
         }
         for page in &self.mailboxes {
-            pages::give(page.lock().page.pa(), 1);
+            pages::give(page.lock().pa(), 1);
         }
         Ok(account)
     }

@@ -5,7 +5,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use kserv_model::vm::VcpuState;
 use spin::{Mutex, Once};
@@ -13,9 +13,11 @@ use spin::{Mutex, Once};
 use crate::arch::cpu;
 use crate::arch::entry::MAX_CPUS;
 use crate::arch::gic::Gic;
-use crate::guest::{Guest, Step};
+use crate::guest::{Guest, Host};
 use crate::{console, say};
 
+/// This program's own timer.
+const TIMER: u32 = 30;
 /// A turn, where more than one vCPU could run.
 const TURN_MS: u64 = 4;
 /// How often the first CPU looks for console input.
@@ -31,11 +33,22 @@ struct Queue {
 struct Cpu {
     queue: Mutex<Queue>,
     affinity: Once<(u64, usize)>,
+    /// The vCPU that runs here or did last: [`thread`].
+    current: AtomicU64,
+    /// Somebody wants this CPU to look at its queue.
+    look: AtomicBool,
 }
 
-static CPUS: [Cpu; MAX_CPUS] =
-    [const { Cpu { queue: Mutex::new(Queue { threads: Vec::new(), next: 0, turn_ends: 0 }), affinity: Once::new() } };
-        MAX_CPUS];
+impl Cpu {
+    const NEW: Self = Self {
+        queue: Mutex::new(Queue { threads: Vec::new(), next: 0, turn_ends: 0 }),
+        affinity: Once::new(),
+        current: AtomicU64::new(0),
+        look: AtomicBool::new(false),
+    };
+}
+
+static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::NEW }; MAX_CPUS];
 static GIC: Once<Gic> = Once::new();
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
@@ -83,40 +96,65 @@ pub fn set_failed() {
 /// The VM's vCPUs take part from now on.
 pub fn add(guest: &Arc<Guest>) {
     for (vcpu, cpu) in guest.cpus.iter().enumerate() {
-        CPUS[*cpu].queue.lock().threads.push((guest.clone(), vcpu));
-        kick(*cpu);
+        let cpu = cpu.load(Ordering::SeqCst);
+        CPUS[cpu].queue.lock().threads.push((guest.clone(), vcpu));
+        kick(cpu, None);
     }
 }
 
 /// They do not any more.
 pub fn remove(guest: &Arc<Guest>) {
-    for cpu in &guest.cpus {
-        CPUS[*cpu].queue.lock().threads.retain(|(other, _)| !Arc::ptr_eq(other, guest));
+    for cpu in &CPUS {
+        cpu.queue.lock().threads.retain(|(other, _)| !Arc::ptr_eq(other, guest));
     }
 }
 
-/// Makes a CPU look at its queue.
-fn kick(target: usize) {
+/// A vCPU's name among all: VM ids begin at 1.
+fn thread(guest: &Guest, vcpu: usize) -> u64 {
+    guest.id << 8 | vcpu as u64
+}
+
+/// Makes a CPU look at its queue; if it only concerns the vCPU `whom` and that runs there, makes it leave and enter again.
+fn kick(target: usize, whom: Option<u64>) {
+    let cpu = &CPUS[target];
+    if whom.is_none_or(|whom| cpu.current.load(Ordering::SeqCst) != whom) {
+        cpu.look.store(true, Ordering::SeqCst);
+    }
     if target != cpu::index()
-        && let (Some(gic), Some((affinity, interface))) = (GIC.get(), CPUS[target].affinity.get())
+        && let (Some(gic), Some((affinity, interface))) = (GIC.get(), cpu.affinity.get())
     {
         gic.kick(*interface, *affinity);
     }
 }
 
-/// Makes every other CPU leave its vCPU.
-pub fn kick_all() {
-    (0..MAX_CPUS).for_each(kick);
+/// vCPUs of a VM that are to be looked at, one bit each.
+fn kick_vcpus(guest: &Guest, mut vcpus: u32) {
+    while vcpus != 0 {
+        let vcpu = vcpus.trailing_zeros() as usize;
+        vcpus &= vcpus - 1;
+        if let Some(cpu) = guest.cpus.get(vcpu) {
+            kick(cpu.load(Ordering::SeqCst), Some(thread(guest, vcpu)));
+        }
+    }
 }
 
-fn take_interrupts() {
+/// Makes every other CPU leave its vCPU.
+pub fn kick_all() {
+    (0..MAX_CPUS).for_each(|cpu| kick(cpu, None));
+}
+
+/// Takes what interrupts this CPU: whether its deadline was among them.
+fn take_interrupts() -> bool {
+    let mut deadline = false;
     if let Some(gic) = GIC.get() {
         while let Some(interrupt) = gic.take() {
-            if interrupt == 30 {
+            if interrupt == TIMER {
                 cpu::set_deadline(None);
+                deadline = true;
             }
         }
     }
+    deadline
 }
 
 /// What this CPU does next, and when it must look again.
@@ -166,8 +204,11 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
 
 /// Runs vCPUs on this CPU until `end` says so; it is asked at every turn.
 pub fn run(mut end: impl FnMut() -> bool) {
+    let own = &CPUS[cpu::index()];
     loop {
         take_interrupts();
+        // What is asked for from now on is seen below, or asked for again.
+        own.look.store(false, Ordering::SeqCst);
         if end() {
             return cpu::set_deadline(None);
         }
@@ -177,31 +218,32 @@ pub fn run(mut end: impl FnMut() -> bool) {
         let (chosen, deadline) = choose(cpu::counter());
         cpu::set_deadline(deadline);
         match chosen {
-            Some((guest, vcpu)) => turn(&guest, vcpu),
+            Some((guest, vcpu)) => {
+                own.current.store(thread(&guest, vcpu), Ordering::SeqCst);
+                turn(&guest, vcpu);
+            }
             None => cpu::wait(),
         }
     }
 }
 
+/// This CPU while it runs a vCPU.
+struct Turn<'a>(&'a Guest);
+
+impl Host for Turn<'_> {
+    fn after(&mut self, kick: u32, interrupted: bool) -> bool {
+        kick_vcpus(self.0, kick);
+        let deadline = interrupted && take_interrupts();
+        // A kick for the vCPU that runs here asks for no more than that it enters again.
+        !deadline && !CPUS[cpu::index()].look.load(Ordering::SeqCst)
+    }
+}
+
 fn turn(guest: &Guest, vcpu: usize) {
-    loop {
-        let mut kicks = 0;
-        let step = guest.step(vcpu, &mut kicks);
-        let mut here = false;
-        for (other, cpu) in guest.cpus.iter().enumerate().filter(|(other, _)| kicks >> other & 1 != 0) {
-            here |= *cpu == cpu::index() && other != vcpu;
-            kick(*cpu);
-        }
-        match step {
-            Ok(Step::Again) if !here => {}
-            Ok(_) => break,
-            Err(failure) => {
-                say!("error: {}: {failure}", guest.name);
-                set_failed();
-                guest.stop();
-                break;
-            }
-        }
+    if let Err(failure) = guest.run(vcpu, &mut Turn(guest)) {
+        say!("error: {}: {failure}", guest.name);
+        set_failed();
+        guest.stop();
     }
     if guest.is_over() {
         kick_all();
@@ -221,6 +263,6 @@ fn receive() {
         });
         let Some(guest) = queues else { return };
         let (_, kicks) = guest.inner().model.receive(&[byte]);
-        guest.cpus.iter().enumerate().filter(|(vcpu, _)| kicks >> vcpu & 1 != 0).for_each(|(_, cpu)| kick(*cpu));
+        kick_vcpus(&guest, kicks);
     }
 }

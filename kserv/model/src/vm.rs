@@ -419,6 +419,13 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         [one.virtual_timer.poll(now), physical_timer].into_iter().flatten().min()
     }
 
+    /// Whether [`Vm::run_until`] would say a time, so that it has to be called before the vCPU goes on. Changes nothing.
+    pub fn needs_deadline(&self, vcpu: usize, now: u64) -> bool {
+        self.vcpus.get(vcpu).is_some_and(|one| {
+            one.virtual_timer.is_polled() || one.physical_timer.deadline().is_some_and(|deadline| deadline > now)
+        })
+    }
+
     /// Whether a vCPU has something to do at `now`: it is ready, or what it waits for is there.
     pub fn runnable(&mut self, vcpu: usize, now: u64) -> bool {
         if vcpu >= self.count || self.ended.is_some() {

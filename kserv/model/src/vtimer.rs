@@ -106,6 +106,11 @@ impl VirtualTimer {
         self.asserted(now) && self.ends < HANDLED
     }
 
+    /// Whether [`Self::poll`] would say a time.
+    pub const fn is_polled(&self) -> bool {
+        self.ends >= HANDLED
+    }
+
     /// When a vCPU that runs must be made to exit, so that its timer can be looked at.
     pub fn poll(&mut self, now: u64) -> Option<u64> {
         if self.ends < HANDLED {

@@ -99,14 +99,14 @@ pub fn initrd(range: Range<u64>) -> &'static [u8] {
     unsafe { slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) }
 }
 
-/// A page of free RAM that is a vCPU's mailbox. The core writes it while the vCPU runs, so it is only copied.
+/// A page of free RAM that is a vCPU's mailbox. The core writes it while the vCPU runs, and then only: [`MailboxPage::run`] has it for itself.
 #[derive(Debug)]
 pub struct MailboxPage {
     pa: u64,
 }
 
 impl MailboxPage {
-    /// The page at `pa`, zeroed.
+    /// The page at `pa`, zeroed. Nobody else uses it, and `VcpuRun` of its vCPU is called by [`MailboxPage::run`] only.
     pub fn new(pa: u64) -> Self {
         assert!(pa.is_multiple_of(4096), "a mailbox is a page");
         zero(pa, 4096);
@@ -118,15 +118,15 @@ impl MailboxPage {
         self.pa
     }
 
-    /// What stands in it.
-    pub fn load(&self) -> Mailbox {
-        // SAFETY: `new` checked the page; every bit pattern is a Mailbox.
-        unsafe { core::ptr::read_volatile(self.pa as *const Mailbox) }
+    /// What stands in it, in place: between two runs nobody else reads or writes it.
+    pub fn mailbox(&mut self) -> &mut Mailbox {
+        // SAFETY: `new` checked the page, which is this value's alone; every bit pattern is a Mailbox; the core writes it during `run` only,
+        // which ends this borrow.
+        unsafe { &mut *(self.pa as *mut Mailbox) }
     }
 
-    /// Writes it.
-    pub fn store(&mut self, mailbox: &Mailbox) {
-        // SAFETY: as in `load`.
-        unsafe { core::ptr::write_volatile(self.pa as *mut Mailbox, *mailbox) }
+    /// VcpuRun, or another call that lets the core read and write the page.
+    pub fn run<T>(&mut self, call: impl FnOnce() -> T) -> T {
+        call()
     }
 }
