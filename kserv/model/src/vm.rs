@@ -55,6 +55,17 @@ impl Device for Console<'_> {
     }
 }
 
+/// An access to a device at `offset`: what a load gives.
+fn device(device: &mut impl Device, vcpu: usize, offset: u64, access: &Access) -> u64 {
+    match access.write {
+        None => device.read(vcpu, offset, access.width),
+        Some(value) => {
+            device.write(vcpu, offset, access.width, value);
+            0
+        }
+    }
+}
+
 /// Why a VM ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Ended {
@@ -120,6 +131,8 @@ struct Vcpu {
     physical_timer: PhysicalTimer,
     /// Lines of both timers, as the interrupt controller has them.
     lines: [bool; 2],
+    /// They are what they are at this time.
+    lines_at: u64,
     split_eoi: bool,
     inject_abort: bool,
     last_fault: u64,
@@ -133,6 +146,7 @@ impl Vcpu {
         virtual_timer: VirtualTimer::new(),
         physical_timer: PhysicalTimer::new(),
         lines: [false; 2],
+        lines_at: 0,
         split_eoi: false,
         inject_abort: false,
         last_fault: u64::MAX,
@@ -222,7 +236,10 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         if vcpu >= self.count || self.ended.is_some() || self.vcpus[vcpu].state == VcpuState::Off {
             return false;
         }
-        self.update_timers(vcpu, now);
+        // The exit before has looked already, if there was nothing between.
+        if self.vcpus[vcpu].lines_at != now {
+            self.update_timers(vcpu, now);
+        }
         let one = &mut self.vcpus[vcpu];
         mailbox.entry_flags = 0;
         if core::mem::take(&mut one.inject_abort) {
@@ -322,11 +339,16 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             self.vcpus[vcpu].inject_abort = true;
             return;
         };
-        let mut console = Console { port: &mut self.uart, send };
-        let mut devices: [(Range, &mut dyn Device); 2] = [(GIC_RANGE, &mut self.gic), (UART_RANGE, &mut console)];
-        let value = self.bus.dispatch(vcpu, &access, &mut devices);
+        let value = match GIC_RANGE.offset(access.address, access.width) {
+            Some(offset) => device(&mut self.gic, vcpu, offset, &access),
+            None => {
+                let mut console = Console { port: &mut self.uart, send };
+                let value = self.bus.dispatch(vcpu, &access, &mut [(UART_RANGE, &mut console)]);
+                self.update_uart();
+                value
+            }
+        };
         access.finish(value, mailbox);
-        self.update_uart();
     }
 
     fn fault(&mut self, vcpu: usize, mailbox: &Mailbox) -> Action {
@@ -396,6 +418,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     fn update_timers(&mut self, vcpu: usize, now: u64) {
         let one = &mut self.vcpus[vcpu];
         let lines = [one.virtual_timer.line(now), one.physical_timer.asserted(now)];
+        one.lines_at = now;
         if lines != core::mem::replace(&mut one.lines, lines) {
             self.gic.irqs().set_line(vcpu, VTIMER_INTID, lines[0]);
             self.gic.irqs().set_line(vcpu, PTIMER_INTID, lines[1]);

@@ -64,12 +64,18 @@ impl Best {
     }
 
     /// The best `n` interrupts.
-    fn first(&self, n: usize) -> impl Iterator<Item = usize> + use<> {
-        self.keys.into_iter().take(n.min(self.kept)).map(|key| (key & 0xffff) as usize)
+    fn first(&self, n: usize) -> impl Iterator<Item = usize> {
+        self.keys.iter().take(n.min(self.kept)).map(|key| (*key & 0xffff) as usize)
     }
 }
 
 impl<const V: usize, const S: usize> Engine<V, S> {
+    /// Whether any interrupt has any state that may concern `vcpu`.
+    fn is_any_hot(&self, vcpu: usize) -> bool {
+        let shared = self.hot_shared.get(1..S.div_ceil(32) + 1).unwrap_or_default();
+        self.hot_private.get(vcpu).is_some_and(|hot| *hot != 0) || shared.iter().any(|hot| *hot != 0)
+    }
+
     /// Calls `each` for every interrupt with any state that concerns `vcpu`.
     fn each_hot(&self, vcpu: usize, mut each: impl FnMut(usize, &Irq)) {
         let words = S.div_ceil(32) + 1;
@@ -94,6 +100,9 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     /// Whether an interrupt waits that `vcpu` would take if it ran.
     pub fn deliverable(&self, vcpu: usize) -> bool {
         let mut found = false;
+        if !self.is_any_hot(vcpu) {
+            return false;
+        }
         self.each_hot(vcpu, |_, irq| {
             found |= irq.pending() && !irq.active && irq.placed.is_none() && self.may_signal(irq);
         });
@@ -103,14 +112,40 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     /// Fills the list registers `lrs` (all that the machine has) for an entry of `vcpu`. `split_eoi`: the vCPU deactivates apart from ending
     /// (VMCR.EOIM), so that active interrupts do not hold back others.
     ///
-    /// An entry follows; what is in list registers is there until [`Engine::fold`].
+    /// An entry follows; what is in list registers is there until [`Engine::fold`]. Those behind the count that is returned are not written.
+    #[inline]
     pub fn fill(&mut self, vcpu: usize, lrs: &mut [u64], split_eoi: bool) -> Filled {
-        let (mut active, mut pending) = (Best::new(), Best::new());
         if vcpu >= self.vcpus {
             return Filled::default();
         }
-        // An entry that did not happen: nothing was acknowledged.
-        self.unplace(vcpu);
+        if self.placed_count[vcpu] != 0 {
+            // An entry that did not happen: nothing was acknowledged.
+            self.unplace(vcpu);
+        }
+        if lrs.is_empty() || !self.is_any_hot(vcpu) {
+            return Filled::default();
+        }
+        let (mut seen, mut only) = (0, 0);
+        self.each_hot(vcpu, |intid, irq| {
+            if irq.active || irq.pending() && self.may_signal(irq) {
+                (seen, only) = (seen + 1, intid);
+            }
+        });
+        match seen {
+            0 => Filled::default(),
+            1 => {
+                lrs[0] = self.place(vcpu, only, false);
+                self.placed[vcpu][0] = only as u16;
+                self.placed_count[vcpu] = 1;
+                Filled { count: 1, hcr: 0 }
+            }
+            _ => self.fill_best(vcpu, lrs, split_eoi),
+        }
+    }
+
+    /// The same where there is a choice.
+    fn fill_best(&mut self, vcpu: usize, lrs: &mut [u64], split_eoi: bool) -> Filled {
+        let (mut active, mut pending) = (Best::new(), Best::new());
         self.each_hot(vcpu, |intid, irq| {
             if irq.active {
                 active.add(irq.priority, intid);
@@ -133,7 +168,6 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             lrs[n] = self.place(vcpu, intid, left && n == last);
             self.placed[vcpu][n] = intid as u16;
         }
-        lrs[count..].fill(0);
         self.placed_count[vcpu] = count;
         let mut hcr = 0;
         if left && count > 1 {
@@ -184,10 +218,19 @@ impl<const V: usize, const S: usize> Engine<V, S> {
 
     /// Takes back what the list registers hold after an exit of `vcpu`; `ends`: how many interrupts without list register ended
     /// (EOIcount). A register that is not what it was filled with counts as untouched.
+    #[inline]
     pub fn fold(&mut self, vcpu: usize, lrs: &[u64], ends: u32) {
         if vcpu >= self.vcpus {
             return;
         }
+        if ends != 0 || self.placed_count[vcpu] != 0 {
+            self.fold_placed(vcpu, lrs, ends);
+        } else {
+            self.ended[vcpu] = 0;
+        }
+    }
+
+    fn fold_placed(&mut self, vcpu: usize, lrs: &[u64], ends: u32) {
         let form = self.form;
         let count = core::mem::take(&mut self.placed_count[vcpu]);
         self.ended[vcpu] = 0;

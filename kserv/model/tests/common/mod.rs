@@ -58,6 +58,8 @@ impl Interface {
     /// What an entry loads. Maintenance interrupts that would leave the vCPU no instruction are an error.
     pub fn load(&mut self, filled: Filled) {
         (self.hcr, self.ends, self.ended) = (filled.hcr, 0, false);
+        // The machine gets as many as the count says.
+        self.lrs[filled.count..].fill(0);
         let valid: Vec<_> = self.decoded().into_iter().filter(ListRegister::is_valid).collect();
         assert_eq!(valid.len(), filled.count);
         for (n, one) in valid.iter().enumerate() {
