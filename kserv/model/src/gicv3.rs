@@ -158,9 +158,11 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
             !(1 << vcpu)
         } else {
             let cluster = (value >> 48 & 0xff) << 32 | (value >> 32 & 0xff) << 16 | (value >> 16 & 0xff) << 8;
-            let first = (value >> 44 & 0xf) * 16;
-            let listed = (0..16).filter(|n| value >> n & 1 != 0 && first + n < 256);
-            listed.filter_map(|n| vcpu_of(cluster | (first + n), self.irqs.vcpus())).fold(0, |mask, n| mask | 1 << n)
+            // 16 vCPUs to a cluster, and no more clusters than the mask has room for; the range selector names others.
+            match vcpu_of(cluster, self.irqs.vcpus()) {
+                Some(first) if value >> 44 & 0xf == 0 => ((value & 0xffff) as u32).checked_shl(first as u32).unwrap_or(0),
+                _ => 0,
+            }
         };
         self.irqs.send_sgi(vcpu, targets, sgi, Some(register == Register::IccSgi1r));
     }

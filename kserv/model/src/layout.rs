@@ -57,7 +57,9 @@ pub const fn affinity(vcpu: usize) -> u64 {
 /// The vCPU with this affinity, if there are `vcpus`. Bits that are no affinity fields are left out.
 pub fn vcpu_of(mpidr: u64, vcpus: usize) -> Option<usize> {
     let affinity_bits = mpidr & 0xff_00ff_ffff;
-    (0..vcpus).find(|vcpu| affinity(*vcpu) == affinity_bits)
+    // The inverse of `affinity`, where there is one.
+    let vcpu = (affinity_bits & 15 | affinity_bits >> 4 & 0xff0) as usize;
+    (vcpu < vcpus && affinity(vcpu) == affinity_bits).then_some(vcpu)
 }
 
 #[cfg(test)]

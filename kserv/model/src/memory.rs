@@ -62,11 +62,22 @@ impl Chunk {
         self.0[page / 64 % 8] >> (page % 64) & 1 != 0
     }
 
-    fn set(&mut self, page: usize, mapped: bool) {
-        let word = &mut self.0[page / 64 % 8];
-        *word = *word & !(1 << (page % 64)) | u64::from(mapped) << (page % 64);
+    /// Notes `count` pages from `page` on, all in this block: how many were not so before.
+    fn set(&mut self, page: usize, count: usize, mapped: bool) -> u64 {
+        let mut changed = 0;
+        let end = page + count;
+        for (n, word) in self.0.iter_mut().enumerate().take(end.div_ceil(64)).skip(page / 64) {
+            let (first, last) = (page.saturating_sub(n * 64), (end - n * 64).min(64));
+            let mask = u64::MAX << first & u64::MAX >> (64 - last);
+            changed += u64::from((if mapped { mask & !*word } else { mask & *word }).count_ones());
+            *word = if mapped { *word | mask } else { *word & !mask };
+        }
+        changed
     }
 }
+
+/// Pages that a [`Chunk`] notes.
+const PAGES_OF_CHUNK: u64 = BLOCK / PAGE;
 
 /// Why a slot cannot be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -218,13 +229,17 @@ impl<'a> Memory<'a> {
     }
 
     fn note(&mut self, gpa: u64, pages: u64, mapped: bool) {
-        for n in 0..pages {
-            let Some(at) = n.checked_mul(PAGE).and_then(|offset| gpa.checked_add(offset)) else { return };
-            let Some((_, chunk, page)) = self.find(at) else { return };
-            if self.chunks[chunk].get(page) != mapped {
-                self.chunks[chunk].set(page, mapped);
-                self.pages = if mapped { self.pages + 1 } else { self.pages - 1 };
-            }
+        let (mut at, mut left) = (gpa & !(PAGE - 1), pages);
+        while left != 0 {
+            // One slot, one record at a time.
+            let Some((slot, chunk, page)) = self.find(at) else { return };
+            let in_slot = (slot.size - (at - slot.gpa)) / PAGE;
+            let run = left.min(in_slot).min(PAGES_OF_CHUNK - page as u64);
+            let changed = self.chunks[chunk].set(page, run as usize, mapped);
+            self.pages = if mapped { self.pages + changed } else { self.pages - changed };
+            left -= run;
+            let Some(next) = at.checked_add(run * PAGE) else { return };
+            at = next;
         }
     }
 }
@@ -276,6 +291,28 @@ mod tests {
         assert_eq!(memory.on_fault(RAM, false), map(RAM, 0x8000_1000, 16));
         // The last page is alone in its block.
         assert_eq!(memory.on_fault(RAM + BLOCK, false), map(RAM + BLOCK, 0x8020_1000, 1));
+    }
+
+    #[test]
+    fn runs_of_any_length_at_any_place_are_noted_page_by_page() {
+        let mut chunks = [Chunk::EMPTY; 3];
+        let mut memory = Memory::new(&mut chunks);
+        memory.add(slot(RAM + 3 * PAGE, 2 * BLOCK, 0)).unwrap();
+        let mut oracle = std::vec![false; 3 * 512];
+        let mut seed = 1u64;
+        for _ in 0..2000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let (from, count, on) = ((seed >> 33) % 1100, (seed >> 20) % 700, seed >> 63 == 0);
+            if on { memory.mapped(RAM + from * PAGE, count) } else { memory.unmapped(RAM + from * PAGE, count) }
+            // A run that begins outside of the slot is not noted; one that leaves it ends there.
+            if from >= 3 {
+                (from..(from + count).min(2 * 512 + 3)).for_each(|page| oracle[page as usize] = on);
+            }
+            assert_eq!(memory.pages(), oracle.iter().filter(|mapped| **mapped).count() as u64);
+        }
+        for (page, mapped) in oracle.iter().enumerate() {
+            assert_eq!(memory.is_mapped(RAM + page as u64 * PAGE), *mapped, "{page}");
+        }
     }
 
     #[test]

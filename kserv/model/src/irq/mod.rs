@@ -281,7 +281,10 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if sgi >= SGIS {
             return;
         }
-        for target in (0..self.vcpus).filter(|vcpu| targets >> vcpu & 1 != 0) {
+        let mut left = targets & ((1 << self.vcpus) - 1);
+        while left != 0 {
+            let target = left.trailing_zeros() as usize;
+            left &= left - 1;
             if group1.is_some_and(|group1| self.private[target][sgi].group1 != group1) {
                 continue;
             }
