@@ -40,15 +40,17 @@ struct Cpu {
 }
 
 impl Cpu {
-    const NEW: Self = Self {
-        queue: Mutex::new(Queue { threads: Vec::new(), next: 0, turn_ends: 0 }),
-        affinity: Once::new(),
-        current: AtomicU64::new(0),
-        look: AtomicBool::new(false),
-    };
+    const fn new() -> Self {
+        Self {
+            queue: Mutex::new(Queue { threads: Vec::new(), next: 0, turn_ends: 0 }),
+            affinity: Once::new(),
+            current: AtomicU64::new(0),
+            look: AtomicBool::new(false),
+        }
+    }
 }
 
-static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::NEW }; MAX_CPUS];
+static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
 static GIC: Once<Gic> = Once::new();
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);

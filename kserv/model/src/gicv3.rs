@@ -160,7 +160,9 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
             let cluster = (value >> 48 & 0xff) << 32 | (value >> 32 & 0xff) << 16 | (value >> 16 & 0xff) << 8;
             // 16 vCPUs to a cluster, and no more clusters than the mask has room for; the range selector names others.
             match vcpu_of(cluster, self.irqs.vcpus()) {
-                Some(first) if value >> 44 & 0xf == 0 => ((value & 0xffff) as u32).checked_shl(first as u32).unwrap_or(0),
+                Some(first) if value >> 44 & 0xf == 0 => {
+                    ((value & 0xffff) as u32).checked_shl(first as u32).unwrap_or(0)
+                }
                 _ => 0,
             }
         };

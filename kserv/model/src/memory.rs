@@ -303,7 +303,11 @@ mod tests {
         for _ in 0..2000 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let (from, count, on) = ((seed >> 33) % 1100, (seed >> 20) % 700, seed >> 63 == 0);
-            if on { memory.mapped(RAM + from * PAGE, count) } else { memory.unmapped(RAM + from * PAGE, count) }
+            if on {
+                memory.mapped(RAM + from * PAGE, count)
+            } else {
+                memory.unmapped(RAM + from * PAGE, count)
+            }
             // A run that begins outside of the slot is not noted; one that leaves it ends there.
             if from >= 3 {
                 (from..(from + count).min(2 * 512 + 3)).for_each(|page| oracle[page as usize] = on);

@@ -173,7 +173,8 @@ impl Bench {
         profile: &Profile,
         kind: &str,
     ) -> Result<(), BenchError> {
-        let parts = [(Whose::Core, "at EL2", project.core_elf()), (Whose::Host, "of the mini host", project.mini_elf())];
+        let parts =
+            [(Whose::Core, "at EL2", project.core_elf()), (Whose::Host, "of the mini host", project.mini_elf())];
         for (whose, at, elf) in parts {
             let symbols = Symbols::load(&elf)?;
             let name = |offset| if self.lines { symbols.inlined(offset) } else { symbols.function(offset) };
