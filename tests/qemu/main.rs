@@ -12,6 +12,7 @@
 //! | [`boot_paths`]   | ways into the core; the device tree of the host                        |
 //! | [`broken`]       | broken inputs: one clear line each                                     |
 //! | [`failure`]      | the core itself fails                                                  |
+//! | [`hostile`]      | a host that attacks at random; `--soak`                                |
 //! | [`vms`]          | virtual machines under the mini host                                   |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
@@ -22,6 +23,7 @@ mod broken;
 mod confinement;
 mod failure;
 mod host_life;
+mod hostile;
 mod made;
 mod matrix;
 mod placed;
@@ -40,6 +42,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let bed = bed::Bed { project };
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "--soak") {
+        let number = |n: usize, usual| words.get(n).map_or(Some(usual), |word| word.parse().ok());
+        let (Some(minutes), Some(seed)) = (number(1, 60), number(2, 1)) else {
+            println!("--soak wants minutes and a first seed: {words:?}");
+            return ExitCode::from(2);
+        };
+        return hostile::soak(&bed, minutes, seed);
+    }
     let cases = [
         matrix::cases(),
         raspi::cases(),
@@ -49,6 +61,7 @@ fn main() -> ExitCode {
         broken::cases(),
         failure::cases(),
         vms::cases(),
+        hostile::cases(),
     ];
-    runner::run(cases.into_iter().flatten().collect(), &bed::Bed { project })
+    runner::run(cases.into_iter().flatten().collect(), &bed)
 }

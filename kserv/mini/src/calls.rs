@@ -149,3 +149,8 @@ pub fn destroy_vm(vm: u64) -> Result<(), CallError> {
 pub fn vm_info(vm: u64) -> Result<(u64, u64, u64), CallError> {
     raw(HostCall::VmInfo, [vm, 0, 0, 0, 0]).map(|x| (x[1], x[2], x[3]))
 }
+
+/// What a page of a VM is (0 not mapped, 1 private, 2 shared, 3 lent, 4 window), and where, if it is shared or lent.
+pub fn page_info(vm: u64, gpa: u64) -> Result<(u64, u64), CallError> {
+    raw(HostCall::PageInfo, [vm, gpa, 0, 0, 0]).map(|x| (x[1], x[2]))
+}

@@ -371,6 +371,11 @@ impl Guest {
             .map_err(|lost| Failure::Text(alloc::format!("this host's registers: {lost}")))
     }
 
+    /// The pages through which its vCPUs run. Not while they do.
+    pub fn mailboxes(&self) -> Vec<u64> {
+        self.mailboxes.iter().map(|page| page.lock().page.pa()).collect()
+    }
+
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)

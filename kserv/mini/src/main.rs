@@ -8,6 +8,7 @@
 //! | `pages`       | which RAM is free                                                  |
 //! | `guest`       | a VM: made, started, ended, destroyed with all memory counted      |
 //! | `scheduler`   | vCPUs on CPUs                                                      |
+//! | `jobs`        | what all CPUs do at the same time                                  |
 //! | `session`     | what the archive's `config` asks for, from the first VM to the end |
 //! | `demo`        | VMs at work, and what the host may not do to them                  |
 //! | `checks`      | hostile and other checks of the core, by name                      |
@@ -32,6 +33,8 @@ mod console;
 mod demo;
 #[cfg(target_os = "none")]
 mod guest;
+#[cfg(target_os = "none")]
+mod jobs;
 #[cfg(target_os = "none")]
 mod machine;
 #[cfg(target_os = "none")]

@@ -21,7 +21,7 @@ use crate::calls::{self, CoreInfo};
 use crate::console;
 use crate::guest::{Failure, Guest, Image, Plan};
 use crate::machine::Machine;
-use crate::{checks, demo, pages, say, scheduler};
+use crate::{checks, demo, jobs, pages, say, scheduler};
 
 /// PSCI SYSTEM_OFF.
 const SYSTEM_OFF: u64 = 0x8400_0008;
@@ -110,7 +110,8 @@ pub fn start_secondary() -> ! {
         fail(format_args!("{text}"));
     }
     loop {
-        scheduler::run(|| false);
+        scheduler::run(jobs::is_waiting);
+        jobs::work();
     }
 }
 

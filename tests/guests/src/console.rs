@@ -1,12 +1,14 @@
-//! The PL011 at 0x0900_0000: text out.
+//! The PL011 at 0x0900_0000: text out, bytes in.
 
 use crate::arch::{read32, write32};
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 const UART: u64 = 0x0900_0000;
-const FLAGS: u64 = UART + 0x18;
+/// UARTFR: reading it changes nothing.
+pub const FLAGS: u64 = UART + 0x18;
 const FULL: u32 = 1 << 5;
+const EMPTY: u32 = 1 << 4;
 
 /// The guest's name: length and address. Two words, as there are no locks.
 static NAME: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
@@ -25,6 +27,11 @@ pub fn name() -> &'static str {
     }
     // SAFETY: `start` put a `&'static str` there.
     unsafe { core::str::from_utf8_unchecked(core::slice::from_raw_parts(at as *const u8, length)) }
+}
+
+/// The next byte from the host, if there is one.
+pub fn received() -> Option<u8> {
+    (read32(FLAGS) & EMPTY == 0).then(|| read32(UART) as u8)
 }
 
 /// The console.

@@ -7,12 +7,14 @@
 //! | `reclaim`       | memory of a protected VM is out of the host's reach, and comes back all zero                |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
+//! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
 mod costs;
 mod life;
 mod refused;
+mod storm;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -33,6 +35,7 @@ use crate::session::Wishes;
 /// What a check gets.
 struct Context<'a> {
     wishes: &'a Wishes<'a>,
+    archive: Archive<'a>,
     info: &'a CoreInfo,
 }
 
@@ -43,8 +46,12 @@ const CHECKS: &[(&str, Check)] = &[
     ("reclaim", life::reclaim),
     ("lifecycle", life::lifecycle),
     ("many", life::many),
+    ("storm", storm::storm),
     ("costs", costs::costs),
 ];
+
+/// Checks that `all` leaves out: they need something, or check nothing.
+const ONLY_BY_NAME: &[&str] = &["storm", "costs"];
 
 /// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
 const TINY: [u32; 7] = [
@@ -61,15 +68,16 @@ const TINY: [u32; 7] = [
 ///
 /// # Errors
 /// The first that does not hold.
-pub fn run(wishes: &Wishes<'_>, _archive: Archive<'_>, info: &CoreInfo) -> Result<(), Failure> {
-    let context = Context { wishes, info };
+pub fn run(wishes: &Wishes<'_>, archive: Archive<'_>, info: &CoreInfo) -> Result<(), Failure> {
+    let context = Context { wishes, archive, info };
     let asked: Vec<&str> =
         wishes.options.iter().filter(|(key, _)| *key == "test").filter_map(|(_, value)| *value).collect();
     if let Some(unknown) = asked.iter().find(|name| **name != "all" && CHECKS.iter().all(|(known, _)| known != *name)) {
         return Err(Failure::Text(alloc::format!("there is no test {unknown}")));
     }
-    for (name, check) in
-        CHECKS.iter().filter(|(name, _)| asked.iter().any(|asked| *asked == "all" && *name != "costs" || asked == name))
+    for (name, check) in CHECKS
+        .iter()
+        .filter(|(name, _)| asked.iter().any(|asked| *asked == "all" && !ONLY_BY_NAME.contains(name) || asked == name))
     {
         let free = pages::free_bytes();
         let said = check(&context).map_err(|failure| Failure::Text(alloc::format!("test {name}: {failure}")))?;

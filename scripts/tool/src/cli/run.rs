@@ -24,7 +24,7 @@ use std::{
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("vms").args(["mini", "demo", "guest"]))]
 #[command(group = ArgGroup::new("own").args(["mini", "guest"]))]
-#[command(group = ArgGroup::new("work").args(["vm", "check"]))]
+#[command(group = ArgGroup::new("work").args(["vm", "check"]).multiple(true))]
 pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value = "virt")]
     board: Board,
@@ -66,7 +66,7 @@ pub(super) struct RunArgs {
     guest_append: Vec<String>,
     #[arg(long, requires = "mini")]
     vm: Vec<String>,
-    #[arg(long, requires = "mini", conflicts_with = "vm")]
+    #[arg(long, requires = "mini")]
     check: Vec<String>,
     #[arg(long, requires = "own", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
     vcpus: Option<u8>,
@@ -100,6 +100,11 @@ pub(super) struct RunArgs {
     dry_run: bool,
 }
 
+/// The mini host's options for a check and what it is given: "storm,seed=7".
+fn lines_of_check(check: &str) -> impl Iterator<Item = String> {
+    check.split(',').enumerate().map(|(n, word)| if n == 0 { format!("test={word}") } else { word.to_owned() })
+}
+
 /// The mini host is a host of its own, with nothing but VMs.
 const NOT_WITH_MINI: [&str; 6] = ["kernel", "initrd", "no_core", "raw_image", "drive", "net"];
 
@@ -123,7 +128,7 @@ impl RunArgs {
             }
             self.vm_append.iter().fold(vm, |vm, args| vm.append(args))
         });
-        let checks = self.check.iter().map(|name| format!("test={name}"));
+        let checks = self.check.iter().flat_map(|check| lines_of_check(check));
         self.mini.then(|| checks.fold(vms.fold(Vms::new(), Vms::vm), Vms::line))
     }
 

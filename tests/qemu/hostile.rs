@@ -1,0 +1,70 @@
+//! A host that attacks at random, on every CPU at once (kserv/mini/src/checks/storm), while a protected VM keeps its secrets.
+
+use crate::{
+    bed::{Bed, Checks, Failure, LIMIT},
+    runner::Case,
+};
+use corevisor_tool::{
+    machine::Machine,
+    run::{Boot, Run},
+    vms::{Vm, Vms},
+};
+use std::{
+    io::Write,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+/// Steps of each CPU in a storm of the soak: a minute or so.
+const SOAK_ROUNDS: u32 = 4000;
+
+/// The cases.
+pub fn cases() -> Vec<Case> {
+    let storm = |gic, cpus, rounds| {
+        let name = format!("random calls, accesses and runs of {cpus} CPUs at once get nowhere, GICv{gic}");
+        Case::new("hostile", name, move |bed: &Bed| storm(bed, gic, cpus, 1, rounds).map(drop))
+    };
+    vec![storm(3, 2, 800), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)]
+}
+
+/// One storm: the line in which the mini host says what it did.
+fn storm(bed: &Bed, gic: u32, cpus: u32, seed: u64, rounds: u32) -> Result<String, Failure> {
+    let machine = Machine::virt().gic(gic).cpu(if gic == 2 { "cortex-a72" } else { "max" }).smp(cpus);
+    let vms = Vms::new()
+        .vm(Vm::guest("keeper").vcpus(2).protected(true))
+        .line("test=storm")
+        .line(format!("seed={seed}"))
+        .line(format!("rounds={rounds}"));
+    // Every refused access is a warning of the core: thousands of them.
+    let done =
+        Run::new(&bed.project, machine).timeout(LIMIT).append("corevisor.log=error").boot(Boot::Mini(vms)).finish()?;
+    done.succeeded()?;
+    done.says("guest keeper: ok, every secret as it was")?;
+    let line = done.console.lines().find(|line| line.contains("mini: test storm: ok, "));
+    line.map(|line| line.trim().to_owned()).ok_or_else(|| Failure::new("the storm did not say how it ended"))
+}
+
+/// One storm after another with new seeds, on each interrupt controller in turn, for so many minutes.
+pub fn soak(bed: &Bed, minutes: u64, first: u64) -> ExitCode {
+    let (start, long) = (Instant::now(), Duration::from_secs(60 * minutes));
+    println!("storms with seeds from {first} on, for {minutes} minutes; one alone: scripts/test --soak 0 SEED");
+    let (mut seed, mut failed) = (first, 0);
+    loop {
+        let gic = if seed % 2 == 0 { 2 } else { 3 };
+        match storm(bed, gic, 4, seed, SOAK_ROUNDS) {
+            Ok(line) => println!("[{:3} min] GICv{gic}, {line}", start.elapsed().as_secs() / 60),
+            Err(failure) => {
+                println!("FAILED: seed {seed}, GICv{gic}\n{failure}");
+                failed += 1;
+            }
+        }
+        // A pipe that nobody reads is no reason to stop.
+        let _ = std::io::stdout().flush();
+        seed += 1;
+        if start.elapsed() >= long {
+            break;
+        }
+    }
+    println!("\n{} passed, {failed} failed", seed - first - failed);
+    ExitCode::from(u8::from(failed != 0))
+}
