@@ -1,6 +1,7 @@
 //! Runs the cases, as many at a time as there are CPUs, and says how each ended.
 
 use crate::bed::{Bed, Failure};
+use corevisor_tool::run::{cpu_of_children, cpu_of_machines};
 use std::{
     collections::VecDeque,
     io::Write,
@@ -106,6 +107,8 @@ pub fn run(cases: Vec<Case>, bed: &Bed) -> ExitCode {
         println!("\nfailed:");
         failed.iter().for_each(|title| println!("  {title}"));
     }
+    let cpu = cpu_of_children().as_secs_f64();
+    println!("\nCPU time of the machines and of what made their programs: {cpu:.0} s");
     println!("\n{} passed, {} failed", chosen.len() - failed.len(), failed.len());
     ExitCode::from(u8::from(!failed.is_empty()))
 }
@@ -128,13 +131,15 @@ fn run_all(cases: &[Case], bed: &Bed, jobs: usize) -> Vec<String> {
         for _ in 0..jobs.min(cases.len()) {
             scope.spawn(|| {
                 while let Some(case) = lock(&waiting).pop_front() {
-                    let start = Instant::now();
+                    let (start, cpu) = (Instant::now(), cpu_of_machines());
                     let result = case.run(bed);
                     let mut ended = lock(&ended);
                     ended.0 += 1;
                     let word = if result.is_ok() { "ok" } else { "FAILED" };
                     let seconds = start.elapsed().as_secs_f64();
-                    println!("[{:3}/{}] {word:6} {} ({seconds:.1} s)", ended.0, cases.len(), case.title());
+                    let cpu = (cpu_of_machines() - cpu).as_secs_f64();
+                    let title = case.title();
+                    println!("[{:3}/{}] {word:6} {title} ({seconds:.1} s, CPU {cpu:.1} s)", ended.0, cases.len());
                     if let Err(failure) = result {
                         println!("{failure}");
                         ended.1.push(case.title());

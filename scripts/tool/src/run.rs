@@ -25,7 +25,7 @@ use thiserror::Error;
 
 pub use crate::{
     outcome::{Finished, Outcome, SCRIPT_ENDED},
-    running::{NotSeen, Running},
+    running::{NotSeen, Running, cpu_of_children, cpu_of_machines},
 };
 
 /// A run cannot be prepared or started.

@@ -5,8 +5,13 @@ use crate::{
     qmp::{self, Qmp, QmpError, Shutdown},
     run::{CONSOLE, Run, RunError},
 };
+use nix::{
+    sys::resource::{UsageWho, getrusage},
+    sys::time::TimeValLike,
+};
 use serde_json::Value;
 use std::{
+    cell::Cell,
     io::{self, Read, Write},
     os::{
         fd::AsRawFd,
@@ -199,7 +204,7 @@ impl Running {
                 return Err(NotSeen { text: text.to_owned(), why, tail });
             }
             drop(self.shared.changed.wait_timeout(state, TICK));
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
+            if matches!(self.try_wait(), Ok(Some(_)) | Err(_)) {
                 self.join();
                 last_look = true;
             }
@@ -236,7 +241,7 @@ impl Running {
     fn wait(&mut self) -> Outcome {
         let mut looked = 0;
         loop {
-            match self.child.try_wait() {
+            match self.try_wait() {
                 Ok(Some(status)) => {
                     self.join();
                     return self.judge(status);
@@ -282,6 +287,20 @@ impl Running {
         found
     }
 
+    fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.reap(Child::try_wait)
+    }
+
+    /// Waits for QEMU in one of two ways. What the ended children of this process have used grows only here, by one at a time.
+    fn reap<T>(&mut self, wait: impl FnOnce(&mut Child) -> T) -> T {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = cpu_of_children();
+        let ended = wait(&mut self.child);
+        CPU_OF_MACHINES.set(CPU_OF_MACHINES.get() + cpu_of_children().saturating_sub(before));
+        ended
+    }
+
     fn judge(&self, status: ExitStatus) -> Outcome {
         let state = self.shared.lock();
         let console = String::from_utf8_lossy(&state.console);
@@ -293,7 +312,7 @@ impl Running {
     fn end(&mut self) {
         // Both fail only when it has ended already.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.reap(Child::wait);
         self.join();
     }
 
@@ -313,6 +332,22 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+thread_local! {
+    static CPU_OF_MACHINES: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The CPU time of all machines that ended on this thread: QEMU's own and the kernel's for it.
+pub fn cpu_of_machines() -> Duration {
+    CPU_OF_MACHINES.get()
+}
+
+/// The CPU time of every ended and awaited child of this process.
+pub fn cpu_of_children() -> Duration {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) else { return Duration::ZERO };
+    let micros = |time: nix::sys::time::TimeVal| u64::try_from(time.num_microseconds()).unwrap_or(0);
+    Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time()))
 }
 
 fn find(text: &[u8], what: &[u8]) -> Option<usize> {
