@@ -15,8 +15,10 @@ const TOLD: u64 = 32;
 pub fn cases() -> Vec<Case> {
     let new = |name: &str, act: fn(&Bed) -> Result<(), Failure>| Case::new("confinement", name, act);
     vec![
-        new("a process that reads or writes the core's memory gets a bus error, the host goes on", core_memory),
-        new("a process that executes the core's memory gets a bus error, the host goes on", jumps),
+        new(
+            "a process that reads, writes or executes the core's memory gets a bus error, the host goes on",
+            core_memory,
+        ),
         new("the virtualization parts of a GICv2 are out of reach", |bed| {
             out_of_reach(bed, 2, "0x08030000 0x08040000 0x08041000 0x0f000000 0xc0000000")
         }),
@@ -24,9 +26,10 @@ pub fn cases() -> Vec<Case> {
             out_of_reach(bed, 3, "0x08010000 0x08030000 0x08040000 0x0f000000 0xc0000000")
         }),
         new("a process whose kernel reads or writes the core's memory is killed, the host goes on", oopses),
-        new("the calls of Linux's EL2 boot stub and unknown hypercalls do not exist", unknown_hypercalls),
-        new("the core's version, counters and log are answered by hypercalls", core_calls),
-        new("PSCI is 1.1, refuses an entry point in the core, and unknown SMCs do not exist", smcs),
+        new(
+            "unknown calls do not exist, those of Linux's EL2 boot stub neither; the core's own and PSCI's are answered",
+            all_calls,
+        ),
     ]
 }
 
@@ -60,31 +63,17 @@ fn poked(run: Run, script: &str) -> Result<Finished, Failure> {
     Ok(done)
 }
 
+/// Executed not by the kernel: Linux shows the code that it died at, so it reads what it may not read while it holds the lock of all
+/// oopses, and stops itself. A bus that refuses a fetch does the same to it.
 fn core_memory(bed: &Bed) -> Result<(), Failure> {
     let script = r#"
+        insmod /lib/corevisor_test.ko || fail "the test module does not load"
         gaps 2048 > /tmp/gaps
         while read -r start end; do
             echo "host: not mine $start $end"
             poke $start
             poke $(printf '%#x' $(((start + end) / 2)))
             poke $(printf '%#x' $((end - 2048)))
-        done < /tmp/gaps
-        is "gaps in RAM" $(wc -l < /tmp/gaps) 2
-        # What is the host's still works.
-        [ "$(dd if=/dev/zero bs=1M count=64 2>/dev/null | wc -c)" = 67108864 ] || fail "memory"
-    "#;
-    let done = poked(bed.run(Machine::virt().smp(2)), script)?;
-    let at = done.console.split_once("at 0x").and_then(|(_, rest)| rest.split_once(',')).map_or("", |(at, _)| at);
-    done.says(&format!("host: not mine 0x{at} "))
-}
-
-/// Not by the kernel: Linux shows the code that it died at, so it reads what it may not read while it holds the lock of all
-/// oopses, and stops itself. A bus that refuses a fetch does the same to it.
-fn jumps(bed: &Bed) -> Result<(), Failure> {
-    let script = r#"
-        insmod /lib/corevisor_test.ko || fail "the test module does not load"
-        gaps 2048 > /tmp/gaps
-        while read -r start end; do
             for address in $start $((start + 0x10000)) $((end - 2048)); do
                 jump $address > /tmp/out 2> /tmp/error
                 status=$?
@@ -92,10 +81,15 @@ fn jumps(bed: &Bed) -> Result<(), Failure> {
                 refused=$((refused + 1))
             done
         done < /tmp/gaps
+        is "gaps in RAM" $(wc -l < /tmp/gaps) 2
         if complaints; then fail "the kernel complains"; fi
+        # What is the host's still works.
+        [ "$(dd if=/dev/zero bs=1M count=64 2>/dev/null | wc -c)" = 67108864 ] || fail "memory"
     "#;
     let run = bed.run(Machine::virt().smp(2)).file("/lib/corevisor_test.ko", made::module(bed)?);
-    poked(run.file("/bin/jump", made::program(bed, "jump")?), script).map(|_| ())
+    let done = poked(run.file("/bin/jump", made::program(bed, "jump")?), script)?;
+    let at = done.console.split_once("at 0x").and_then(|(_, rest)| rest.split_once(',')).map_or("", |(at, _)| at);
+    done.says(&format!("host: not mine 0x{at} "))
 }
 
 fn out_of_reach(bed: &Bed, gic: u32, addresses: &str) -> Result<(), Failure> {
@@ -155,39 +149,12 @@ fn oopses(bed: &Bed) -> Result<(), Failure> {
     done.counted("host accesses denied", refused)
 }
 
-fn unknown_hypercalls(bed: &Bed) -> Result<(), Failure> {
-    let script = r#"
-        for number in 0 1 2 3 4 5 6 7 ffffffffffffffff 80000000 84000000 84000001 86000000 c6000000 c6007fff c6008004 \
-            c600ffff 8600ff02 8600ff04 c5000020 46008000 86008000 1c6008000; do
-            answers $none hvc $number 40200000 1 2
-            answers $none hvc1 $number
-        done
-        answers $none hvc1 c6008000
-        # With the stub's SET_VECTORS or SOFT_RESTART there would be no core that still answers.
-        answers $version hvc c6008000
-    "#;
-    let done = with_module(bed, script)?;
+/// One host makes them all.
+fn all_calls(bed: &Bed) -> Result<(), Failure> {
+    let script = [UNKNOWN_CALLS, CORE_CALLS, SMC_CALLS].join("\n");
+    let done = with_module(bed, &script)?;
     done.counted("host instructions undefined", 0)?;
-    done.counted("host hypercalls", 2 * 23 + 2)
-}
-
-fn core_calls(bed: &Bed) -> Result<(), Failure> {
-    let script = r#"
-        answers $version hvc c6008000
-        for event in $(seq 0 $((0x$events - 1))); do answers 0 hvc c6008001 $(printf '%x' $event); done
-        for event in $events ffffffffffffffff; do answers fffffffffffffffd hvc c6008001 $event; done
-        is "accesses denied" "$(call hvc c6008001 1)" "0 0 0 0"
-        first=$(call hvc c6008001 2 | cut -d ' ' -f 2)
-        is "hypercalls, asked for again" "$(call hvc c6008001 2 | cut -d ' ' -f 2)" $(printf '%x' $((0x$first + 1)))
-        is "UID" "$(call hvc 8600ff01)" "a1f47f1d 1c4b4e6a 4ec0559c feca5051"
-        is "revision" "$(call hvc 8600ff03)" "0 $version 0 0"
-        call log > /tmp/log
-        echo "host: the log's first line: $(head -n 1 /tmp/log)"
-        is "lines of the log that are not the core's" $(grep -vc '^corevisor: ' /tmp/log) 0
-        # Beyond the end there is nothing, and no error.
-        is "the log's end" "$(call hvc c6008002 ffffffffffff | cut -d ' ' -f 1)" 0
-    "#;
-    let done = with_module(bed, script)?;
+    done.counted("host accesses denied", 0)?;
     let line = |text: &str| {
         let line = done.console.lines().find_map(|line| Some(line.split_once(text)?.1.to_owned()));
         line.ok_or_else(|| Failure::new(format!("no line with {text:?}")))
@@ -196,32 +163,63 @@ fn core_calls(bed: &Bed) -> Result<(), Failure> {
     check(logged == said, format!("the log starts with {logged:?}, the console with {said:?}"))
 }
 
-fn smcs(bed: &Bed) -> Result<(), Failure> {
-    let script = r#"
-        answers 10001 smc 84000000
-        for number in 0 1 12345678 82000000 c2000000 83000000 b2000000 bf00ff01 84000020 c4000020 8400001f; do
-            got=$(call smc $number)
-            case ${got%% *} in $none | ffffffff) ;; *) fail "SMC $number: $got" ;; esac
-        done
-        answers $none smc1 84000000
+/// The calls of Linux's EL2 boot stub, and numbers that nobody has.
+const UNKNOWN_CALLS: &str = r#"
+    hypercalls() { echo $((0x$(call hvc c6008001 2 | cut -d ' ' -f 2))); }
+    before=$(hypercalls)
+    for number in 0 1 2 3 4 5 6 7 ffffffffffffffff 80000000 84000000 84000001 86000000 c6000000 c6007fff c6008004 \
+        c600ffff 8600ff02 8600ff04 c5000020 46008000 86008000 1c6008000; do
+        answers $none hvc $number 40200000 1 2
+        answers $none hvc1 $number
+    done
+    answers $none hvc1 c6008000
+    # With the stub's SET_VECTORS or SOFT_RESTART there would be no core that still answers.
+    answers $version hvc c6008000
+    # 23 numbers by either instruction, two more, and the question itself.
+    is "hypercalls" $(($(hypercalls) - before)) $((2 * 23 + 2 + 1))
+"#;
 
-        echo 0 > /sys/devices/system/cpu/cpu1/online || fail "CPU 1 does not go off"
-        invalid=fffffffffffffff7
-        gaps 2048 > /tmp/gaps
-        while read -r start end; do
-            answers $invalid smc c4000003 1 ${start#0x} 0
-            answers $invalid smc c4000003 1 $(printf '%x' $((end - 4))) 0
-        done < /tmp/gaps
-        # Devices, nothing at all, and beyond all addresses.
-        for entry in 9000000 f000000 c0000000 ffffffffffff0000; do answers $invalid smc c4000003 1 $entry 0; done
-        # No such CPU.
-        answers fffffffffffffffe smc c4000003 7 50000000 0
-        is "CPUs" $(nproc) 1
-        echo 1 > /sys/devices/system/cpu/cpu1/online || fail "CPU 1 does not come back"
-        is "CPUs" $(nproc) 2
-        # On already.
-        answers fffffffffffffffc smc c4000003 1 50000000 0
-        if complaints; then fail "the kernel complains"; fi
-    "#;
-    with_module(bed, script)?.counted("host accesses denied", 0)
-}
+/// The core's version, counters and log.
+const CORE_CALLS: &str = r#"
+    answers $version hvc c6008000
+    for event in $(seq 0 $((0x$events - 1))); do answers 0 hvc c6008001 $(printf '%x' $event); done
+    for event in $events ffffffffffffffff; do answers fffffffffffffffd hvc c6008001 $event; done
+    is "accesses denied" "$(call hvc c6008001 1)" "0 0 0 0"
+    first=$(call hvc c6008001 2 | cut -d ' ' -f 2)
+    is "hypercalls, asked for again" "$(call hvc c6008001 2 | cut -d ' ' -f 2)" $(printf '%x' $((0x$first + 1)))
+    is "UID" "$(call hvc 8600ff01)" "a1f47f1d 1c4b4e6a 4ec0559c feca5051"
+    is "revision" "$(call hvc 8600ff03)" "0 $version 0 0"
+    call log > /tmp/log
+    echo "host: the log's first line: $(head -n 1 /tmp/log)"
+    is "lines of the log that are not the core's" $(grep -vc '^corevisor: ' /tmp/log) 0
+    # Beyond the end there is nothing, and no error.
+    is "the log's end" "$(call hvc c6008002 ffffffffffff | cut -d ' ' -f 1)" 0
+"#;
+
+/// PSCI is 1.1 and refuses an entry point in the core; SMCs that nobody has.
+const SMC_CALLS: &str = r#"
+    answers 10001 smc 84000000
+    for number in 0 1 12345678 82000000 c2000000 83000000 b2000000 bf00ff01 84000020 c4000020 8400001f; do
+        got=$(call smc $number)
+        case ${got%% *} in $none | ffffffff) ;; *) fail "SMC $number: $got" ;; esac
+    done
+    answers $none smc1 84000000
+
+    echo 0 > /sys/devices/system/cpu/cpu1/online || fail "CPU 1 does not go off"
+    invalid=fffffffffffffff7
+    gaps 2048 > /tmp/gaps
+    while read -r start end; do
+        answers $invalid smc c4000003 1 ${start#0x} 0
+        answers $invalid smc c4000003 1 $(printf '%x' $((end - 4))) 0
+    done < /tmp/gaps
+    # Devices, nothing at all, and beyond all addresses.
+    for entry in 9000000 f000000 c0000000 ffffffffffff0000; do answers $invalid smc c4000003 1 $entry 0; done
+    # No such CPU.
+    answers fffffffffffffffe smc c4000003 7 50000000 0
+    is "CPUs" $(nproc) 1
+    echo 1 > /sys/devices/system/cpu/cpu1/online || fail "CPU 1 does not come back"
+    is "CPUs" $(nproc) 2
+    # On already.
+    answers fffffffffffffffc smc c4000003 1 50000000 0
+    if complaints; then fail "the kernel complains"; fi
+"#;

@@ -9,12 +9,13 @@
 //! | [`raspi`]        | the Raspberry Pi 4 in QEMU's model                                     |
 //! | [`host_life`]    | CPUs off and on, reboot, panic, kexec, suspend; the clock              |
 //! | [`confinement`]  | a host that pokes at what is not its own                               |
-//! | [`boot_paths`]   | ways into the core; the device tree of the host                        |
+//! | [`boot_paths`]   | ways into the core                                                     |
 //! | [`broken`]       | broken inputs: one clear line each                                     |
 //! | [`failure`]      | the core itself fails                                                  |
 //! | [`hostile`]      | a host that attacks at random; `--soak`                                |
 //! | [`vms`]          | virtual machines under the mini host                                   |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
+//! | [`host_tree`]    | what the host's device tree must say                                   |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
 
 mod bed;
@@ -23,6 +24,7 @@ mod broken;
 mod confinement;
 mod failure;
 mod host_life;
+mod host_tree;
 mod hostile;
 mod made;
 mod matrix;

@@ -1,7 +1,11 @@
 //! A stock Debian host on all kinds of QEMU's virt: kernels, interrupt controllers, CPUs, memory.
+//!
+//! The default selection has every value of the matrix with every other. CPUs beside the matrix are in it with other stories
+//! ([`host_life`](crate::host_life)), 64 GiB with a smaller host ([`vms`](crate::vms)); `--full` runs everything here.
 
 use crate::{
     bed::{Bed, Checks, Failure, check, healthy},
+    host_tree,
     runner::Case,
 };
 use corevisor_tool::machine::Machine;
@@ -29,35 +33,40 @@ pub fn cases() -> Vec<Case> {
         cases.push(virt(kernel, gic, cpu, number, memory).only_in_full_if(!SELECTED.contains(&place)));
     }
     for (cpu, gic) in [("cortex-a53", 2), ("cortex-a76", 3), ("neoverse-v1", 3)] {
-        cases.push(virt("6.12", gic, cpu, 2, "2G"));
+        cases.push(virt("6.12", gic, cpu, 2, "2G").only_in_full_if(true));
     }
-    cases.push(virt("6.12", 3, "max", 4, "64G"));
+    cases.push(virt("6.12", 3, "max", 4, "64G").only_in_full_if(true));
     cases
 }
 
 fn virt(kernel: &'static str, gic: u32, cpu: &'static str, number: u32, memory: &'static str) -> Case {
     let name = format!("Debian's {kernel} lives on GICv{gic}, {number} x {cpu}, {memory}");
     Case::new("matrix", name, move |bed| {
-        let mut machine = Machine::virt().gic(gic).cpu(cpu).smp(number).memory(memory);
-        if memory == "64G" {
-            // More than this machine may have: pages that are not touched cost nothing.
-            let backend = format!("memory-backend-ram,id=ram,size={memory},reserve=off");
-            machine = machine.machine_option("memory-backend=ram").arg("-object").arg(backend);
-        }
+        let machine = Machine::virt().gic(gic).cpu(cpu).smp(number);
+        let machine = if memory == "64G" { much_memory(machine) } else { machine.memory(memory) };
         lives(bed, machine, kernel, number)
     })
 }
 
-/// Boots a host with disk and network, which examines itself, and looks at its disk.
+/// Gives it 64 GiB, more than this machine may have: pages that are not touched cost nothing.
+pub fn much_memory(machine: Machine) -> Machine {
+    let backend = "memory-backend-ram,id=ram,size=64G,reserve=off";
+    machine.memory("64G").machine_option("memory-backend=ram").arg("-object").arg(backend)
+}
+
+/// Boots a host with disk and network, which examines itself, and looks at its disk: what the host copied, and its device tree.
 fn lives(bed: &Bed, machine: Machine, kernel: &str, cpus: u32) -> Result<(), Failure> {
     let dir = tempfile::tempdir()?;
     let disk = dir.path().join("disk.img");
     let pattern: Vec<u8> = (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
-    let empty = vec![0; pattern.len()];
+    let empty = vec![0; 2 * pattern.len()];
     std::fs::write(&disk, [&pattern[..], &empty].concat())?;
-    let done = healthy(bed.run(machine.drive(&disk).net(true)).kernel(kernel), cpus, "")?;
+    let run = bed.stock(machine.drive(&disk).net(true)).kernel(kernel);
+    let done = healthy(run, cpus, "dd if=/sys/firmware/fdt of=/dev/vda bs=64k seek=32 conv=fsync 2>/dev/null")?;
     let written = std::fs::read(&disk)?;
-    done.check(written == [&pattern[..], &pattern].concat(), "the disk's file does not hold what the host wrote")
+    let (copied, tree) = written.split_at(2 * pattern.len());
+    done.check(copied == [&pattern[..], &pattern].concat(), "the disk's file does not hold what the host wrote")?;
+    host_tree::examine(tree)
 }
 
 fn all() -> Vec<Place> {

@@ -17,6 +17,7 @@ pub struct Case {
     topic: &'static str,
     name: String,
     only_in_full: bool,
+    early: bool,
     act: Act,
 }
 
@@ -29,12 +30,18 @@ impl Case {
         name: impl Into<String>,
         act: impl Fn(&Bed) -> Result<(), Failure> + Send + Sync + 'static,
     ) -> Self {
-        Self { topic, name: name.into(), only_in_full: false, act: Box::new(act) }
+        Self { topic, name: name.into(), only_in_full: false, early: false, act: Box::new(act) }
     }
 
     /// Left out of the default run if `condition`.
     pub fn only_in_full_if(mut self, condition: bool) -> Self {
         self.only_in_full = condition;
+        self
+    }
+
+    /// One of those that take long: nothing else should have to wait for its end alone.
+    pub fn starts_early(mut self) -> Self {
+        self.early = true;
         self
     }
 
@@ -93,7 +100,8 @@ pub fn run(cases: Vec<Case>, bed: &Bed) -> ExitCode {
             return if text == HELP { ExitCode::SUCCESS } else { ExitCode::from(2) };
         }
     };
-    let chosen: Vec<_> = cases.into_iter().filter(|case| options.chooses(case)).collect();
+    let mut chosen: Vec<_> = cases.into_iter().filter(|case| options.chooses(case)).collect();
+    chosen.sort_by_key(|case| !case.early);
     if options.list {
         chosen.iter().for_each(|case| println!("{}", case.title()));
         return ExitCode::SUCCESS;

@@ -2,6 +2,7 @@
 
 use crate::{
     bed::{Bed, Checks, Failure, LIMIT},
+    matrix,
     runner::Case,
 };
 use corevisor_tool::{
@@ -25,7 +26,9 @@ pub fn cases() -> Vec<Case> {
         new("an image changed after it was signed does not start", tampered),
         new("a VM signed with a key that the core was not given does not start", other_key),
         new("the demo: three VMs at work, and every attempt to read a protected one refused", demo),
-        new("on a Raspberry Pi 4 guests run and Debian powers off", raspi).only_in_full_if(true),
+        new("guests run on a machine with 64 GiB", much_memory),
+        new("on a Raspberry Pi 4 guests run, ordinary and protected", raspi_guests),
+        new("on a Raspberry Pi 4 Debian in a protected VM powers off", raspi_debian).only_in_full_if(true),
     ];
     for gic in [2, 3] {
         let guest = |name: &str, act: fn(&Bed, u32) -> Result<(), Failure>| {
@@ -171,10 +174,19 @@ fn two_debians(bed: &Bed, gic: u32) -> Result<(), Failure> {
     well(run(bed, machine(gic).smp(2), vms), &lines).map(|_| ())
 }
 
-fn raspi(bed: &Bed) -> Result<(), Failure> {
+fn much_memory(bed: &Bed) -> Result<(), Failure> {
+    let done =
+        well(run(bed, matrix::much_memory(machine(3).smp(2)), both(&Vm::guest("hello"))), &["65536 MiB of RAM"])?;
+    done.says_times("guest hello: ok, ", 2)
+}
+
+fn raspi_guests(bed: &Bed) -> Result<(), Failure> {
     let guests = both(&Vm::guest("smp").vcpus(2)).vm(Vm::guest("worker").protected(true));
     let done = well(run(bed, Machine::raspi4b(), guests), &["guest worker: ok"])?;
-    done.says_times("guest smp: ok, 2 vCPUs, 21 interrupts", 2)?;
+    done.says_times("guest smp: ok, 2 vCPUs, 21 interrupts", 2)
+}
+
+fn raspi_debian(bed: &Bed) -> Result<(), Failure> {
     let vms = Vms::new().vm(debian_vm("6.12", true, 2));
     well(run(bed, Machine::raspi4b(), vms), &["debian: well with 2 CPUs"]).map(|_| ())
 }
