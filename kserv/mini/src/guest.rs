@@ -373,7 +373,7 @@ impl Guest {
 
     /// The pages through which its vCPUs run. Not while they do.
     pub fn mailboxes(&self) -> Vec<u64> {
-        self.mailboxes.iter().map(|page| page.lock().page.pa()).collect()
+        self.mailboxes.iter().map(|page| page.lock().pa()).collect()
     }
 
     /// Whether it has ended.

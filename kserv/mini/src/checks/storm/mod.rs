@@ -63,7 +63,7 @@ pub fn storm(context: &Context<'_>) -> Result<String, Failure> {
             forbidden: forbidden(),
             victim: guest.id,
             victim_vcpus: plan.vcpus as u64,
-            cpus: guest.cpus.clone(),
+            cpus: guest.cpus.iter().map(|cpu| cpu.load(Ordering::Relaxed)).collect(),
         },
         known: Mutex::default(),
         counts: [const { AtomicU64::new(0) }; 5],
