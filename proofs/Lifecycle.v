@@ -31,6 +31,9 @@ Record Lives := mkLives {
   registers : N -> N -> N;          (* VM, vCPU -> all its registers, as one number *)
 }.
 
+(* A machine that was switched on. *)
+Definition boot_lives ram windows bits gicv : Lives := mkLives (boot ram windows bits) empty gicv (fun _ _ => 0).
+
 Record Manifest := mkManifest { authentic : bool; manifest_entry : N * N }.
 
 Inductive CallError :=

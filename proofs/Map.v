@@ -15,7 +15,7 @@ Definition empty : Map A := PM.empty A.
 Definition get m (k : N) : option A := PM.find (N.succ_pos k) m.
 Definition set m (k : N) (a : A) : Map A := PM.add (N.succ_pos k) a m.
 Definition remove m (k : N) : Map A := PM.remove (N.succ_pos k) m.
-(* Every key with what stands there, ascending. *)
+(* Every key with what stands there, each once. *)
 Definition entries m : list (N * A) := map (fun e => (Pos.pred_N (fst e), snd e)) (PM.elements m).
 
 (* The sum of [f] over everything in the map. *)
