@@ -261,8 +261,10 @@ fn no_layer_gives_up() {
 }
 
 #[test]
-fn the_hosts_side_is_without_unsafe_but_for_the_mini_hosts_arch_module() {
-    let above: Vec<_> = kserv().into_iter().filter(|(file, _)| !file.starts_with("mini::src::arch")).collect();
+fn the_hosts_side_is_without_unsafe_but_for_the_mini_hosts_arch_module_and_what_takes_cs_pointers() {
+    // The driver's model is a file of functions for C, and tests that call them as C does.
+    let may = |file: &str| file.starts_with("mini::src::arch") || file.starts_with("linux::model");
+    let above: Vec<_> = kserv().into_iter().filter(|(file, _)| !may(file)).collect();
     assert!(above.len() > 10);
     let uses = above.iter().filter(|(_, text)| has_word(text, "unsafe"));
     assert_none(&uses.map(|(file, _)| format!("kserv {file} uses unsafe")).collect::<Vec<_>>());

@@ -87,7 +87,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 hot &= hot - 1;
                 let Some(irq) = self.irq(vcpu, intid) else { continue };
                 let mine = match irq.holder {
-                    NOBODY => self.target(vcpu, intid, irq) == Some(vcpu),
+                    // One that was made active by a register and goes nowhere has to end somewhere.
+                    NOBODY => self.target(vcpu, intid, irq).or(irq.active.then_some(0)) == Some(vcpu),
                     holder => usize::from(holder) == vcpu,
                 };
                 if mine {

@@ -397,9 +397,10 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     /// Sets or clears those bits of a one-bit register that are set in `mask`.
     pub fn write_bits(&mut self, vcpu: usize, word: usize, bits: Bits, mask: u32, set: bool) {
         for intid in (0..32).filter(|n| mask >> n & 1 != 0).map(|n| word * 32 + n) {
-            let Some(irq) = self.irq(vcpu, intid) else { continue };
+            if self.irq(vcpu, intid).is_none() {
+                continue;
+            }
             let v2_sgi = self.form == Form::V2 && intid < SGIS;
-            let heir = self.target(vcpu, intid, irq).unwrap_or(0) as u8;
             match bits {
                 Bits::Group => self.change(vcpu, intid, |irq| irq.group1 = set),
                 // GICv2's SGIs are always enabled, and become pending only by SGIR and SPENDSGIR.
@@ -416,8 +417,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                     irq.active = set;
                     match &mut irq.placed {
                         Some(placed) => placed.active_written = true,
+                        // Until it is in a list register, it is where its route says: registers are restored in any order.
                         None if !set => irq.holder = NOBODY,
-                        None if irq.holder == NOBODY => irq.holder = heir,
                         None => {}
                     }
                 }),
