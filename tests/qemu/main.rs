@@ -10,6 +10,7 @@
 //! | [`host_life`]    | CPUs off and on, reboot, panic, kexec, suspend; the clock              |
 //! | [`confinement`]  | a host that pokes at what is not its own                               |
 //! | [`boot_paths`]   | ways into the core                                                     |
+//! | [`consoles`]     | the core's console on other serial ports                               |
 //! | [`broken`]       | broken inputs: one clear line each                                     |
 //! | [`failure`]      | the core itself fails                                                  |
 //! | [`hostile`]      | a host that attacks at random; `--soak`                                |
@@ -22,6 +23,7 @@ mod bed;
 mod boot_paths;
 mod broken;
 mod confinement;
+mod consoles;
 mod failure;
 mod host_life;
 mod host_tree;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         host_life::cases(),
         confinement::cases(),
         boot_paths::cases(),
+        consoles::cases(),
         broken::cases(),
         failure::cases(),
         vms::cases(),

@@ -14,6 +14,7 @@ use dtoolkit::{
     model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty},
 };
 use std::{
+    ffi::OsString,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -31,6 +32,8 @@ pub struct Placed {
     pub tree: DeviceTree,
     /// Where the core's file goes.
     pub core_at: u64,
+    /// Instructions that come first; they may use x1 to x3.
+    pub before: Vec<u32>,
     machine: Machine,
     dir: TempDir,
 }
@@ -52,7 +55,13 @@ impl Placed {
         set(chosen, "linux,initrd-start", &INITRD.to_be_bytes());
         set(chosen, "linux,initrd-end", &(INITRD + initrd.len() as u64).to_be_bytes());
         std::fs::write(dir.path().join("initrd"), initrd)?;
-        Ok(Self { tree, core_at: USUAL, machine, dir })
+        Ok(Self { tree, core_at: USUAL, before: Vec::new(), machine, dir })
+    }
+
+    /// One more argument for QEMU.
+    pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Self {
+        self.machine = self.machine.clone().arg(arg);
+        self
     }
 
     /// The run. Its files live as long as this.
@@ -60,7 +69,7 @@ impl Placed {
         let path = |name: &str| self.dir.path().join(name);
         std::fs::write(path("core"), whole(bed)?)?;
         std::fs::write(path("tree"), self.tree.to_dtb())?;
-        std::fs::write(path("start"), start(TREE, self.core_at))?;
+        std::fs::write(path("start"), start(&self.before, TREE, self.core_at))?;
         let machine = self.machine.clone();
         let machine = load(load(machine, &path("core"), self.core_at), &path("tree"), TREE);
         let machine = load(machine, &path("initrd"), INITRD);
@@ -93,9 +102,11 @@ fn loader(file: &Path, at: u64) -> String {
 }
 
 /// ldr x0, tree; ldr x4, core; x1 to x3 are 0; br x4
-fn start(tree: u64, core: u64) -> Vec<u8> {
+fn start(before: &[u32], tree: u64, core: u64) -> Vec<u8> {
     let code: [u32; 6] = [0x5800_00c0, 0x5800_00e4, 0xd280_0001, 0xd280_0002, 0xd280_0003, 0xd61f_0080];
-    let code = code.iter().flat_map(|instruction| instruction.to_le_bytes());
+    // The two numbers behind must stand at multiples of 8: without a map all memory is device memory.
+    let nop = [0xd503_201f].into_iter().take(before.len() % 2);
+    let code = before.iter().copied().chain(nop).chain(code).flat_map(|instruction| instruction.to_le_bytes());
     code.chain(tree.to_le_bytes()).chain(core.to_le_bytes()).collect()
 }
 
