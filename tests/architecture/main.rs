@@ -157,6 +157,9 @@ fn header_lacks(text: &str) -> Vec<&'static str> {
     lacks
 }
 
+/// Crates that the core stands on; the project's user named them.
+const CRATES: &[&str] = &["aarch64_cpu", "tock_registers", "spin", "buddy_system_allocator", "fdt", "log"];
+
 fn src() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
@@ -247,6 +250,18 @@ fn no_file_is_two_things() {
     let long = sources().into_iter().map(|(module, text)| (module, text.lines().count()));
     let long = long.filter(|(_, lines)| *lines > MOST_LINES).map(|(module, lines)| format!("{module}: {lines} lines"));
     assert_none(&long.collect::<Vec<_>>());
+}
+
+#[test]
+fn each_crate_that_was_asked_for_does_its_job_in_the_core() {
+    let all = files(&src());
+    let is_used = |name: &str| {
+        let path = [Token::Word(name.into()), Token::PathSep];
+        all.iter().any(|(_, text)| without_tests(tokens(text)).windows(2).any(|pair| *pair == path))
+    };
+    assert_none(
+        &CRATES.iter().filter(|name| !is_used(name)).map(|name| format!("{name} is not used")).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
