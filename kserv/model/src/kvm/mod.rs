@@ -39,6 +39,8 @@ const TARGET: u32 = 5;
 const FEATURE_POWER_OFF: u32 = 1 << 0;
 /// Feature: PSCI 0.2 and later.
 const FEATURE_PSCI_0_2: u32 = 1 << 2;
+/// Features: pointer authentication by address, and generic; both or none, as in KVM.
+const FEATURE_PTRAUTH: u32 = 0b11 << 5;
 /// Features that KVM has: bits 0 to 7.
 const FEATURES_KNOWN: u32 = 0xff;
 
@@ -214,13 +216,17 @@ impl Kvm {
     /// # Errors
     /// [`Errno::NoEntry`] for features that KVM does not know, [`Errno::Invalid`] for those that are not here, another target, or other features than before.
     pub fn init_vcpu(&mut self, vcpu: usize, target: u32, features: [u32; 7]) -> Result<(), Errno> {
-        let cntvoff = self.cntvoff;
+        let (cntvoff, has_ptrauth) = (self.cntvoff, self.has_pointer_authentication());
         let one = self.created(vcpu)?;
         if features[0] & !FEATURES_KNOWN != 0 || features[1..].iter().any(|word| *word != 0) {
             return Err(Errno::NoEntry);
         }
+        let ptrauth = features[0] & FEATURE_PTRAUTH;
+        let here = FEATURE_POWER_OFF | FEATURE_PSCI_0_2 | if has_ptrauth { FEATURE_PTRAUTH } else { 0 };
         let changed = one.initialized && (one.features ^ features[0]) & !FEATURE_POWER_OFF != 0;
-        if target != TARGET || features[0] & !(FEATURE_POWER_OFF | FEATURE_PSCI_0_2) != 0 || changed {
+        // A VM has it wherever the machine does; a VMM that sees so in the ID registers asks for it.
+        let halved = ptrauth != 0 && ptrauth != FEATURE_PTRAUTH;
+        if target != TARGET || features[0] & !here != 0 || halved || changed {
             return Err(Errno::Invalid);
         }
         one.reset();

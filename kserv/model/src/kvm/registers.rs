@@ -278,7 +278,7 @@ impl Kvm {
         EL1.into_iter().take(count).map(|(_, id)| id).filter(|id| *id != 0)
     }
 
-    fn has_pointer_authentication(&self) -> bool {
+    pub(super) fn has_pointer_authentication(&self) -> bool {
         // APA, API, GPA, GPI of ISAR1; GPA3, APA3 of ISAR2.
         self.id_register(6, 1) & 0xff00_0ff0 != 0 || self.id_register(6, 2) & 0xff00 != 0
     }

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the files of the driver share.
+ *
+ * Locks, outer first:
+ *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
+ *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
+ *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
+ *   vm->slots_lock	read: slots stay; write: they change
+ *   (mmap_lock)
+ *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier
+ *   vm->io_lock	ioeventfds, routes, irqfds' lists; with interrupts off
+ *   vm->model_lock	struct kserv_vm, raw, with interrupts off; nothing is taken below it
+ */
+#ifndef COREVISOR_KVM_DRIVER_H
+#define COREVISOR_KVM_DRIVER_H
+
+#include <linux/cpumask.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/hrtimer.h>
+#include <linux/kref.h>
+#include <linux/kvm.h>
+#include <linux/list.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
+#include <linux/rwsem.h>
+#include <linux/sched.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "call.h"
+#include "kserv_model.h"
+
+#define CV_BLOCK_PAGES 512UL
+#define CV_MAX_SLOTS 512
+#define CV_DEFAULT_IPA_BITS 40
+/* QEMU makes a route for each of its 256 SPIs, and wants to have some left for MSIs. */
+#define CV_MAX_GSIS 1024
+/* Pages tried around a fault in memory without huge pages. */
+#define CV_FAULT_AROUND 16UL
+
+/* What CoreInfo says, and the module's parameters. */
+struct cv_core {
+	u32 list_registers;
+	u32 gic;
+	u32 ipa_bits;
+	u32 context_pages;
+	u64 gicv;
+	struct kserv_machine machine;
+};
+
+extern struct cv_core cv_core;
+extern bool cv_all_protected;
+
+/* Pages that the core has until the VM's end. */
+struct cv_held {
+	struct list_head link;
+	struct page *page;
+	unsigned int order;
+};
+
+struct cv_slot {
+	struct list_head link;
+	u32 id;
+	u32 flags;
+	u64 gpa;
+	u64 npages;
+	unsigned long hva;
+	/* The page that is lent at each place, pinned; NULL: none. vm->mmu_lock. */
+	struct page **pages;
+	/* vm->runs at the last KVM_GET_DIRTY_LOG. */
+	u64 dirty_seen;
+};
+
+struct cv_vcpu {
+	struct cv_vm *vm;
+	u32 id;
+	struct mutex mutex;
+	struct kvm_run *run;
+	u64 *mailbox;
+
+	/* The thread in KVM_RUN; under RCU. */
+	struct task_struct __rcu *task;
+	/* Between the check for kicks and the exit from the core. */
+	bool inside;
+	wait_queue_head_t wait;
+	struct hrtimer timer;
+
+	/* Registers while the core has none of them; by number of corevisor.h. */
+	u64 *cache;
+	bool in_core;
+	/* User space made it runnable, not the VM's CPU_ON: it starts with `cache`. */
+	bool by_user;
+	/* The last exit, if it is not over before the next entry. */
+	bool unfinished;
+	u32 last_reason;
+	/* run->mmio is waited for. */
+	bool mmio_read;
+	bool abort_asked;
+	bool sigset_active;
+	sigset_t sigset;
+	u32 irq_level_told;
+	u64 exits_user, exits_signal, halts;
+};
+
+struct cv_gsi {
+	u32 type;
+	u32 pin;
+	u64 msi_addr;
+	u32 msi_data;
+	u32 msi_devid;
+	bool has_devid;
+};
+
+struct cv_vm {
+	struct kref refs;
+	struct list_head link;
+	struct mm_struct *mm;
+	struct mmu_notifier notifier;
+	u32 ipa_bits;
+	bool protected;
+	/* Of a protected VM: a page. */
+	void *manifest;
+
+	struct kserv_vm *model;
+	raw_spinlock_t model_lock;
+
+	struct mutex lock;
+	struct cv_vcpu *vcpus[CV_MAX_VCPUS];
+	bool nisv_to_user;
+
+	struct rw_semaphore life;
+	bool up;		/* the core has the VM */
+	bool failed;		/* and cannot run it any more: -EIO */
+	u64 id;
+	u64 cntvoff;
+	struct list_head held;
+	struct mutex held_lock;
+	atomic_t pausing;
+
+	struct rw_semaphore slots_lock;
+	struct list_head slots;
+	/* Removed, but what was lent is still the VM's, which is switched off. */
+	struct list_head dead_slots;
+	spinlock_t mmu_lock;
+	unsigned long mmu_seq;
+	long mmu_invalidating;
+	u64 lent;
+	atomic64_t runs;
+
+	spinlock_t io_lock;
+	struct list_head ioeventfds;
+	struct list_head irqfds;
+	struct cv_gsi gsis[CV_MAX_GSIS];
+	bool has_resampler;
+};
+
+static inline u64 cv_now(void)
+{
+	u64 count;
+
+	asm volatile("isb\n\tmrs %0, cntpct_el0" : "=r"(count) : : "memory");
+	return count;
+}
+
+static inline u64 *cv_mailbox(struct cv_vcpu *vcpu, u32 offset)
+{
+	return vcpu->mailbox + offset / sizeof(u64);
+}
+
+#define cv_with_model(vm, expression)					\
+({									\
+	unsigned long __flags;						\
+	typeof(expression) __result;					\
+									\
+	raw_spin_lock_irqsave(&(vm)->model_lock, __flags);		\
+	__result = (expression);					\
+	raw_spin_unlock_irqrestore(&(vm)->model_lock, __flags);		\
+	__result;							\
+})
+
+/* vm.c */
+extern const struct file_operations cv_vm_ops;
+int cv_vm_create(unsigned long type);
+int cv_check_extension(struct cv_vm *vm, unsigned long extension);
+void cv_vm_get(struct cv_vm *vm);
+void cv_vm_put(struct cv_vm *vm);
+int cv_vm_build(struct cv_vm *vm);
+int cv_vm_retire(struct cv_vm *vm);
+int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
+void cv_kick_all(struct cv_vm *vm);
+void cv_kick(struct cv_vm *vm, u32 mask);
+int cv_lock_vcpus(struct cv_vm *vm);
+void cv_unlock_vcpus(struct cv_vm *vm);
+extern struct list_head cv_vms;
+extern struct mutex cv_vms_lock;
+
+/* vcpu.c */
+int cv_vcpu_create(struct cv_vm *vm, unsigned long id);
+void cv_vcpu_free(struct cv_vcpu *vcpu);
+
+/* run.c */
+long cv_vcpu_run(struct cv_vcpu *vcpu);
+enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);
+
+/* reg.c */
+int cv_vcpu_pull(struct cv_vcpu *vcpu);
+int cv_load_registers(struct cv_vcpu *vcpu);
+void cv_reset_cache(struct cv_vcpu *vcpu);
+int cv_finish_exit(struct cv_vcpu *vcpu);
+int cv_reg_access(struct cv_vm *vm, struct kserv_reg *reg, void __user *user, bool write);
+long cv_one_reg(struct cv_vcpu *vcpu, void __user *argp, bool write);
+long cv_reg_list(struct cv_vcpu *vcpu, struct kvm_reg_list __user *user);
+
+/* memory.c */
+extern const struct mmu_notifier_ops cv_notifier_ops;
+int cv_memory_set(struct cv_vm *vm, const struct kvm_userspace_memory_region *region);
+int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log);
+int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write);
+int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write);
+struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa);
+void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
+void cv_clean_page(struct page *page);
+void cv_memory_forget(struct cv_vm *vm);
+void cv_memory_free(struct cv_vm *vm);
+
+/* protected.c */
+extern const struct file_operations cv_manifest_fops;
+int cv_protected_init(struct cv_vm *vm);
+int cv_protected_verify(struct cv_vm *vm);
+void cv_protected_start(struct cv_vcpu *vcpu);
+void cv_manifest_free(void);
+
+/* irq.c */
+int cv_irq_line(struct cv_vm *vm, const struct kvm_irq_level *line);
+int cv_signal_msi(struct cv_vm *vm, const struct kvm_msi *msi);
+int cv_ioeventfd(struct cv_vm *vm, const struct kvm_ioeventfd *args);
+bool cv_ioeventfd_write(struct cv_vm *vm, u64 addr, u32 len, u64 data);
+int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args);
+int cv_set_routing(struct cv_vm *vm, const struct kvm_irq_routing *args, const void __user *entries);
+void cv_irq_resampled(struct cv_vm *vm);
+void cv_irq_init(struct cv_vm *vm);
+void cv_irq_free(struct cv_vm *vm);
+int cv_irq_module_init(void);
+void cv_irq_module_exit(void);
+
+/* device.c */
+int cv_device_create(struct cv_vm *vm, struct kvm_create_device *args);
+int cv_create_irqchip(struct cv_vm *vm);
+int cv_set_device_addr(struct cv_vm *vm, const struct kvm_arm_device_addr *args);
+
+/* debugfs.c */
+void cv_debugfs_init(void);
+void cv_debugfs_exit(void);
+
+#endif

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Protected VMs: their memory is given, not lent, and what they start with is what the manifest says.
+ *
+ * A page that is a VM's own is out of this kernel's reach, so it cannot be the VMM's at the same time: it is allocated here. The VMM's memory
+ * of the slot stays the VMM's; it is only where the images are copied from when the VM starts. So nothing that the VMM or this kernel does to it
+ * (swap, fork, core dump, a read) meets an external abort.
+ *
+ * The manifest (scripts/sign) lists the images with their addresses and sizes, and where the VM starts: nothing needs to be guessed from what the
+ * VMM has put into memory, nor from the registers that it has set.
+ */
+#include <linux/debugfs.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "driver.h"
+
+/* struct Manifest of src/interface/src/boot.rs, little endian. */
+struct manifest_image {
+	__le64 gpa;
+	__le64 size;
+	u8 digest[64];
+};
+
+struct manifest {
+	__le64 magic;
+	__le64 images;
+	__le64 entry;
+	__le64 x0;
+	struct manifest_image image[CV_MAX_IMAGES];
+	u8 public_key[32];
+	u8 signature[64];
+};
+
+static_assert(sizeof(struct manifest) == CV_MANIFEST_SIZE);
+
+/* The one that VMs made from now on start with; cv_vms_lock. */
+static void *current_manifest;
+
+static ssize_t manifest_write(struct file *file, const char __user *user, size_t size, loff_t *at)
+{
+	struct manifest *manifest;
+	void *old;
+
+	if (*at || size != CV_MANIFEST_SIZE)
+		return -EINVAL;
+	manifest = memdup_user(user, size);
+	if (IS_ERR(manifest))
+		return PTR_ERR(manifest);
+	if (le64_to_cpu(manifest->magic) != CV_MANIFEST_MAGIC || le64_to_cpu(manifest->images) > CV_MAX_IMAGES) {
+		kfree(manifest);
+		return -EINVAL;
+	}
+	mutex_lock(&cv_vms_lock);
+	old = current_manifest;
+	current_manifest = manifest;
+	mutex_unlock(&cv_vms_lock);
+	kfree(old);
+	return size;
+}
+
+const struct file_operations cv_manifest_fops = {
+	.owner = THIS_MODULE,
+	.open = simple_open,
+	.write = manifest_write,
+	.llseek = noop_llseek,
+};
+
+void cv_manifest_free(void)
+{
+	kfree(current_manifest);
+}
+
+/* A new protected VM gets the manifest that is there, in a page of its own that the core can read. */
+int cv_protected_init(struct cv_vm *vm)
+{
+	int error = -ENOKEY;
+
+	vm->manifest = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
+	if (!vm->manifest)
+		return -ENOMEM;
+	mutex_lock(&cv_vms_lock);
+	if (current_manifest) {
+		memcpy(vm->manifest, current_manifest, CV_MANIFEST_SIZE);
+		error = 0;
+	}
+	mutex_unlock(&cv_vms_lock);
+	if (error)
+		pr_err_ratelimited("corevisor_kvm: a protected VM needs a manifest: write one to debugfs' corevisor_kvm/manifest\n");
+	return error;
+}
+
+/* Gives the core the next page of image `index`, with what the VMM has at `gpa`. */
+static int give_page(struct cv_vm *vm, u64 index, u64 gpa, u32 bytes)
+{
+	struct page *page;
+	s64 result;
+	int error;
+
+	page = cv_memory_new_page(vm, gpa);
+	if (IS_ERR(page))
+		return PTR_ERR(page);
+	error = cv_memory_access(vm, gpa, page_address(page), bytes, false);
+	if (error)
+		goto free;
+	memset(page_address(page) + bytes, 0, PAGE_SIZE - bytes);
+	cv_clean_page(page);
+	while ((result = cv_call3(CV_CALL_REMAP_IMAGE_PAGE, vm->id, index, page_to_phys(page))) == CV_ERR_NO_MEMORY) {
+		error = cv_vm_more_pool(vm, 8);
+		if (error)
+			goto free;
+	}
+	error = cv_errno(result);
+	if (error)
+		goto free;
+	cv_memory_note_page(vm, gpa, page);
+	return 0;
+
+free:
+	__free_page(page);
+	return error;
+}
+
+static int give_image(struct cv_vm *vm, const struct manifest_image *image)
+{
+	u64 gpa = le64_to_cpu(image->gpa), size = le64_to_cpu(image->size), done;
+	struct cv_answer answer;
+	int error;
+
+	answer = cv_hvc(CV_CALL_SET_BOOT_INFO, vm->id, gpa, size, 0, 0);
+	if (answer.x[0])
+		return cv_errno(answer.x[0]);
+	for (done = 0; done < size; done += PAGE_SIZE) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		cond_resched();
+		error = give_page(vm, answer.x[1], gpa + done, min_t(u64, size - done, PAGE_SIZE));
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+/* All images go to the core, and are checked there. */
+int cv_protected_verify(struct cv_vm *vm)
+{
+	struct manifest *manifest = vm->manifest;
+	s64 result;
+	u64 n;
+	int error;
+
+	for (n = 0; n < le64_to_cpu(manifest->images); n++) {
+		error = give_image(vm, &manifest->image[n]);
+		if (error) {
+			pr_err("corevisor_kvm: image %llu of a protected VM, at %#llx, cannot be given to the core: %d\n", n,
+			       le64_to_cpu(manifest->image[n].gpa), error);
+			return error;
+		}
+	}
+	do {
+		cond_resched();
+		result = cv_call2(CV_CALL_VERIFY_VM, vm->id, virt_to_phys(manifest));
+	} while (result == CV_ERR_AGAIN);
+	if (result == CV_ERR_NOT_AUTHENTIC)
+		pr_err("corevisor_kvm: the core refuses a protected VM: its images are not what the manifest says, or its key is not trusted\n");
+	return cv_errno(result);
+}
+
+/* Where the first vCPU starts: what was signed, whatever the VMM has set. */
+void cv_protected_start(struct cv_vcpu *vcpu)
+{
+	struct manifest *manifest = vcpu->vm->manifest;
+
+	*cv_mailbox(vcpu, CV_MAILBOX_PC) = le64_to_cpu(manifest->entry);
+	*cv_mailbox(vcpu, CV_MAILBOX_X0) = le64_to_cpu(manifest->x0);
+	*cv_mailbox(vcpu, CV_MAILBOX_PSTATE) = CV_START_PSTATE;
+}

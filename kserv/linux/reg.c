@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Registers of vCPUs, and where they are: at the core once the vCPU has run, else in a cache here. The model says which core registers a
+ * register of KVM_GET_REG_LIST is made of, and turns their words into what user space sees.
+ */
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "driver.h"
+
+/* Numbers of registers: mailbox::Register. */
+#define REG_PC 32
+
+/* Registers of a protected vCPU are nobody's business: user space finds what it wrote itself. */
+static bool at_core(const struct cv_vcpu *vcpu)
+{
+	return vcpu->in_core && !vcpu->vm->protected;
+}
+
+static int core_get(struct cv_vcpu *vcpu, u32 n, u64 *value)
+{
+	struct cv_answer answer = cv_hvc(CV_CALL_GET_REGISTER, vcpu->vm->id, vcpu->id, n, 0, 0);
+
+	*value = answer.x[1];
+	return cv_errno(answer.x[0]);
+}
+
+static int core_set(struct cv_vcpu *vcpu, u32 n, u64 value)
+{
+	/* What the mailbox still has to give would overwrite it. */
+	if (n < 31)
+		cv_mailbox(vcpu, CV_MAILBOX_X)[n] = value;
+	return cv_errno(cv_call4(CV_CALL_SET_REGISTER, vcpu->vm->id, vcpu->id, n, value));
+}
+
+/* Register that an exit gives to the vCPU, or -1; whether it goes on behind the instruction. The core has the same table (vcpu::exposure). */
+static int given_register(struct cv_vcpu *vcpu, bool *steps)
+{
+	u64 esr = *cv_mailbox(vcpu, CV_MAILBOX_ESR);
+	int n = -1;
+
+	*steps = true;
+	switch (vcpu->last_reason) {
+	case CV_EXIT_MMIO_READ:
+		n = esr >> 16 & 0x1f;
+		break;
+	case CV_EXIT_SYSREG:
+		if (esr & 1)
+			n = esr >> 5 & 0x1f;
+		break;
+	case CV_EXIT_PSCI:
+		*steps = false;
+		n = 0;
+		break;
+	case CV_EXIT_WFX:
+	case CV_EXIT_MMIO_WRITE:
+		break;
+	default:
+		*steps = false;
+	}
+	return n == 31 ? -1 : n;
+}
+
+/*
+ * Ends the last exit now instead of at the next entry, so that the registers are what they will be. Not where it was a load that user
+ * space has not answered, or ends in an abort.
+ */
+int cv_finish_exit(struct cv_vcpu *vcpu)
+{
+	bool steps;
+	int n, error = 0;
+	u64 pc;
+
+	if (!vcpu->unfinished || !at_core(vcpu) || vcpu->mmio_read || vcpu->abort_asked)
+		return 0;
+	n = given_register(vcpu, &steps);
+	if (n >= 0)
+		error = core_set(vcpu, n, cv_mailbox(vcpu, CV_MAILBOX_X)[n]);
+	if (!error && steps) {
+		error = core_get(vcpu, REG_PC, &pc);
+		if (!error)
+			error = core_set(vcpu, REG_PC, pc + 4);
+	}
+	vcpu->unfinished = false;
+	return error;
+}
+
+void cv_reset_cache(struct cv_vcpu *vcpu)
+{
+	unsigned long flags;
+	u32 n;
+
+	raw_spin_lock_irqsave(&vcpu->vm->model_lock, flags);
+	for (n = 0; n < KSERV_CORE_REGISTERS; n++)
+		vcpu->cache[n] = kserv_reset_value(vcpu->vm->model, vcpu->id, n);
+	raw_spin_unlock_irqrestore(&vcpu->vm->model_lock, flags);
+}
+
+/* The core's registers of a vCPU go into its cache, for the core's VM is about to end. `life` is held for writing. */
+int cv_vcpu_pull(struct cv_vcpu *vcpu)
+{
+	struct cv_vm *vm = vcpu->vm;
+	bool runnable = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) == KVM_MP_STATE_RUNNABLE;
+	int error = 0;
+	u32 n;
+
+	if (at_core(vcpu)) {
+		cv_finish_exit(vcpu);
+		for (n = 0; n < KSERV_CORE_REGISTERS; n++) {
+			if (kserv_core_register_exists(n))
+				error = core_get(vcpu, n, &vcpu->cache[n]) ?: error;
+		}
+	} else if (runnable && !vcpu->by_user && !vm->protected) {
+		/* Switched on by the VM, and has not run: the core has where it starts. */
+		error = core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
+	}
+	vcpu->in_core = false;
+	vcpu->unfinished = false;
+	vcpu->by_user = runnable;
+	return error;
+}
+
+/* The cache goes to the core. */
+int cv_load_registers(struct cv_vcpu *vcpu)
+{
+	u32 n;
+	int error;
+
+	for (n = 0; n < KSERV_CORE_REGISTERS; n++) {
+		/* Those that nobody wrote are zero. */
+		if (!vcpu->cache[n] || !kserv_core_register_exists(n))
+			continue;
+		error = core_set(vcpu, n, vcpu->cache[n]);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+/* Reads or writes the core registers that `reg` is made of. `life` is held, and the vCPU does not run. */
+static int reg_words(struct cv_vcpu *vcpu, const struct kserv_reg *reg, bool write, u64 words[2])
+{
+	int error = 0;
+	u32 n;
+
+	if (!reg->words)
+		return 0;
+	error = cv_finish_exit(vcpu);
+	for (n = 0; !error && n < reg->words; n++) {
+		u32 at = reg->core + n;
+
+		if (at >= KSERV_CORE_REGISTERS)
+			return -EINVAL;
+		if (!at_core(vcpu) && write)
+			vcpu->cache[at] = words[n];
+		else if (!at_core(vcpu))
+			words[n] = vcpu->cache[at];
+		else if (write)
+			error = core_set(vcpu, at, words[n]);
+		else
+			error = core_get(vcpu, at, &words[n]);
+	}
+	return error;
+}
+
+/* KVM_GET_ONE_REG, KVM_SET_ONE_REG, and the registers of the interrupt controller. The vCPU does not run. */
+int cv_reg_access(struct cv_vm *vm, struct kserv_reg *reg, void __user *user, bool write)
+{
+	struct cv_vcpu *vcpu = reg->vcpu < CV_MAX_VCPUS ? vm->vcpus[reg->vcpu] : NULL;
+	u64 core[2] = {}, value[2] = {};
+	u32 kick = 0;
+	int error;
+
+	if (reg->words && !vcpu)
+		return -EINVAL;
+	if (reg->size > sizeof(value))
+		return -EINVAL;
+	if (write && copy_from_user(value, user, reg->size))
+		return -EFAULT;
+	down_read(&vm->life);
+	error = reg->words ? reg_words(vcpu, reg, false, core) : 0;
+	if (!error && write) {
+		error = cv_with_model(vm, kserv_reg_set(vm->model, reg, cv_now(), value, core, &kick));
+		if (!error && reg->words)
+			error = reg_words(vcpu, reg, true, core);
+	} else if (!error) {
+		error = cv_with_model(vm, kserv_reg_get(vm->model, reg, cv_now(), core, value));
+	}
+	up_read(&vm->life);
+	cv_kick(vm, kick);
+	if (!error && !write && copy_to_user(user, value, reg->size))
+		error = -EFAULT;
+	return error;
+}
+
+long cv_one_reg(struct cv_vcpu *vcpu, void __user *argp, bool write)
+{
+	struct kvm_one_reg one;
+	struct kserv_reg reg;
+	int error;
+
+	if (copy_from_user(&one, argp, sizeof(one)))
+		return -EFAULT;
+	error = cv_with_model(vcpu->vm, kserv_reg_find(vcpu->vm->model, vcpu->id, one.id, &reg));
+	if (error)
+		return error;
+	reg.vcpu = vcpu->id;
+	return cv_reg_access(vcpu->vm, &reg, (void __user *)(unsigned long)one.addr, write);
+}
+
+long cv_reg_list(struct cv_vcpu *vcpu, struct kvm_reg_list __user *user)
+{
+	u32 count = kserv_reg_count(vcpu->vm->model), n;
+	u64 room, id;
+
+	if (get_user(room, &user->n) || put_user((u64)count, &user->n))
+		return -EFAULT;
+	if (room < count)
+		return -E2BIG;
+	for (n = 0; n < count; n++) {
+		id = kserv_reg_id(vcpu->vm->model, n);
+		if (put_user(id, &user->reg[n]))
+			return -EFAULT;
+	}
+	return 0;
+}

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * KVM_RUN: a loop around VcpuRun with interrupts off.
+ *
+ * The physical interrupt that ends a run is taken when they are on again. Whoever wants a vCPU to look around changes the model first and kicks
+ * afterwards: the kick finds the thread asleep, or inside, where an interrupt makes it leave.
+ */
+#include <linux/math64.h>
+#include <linux/uaccess.h>
+
+#include "compat.h"
+#include "driver.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
+
+/* ---- waiting -------------------------------------------------------------------------------------------------------------- */
+
+enum hrtimer_restart cv_timer_fired(struct hrtimer *timer)
+{
+	struct cv_vcpu *vcpu = container_of(timer, struct cv_vcpu, timer);
+
+	/* A vCPU that runs has left by the interrupt itself. */
+	wake_up(&vcpu->wait);
+	return HRTIMER_NORESTART;
+}
+
+static void set_timer(struct cv_vcpu *vcpu, u64 at)
+{
+	u64 now = cv_now();
+	u64 ticks = at > now ? at - now : 0;
+	u64 frequency = read_sysreg(cntfrq_el0);
+	/* A time beyond a day is asked for again anyway. */
+	u64 ns = mul_u64_u32_div(min_t(u64, ticks, 86400 * frequency), NSEC_PER_SEC, frequency);
+
+	hrtimer_start(&vcpu->timer, ns_to_ktime(ns), HRTIMER_MODE_REL_PINNED_HARD);
+}
+
+/* Without an interrupt controller in the kernel user space is told when a timer's output changes. */
+static bool irq_level_changed(struct cv_vcpu *vcpu)
+{
+	u32 level = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
+
+	return level != vcpu->irq_level_told;
+}
+
+static void show_irq_level(struct cv_vcpu *vcpu)
+{
+	vcpu->irq_level_told = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
+	vcpu->run->s.regs.device_irq_level = vcpu->irq_level_told;
+}
+
+static bool has_work(struct cv_vcpu *vcpu)
+{
+	return cv_with_model(vcpu->vm, kserv_runnable(vcpu->vm->model, vcpu->id, cv_now())) || irq_level_changed(vcpu);
+}
+
+/* Waits until the vCPU has something to do, or a signal comes. */
+static void wait_for_work(struct cv_vcpu *vcpu)
+{
+	u64 until = cv_with_model(vcpu->vm, kserv_block_until(vcpu->vm->model, vcpu->id));
+
+	vcpu->halts++;
+	if (until != KSERV_NEVER)
+		set_timer(vcpu, until);
+	wait_event_interruptible(vcpu->wait, has_work(vcpu));
+	hrtimer_cancel(&vcpu->timer);
+}
+
+/* ---- running -------------------------------------------------------------------------------------------------------------- */
+
+/* Makes the core's VM if there is none, and brings the vCPU into it. `life` is held for reading, also if it was let go in between. */
+static int be_in_core(struct cv_vcpu *vcpu)
+{
+	struct cv_vm *vm = vcpu->vm;
+	u64 cntvoff;
+	int error = 0;
+
+	while (!vm->up) {
+		up_read(&vm->life);
+		mutex_lock(&vm->lock);
+		down_write(&vm->life);
+		error = cv_vm_build(vm);
+		up_write(&vm->life);
+		mutex_unlock(&vm->lock);
+		down_read(&vm->life);
+		if (error)
+			return error;
+	}
+	cntvoff = cv_with_model(vm, kserv_cntvoff(vm->model));
+	/* A protected VM's clock is not for the host to turn. */
+	if (cntvoff != READ_ONCE(vm->cntvoff) && !vm->protected) {
+		error = cv_errno(cv_call2(CV_CALL_SET_CNTVOFF, vm->id, cntvoff));
+		WRITE_ONCE(vm->cntvoff, cntvoff);
+	}
+	if (!error && !vcpu->in_core && vcpu->by_user && !vm->protected)
+		error = cv_load_registers(vcpu);
+	return error;
+}
+
+/* One entry, with interrupts off around it. The exit's reason, CV_ERR_*, -EAGAIN if something else is to be done first, -EINTR if the vCPU is off. */
+static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
+{
+	struct cv_vm *vm = vcpu->vm;
+	enum kserv_entry entry;
+	u64 until = KSERV_NEVER, now;
+	s64 reason;
+
+	local_irq_disable();
+	WRITE_ONCE(vcpu->inside, true);
+	smp_mb();
+	if (signal_pending(current) || need_resched() || atomic_read(&vm->pausing)) {
+		reason = -EAGAIN;
+		goto out;
+	}
+	raw_spin_lock(&vm->model_lock);
+	now = cv_now();
+	entry = kserv_on_entry(vm->model, vcpu->id, vcpu->mailbox, now);
+	if (entry == KSERV_ENTRY_RUN)
+		until = kserv_run_until(vm->model, vcpu->id, now);
+	raw_spin_unlock(&vm->model_lock);
+	if (entry != KSERV_ENTRY_RUN) {
+		reason = -EINTR;
+		goto out;
+	}
+	if (!vcpu->in_core && vcpu->by_user) {
+		if (vm->protected)
+			cv_protected_start(vcpu);
+		else
+			*cv_mailbox(vcpu, CV_MAILBOX_ENTRY_FLAGS) |= CV_ENTRY_KEEP_REGISTERS;
+	}
+	if (until != KSERV_NEVER)
+		set_timer(vcpu, until);
+
+	trace_kvm_entry(vcpu->id);
+	reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
+	trace_kvm_exit(vcpu->id, reason, *cv_mailbox(vcpu, CV_MAILBOX_ESR), *cv_mailbox(vcpu, CV_MAILBOX_IPA));
+
+	raw_spin_lock(&vm->model_lock);
+	if (reason < 0)
+		kserv_not_entered(vm->model, vcpu->id);
+	else
+		kserv_on_exit(vm->model, vcpu->id, reason, vcpu->mailbox, cv_now(), action, kick);
+	raw_spin_unlock(&vm->model_lock);
+	if (reason >= 0) {
+		vcpu->in_core = true;
+		vcpu->by_user = false;
+		vcpu->abort_asked = false;
+		vcpu->last_reason = reason;
+		vcpu->unfinished = reason != CV_EXIT_IRQ && reason != CV_EXIT_TIMER;
+		atomic64_inc(&vm->runs);
+	}
+out:
+	WRITE_ONCE(vcpu->inside, false);
+	local_irq_enable();
+	if (until != KSERV_NEVER)
+		hrtimer_cancel(&vcpu->timer);
+	return reason;
+}
+
+static void end_with_abort(struct cv_vcpu *vcpu)
+{
+	vcpu->abort_asked = true;
+	cv_with_model(vcpu->vm, (kserv_abort(vcpu->vm->model, vcpu->id), 0));
+}
+
+static void finish_load(struct cv_vcpu *vcpu, u64 data)
+{
+	cv_with_model(vcpu->vm, (kserv_mmio_done(vcpu->vm->model, vcpu->id, vcpu->mailbox, data), 0));
+}
+
+/* An access outside of the VM's memory. 0: served; 1: user space does it. */
+static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
+{
+	struct kvm_run *run = vcpu->run;
+	u64 data = action->data;
+	int error;
+
+	error = cv_memory_access(vcpu->vm, action->addr, &data, action->len, action->write);
+	if (!error) {
+		if (!action->write)
+			finish_load(vcpu, data);
+		/* What is below a VM's memory stays the VMM's (flash), for a protected VM. */
+		if (vcpu->vm->protected)
+			return 0;
+		error = cv_memory_fault(vcpu->vm, action->addr, action->write);
+		return error == -ENOENT ? 0 : error;
+	}
+	if (error == -EFAULT)
+		return error;
+	if (action->write && cv_ioeventfd_write(vcpu->vm, action->addr, action->len, data))
+		return 0;
+	run->exit_reason = KVM_EXIT_MMIO;
+	run->mmio.phys_addr = action->addr;
+	run->mmio.len = action->len;
+	run->mmio.is_write = action->write;
+	memset(run->mmio.data, 0, sizeof(run->mmio.data));
+	if (action->write)
+		memcpy(run->mmio.data, &data, action->len);
+	vcpu->mmio_read = !action->write;
+	return 1;
+}
+
+/* Memory that is not there yet. 0: it is, or the VM takes an abort; 1: user space is asked. */
+static int serve_fault(struct cv_vcpu *vcpu, const struct kserv_action *action)
+{
+	struct kvm_run *run = vcpu->run;
+	int error = cv_memory_fault(vcpu->vm, action->addr, action->write);
+
+	if (error != -ENOENT && error != -EACCES)
+		return error;
+	if (vcpu->vm->nisv_to_user && !action->fetch) {
+		run->exit_reason = KVM_EXIT_ARM_NISV;
+		run->arm_nisv.esr_iss = *cv_mailbox(vcpu, CV_MAILBOX_ESR) & 0x1ffffff;
+		run->arm_nisv.fault_ipa = action->addr;
+		return 1;
+	}
+	end_with_abort(vcpu);
+	return 0;
+}
+
+static int system_event(struct cv_vcpu *vcpu, const struct kserv_action *action)
+{
+	struct kvm_run *run = vcpu->run;
+
+	memset(&run->system_event, 0, sizeof(run->system_event));
+	run->exit_reason = KVM_EXIT_SYSTEM_EVENT;
+	run->system_event.type = action->event;
+	run->system_event.ndata = action->event_ndata;
+	if (action->event_ndata)
+		run->system_event.data[0] = action->data;
+	return 1;
+}
+
+/* What follows from an exit. 0: the vCPU runs on; 1: to user space, whose kvm_run is filled; else an error. */
+static int serve(struct cv_vcpu *vcpu, const struct kserv_action *action)
+{
+	switch (action->kind) {
+	case KSERV_RUN:
+	case KSERV_BLOCK:
+	case KSERV_OFF:
+	case KSERV_STOPPED:
+		return 0;
+	case KSERV_MMIO:
+		return serve_mmio(vcpu, action);
+	case KSERV_FAULT:
+		return serve_fault(vcpu, action);
+	case KSERV_SYSTEM_EVENT:
+		return system_event(vcpu, action);
+	default:
+		vcpu->run->exit_reason = KVM_EXIT_INTERNAL_ERROR;
+		vcpu->run->internal.suberror = KVM_INTERNAL_ERROR_EMULATION;
+		vcpu->run->internal.ndata = 1;
+		vcpu->run->internal.data[0] = action->esr;
+		return 1;
+	}
+}
+
+static int interrupted(struct cv_vcpu *vcpu)
+{
+	vcpu->run->exit_reason = KVM_EXIT_INTR;
+	vcpu->exits_signal++;
+	return -EINTR;
+}
+
+/* One turn of KVM_RUN's loop; `life` is held. 0: again; 1: to user space; -EAGAIN: wait for work first. */
+static int turn(struct cv_vcpu *vcpu, bool *ended)
+{
+	struct kserv_action action = {};
+	u32 kick = 0;
+	s64 reason;
+	int result;
+
+	result = be_in_core(vcpu);
+	if (result)
+		return result;
+	reason = enter(vcpu, &action, &kick);
+	cv_kick(vcpu->vm, kick);
+	if (reason == -EAGAIN)
+		return 0;
+	if (reason == -EINTR)
+		return -EAGAIN;
+	if (reason == CV_ERR_WRONG_STATE) {
+		/* Another vCPU has just switched the VM off, and will say so. */
+		return -EAGAIN;
+	}
+	if (reason < 0) {
+		pr_err_ratelimited("corevisor_kvm: the core does not run vCPU %u of VM %llu: %lld\n", vcpu->id,
+				   vcpu->vm->id, reason);
+		return cv_errno(reason);
+	}
+	if (READ_ONCE(vcpu->vm->has_resampler))
+		cv_irq_resampled(vcpu->vm);
+	*ended = action.kind == KSERV_SYSTEM_EVENT || action.kind == KSERV_FAIL;
+	result = serve(vcpu, &action);
+	if (!result && (action.kind == KSERV_BLOCK || action.kind == KSERV_OFF || action.kind == KSERV_STOPPED))
+		return -EAGAIN;
+	return result;
+}
+
+static int run_loop(struct cv_vcpu *vcpu)
+{
+	struct cv_vm *vm = vcpu->vm;
+	bool ended = false;
+	int result;
+
+	for (;;) {
+		cond_resched();
+		if (signal_pending(current))
+			return interrupted(vcpu);
+		if (irq_level_changed(vcpu))
+			return interrupted(vcpu);
+		/* Only one that can run brings the core's VM to life. */
+		if (!has_work(vcpu)) {
+			wait_for_work(vcpu);
+			continue;
+		}
+		down_read(&vm->life);
+		result = turn(vcpu, &ended);
+		up_read(&vm->life);
+		if (ended)
+			cv_vm_retire(vm);
+		if (result == -EAGAIN)
+			wait_for_work(vcpu);
+		else if (result)
+			return min(result, 0);
+	}
+}
+
+static void take_answer(struct cv_vcpu *vcpu)
+{
+	u64 data = 0;
+
+	if (!vcpu->mmio_read)
+		return;
+	memcpy(&data, vcpu->run->mmio.data, min_t(u32, vcpu->run->mmio.len, sizeof(data)));
+	finish_load(vcpu, data);
+	vcpu->mmio_read = false;
+}
+
+long cv_vcpu_run(struct cv_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	sigset_t before;
+	int result;
+
+	if (!cv_with_model(vcpu->vm, kserv_vcpu_initialized(vcpu->vm->model, vcpu->id)))
+		return -ENOEXEC;
+	if (READ_ONCE(vcpu->vm->failed))
+		return -EIO;
+	take_answer(vcpu);
+	if (cv_immediate_exit(run)) {
+		/* What user space did is done: it may look at the registers, or save them. */
+		down_read(&vcpu->vm->life);
+		cv_finish_exit(vcpu);
+		up_read(&vcpu->vm->life);
+		return -EINTR;
+	}
+	if (vcpu->sigset_active)
+		sigprocmask(SIG_SETMASK, &vcpu->sigset, &before);
+	rcu_assign_pointer(vcpu->task, current);
+	run->exit_reason = KVM_EXIT_UNKNOWN;
+	result = run_loop(vcpu);
+	rcu_assign_pointer(vcpu->task, NULL);
+	show_irq_level(vcpu);
+	vcpu->exits_user++;
+	if (vcpu->sigset_active)
+		sigprocmask(SIG_SETMASK, &before, NULL);
+	return result;
+}
