@@ -13,12 +13,14 @@
 //! | [`shadow`]     | the registers of a VM that does not run, by name                                 |
 //! | [`world`]      | the world switch: host to VM and back                                            |
 //! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
+//! | [`features`]   | what each CPU has                                                                |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
 //!
 //! Source: SeKVM layer AbstractMachine; K §1.2.
 
 pub mod addr;
+pub mod features;
 pub mod per_cpu;
 pub mod regs;
 pub mod shadow;

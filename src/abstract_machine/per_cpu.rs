@@ -6,6 +6,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::addr::{CpuId, VcpuId, VmId};
+use super::features::Features;
 use super::shadow::Context;
 
 /// Size of a CPU's stack in bytes.
@@ -117,6 +118,8 @@ unsafe impl Sync for PerCpu {}
 pub struct World {
     /// The host's registers.
     pub host: Context,
+    /// What the CPU has.
+    pub features: Features,
     /// The VM that runs here; the host when none.
     pub vm: VmId,
     /// Its vCPU; the CPU's own number when the host runs.
@@ -138,6 +141,7 @@ impl PerCpu {
     pub const fn new(cpu: CpuId, mpidr: u64, stack_top: u64, emergency_top: u64) -> Self {
         let world = World {
             host: Context::EMPTY,
+            features: Features::NONE,
             vm: VmId::HOST,
             vcpu: VcpuId::new(cpu.raw()),
             streaming: false,

@@ -6,8 +6,8 @@
 //! save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
 //! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
 //! run_vm (again and again, for exits that the core serves),
-//! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps,
-//! set_per_cpu(host), host_el2_restore_state, restore_sysregs(Host), fpsimd_restore_state(Host)
+//! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps, host_el2_restore_state,
+//! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host)
 //! ```
 //!
 //! Between `vm_el2_restore_state` and `host_el2_restore_state` the CPU's EL1 is the VM's; interrupts are masked at EL2 all the

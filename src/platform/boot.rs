@@ -232,7 +232,7 @@ fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[
     };
     let host = pt_alloc::alloc_root(&Cpu, TableOwner::Stage2(VmId::HOST), shape)?;
     halt::set_host_root(host.vttbr(), 1 << shape.root_order());
-    HOST_STAGE2.call_once(|| (host.vttbr(), shape));
+    el2::set_host_stage2(host.vttbr(), shape);
     let regions = core::mem::take(regions);
     let vms = many_in_pool(vm::slots(), vm::no_vm)?;
     let tables = many_in_pool(VM_SLOTS, npt::no_vm)?;
@@ -266,8 +266,6 @@ fn start_vgic(description: &MachineDescription) -> Result<(), BootError> {
     Ok(())
 }
 
-static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
-
 /// RAM and device windows in ascending order; what lies beyond the host's address size does not exist for it.
 fn add_regions(regions: &mut MemRegions, description: &MachineDescription, shape: Shape) -> Result<(), BootError> {
     let limit = Pa::new(1 << shape.ia_bits());
@@ -294,7 +292,7 @@ fn add_regions(regions: &mut MemRegions, description: &MachineDescription, shape
 
 /// Makes EL2 of this CPU ready for the host. A CPU that cannot walk the host's table never gets the host.
 pub fn ready_for_host() {
-    let Some((vttbr, shape)) = HOST_STAGE2.get() else { halt::stay() };
+    let Some((vttbr, shape)) = el2::host_stage2() else { halt::stay() };
     if el2::is_vhe() || el2::pa_bits() < shape.ia_bits() {
         log::error!(
             "CPU with MPIDR {:#x} is too different from the boot CPU (address size or VHE): it stays off",
@@ -302,7 +300,7 @@ pub fn ready_for_host() {
         );
         halt::stay();
     }
-    el2::init_for_host(*vttbr, *shape);
+    el2::init_for_host(vttbr, shape);
     if !cpu::fpsimd::prepare() {
         log::error!("no memory for the vectors of CPU {:#x}: it stays off", el2::affinity());
         halt::stay();

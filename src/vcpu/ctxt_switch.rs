@@ -30,11 +30,10 @@ pub fn save_host<M: Machine>(machine: &M) {
     machine.fpsimd_save_state(ContextAt::Host);
 }
 
-/// The host's registers come back. The FP state is *restored*: the published skeleton's second "save" is a slip (K §0). K: `restore_host`.
+/// The host's registers come back, after its stage 2. The FP state is *restored*: the published skeleton's second "save" is a slip (K §0). K: `restore_host`.
 pub fn restore_host<M: Machine>(machine: &M) {
     // K: HOST's vCPU is the CPU's number.
     machine.set_per_cpu(VmId::HOST, VcpuId::new(machine.get_cur_cpu().index() as u16));
-    machine.host_el2_restore_state();
     machine.restore_sysregs(ContextAt::Host);
     machine.fpsimd_restore_state(ContextAt::Host);
 }

@@ -50,7 +50,6 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         // The VM's tables are left before the vCPU is given back (A7).
         Switch::HostEl2RestoreState,
         Switch::SetPerCpu(VmId::HOST, VcpuId::new(0)),
-        Switch::HostEl2RestoreState,
         Switch::RestoreSysregs(ContextAt::Host),
         // Not a second "save", as published (K §0).
         Switch::FpsimdRestoreState(ContextAt::Host),

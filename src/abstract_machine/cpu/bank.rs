@@ -20,8 +20,9 @@ use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
 
+use super::super::features::Features;
 use super::super::shadow::{BankReg, Context};
-use super::{el2, sysreg};
+use super::sysreg;
 
 macro_rules! moves {
     ($(($reg:ident, $name:literal)),* $(,)?) => {
@@ -92,21 +93,17 @@ const PAUTH: Moves = moves!(
     (ApgaKeyHi, "S3_0_C2_C3_1"),
 );
 
-fn has_ras() -> bool {
-    sysreg::IdAa64pfr0::get().read(sysreg::ID_AA64PFR0::RAS) != 0
-}
-
 /// Saves the registers that are there, and switches CNTV off.
-pub fn save(context: &mut Context, is_host: bool) {
+pub fn save(context: &mut Context, features: &Features, is_host: bool) {
     (PLAIN.0)(context);
     (ORDERED.0)(context);
     if is_host {
         (DEBUG.0)(context);
     }
-    if has_ras() {
+    if features.ras {
         (if is_host { HOST_RAS.0 } else { VM_RAS.0 })(context);
     }
-    if el2::has_pauth() {
+    if features.pauth {
         (PAUTH.0)(context);
     }
     sysreg::CntvCtl::set(0);
@@ -115,7 +112,7 @@ pub fn save(context: &mut Context, is_host: bool) {
 
 /// Loads the registers: first all that stage-1 walks read, then SCTLR, at last TCR, which lets walks begin again
 /// (`traps::no_walks` stopped them).
-pub fn restore(context: &Context, is_host: bool) {
+pub fn restore(context: &Context, features: &Features, is_host: bool) {
     (PLAIN.1)(context);
     if is_host {
         (DEBUG.1)(context);
@@ -123,10 +120,10 @@ pub fn restore(context: &Context, is_host: bool) {
         sysreg::Mdscr::set(0);
         sysreg::Mdccint::set(0);
     }
-    if has_ras() {
+    if features.ras {
         (if is_host { HOST_RAS.1 } else { VM_RAS.1 })(context);
     }
-    if el2::has_pauth() {
+    if features.pauth {
         (PAUTH.1)(context);
     }
     barrier::isb(barrier::SY);

@@ -10,10 +10,15 @@ use aarch64_cpu::registers::{
     Readable, SCTLR_EL1, SP_EL1, SPSR_EL1, TTBR0_EL1, TTBR1_EL1, VBAR_EL1, VMPIDR_EL2, VTCR_EL2, VTTBR_EL2, Writeable,
 };
 use spin::Once;
+use tock_registers::fields::FieldValue;
 
+use super::super::features::{Features, Traps};
 use super::super::shape::Shape;
-use super::maintenance;
-use super::sysreg::{self, HCRX_EL2};
+use super::sysreg::{
+    self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64PFR0,
+    ID_AA64PFR1, ID_AA64SMFR0,
+};
+use super::{maintenance, traps, with_world};
 
 /// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
@@ -24,9 +29,14 @@ const PA_BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
 
 static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
 
-/// The host's stage 2: VTTBR_EL2 and the table's form. Empty before the first CPU is ready for the host.
-pub fn host_stage2() -> (u64, Shape) {
-    HOST_STAGE2.get().copied().unwrap_or((0, Shape::new(0)))
+/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU: once, before the first is made ready.
+pub fn set_host_stage2(vttbr: u64, shape: Shape) {
+    HOST_STAGE2.call_once(|| (vttbr, shape));
+}
+
+/// The host's stage 2: VTTBR_EL2 and the table's form; none before [`set_host_stage2`].
+pub fn host_stage2() -> Option<(u64, Shape)> {
+    HOST_STAGE2.get().copied()
 }
 
 /// Affinity of this CPU.
@@ -41,22 +51,27 @@ pub fn is_vhe() -> bool {
 
 /// Bits of a physical address on this CPU; the core uses 48 at most (4 KiB granule without FEAT_LPA2).
 pub fn pa_bits() -> u32 {
-    let range = sysreg::IdAa64mmfr0::get().read(sysreg::ID_AA64MMFR0::PARange) as usize;
+    let range = sysreg::IdAa64mmfr0::get().read(ID_AA64MMFR0::PARange) as usize;
     PA_BITS.get(range).copied().unwrap_or(48).min(48)
 }
 
 /// Encoding of [`pa_bits`] for TCR_EL2.PS and VTCR_EL2.PS.
 pub fn physical_size_field() -> u64 {
-    sysreg::IdAa64mmfr0::get().read(sysreg::ID_AA64MMFR0::PARange).min(0b101)
+    sysreg::IdAa64mmfr0::get().read(ID_AA64MMFR0::PARange).min(0b101)
 }
 
-/// Makes EL2 of this CPU ready for the host: its stage 2 is `vttbr` of form `shape`.
+/// Makes EL2 of this CPU ready for the host, whose stage 2 is `vttbr` of form `shape`. From here on the CPU's own data say what it has.
 pub fn init_for_host(vttbr: u64, shape: Shape) {
-    HOST_STAGE2.call_once(|| (vttbr, shape));
-    VTCR_EL2.set(vtcr(shape));
+    let features = features();
+    with_world(|world| world.features = features);
+    VTCR_EL2.set(vtcr(&features, shape));
     VTTBR_EL2.set(vttbr);
-    HCR_EL2.write(host_hcr());
-    features_for_host();
+    HCR_EL2.set(features.host.hcr);
+    traps::write(&features, &features.host);
+    vectors_for_host(&features);
+    if sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceFilt) != 0 {
+        sysreg::Trfcr::set(0);
+    }
     CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
     CNTVOFF_EL2.set(0);
     CNTHP_CTL_EL2.set(0);
@@ -71,91 +86,120 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
 }
 
 /// VTCR_EL2 for a stage-2 table of form `shape`. K §1.4.
-pub fn vtcr(shape: Shape) -> u64 {
+pub fn vtcr(features: &Features, shape: Shape) -> u64 {
     let start = if shape.has_level0() { 2 } else { 1 };
-    let vmid16 = sysreg::IdAa64mmfr1::get().matches_all(sysreg::ID_AA64MMFR1::VMIDBits::Bits16);
-    (VTCR_EL2::RES1::SET
-        + VTCR_EL2::VS.val(u64::from(vmid16))
-        + VTCR_EL2::PS.val(physical_size_field())
-        + VTCR_EL2::TG0.val(0)
-        + VTCR_EL2::SH0::Inner
-        + VTCR_EL2::ORGN0::NormalWBRAWA
-        + VTCR_EL2::IRGN0::NormalWBRAWA
-        + VTCR_EL2::SL0.val(start)
-        + VTCR_EL2::T0SZ.val(u64::from(64 - shape.ia_bits())))
-    .value
+    features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(u64::from(64 - shape.ia_bits()))).value
+}
+
+/// What this CPU has.
+fn features() -> Features {
+    let (pfr0, pfr1) = (sysreg::IdAa64pfr0::get(), sysreg::IdAa64pfr1::get());
+    let (mmfr0, mmfr1) = (sysreg::IdAa64mmfr0::get(), sysreg::IdAa64mmfr1::get());
+    let dfr0 = sysreg::IdAa64dfr0::get();
+    let sme = pfr1.read(ID_AA64PFR1::SME) != 0;
+    let mut features = Features {
+        pauth: has_pauth(),
+        ras: pfr0.read(ID_AA64PFR0::RAS) != 0,
+        sve: pfr0.read(ID_AA64PFR0::SVE) != 0,
+        sme,
+        fa64: sme && sysreg::IdAa64smfr0::get().is_set(ID_AA64SMFR0::FA64),
+        pmu: !matches!(dfr0.read(ID_AA64DFR0::PMUVer), 0 | 0xf),
+        spe: dfr0.read(ID_AA64DFR0::PMSVer) != 0,
+        trf: dfr0.read(ID_AA64DFR0::TraceFilt) != 0,
+        mpam: pfr0.read(ID_AA64PFR0::MPAM) != 0,
+        hcx: mmfr1.read(ID_AA64MMFR1::HCX) != 0,
+        fgt: mmfr0.read(ID_AA64MMFR0::FGT).min(2) as u8,
+        vtcr: (VTCR_EL2::RES1::SET
+            + VTCR_EL2::VS.val(u64::from(mmfr1.matches_all(ID_AA64MMFR1::VMIDBits::Bits16)))
+            + VTCR_EL2::PS.val(physical_size_field())
+            + VTCR_EL2::TG0.val(0)
+            + VTCR_EL2::SH0::Inner
+            + VTCR_EL2::ORGN0::NormalWBRAWA
+            + VTCR_EL2::IRGN0::NormalWBRAWA)
+            .value,
+        ..Features::NONE
+    };
+    features.host = for_host(&features);
+    features.vm = traps::for_vm(&features, pfr0.read(ID_AA64PFR0::AMU) != 0);
+    features
 }
 
 /// Whether the CPU has pointer authentication, by whichever algorithm.
-pub fn has_pauth() -> bool {
+fn has_pauth() -> bool {
     let isar1 = sysreg::IdAa64isar1::get();
-    [sysreg::ID_AA64ISAR1::APA, sysreg::ID_AA64ISAR1::API, sysreg::ID_AA64ISAR1::GPA, sysreg::ID_AA64ISAR1::GPI]
+    [ID_AA64ISAR1::APA, ID_AA64ISAR1::API, ID_AA64ISAR1::GPA, ID_AA64ISAR1::GPI]
         .iter()
         .any(|field| isar1.read(*field) != 0)
-        || [sysreg::ID_AA64ISAR2::GPA3, sysreg::ID_AA64ISAR2::APA3]
-            .iter()
-            .any(|field| sysreg::IdAa64isar2::get().read(*field) != 0)
+        || [ID_AA64ISAR2::GPA3, ID_AA64ISAR2::APA3].iter().any(|field| sysreg::IdAa64isar2::get().read(*field) != 0)
 }
 
-/// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free.
-pub fn host_hcr() -> tock_registers::fields::FieldValue<u64, HCR_EL2::Register> {
-    let pauth = has_pauth();
-    let mte = sysreg::IdAa64pfr1::get().read(sysreg::ID_AA64PFR1::MTE) >= 2;
-    let scxt = sysreg::IdAa64pfr0::get().read(sysreg::ID_AA64PFR0::CSV2) >= 2;
-    HCR_EL2::VM::Enable
+/// While the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free. Self-hosted debug, performance counters,
+/// profiling and trace buffers belong to EL1; none of them sees EL2. FEAT_FGT: the newer half of these bits are "no trap" bits, so
+/// zero would trap.
+fn for_host(features: &Features) -> Traps {
+    const EL1_REGISTERS: u64 = 0b11_1111_1111_1101 << 50; // nACCDATA, nGCS .. nAMAIR2; bit 51 is RES0
+    const INSTRUCTIONS: u64 = 0b1_1111 << 55; // nBRBINJ .. nGCSEPP
+    const DEBUG_READ: u64 = 0b1111 << 59; // nBRBIDR .. nPMSNEVFR
+    const DEBUG_WRITE: u64 = 0b111 << 60; // nBRBCTL .. nPMSNEVFR
+    const DEBUG_INSTRUCTIONS: u64 = 1; // nDCCIVAPS; the next bit is a trap
+    let mte = sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::MTE) >= 2;
+    let scxt = sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::CSV2) >= 2;
+    let trace = sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceBuffer) != 0;
+    let hcr = HCR_EL2::VM::Enable
         + HCR_EL2::RW::EL1IsAarch64
         + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
-        + HCR_EL2::API.val(u64::from(pauth))
-        + HCR_EL2::APK.val(u64::from(pauth))
+        + HCR_EL2::API.val(u64::from(features.pauth))
+        + HCR_EL2::APK.val(u64::from(features.pauth))
         + HCR_EL2::ATA.val(u64::from(mte))
-        + HCR_EL2::EnSCXT.val(u64::from(scxt))
+        + HCR_EL2::EnSCXT.val(u64::from(scxt));
+    let mdcr =
+        MDCR_EL2::E2PB.val(if features.spe { 0b11 } else { 0 }) + MDCR_EL2::E2TB.val(if trace { 0b11 } else { 0 });
+    Traps {
+        hcr: hcr.value,
+        cptr: (CPTR_RES1 + CPTR_EL2::TZ.val(u64::from(!features.sve)) + CPTR_EL2::TSM.val(u64::from(!features.sme)))
+            .value,
+        mdcr: mdcr.value | own_counters(features.pmu),
+        hcrx: host_hcrx(),
+        mpam: 0,
+        fine_registers: EL1_REGISTERS,
+        fine_instructions: INSTRUCTIONS,
+        fine_debug_reads: DEBUG_READ,
+        fine_debug_writes: DEBUG_WRITE,
+        fine2: u64::MAX,
+        fine2_instructions: DEBUG_INSTRUCTIONS,
+    }
+}
+
+/// Bits of CPTR_EL2 that are one.
+pub const CPTR_RES1: FieldValue<u64, CPTR_EL2::Register> =
+    FieldValue::<u64, CPTR_EL2::Register>::new(0x22ff, 0, 0x22ff);
+
+/// MDCR_EL2: all performance counters are EL1's, and none counts at EL2.
+pub fn own_counters(pmu: bool) -> u64 {
+    let counters = if pmu { sysreg::Pmcr::get().read(sysreg::PMCR_EL0::N) } else { 0 };
+    (MDCR_EL2::HPMN.val(counters) + MDCR_EL2::HPMD.val(u64::from(pmu)) + MDCR_EL2::HCCD.val(u64::from(pmu))).value
 }
 
 /// Lets EL2 itself use SIMD registers, on the boot CPU before [`init_for_host`].
 pub fn allow_simd() {
-    sysreg::Cptr::set(
-        (sysreg::CPTR_EL2::RES1_A.val(0xff) + sysreg::CPTR_EL2::RES1_B::SET + sysreg::CPTR_EL2::RES1_C::SET).value,
-    );
+    sysreg::Cptr::set(CPTR_RES1.value);
     barrier::isb(barrier::SY);
 }
 
-/// What the CPU's extensions need at EL2 so that EL1 can use them.
-pub fn features_for_host() {
-    let pfr0 = sysreg::IdAa64pfr0::get();
-    let pfr1 = sysreg::IdAa64pfr1::get();
-    let sve = pfr0.read(sysreg::ID_AA64PFR0::SVE) != 0;
-    let sme = pfr1.read(sysreg::ID_AA64PFR1::SME) != 0;
-    sysreg::Cptr::set(
-        (sysreg::CPTR_EL2::RES1_A.val(0xff)
-            + sysreg::CPTR_EL2::RES1_B::SET
-            + sysreg::CPTR_EL2::RES1_C::SET
-            + sysreg::CPTR_EL2::TZ.val(u64::from(!sve))
-            + sysreg::CPTR_EL2::TSM.val(u64::from(!sme)))
-        .value,
-    );
-    barrier::isb(barrier::SY);
-    if sve {
+/// The longest vectors that the CPU has, and all of SME: for EL1.
+fn vectors_for_host(features: &Features) {
+    if features.sve {
         sysreg::Zcr::set(sysreg::ZCR_EL2::LEN.val(0x1ff).value);
     }
-    if sme {
-        let smfr0 = sysreg::IdAa64smfr0::get();
-        let zt0 = smfr0.read(sysreg::ID_AA64SMFR0::SMEver) != 0;
-        let fa64 = smfr0.is_set(sysreg::ID_AA64SMFR0::FA64);
+    if features.sme {
+        let zt0 = sysreg::IdAa64smfr0::get().read(ID_AA64SMFR0::SMEver) != 0;
         sysreg::Smcr::set(
             (sysreg::SMCR_EL2::LEN.val(0x1ff)
                 + sysreg::SMCR_EL2::EZT0.val(u64::from(zt0))
-                + sysreg::SMCR_EL2::FA64.val(u64::from(fa64)))
+                + sysreg::SMCR_EL2::FA64.val(u64::from(features.fa64)))
             .value,
         );
     }
-    if sysreg::IdAa64mmfr1::get().read(sysreg::ID_AA64MMFR1::HCX) != 0 {
-        sysreg::Hcrx::set(host_hcrx());
-    }
-    fine_grained_traps_off();
-    if pfr0.read(sysreg::ID_AA64PFR0::MPAM) != 0 {
-        sysreg::Mpam2::set(0);
-    }
-    debug_for_host();
 }
 
 /// HCRX_EL2: every extension that EL1 could use without a hypervisor; bits of absent ones are RES0.
@@ -176,51 +220,9 @@ fn host_hcrx() -> u64 {
         .value
 }
 
-/// FEAT_FGT: the newer half of these bits are "no trap" bits, so zero would trap.
-fn fine_grained_traps_off() {
-    const EL1_REGISTERS: u64 = 0b11_1111_1111_1101 << 50; // nACCDATA, nGCS .. nAMAIR2; bit 51 is RES0
-    const INSTRUCTIONS: u64 = 0b1_1111 << 55; // nBRBINJ .. nGCSEPP
-    const DEBUG_READ: u64 = 0b1111 << 59; // nBRBIDR .. nPMSNEVFR
-    const DEBUG_WRITE: u64 = 0b111 << 60; // nBRBCTL .. nPMSNEVFR
-    let fgt = sysreg::IdAa64mmfr0::get().read(sysreg::ID_AA64MMFR0::FGT);
-    if fgt >= 1 {
-        sysreg::Hfgrtr::set(EL1_REGISTERS);
-        sysreg::Hfgwtr::set(EL1_REGISTERS);
-        sysreg::Hfgitr::set(INSTRUCTIONS);
-        sysreg::Hdfgrtr::set(DEBUG_READ);
-        sysreg::Hdfgwtr::set(DEBUG_WRITE);
-    }
-    if fgt >= 2 {
-        sysreg::Hfgrtr2::set(u64::MAX);
-        sysreg::Hfgwtr2::set(u64::MAX);
-        sysreg::Hdfgrtr2::set(u64::MAX);
-        sysreg::Hdfgwtr2::set(u64::MAX);
-        sysreg::Hfgitr2::set(1); // nDCCIVAPS; the next bit is a trap
-    }
-}
-
-/// Self-hosted debug, performance counters, profiling and trace buffers belong to EL1; none of them sees EL2.
-fn debug_for_host() {
-    let dfr0 = sysreg::IdAa64dfr0::get();
-    let pmu = !matches!(dfr0.read(sysreg::ID_AA64DFR0::PMUVer), 0 | 0xf);
-    let counters = if pmu { sysreg::Pmcr::get().read(sysreg::PMCR_EL0::N) } else { 0 };
-    let spe = dfr0.read(sysreg::ID_AA64DFR0::PMSVer) != 0;
-    let trace = dfr0.read(sysreg::ID_AA64DFR0::TraceBuffer) != 0;
-    MDCR_EL2.write(
-        MDCR_EL2::HPMN.val(counters)
-            + MDCR_EL2::HPMD.val(u64::from(pmu))
-            + MDCR_EL2::HCCD.val(u64::from(pmu))
-            + MDCR_EL2::E2PB.val(if spe { 0b11 } else { 0 })
-            + MDCR_EL2::E2TB.val(if trace { 0b11 } else { 0 }),
-    );
-    if dfr0.read(sysreg::ID_AA64DFR0::TraceFilt) != 0 {
-        sysreg::Trfcr::set(0);
-    }
-}
-
 /// Whether the CPU has system registers for the GIC.
 pub fn has_gic_registers() -> bool {
-    sysreg::IdAa64pfr0::get().read(sysreg::ID_AA64PFR0::GIC) != 0
+    sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::GIC) != 0
 }
 
 /// The GIC's system registers belong to EL1; the list registers, which only EL2 reaches, are off.

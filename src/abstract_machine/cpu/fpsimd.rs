@@ -10,8 +10,9 @@ use core::arch::asm;
 use aarch64_cpu::asm::barrier;
 
 use super::super::addr::PAGE_SIZE;
+use super::super::features::Features;
 use super::super::shadow::Context;
-use super::sysreg::{self, CPTR_EL2, ID_AA64PFR0, ID_AA64PFR1};
+use super::sysreg::{self, CPTR_EL2};
 use super::{pool, with_world};
 
 unsafe extern "C" {
@@ -27,22 +28,15 @@ const _: () = assert!(core::mem::offset_of!(Context, fp_control) == core::mem::o
 
 const SVCR_SM: u64 = 1;
 
-fn has_sve() -> bool {
-    sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::SVE) != 0
-}
-
-fn has_sme() -> bool {
-    sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::SME) != 0
-}
-
 /// Gives this CPU its area, once its vectors have their full length (`el2::init_for_host`). `false` if the pool is empty.
 pub fn prepare() -> bool {
+    let features = with_world(|world| world.features);
     let mut vector = 0;
-    if has_sve() {
+    if features.sve {
         // SAFETY: reads the length of a vector, which this CPU has.
         vector = unsafe { sve_vector_bytes() };
     }
-    if has_sme() {
+    if features.sme {
         let streaming: u64;
         // SAFETY: RDSVL x0, #1 reads the length of a streaming vector, which this CPU has.
         unsafe { asm!(".inst 0x04bf5820", out("x0") streaming, options(nomem, nostack, preserves_flags)) };
@@ -85,14 +79,14 @@ fn untrapped(sme: bool, with: impl FnOnce()) {
 }
 
 /// How much sve_save and sve_restore move in streaming mode.
-fn streaming_state() -> u64 {
-    if sysreg::IdAa64smfr0::get().is_set(sysreg::ID_AA64SMFR0::FA64) { 2 } else { 1 }
+fn streaming_state(features: &Features) -> u64 {
+    if features.fa64 { 2 } else { 1 }
 }
 
 /// Saves the host's registers, and leaves streaming mode.
 pub fn save_host() {
-    let (sve, sme) = (has_sve(), has_sme());
     with_world(|world| {
+        let Features { sve, sme, .. } = world.features;
         if !sve && !sme {
             return save(&mut world.host);
         }
@@ -103,7 +97,7 @@ pub fn save_host() {
             // streaming vectors.
             unsafe {
                 if world.streaming {
-                    sve_save(world.vectors, streaming_state());
+                    sve_save(world.vectors, streaming_state(&world.features));
                     asm!("msr S0_3_C4_C2_3, xzr", options(nostack, preserves_flags)); // SMSTOP SM
                 } else if sve {
                     sve_save(world.vectors, 0);
@@ -115,8 +109,8 @@ pub fn save_host() {
 
 /// Loads the host's registers.
 pub fn restore_host() {
-    let (sve, sme) = (has_sve(), has_sme());
     with_world(|world| {
+        let Features { sve, sme, .. } = world.features;
         if !sve && !sme {
             return restore(&world.host);
         }
@@ -129,7 +123,7 @@ pub fn restore_host() {
                 }
                 restore(&world.host);
                 if world.streaming {
-                    sve_restore(world.vectors, streaming_state());
+                    sve_restore(world.vectors, streaming_state(&world.features));
                 } else if sve {
                     sve_restore(world.vectors, 0);
                 }

@@ -3,12 +3,13 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, VTCR_EL2, VTTBR_EL2, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, VTCR_EL2, VTTBR_EL2, Writeable};
 
+use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
 use super::super::shape::Shape;
 use super::super::world::VirtualLines;
-use super::sysreg::{self, CPTR_EL2, ID_AA64DFR0, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64PFR0, PMCR_EL0};
+use super::sysreg::{self, CPTR_EL2, PMCR_EL0};
 use super::{el2, maintenance};
 
 /// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
@@ -51,9 +52,9 @@ pub fn no_walks() {
 }
 
 /// The stage 2 at `vttbr` on this CPU.
-pub fn set_stage2(vttbr: u64, shape: Shape, flush: bool) {
+pub fn set_stage2(features: &Features, vttbr: u64, shape: Shape, flush: bool) {
     no_walks();
-    VTCR_EL2.set(el2::vtcr(shape));
+    VTCR_EL2.set(el2::vtcr(features, shape));
     VTTBR_EL2.set(vttbr);
     barrier::isb(barrier::SY);
     if flush {
@@ -61,74 +62,70 @@ pub fn set_stage2(vttbr: u64, shape: Shape, flush: bool) {
     }
 }
 
-fn has_pmu() -> bool {
-    !matches!(sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::PMUVer), 0 | 0xf)
+/// While a VM runs. Profiling and trace buffers (E2PB, E2TB) are EL2's and off; memory copy instructions keep no state, and whatever else of HCRX_EL2 needs some
+/// that is not switched. Fine-grained traps all zero: registers that are older than these traps do not trap, all newer ones do.
+pub fn for_vm(features: &Features, amu: bool) -> Traps {
+    let pauth = if features.pauth { HCR_APK_API } else { 0 };
+    let errors = if features.ras { HCR_TERR } else { 0 };
+    let traps = CPTR_EL2::TZ::SET + CPTR_EL2::TSM::SET + CPTR_EL2::TTA::SET + CPTR_EL2::TAM.val(u64::from(amu));
+    Traps {
+        hcr: HCR_VM | pauth | errors,
+        cptr: (el2::CPTR_RES1 + traps).value,
+        mdcr: el2::own_counters(features.pmu) | MDCR_TRAPS | if features.fgt != 0 { MDCR_TDCC } else { 0 },
+        hcrx: sysreg::HCRX_EL2::MSCEn::SET.value,
+        mpam: MPAM_TRAPS,
+        ..Traps::ZERO
+    }
 }
 
-/// Traps for a VM; the host's counters, profiling and trace stop.
-pub fn activate(world: &mut World, lines: VirtualLines) {
-    let pfr0 = sysreg::IdAa64pfr0::get();
-    let mmfr0 = sysreg::IdAa64mmfr0::get();
-    pause_host_counting(world);
-    let mut hcr = HCR_VM;
-    hcr |= if lines.virq { HCR_VI } else { 0 } | if lines.vfiq { HCR_VF } else { 0 };
-    hcr |= if el2::has_pauth() { HCR_APK_API } else { 0 };
-    hcr |= if pfr0.read(ID_AA64PFR0::RAS) != 0 { HCR_TERR } else { 0 };
-    HCR_EL2.set(hcr);
-    let amu = pfr0.read(ID_AA64PFR0::AMU) != 0;
-    sysreg::Cptr::set(
-        (CPTR_EL2::RES1_A.val(0xff)
-            + CPTR_EL2::RES1_B::SET
-            + CPTR_EL2::RES1_C::SET
-            + CPTR_EL2::TZ::SET
-            + CPTR_EL2::TSM::SET
-            + CPTR_EL2::TTA::SET
-            + CPTR_EL2::TAM.val(u64::from(amu)))
-        .value,
-    );
-    let fgt = mmfr0.read(ID_AA64MMFR0::FGT);
-    // Profiling and trace buffers (E2PB, E2TB) are EL2's and off.
-    let counters = MDCR_EL2.read(MDCR_EL2::HPMN);
-    let quiet = MDCR_EL2::HPMN.val(counters)
-        + MDCR_EL2::HPMD.val(u64::from(has_pmu()))
-        + MDCR_EL2::HCCD.val(u64::from(has_pmu()));
-    MDCR_EL2.set(quiet.value | MDCR_TRAPS | if fgt != 0 { MDCR_TDCC } else { 0 });
-    if sysreg::IdAa64mmfr1::get().read(ID_AA64MMFR1::HCX) != 0 {
-        // Memory copy instructions keep no state; whatever else needs some that is not switched.
-        sysreg::Hcrx::set(sysreg::HCRX_EL2::MSCEn::SET.value);
+/// Writes what this CPU has of `traps`, but HCR_EL2.
+#[inline]
+pub fn write(features: &Features, traps: &Traps) {
+    sysreg::Cptr::set(traps.cptr);
+    MDCR_EL2.set(traps.mdcr);
+    if features.hcx {
+        sysreg::Hcrx::set(traps.hcrx);
     }
-    // All zero: registers that are older than fine-grained traps do not trap, all newer ones do.
-    if fgt >= 1 {
-        sysreg::Hfgrtr::set(0);
-        sysreg::Hfgwtr::set(0);
-        sysreg::Hfgitr::set(0);
-        sysreg::Hdfgrtr::set(0);
-        sysreg::Hdfgwtr::set(0);
+    if features.fgt >= 1 {
+        sysreg::Hfgrtr::set(traps.fine_registers);
+        sysreg::Hfgwtr::set(traps.fine_registers);
+        sysreg::Hfgitr::set(traps.fine_instructions);
+        sysreg::Hdfgrtr::set(traps.fine_debug_reads);
+        sysreg::Hdfgwtr::set(traps.fine_debug_writes);
     }
-    if fgt >= 2 {
-        sysreg::Hfgrtr2::set(0);
-        sysreg::Hfgwtr2::set(0);
-        sysreg::Hfgitr2::set(0);
-        sysreg::Hdfgrtr2::set(0);
-        sysreg::Hdfgwtr2::set(0);
+    if features.fgt >= 2 {
+        sysreg::Hfgrtr2::set(traps.fine2);
+        sysreg::Hfgwtr2::set(traps.fine2);
+        sysreg::Hdfgrtr2::set(traps.fine2);
+        sysreg::Hdfgwtr2::set(traps.fine2);
+        sysreg::Hfgitr2::set(traps.fine2_instructions);
     }
-    if pfr0.read(ID_AA64PFR0::MPAM) != 0 {
-        sysreg::Mpam2::set(MPAM_TRAPS);
+    if features.mpam {
+        sysreg::Mpam2::set(traps.mpam);
     }
     barrier::isb(barrier::SY);
 }
 
+/// Traps for a VM; the host's counters, profiling and trace stop.
+pub fn activate(world: &mut World, lines: VirtualLines) {
+    pause_host_counting(world);
+    let virq = if lines.virq { HCR_VI } else { 0 };
+    let vfiq = if lines.vfiq { HCR_VF } else { 0 };
+    HCR_EL2.set(world.features.vm.hcr | virq | vfiq);
+    write(&world.features, &world.features.vm);
+}
+
 /// The host's features and counters again.
 pub fn deactivate(world: &World) {
-    el2::features_for_host();
-    let dfr0 = sysreg::IdAa64dfr0::get();
-    if has_pmu() {
+    let features = &world.features;
+    write(features, &features.host);
+    if features.pmu {
         sysreg::Pmcr::set(world.pmcr);
     }
-    if dfr0.read(ID_AA64DFR0::PMSVer) != 0 {
+    if features.spe {
         sysreg::Pmscr1::set(world.pmscr);
     }
-    if dfr0.read(ID_AA64DFR0::TraceFilt) != 0 {
+    if features.trf {
         sysreg::Trfcr1::set(world.trfcr);
     }
     barrier::isb(barrier::SY);
@@ -136,20 +133,19 @@ pub fn deactivate(world: &World) {
 
 /// What counts or samples for the host would count and sample the VM: a window into it.
 fn pause_host_counting(world: &mut World) {
-    let dfr0 = sysreg::IdAa64dfr0::get();
-    if has_pmu() {
+    if world.features.pmu {
         world.pmcr = sysreg::Pmcr::get().get();
         // C and P (bits 1, 2) read as zero, so writing back resets nothing.
         sysreg::Pmcr::set(world.pmcr & !PMCR_EL0::E::SET.value);
     }
-    if dfr0.read(ID_AA64DFR0::PMSVer) != 0 {
+    if world.features.spe {
         world.pmscr = sysreg::Pmscr1::get().get();
         sysreg::Pmscr1::set(0);
         barrier::isb(barrier::SY);
         // SAFETY: PSB CSYNC and DSB wait until what was sampled is written.
         unsafe { asm!("hint #17", "dsb nsh", options(nostack, preserves_flags)) };
     }
-    if dfr0.read(ID_AA64DFR0::TraceFilt) != 0 {
+    if world.features.trf {
         world.trfcr = sysreg::Trfcr1::get().get();
         sysreg::Trfcr1::set(0);
         barrier::isb(barrier::SY);

@@ -44,9 +44,11 @@ impl Worlds for Cpu {
             ContextAt::Host => with_world(|world| {
                 world.host.pc = ELR_EL2.get();
                 world.host.pstate = SPSR_EL2.get();
-                bank::save(&mut world.host, true);
+                bank::save(&mut world.host, &world.features, true);
             }),
-            ContextAt::Vm(shadow) => with_context(shadow, |context| bank::save(context, false)),
+            ContextAt::Vm(shadow) => {
+                with_context(shadow, |context| with_world(|world| bank::save(context, &world.features, false)));
+            }
         }
     }
 
@@ -55,9 +57,11 @@ impl Worlds for Cpu {
             ContextAt::Host => with_world(|world| {
                 ELR_EL2.set(world.host.pc);
                 SPSR_EL2.set(world.host.pstate);
-                bank::restore(&world.host, true);
+                bank::restore(&world.host, &world.features, true);
             }),
-            ContextAt::Vm(shadow) => with_context(shadow, |context| bank::restore(context, false)),
+            ContextAt::Vm(shadow) => {
+                with_context(shadow, |context| with_world(|world| bank::restore(context, &world.features, false)));
+            }
         }
     }
 
@@ -94,14 +98,17 @@ impl Worlds for Cpu {
     }
 
     fn host_el2_restore_state(&self) {
-        let (vttbr, shape) = el2::host_stage2();
-        traps::set_stage2(vttbr, shape, false);
-        HCR_EL2.write(el2::host_hcr());
+        // A VM ran, so there is a host.
+        let Some((vttbr, shape)) = el2::host_stage2() else { return };
+        with_world(|world| {
+            traps::set_stage2(&world.features, vttbr, shape, false);
+            HCR_EL2.set(world.features.host.hcr);
+        });
         barrier::isb(barrier::SY);
     }
 
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
-        traps::set_stage2(vttbr, Shape::new(ia_bits), flush);
+        with_world(|world| traps::set_stage2(&world.features, vttbr, Shape::new(ia_bits), flush));
     }
 
     fn vgic_save_state(&self, shadow: Shadow) {
