@@ -1,4 +1,5 @@
-// The world switch's two ends: run_vm puts a vCPU on the CPU and comes back as an ordinary function when it leaves.
+// The world switch's two ends: run_vm puts a vCPU on the CPU, asks Rust each time it leaves, and comes back as an ordinary function when it
+// stays away.
 //
 // While a VM runs, VBAR_EL2 points to `vm_vectors`, so the host's way in (boot/vectors.S) has nothing to ask. SP_EL2 stays where
 // run_vm left it: there stand the address of the Context and the core's callee-saved registers.
@@ -7,19 +8,23 @@
 
     .section .text.switch, "ax"
 
-// run_vm(x0 = Context) -> x0 = kind of exit (ExitCode). EL2 is set up for the VM.
+// run_vm(x0 = Context, x1 = for x2, x2 = left(x1, Context, kind of exit) -> w0 = whether it stays away). EL2 is set up for the VM.
+// The frame of run_vm, of 16 words: x29, x30; x0 to x2; x19 to x28 from word 6 on. An exit for which `left` says no goes back with all that stands in the
+// Context; the core's own registers are not touched between.
     .globl  run_vm
 run_vm:
-    stp     x29, x30, [sp, #-112]!
-    stp     x19, x20, [sp, #(8 * 4)]
-    stp     x21, x22, [sp, #(8 * 6)]
-    stp     x23, x24, [sp, #(8 * 8)]
-    stp     x25, x26, [sp, #(8 * 10)]
-    stp     x27, x28, [sp, #(8 * 12)]
-    str     x0, [sp, #(8 * 2)]
+    stp     x29, x30, [sp, #-128]!
+    stp     x0, x1, [sp, #(8 * 2)]
+    str     x2, [sp, #(8 * 4)]
+    stp     x19, x20, [sp, #(8 * 6)]
+    stp     x21, x22, [sp, #(8 * 8)]
+    stp     x23, x24, [sp, #(8 * 10)]
+    stp     x25, x26, [sp, #(8 * 12)]
+    stp     x27, x28, [sp, #(8 * 14)]
     adrp    x9, vm_vectors
     add     x9, x9, :lo12:vm_vectors
     msr     vbar_el2, x9
+vm_enter:
     ldp     x9, x10, [x0, #{CONTEXT_PC}]
     msr     elr_el2, x9
     msr     spsr_el2, x10
@@ -46,16 +51,23 @@ vm_exit:
     mrs     x4, hpfar_el2
     stp     x2, x3, [x0, #{CONTEXT_SYNDROME}]
     str     x4, [x0, #({CONTEXT_SYNDROME} + 16)]
+    mov     x2, x1
+    mov     x1, x0
+    ldp     x0, x9, [sp, #(8 * 3)]
+    mov     x29, sp                     // the core's frame chain
+    blr     x9
+    mov     w1, w0
+    ldr     x0, [sp, #(8 * 2)]
+    tbz     w1, #0, vm_enter
     adrp    x2, vectors
     add     x2, x2, :lo12:vectors
     msr     vbar_el2, x2
-    mov     x0, x1
-    ldp     x19, x20, [sp, #(8 * 4)]
-    ldp     x21, x22, [sp, #(8 * 6)]
-    ldp     x23, x24, [sp, #(8 * 8)]
-    ldp     x25, x26, [sp, #(8 * 10)]
-    ldp     x27, x28, [sp, #(8 * 12)]
-    ldp     x29, x30, [sp], #112
+    ldp     x19, x20, [sp, #(8 * 6)]
+    ldp     x21, x22, [sp, #(8 * 8)]
+    ldp     x23, x24, [sp, #(8 * 10)]
+    ldp     x25, x26, [sp, #(8 * 12)]
+    ldp     x27, x28, [sp, #(8 * 14)]
+    ldp     x29, x30, [sp], #128
     ret
 
     .macro  from_vm, kind

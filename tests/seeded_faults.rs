@@ -173,8 +173,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "vcpu_ops: the mailbox is read a second time",
         file: "src/vcpu/vcpu_ops.rs",
-        from: "    machine.read_page(active.mailbox, 0, &mut words);\n",
-        to: "    machine.read_page(active.mailbox, 0, &mut words);\n    machine.read_page(active.mailbox, 0, &mut words);\n",
+        from: "        *lr = list_register(vgic.version, page.read(word!(lr) + n))?;\n",
+        to: "        list_register(vgic.version, page.read(word!(lr) + n))?;\n        *lr = page.read(word!(lr) + n);\n",
     },
     Fault {
         name: "mem_manager: page 0 given away",

@@ -52,6 +52,16 @@ pub enum SmcOutcome {
     },
 }
 
+/// A page that belongs to somebody else, who may write it at any time from any CPU. What is read is therefore kept and used; reading it again would be another
+/// value (K §8.3 A2, A17).
+pub trait ForeignPage {
+    /// Reads a word, in one access. `word` is below 512.
+    fn read(&self, word: usize) -> u64;
+
+    /// Writes a word, in one access. `word` is below 512.
+    fn write(&self, word: usize, value: u64);
+}
+
 /// The machine, as the layers see it.
 ///
 /// An implementation is shared by all CPUs; a method that speaks of "this CPU" means the one that calls it.
@@ -59,6 +69,9 @@ pub enum SmcOutcome {
 /// were adopted: an entry outside it is a broken invariant and stops the machine, so no error in a layer can make the core
 /// write elsewhere.
 pub trait Machine: Worlds {
+    /// A page of somebody else during a visit.
+    type Foreign<'v>: ForeignPage;
+
     /// Reads the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_load`.
     fn pt_load(&self, entry: Pa) -> u64;
 
@@ -90,6 +103,9 @@ pub trait Machine: Worlds {
 
     /// Scrubs an adopted page, cleans it to the point of coherency, and takes it out of the core's own map on all CPUs.
     fn release_page(&self, pfn: Pfn);
+
+    /// Runs `visit` on a page of somebody else, which the core can reach for that long.
+    fn visit_page<R>(&self, pfn: Pfn, visit: impl FnOnce(&Self::Foreign<'_>) -> R) -> R;
 
     /// Copies words of a page of somebody else, from its `first_word` on, each read once.
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]);

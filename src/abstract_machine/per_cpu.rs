@@ -5,7 +5,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::addr::{CpuId, VcpuId, VmId};
+use super::addr::{CpuId, Pfn, VcpuId, VmId};
 use super::features::Features;
 use super::shadow::Context;
 
@@ -93,6 +93,8 @@ pub struct PerCpu {
     pub cpu: CpuId,
     events: [AtomicU64; Event::COUNT],
     found: Found,
+    /// The page that this CPU looked at last through its window; 0 if none.
+    seen: AtomicU64,
     world: UnsafeCell<World>,
 }
 
@@ -124,6 +126,8 @@ pub struct World {
     pub vm: VmId,
     /// Its vCPU; the CPU's own number when the host runs.
     pub vcpu: VcpuId,
+    /// List registers from this one on are empty.
+    pub list_registers: u8,
     /// The host was in SVE streaming mode.
     pub streaming: bool,
     /// Address of the area for the host's vectors; 0 if there is none.
@@ -144,6 +148,7 @@ impl PerCpu {
             features: Features::NONE,
             vm: VmId::HOST,
             vcpu: VcpuId::new(cpu.raw()),
+            list_registers: u8::MAX,
             streaming: false,
             vectors: 0,
             pmcr: 0,
@@ -152,7 +157,16 @@ impl PerCpu {
         };
         let events = [const { AtomicU64::new(0) }; Event::COUNT];
         let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(0) }; Found::PLACES] };
-        Self { stack_top, emergency_top, mpidr, cpu, events, found, world: UnsafeCell::new(world) }
+        Self {
+            stack_top,
+            emergency_top,
+            mpidr,
+            cpu,
+            events,
+            found,
+            seen: AtomicU64::new(0),
+            world: UnsafeCell::new(world),
+        }
     }
 
     /// Whether this CPU found `page` to be adopted, and no page has been released since: `releases` counts them.
@@ -168,6 +182,17 @@ impl PerCpu {
             self.found.pages.iter().for_each(|known| known.store(0, Ordering::Relaxed));
         }
         self.found.pages[Found::place(page)].store(page, Ordering::Relaxed);
+    }
+
+    /// Whether `pfn` is the page that this CPU looked at last.
+    #[inline]
+    pub fn has_seen(&self, pfn: Pfn) -> bool {
+        self.seen.load(Ordering::Relaxed) == pfn.raw()
+    }
+
+    /// This CPU looks at `pfn`. Page 0 is never one.
+    pub fn has_seen_now(&self, pfn: Pfn) {
+        self.seen.store(pfn.raw(), Ordering::Relaxed);
     }
 
     /// The world switch's part; only the CPU itself follows the pointer.

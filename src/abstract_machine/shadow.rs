@@ -1,11 +1,13 @@
 //! A vCPU's shadow context: the registers of a VM while it does not run, in memory that only the core reaches.
 //!
-//! It lives in one page of the VM's pool. A layer reads and writes it by name, through `Machine::get_shadow_ctxt` and
-//! `Machine::set_shadow_ctxt`; the world switch fills and empties it whole. K §3.1 (there: numbers), blueprint §5: the bank of EL1
-//! registers is one structure, so that later kinds of contexts can keep it elsewhere.
+//! It lives in one page of the VM's pool. A layer reads and writes a register of it by name: one of a vCPU that does not run through
+//! `Machine::get_shadow_ctxt` and `Machine::set_shadow_ctxt`, those of one that does in the [`Context`], which whoever runs it has taken for
+//! himself (`Machine::take_shadow_ctxt`). The world switch fills and empties it whole. K §3.1 (there: numbers), blueprint §5: the bank of
+//! EL1 registers is one structure, so that later kinds of contexts can keep it elsewhere.
 #![forbid(unsafe_code)]
 
 use super::addr::Pa;
+use super::regs::El1Reg;
 
 /// Where a vCPU's shadow context is: a page that the core owns.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -123,12 +125,26 @@ el1_registers! {
     CntvCval,
 }
 
+/// Where a context keeps what exception entry reads and writes.
+impl From<El1Reg> for BankReg {
+    fn from(reg: El1Reg) -> Self {
+        match reg {
+            El1Reg::Elr => Self::ElrEl1,
+            El1Reg::Spsr => Self::SpsrEl1,
+            El1Reg::Esr => Self::Esr,
+            El1Reg::Far => Self::Far,
+            El1Reg::Sctlr => Self::Sctlr,
+            El1Reg::Vbar => Self::Vbar,
+        }
+    }
+}
+
 /// Number of [`BankReg`]s.
 pub const BANK_REGS: usize = BankReg::ALL.len();
 /// Bit of `Dirty`: the next entry goes on behind the instruction. Bits 0 to 30: it takes x0 to x30 from the host. K: DIRTY_PC.
 pub const DIRTY_PC: u64 = 1 << 32;
 /// Words of the GIC's virtual CPU interface that are a vCPU's: list registers and what goes with them.
-pub const VGIC_WORDS: usize = 16 + 13;
+pub const VGIC_WORDS: usize = 16 + 11;
 
 /// A register of a shadow context by name. K §3.1: `get_shadow_ctxt`'s index.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -193,6 +209,30 @@ pub struct Context {
 
 const _: () = assert!(size_of::<Context>() <= 4096);
 
+/// The place of a register, by `get` or by `get_mut`. With a register that the compiler knows it is a field.
+macro_rules! place {
+    ($context:ident, $reg:ident, $get:ident, $($borrow:tt)+) => {
+        match $reg {
+            ShadowReg::X(n) => $context.x.$get(usize::from(n)).filter(|_| n < 31),
+            ShadowReg::Pc => Some($($borrow)+ $context.pc),
+            ShadowReg::Pstate => Some($($borrow)+ $context.pstate),
+            ShadowReg::EsrEl2 => $context.syndrome.$get(0),
+            ShadowReg::FarEl2 => $context.syndrome.$get(1),
+            ShadowReg::HpfarEl2 => $context.syndrome.$get(2),
+            ShadowReg::Dirty => $context.control.$get(0),
+            ShadowReg::Flags => $context.control.$get(1),
+            ShadowReg::Cntvoff => $context.control.$get(2),
+            ShadowReg::Exits => $context.control.$get(3),
+            ShadowReg::LastCpu => $context.control.$get(4),
+            ShadowReg::Bank(reg) => $context.bank.$get(reg as usize),
+            ShadowReg::Q(n) => $context.q.$get(usize::from(n)),
+            ShadowReg::Fpsr => $context.fp_control.$get(0),
+            ShadowReg::Fpcr => $context.fp_control.$get(1),
+            ShadowReg::Vgic(n) => $context.vgic.$get(usize::from(n)),
+        }
+    };
+}
+
 impl Context {
     /// All zero.
     pub const EMPTY: Self = Self {
@@ -207,31 +247,17 @@ impl Context {
         vgic: [0; VGIC_WORDS],
     };
 
-    /// The register `reg`; none beyond the last of its kind (x31 and on).
-    pub fn get(&self, reg: ShadowReg) -> Option<u64> {
-        let mut copy = *self;
-        copy.slot(reg).copied()
+    /// The register `reg`; one that no context has (x31 and on) reads as zero.
+    #[inline(always)]
+    pub fn get(&self, reg: ShadowReg) -> u64 {
+        place!(self, reg, get, &).copied().unwrap_or(0)
     }
 
-    /// The place of `reg`.
-    pub fn slot(&mut self, reg: ShadowReg) -> Option<&mut u64> {
-        match reg {
-            ShadowReg::X(n) => self.x.get_mut(usize::from(n)).filter(|_| n < 31),
-            ShadowReg::Pc => Some(&mut self.pc),
-            ShadowReg::Pstate => Some(&mut self.pstate),
-            ShadowReg::EsrEl2 => self.syndrome.get_mut(0),
-            ShadowReg::FarEl2 => self.syndrome.get_mut(1),
-            ShadowReg::HpfarEl2 => self.syndrome.get_mut(2),
-            ShadowReg::Dirty => self.control.get_mut(0),
-            ShadowReg::Flags => self.control.get_mut(1),
-            ShadowReg::Cntvoff => self.control.get_mut(2),
-            ShadowReg::Exits => self.control.get_mut(3),
-            ShadowReg::LastCpu => self.control.get_mut(4),
-            ShadowReg::Bank(reg) => self.bank.get_mut(reg as usize),
-            ShadowReg::Q(n) => self.q.get_mut(usize::from(n)),
-            ShadowReg::Fpsr => self.fp_control.get_mut(0),
-            ShadowReg::Fpcr => self.fp_control.get_mut(1),
-            ShadowReg::Vgic(n) => self.vgic.get_mut(usize::from(n)),
+    /// Sets the register `reg`; one that no context has is left out.
+    #[inline(always)]
+    pub fn set(&mut self, reg: ShadowReg, value: u64) {
+        if let Some(place) = place!(self, reg, get_mut, &mut) {
+            *place = value;
         }
     }
 }

@@ -5,7 +5,7 @@
 //! ```text
 //! save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
 //! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
-//! run_vm (again and again, for exits that the core serves),
+//! run_vm (which goes on after exits that the core serves),
 //! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps, host_el2_restore_state,
 //! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host)
 //! ```
@@ -14,16 +14,17 @@
 //! way. Source: K §1.2 (primitives), §3.3-3.7.
 #![forbid(unsafe_code)]
 
+use core::ops::DerefMut;
+
 use super::addr::{CpuId, Ipa, PhysRange, VcpuId, VmId};
-use super::shadow::{Shadow, ShadowReg};
+use super::shadow::{Context, Shadow, ShadowReg};
 
 /// Whose registers a save or restore is about.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ContextAt {
+pub enum ContextAt<'c> {
     /// The host's, on this CPU: a context in the CPU's own data.
     Host,
     /// A vCPU's.
-    Vm(Shadow),
+    Vm(&'c mut Context),
 }
 
 /// Interrupt lines of the VM that the hypervisor drives itself: HCR_EL2.VI and HCR_EL2.VF.
@@ -72,10 +73,6 @@ pub enum VgicWord {
     Ap1r = 22,
     /// GICH_MISR or ICH_MISR_EL2 at the last exit.
     Misr = 26,
-    /// Empty list registers at the last exit: GICH_ELRSR or ICH_ELRSR_EL2.
-    Elrsr = 27,
-    /// Ended interrupts at the last exit: GICH_EISR or ICH_EISR_EL2.
-    Eisr = 28,
 }
 
 impl VgicWord {
@@ -87,23 +84,36 @@ impl VgicWord {
 
 /// The world switch's primitives. A part of [`Machine`](super::Machine); "this CPU" is the one that calls.
 pub trait Worlds: Sync {
+    /// A context that nobody else has.
+    type Taken<'m>: DerefMut<Target = Context>
+    where
+        Self: 'm;
+
+    /// Takes the context of a vCPU until it is dropped: for whoever runs the vCPU, or holds the lock of its VM while nobody does. That it is a
+    /// context's page of the core's own is checked here, once.
+    fn take_shadow_ctxt(&self, shadow: Shadow) -> Self::Taken<'_>;
+
     /// Reads a register of a vCPU that does not run. A register that no context has reads as zero. K: `get_shadow_ctxt`.
-    fn get_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg) -> u64;
+    fn get_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg) -> u64 {
+        self.take_shadow_ctxt(shadow).get(reg)
+    }
 
     /// Writes a register of a vCPU that does not run; one that no context has is left out. K: `set_shadow_ctxt`.
-    fn set_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg, value: u64);
+    fn set_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg, value: u64) {
+        self.take_shadow_ctxt(shadow).set(reg, value);
+    }
 
     /// Saves the EL1 and EL0 registers of this CPU, CNTV among them, and switches CNTV off. K: `save_sysregs`.
-    fn save_sysregs(&self, at: ContextAt);
+    fn save_sysregs(&self, at: ContextAt<'_>);
 
     /// Loads them; for a VM, its MPIDR into VMPIDR_EL2. Stage 1 comes to life last, when stage 2 stands. K: `restore_sysregs`.
-    fn restore_sysregs(&self, at: ContextAt);
+    fn restore_sysregs(&self, at: ContextAt<'_>);
 
     /// Saves q0-q31, FPSR and FPCR; for the host also what SVE and SME add to them. K: `fpsimd_save_state`.
-    fn fpsimd_save_state(&self, at: ContextAt);
+    fn fpsimd_save_state(&self, at: ContextAt<'_>);
 
     /// Loads them. K: `fpsimd_restore_state`.
-    fn fpsimd_restore_state(&self, at: ContextAt);
+    fn fpsimd_restore_state(&self, at: ContextAt<'_>);
 
     /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters, profiling
     /// and trace. K: `activate_traps`.
@@ -125,11 +135,12 @@ pub trait Worlds: Sync {
     /// K: `vm_el2_restore_state`.
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool);
 
-    /// Saves list registers and virtual CPU interface, and turns it off.
-    fn vgic_save_state(&self, shadow: Shadow);
+    /// Saves the first `lrs` list registers (the others were empty when the VM began, and so are still) and the virtual CPU interface,
+    /// and turns it off.
+    fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize);
 
     /// Loads the first `lrs` list registers (the others are empty) and the virtual CPU interface, and turns it on.
-    fn vgic_restore_state(&self, shadow: Shadow, lrs: usize);
+    fn vgic_restore_state(&self, ctxt: &Context, lrs: usize);
 
     /// What VMs have of the GIC.
     fn vgic_info(&self) -> VgicInfo;
@@ -146,14 +157,15 @@ pub trait Worlds: Sync {
     /// This CPU. K: `get_cur_cpu`.
     fn get_cur_cpu(&self) -> CpuId;
 
-    /// Runs the vCPU until it leaves: then its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the shadow.
-    /// K: `core_to_vm`, `vm_to_core`.
-    fn run_vm(&self, shadow: Shadow) -> ExitCode;
+    /// Runs the vCPU. Each time it leaves, its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the context, and `exit` is asked:
+    /// with `None` the vCPU goes on from what stands there then, with a result it has left. Between these two nothing else of the CPU is
+    /// touched. K: `core_to_vm`, `vm_to_core`.
+    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, exit: F) -> R;
 
-    /// Page of the intermediate address of the abort that [`run_vm`](Self::run_vm) just returned with. HPFAR_EL2 holds it, but
+    /// Page of the intermediate address of the abort with which the vCPU of `ctxt` just left. HPFAR_EL2 holds it, but
     /// not for a permission fault of an access (Arm ARM D24.2.66): then the virtual address is translated again with the VM's
     /// own stage 1, which must still be loaded. `None`: the VM has changed its tables meanwhile; let it try again. K §3.2.
-    fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa>;
+    fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa>;
 
     /// The physical counter (CNTPCT_EL0).
     fn counter(&self) -> u64;

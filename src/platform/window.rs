@@ -7,10 +7,10 @@
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use aarch64_cpu::asm::barrier;
 use spin::Once;
 
 use super::own_map;
+use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange};
 use crate::abstract_machine::cpu::{self, maintenance, pool};
 use crate::npt::Level;
@@ -18,6 +18,9 @@ use crate::npt::descriptor::{CoreAccess, Desc};
 
 /// Where the windows are: the last 2 MiB of 48 bits of address, one table's worth.
 pub const BASE: u64 = (1 << 48) - BLOCK_2M;
+
+/// Words of a page, and entries of a table.
+const WORDS: usize = 512;
 
 /// Address of the level-3 table for [`BASE`]; 0 before [`init`].
 static TABLE: AtomicU64 = AtomicU64::new(0);
@@ -29,51 +32,68 @@ pub fn init(ram: &'static [PhysRange], core: [PhysRange; 2], table: Pa) {
     TABLE.store(table.raw(), Ordering::Release);
 }
 
-/// Lets `look` use the page `pfn`, through this CPU's window.
-fn with<R>(pfn: Pfn, look: impl FnOnce(*mut u64) -> R) -> R {
+/// The page that this CPU's window shows.
+pub struct Window(*mut u64);
+
+impl ForeignPage for Window {
+    #[inline(always)]
+    fn read(&self, word: usize) -> u64 {
+        assert!(word < WORDS, "beyond a page");
+        // SAFETY: within the mapped page; its owner may write it meanwhile, so the word is read once.
+        unsafe { self.0.add(word).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn write(&self, word: usize, value: u64) {
+        assert!(word < WORDS, "beyond a page");
+        // SAFETY: within the mapped page, which holds no Rust value.
+        unsafe { self.0.add(word).write_volatile(value) };
+    }
+}
+
+/// Whether a window may show `pfn`: RAM that is not the core's.
+#[inline(never)]
+fn is_foreign(pfn: Pfn) -> bool {
     let page = PhysRange::between(pfn.addr(), Pa::new(pfn.addr().raw() + PAGE_SIZE));
-    let (table, slot) = (TABLE.load(Ordering::Acquire), cpu::this().map(|cpu| cpu.cpu.index()));
-    let known = MEMORY.get().is_some_and(|(ram, core)| {
+    MEMORY.get().is_some_and(|(ram, core)| {
         ram.iter().any(|bank| bank.contains_range(page)) && !core.iter().any(|range| range.overlaps(page))
-    });
-    let (true, Some(slot), true) = (table != 0, slot.filter(|slot| *slot < 512), known) else {
-        panic!("{page} is no memory for a window")
+    })
+}
+
+/// See `Machine::visit_page`.
+#[inline]
+pub fn visit<R>(pfn: Pfn, visit: impl FnOnce(&Window) -> R) -> R {
+    let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this());
+    let (Some(this), true) = (this.filter(|this| this.cpu.index() < WORDS), table != 0) else {
+        panic!("{pfn:?}: no window yet")
     };
-    let at = BASE + slot as u64 * PAGE_SIZE;
-    let entry = (table + slot as u64 * 8) as *mut u64;
+    // What is RAM, and what the core's, never changes: a CPU need not look twice.
+    if !this.has_seen(pfn) {
+        assert!(is_foreign(pfn), "{pfn:?} is no memory for a window");
+        this.has_seen_now(pfn);
+    }
+    let slot = this.cpu.index() as u64;
+    let (at, entry) = (BASE | slot << PAGE_SHIFT, (table | slot << 3) as *mut u64);
     // SAFETY: the entry is this CPU's own, in a table of the core's map; the page is RAM that is not the core's.
     unsafe { entry.write_volatile(Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw()) };
     maintenance::publish();
-    let result = look(at as *mut u64);
+    let result = visit(&Window(at as *mut u64));
     // SAFETY: as above; then this CPU forgets the window.
     unsafe {
         entry.write_volatile(0);
         asm!("dsb nshst", "tlbi vae2, {}", "dsb nsh", "isb", in(reg) at >> PAGE_SHIFT, options(nostack, preserves_flags));
     }
-    barrier::isb(barrier::SY);
     result
 }
 
 /// See `Machine::read_page`.
 pub fn read(pfn: Pfn, first_word: usize, out: &mut [u64]) {
-    assert!(first_word.saturating_add(out.len()) <= 512, "beyond a page");
-    with(pfn, |page| {
-        for (n, word) in out.iter_mut().enumerate() {
-            // SAFETY: within the mapped page; its owner may write it meanwhile, so each word is read once.
-            *word = unsafe { page.add(first_word + n).read_volatile() };
-        }
-    });
+    visit(pfn, |page| (first_word..).zip(out).for_each(|(n, word)| *word = page.read(n)));
 }
 
 /// See `Machine::write_page`.
 pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
-    assert!(first_word.saturating_add(words.len()) <= 512, "beyond a page");
-    with(pfn, |page| {
-        for (n, word) in words.iter().enumerate() {
-            // SAFETY: within the mapped page, which holds no Rust value.
-            unsafe { page.add(first_word + n).write_volatile(*word) };
-        }
-    });
+    visit(pfn, |page| (first_word..).zip(words).for_each(|(n, word)| page.write(n, *word)));
 }
 
 /// See `Machine::clear_phys_page`.
@@ -85,7 +105,7 @@ pub fn clear(pfn: Pfn) {
     };
     let at = pfn.addr();
     // Table pages have their owner's own address; it goes on using them.
-    if pool::holds(at) || own_map::is_adopted(at) { zero(at.raw()) } else { with(pfn, |page| zero(page as u64)) }
+    if pool::holds(at) || own_map::is_adopted(at) { zero(at.raw()) } else { visit(pfn, |page| zero(page.0 as u64)) }
 }
 
 /// See `Machine::sync_page_to_poc`.
@@ -93,8 +113,8 @@ pub fn sync(range: PhysRange) {
     let pages = range.page_cover();
     let mut at = pages.base();
     while at < pages.end() {
-        with(Pfn::containing(at), |page| {
-            let page = Pa::new(page as u64);
+        visit(Pfn::containing(at), |page| {
+            let page = Pa::new(page.0 as u64);
             maintenance::clean_and_invalidate_to_poc(PhysRange::between(page, Pa::new(page.raw() + PAGE_SIZE)));
         });
         at = Pa::new(at.raw() + PAGE_SIZE);

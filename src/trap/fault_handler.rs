@@ -58,11 +58,11 @@ fn deny<M: Machine>(machine: &M, syndrome: Syndrome, reason: Denied) {
         machine.read_hpfar_el2(),
         machine.host_pc(),
     );
-    take_external_abort(&Host(machine), syndrome, machine.read_far_el2());
+    take_external_abort(&mut Host(machine), syndrome, machine.read_far_el2());
 }
 
 /// Makes the host take an undefined-instruction exception for the instruction that trapped.
 pub fn inject_undefined<M: Machine>(machine: &M) {
     machine.count(Event::HostUndefined);
-    take_undefined(&Host(machine));
+    take_undefined(&mut Host(machine));
 }

@@ -31,11 +31,11 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{ExceptionClass, FaultKind, Syndrome, hpfar_of_ipa};
-use crate::abstract_machine::shadow::{Shadow, ShadowReg};
+use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::mailbox::ExitReason;
 use crate::memory::memory_ops;
 use crate::vcpu::Action;
-use crate::vcpu::el1::Loaded;
+use crate::vcpu::el1::VmEl1;
 use crate::vcpu::vcpu_ops_aux::{step_over, take_external_abort};
 use crate::vm::mmio_guard;
 
@@ -51,29 +51,29 @@ pub fn is_vm_memory(ipa: Ipa) -> bool {
 }
 
 /// Decides what follows from the data or instruction abort `syndrome` of the vCPU that this CPU runs.
-pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, shadow: Shadow, syndrome: Syndrome) -> Action {
+pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
     let kind = syndrome.fault_kind();
     if kind == FaultKind::Other {
-        return deny(machine, shadow, syndrome);
+        return deny(machine, ctxt, syndrome);
     }
-    let Some(ipa) = machine.fault_ipa(shadow) else { return Action::Resume };
+    let Some(ipa) = machine.fault_ipa(ctxt) else { return Action::Resume };
     // From here on the shadow's is the right one, also where the register's was not.
-    machine.set_shadow_ctxt(shadow, ShadowReg::HpfarEl2, hpfar_of_ipa(ipa));
+    ctxt.set(ShadowReg::HpfarEl2, hpfar_of_ipa(ipa));
     let gfn = Gfn::containing(ipa);
     if is_vm_memory(ipa) {
         let served = kind != FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_some();
         return if served { Action::Resume } else { Action::ToHost(ExitReason::MemoryFault) };
     }
     if kind == FaultKind::Permission || ipa.raw() >> MOST_IPA_BITS != 0 || !mmio_guard::allows(core.vms(), vmid, gfn) {
-        return deny(machine, shadow, syndrome);
+        return deny(machine, ctxt, syndrome);
     }
     let is_data = syndrome.class() == ExceptionClass::DataAbort;
     if !is_data || syndrome.is_stage1_walk() {
         return Action::ToHost(ExitReason::MemoryFault);
     }
     if syndrome.is_cache_maintenance() {
-        step_over(machine, shadow);
+        step_over(ctxt);
         return Action::Resume;
     }
     Action::ToHost(match (syndrome.is_described(), syndrome.is_write()) {
@@ -83,9 +83,9 @@ pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, shadow: Shadow, s
     })
 }
 
-fn deny<M: Machine>(machine: &M, shadow: Shadow, syndrome: Syndrome) -> Action {
+fn deny<M: Machine>(machine: &M, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     machine.count(Event::VmAccessDenied);
-    let va = machine.get_shadow_ctxt(shadow, ShadowReg::FarEl2);
-    take_external_abort(&Loaded(machine, shadow), syndrome, va);
+    let va = ctxt.get(ShadowReg::FarEl2);
+    take_external_abort(&mut VmEl1::loaded(machine, ctxt), syndrome, va);
     Action::Resume
 }

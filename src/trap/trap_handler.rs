@@ -19,9 +19,11 @@ use super::Core;
 use super::trap_handler_raw;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{ExceptionClass, TrapFrame};
+use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::{ExitCode, Machine};
 use crate::interface::HostCall;
 use crate::vcpu::Action;
+use crate::vcpu::ctxt_switch::Running;
 use crate::vm::Active;
 
 /// A synchronous exception of the host.
@@ -51,25 +53,26 @@ pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {
 /// pending interrupt ends such a sequence, since the VM leaves by it before its next instruction. K: `host_vcpu_run_handler`.
 #[inline(never)]
 pub fn host_vcpu_run_handler<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> u64 {
-    let active = match trap_handler_raw::host_vcpu_run_handler_raw(core, x1, x2) {
-        Ok(active) => active,
+    let mut running = match trap_handler_raw::host_vcpu_run_handler_raw(core, x1, x2) {
+        Ok(running) => running,
         Err(error) => return error.x0(),
     };
-    let reason = loop {
-        let code = core.machine().run_vm(active.shadow);
-        match vm_exit_handler(core, &active, code) {
-            Action::Resume => core.machine().count(Event::VmExitServed),
-            Action::ToHost(reason) => break reason,
+    let Running { active, ctxt, .. } = &mut running;
+    let reason = core.machine().run_vm(ctxt, |ctxt, code| match vm_exit_handler(core, active, ctxt, code) {
+        Action::Resume => {
+            core.machine().count(Event::VmExitServed);
+            None
         }
-    };
-    trap_handler_raw::leave_vm_raw(core, &active, reason) as u64
+        Action::ToHost(reason) => Some(reason),
+    });
+    trap_handler_raw::leave_vm_raw(core, running, reason) as u64
 }
 
 /// The vCPU that this CPU runs left by `code`. After a failure on any CPU it does not return. K: `vm_exit_handler`.
 #[inline]
-pub fn vm_exit_handler<M: Machine>(core: &Core<M>, active: &Active, code: ExitCode) -> Action {
+pub fn vm_exit_handler<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, code: ExitCode) -> Action {
     core.machine().check();
-    trap_handler_raw::vm_exit_handler_raw(core, active, code)
+    trap_handler_raw::vm_exit_handler_raw(core, active, ctxt, code)
 }
 
 /// The host made an SMC. Kept out of line: the way of a hypercall is short only without it.

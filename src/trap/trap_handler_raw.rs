@@ -22,10 +22,12 @@ use super::trap_dispatcher;
 use super::trap_dispatcher::vm_exit::vm_exit_dispatcher;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{SPSR, TrapFrame};
+use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::{ExitCode, Machine, SmcOutcome};
 use crate::interface::CallError;
 use crate::interface::mailbox::ExitReason;
-use crate::vcpu::{Action, ctxt_switch};
+use crate::vcpu::Action;
+use crate::vcpu::ctxt_switch::{self, Running};
 use crate::vm::vm_power::set_vm_poweroff;
 use crate::vm::{Active, host_calls};
 
@@ -52,7 +54,7 @@ pub fn host_hvc_handler_raw<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {
 ///
 /// # Errors
 /// As [`ctxt_switch::restore_vm`]; [`CallError::NoSuchObject`] for numbers that no VM or vCPU has. The host is back then.
-pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> Result<Active, CallError> {
+pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> Result<Running<'_, M>, CallError> {
     let machine = core.machine();
     machine.count(Event::HostHypercall);
     if machine.read_esr_el2().immediate() != 0 {
@@ -60,19 +62,19 @@ pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -
     }
     let (vmid, vcpuid) = (host_calls::vm(x1)?, host_calls::vcpu(x2)?);
     ctxt_switch::save_host(machine);
-    let active = ctxt_switch::restore_vm(core.vms(), vmid, vcpuid);
-    match active {
+    let running = ctxt_switch::restore_vm(core.vms(), vmid, vcpuid);
+    match running {
         Ok(_) => machine.count(Event::VcpuEntry),
         Err(_) => ctxt_switch::restore_host(machine),
     }
-    active
+    running
 }
 
 /// The vCPU that this CPU runs left by `code`. K: `vm_exit_handler_raw`.
 #[inline]
-pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, code: ExitCode) -> Action {
+pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, code: ExitCode) -> Action {
     match code {
-        ExitCode::Trap => vm_exit_dispatcher(core, active.vm, active.vcpu, active.shadow),
+        ExitCode::Trap => vm_exit_dispatcher(core, active.vm, active.vcpu, ctxt),
         ExitCode::Irq => Action::ToHost(ExitReason::Irq),
         ExitCode::SError => failed(core, active),
     }
@@ -88,9 +90,9 @@ fn failed<M: Machine>(core: &Core<M>, active: &Active) -> Action {
 }
 
 /// The vCPU that this CPU runs leaves for `reason`; the host is back afterwards, and hears this.
-pub fn leave_vm_raw<M: Machine>(core: &Core<M>, active: &Active, reason: ExitReason) -> ExitReason {
+pub fn leave_vm_raw<M: Machine>(core: &Core<M>, running: Running<'_, M>, reason: ExitReason) -> ExitReason {
     let machine = core.machine();
-    let reason = ctxt_switch::save_vm(core.vms(), active, reason);
+    let reason = ctxt_switch::save_vm(core.vms(), running, reason);
     ctxt_switch::restore_host(machine);
     machine.count(event_of(reason));
     reason

@@ -38,21 +38,37 @@ pub fn restore_host<M: Machine>(machine: &M) {
     machine.fpsimd_restore_state(ContextAt::Host);
 }
 
+/// A vCPU that this CPU has loaded: between [`restore_vm`] and [`save_vm`].
+pub struct Running<'m, M: Machine + 'm> {
+    /// Which, and how.
+    pub active: Active,
+    /// Its registers, as far as they are not in the CPU.
+    pub ctxt: M::Taken<'m>,
+    /// List registers that it began with.
+    lrs: usize,
+}
+
 /// Takes vCPU `vcpuid` of `vmid`, and loads it. The host was saved before. K: `restore_vm`; what K answers by `panic` (no such VM or vCPU; M8: it
 /// compares the wrong one) is an error for the host here.
 ///
 /// # Errors
 /// As [`set_vcpu_active`] and [`read_entry`]; the vCPU is given back then, and [`restore_host`] must follow.
-pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Result<Active, CallError> {
+pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Result<Running<'_, M>, CallError> {
     let machine = vms.machine();
     machine.set_per_cpu(vmid, vcpuid);
     let active = set_vcpu_active(vms, vmid, vcpuid)?;
-    let shadow = active.shadow;
     // Before anything can fail: that this CPU forgot what was to be flushed is on record now.
     machine.vm_el2_restore_state(active.vttbr, active.ia_bits, active.flush);
-    let entry = match read_entry(machine, &active) {
+    let mut ctxt = machine.take_shadow_ctxt(active.shadow);
+    let entry = machine.visit_page(active.mailbox, |page| {
+        let entry = read_entry(page, &active, &machine.vgic_info(), ctxt.get(ShadowReg::Flags))?;
+        restore_shadow_kvm_regs::<M>(&mut ctxt, &active, &entry, page);
+        Ok((entry.lines, entry.list_registers()))
+    });
+    let (lines, lrs) = match entry {
         Ok(entry) => entry,
         Err(error) => {
+            drop(ctxt);
             machine.host_el2_restore_state();
             set_vcpu_inactive(vms, vmid, vcpuid);
             return Err(error);
@@ -62,38 +78,36 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     if active.start != Start::Resume {
         vcpu_started(vms, vmid, vcpuid);
     }
-    machine.set_shadow_ctxt(shadow, ShadowReg::Cntvoff, active.cntvoff);
-    restore_shadow_kvm_regs(machine, &active, &entry);
     machine.timer_enable_traps(active.cntvoff);
-    machine.activate_traps(entry.lines);
-    machine.restore_sysregs(ContextAt::Vm(shadow));
-    machine.fpsimd_restore_state(ContextAt::Vm(shadow));
-    machine.vgic_restore_state(shadow, entry.list_registers());
-    Ok(active)
+    machine.activate_traps(lines);
+    machine.restore_sysregs(ContextAt::Vm(&mut ctxt));
+    machine.fpsimd_restore_state(ContextAt::Vm(&mut ctxt));
+    machine.vgic_restore_state(&ctxt, lrs);
+    Ok(Running { active, ctxt, lrs })
 }
 
 /// Saves the vCPU that this CPU runs, shows the host what an exit for `reason` shows, and gives the vCPU back. [`restore_host`] must follow. The reason as the host
 /// hears it: an interrupt may be the VM's timer, and a VM that was switched off meanwhile shows nothing but that. K: `save_vm`.
-pub fn save_vm<M: Machine>(vms: &Vms<M>, active: &Active, reason: ExitReason) -> ExitReason {
+pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reason: ExitReason) -> ExitReason {
     let machine = vms.machine();
-    let (vmid, vcpuid) = (machine.get_cur_vmid(), machine.get_cur_vcpuid());
-    let at = ContextAt::Vm(active.shadow);
-    machine.vgic_save_state(active.shadow);
-    machine.save_sysregs(at);
-    machine.fpsimd_save_state(at);
+    let Running { active, mut ctxt, lrs } = running;
+    machine.vgic_save_state(&mut ctxt, lrs);
+    machine.save_sysregs(ContextAt::Vm(&mut ctxt));
+    machine.fpsimd_save_state(ContextAt::Vm(&mut ctxt));
     machine.deactivate_traps();
     // K §3.4: `timer_enable_traps` there is the model's only name for both.
     machine.timer_disable_traps();
-    let fired = save_timer(machine, active.shadow, reason == ExitReason::Irq);
+    let fired = save_timer(&mut ctxt, reason == ExitReason::Irq);
     let reason = match reason {
         ExitReason::SystemOff | ExitReason::Failed => reason,
-        _ if !get_vm_poweron(vms, vmid) => ExitReason::Stopped,
+        _ if !get_vm_poweron(vms, active.vm) => ExitReason::Stopped,
         ExitReason::Irq if fired => ExitReason::Timer,
         _ => reason,
     };
-    save_shadow_kvm_regs(machine, active, reason);
+    machine.visit_page(active.mailbox, |page| save_shadow_kvm_regs(&mut ctxt, &active, reason, lrs, page));
+    drop(ctxt);
     // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation.
     machine.host_el2_restore_state();
-    set_vcpu_inactive(vms, vmid, vcpuid);
+    set_vcpu_inactive(vms, active.vm, active.vcpu);
     reason
 }

@@ -15,15 +15,17 @@
 //! §8.3 A2, A8, A9; Arm ARM D1.3.1 for exception entry.
 #![forbid(unsafe_code)]
 
+use core::mem::offset_of;
+
 use tock_registers::LocalRegisterCopy;
 
 use super::el1::El1State;
 use super::exposure;
-use crate::abstract_machine::Machine;
+use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{PAGE_SIZE, VcpuId};
 use crate::abstract_machine::regs::{ESR, El1Reg, ExceptionClass, SCTLR_EL1_ENTRY, SPSR, Syndrome, ipa_of_hpfar};
-use crate::abstract_machine::shadow::{BankReg, DIRTY_PC, Shadow, ShadowReg, VGIC_WORDS};
-use crate::interface::mailbox::{ExitReason, START_PSTATE};
+use crate::abstract_machine::shadow::{BankReg, Context, DIRTY_PC, ShadowReg, VGIC_WORDS};
+use crate::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 
 /// Size of an A64 instruction.
 pub const INSTRUCTION_SIZE: u64 = 4;
@@ -51,69 +53,84 @@ pub struct Shown {
 // ---- exit ---------------------------------------------------------------------------------------------------------------
 
 /// WFI: the host sees that, and no register. K: `prep_wfx`.
-pub fn prep_wfx<M: Machine>(machine: &M, shadow: Shadow) -> Shown {
-    prepare(machine, shadow, ExitReason::Wfx)
+pub fn prep_wfx(ctxt: &mut Context) -> Shown {
+    prepare(ctxt, ExitReason::Wfx)
 }
 
 /// A call that is the host's to serve, or the VM's last. K: `prep_hvc`.
-pub fn prep_hvc<M: Machine>(machine: &M, shadow: Shadow, reason: ExitReason) -> Shown {
-    prepare(machine, shadow, reason)
+pub fn prep_hvc(ctxt: &mut Context, reason: ExitReason) -> Shown {
+    prepare(ctxt, reason)
 }
 
 /// An access to an address that is not the VM's memory, or not yet. K: `prep_abort`.
-pub fn prep_abort<M: Machine>(machine: &M, shadow: Shadow, reason: ExitReason) -> Shown {
-    prepare(machine, shadow, reason)
+pub fn prep_abort(ctxt: &mut Context, reason: ExitReason) -> Shown {
+    prepare(ctxt, reason)
 }
 
 /// A trapped system register that the host emulates. New: K skips them all.
-pub fn prep_sys64<M: Machine>(machine: &M, shadow: Shadow) -> Shown {
-    prepare(machine, shadow, ExitReason::Sysreg)
+pub fn prep_sys64(ctxt: &mut Context) -> Shown {
+    prepare(ctxt, ExitReason::Sysreg)
 }
 
 /// An exit that has nothing to show. K: exits by an interrupt.
-pub fn prep_none<M: Machine>(machine: &M, shadow: Shadow, reason: ExitReason) -> Shown {
-    prepare(machine, shadow, reason)
+pub fn prep_none(ctxt: &mut Context, reason: ExitReason) -> Shown {
+    prepare(ctxt, reason)
 }
 
-fn prepare<M: Machine>(machine: &M, shadow: Shadow, reason: ExitReason) -> Shown {
+fn prepare(ctxt: &mut Context, reason: ExitReason) -> Shown {
     let row = exposure::of(reason);
-    let syndrome = Syndrome::new(machine.get_shadow_ctxt(shadow, ShadowReg::EsrEl2));
+    let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
     // One word, written whole: nothing of an earlier exit stays in it (K §8.2 M5).
     let dirty = row.taken.mask(syndrome) | if row.steps { DIRTY_PC } else { 0 };
-    machine.set_shadow_ctxt(shadow, ShadowReg::Dirty, dirty);
-    let flags = machine.get_shadow_ctxt(shadow, ShadowReg::Flags) & !FLAG_ABORTABLE;
+    ctxt.set(ShadowReg::Dirty, dirty);
+    let flags = ctxt.get(ShadowReg::Flags) & !FLAG_ABORTABLE;
     let abortable = if row.abortable { FLAG_ABORTABLE } else { 0 };
-    machine.set_shadow_ctxt(shadow, ShadowReg::Flags, flags | abortable);
-    let ipa = if row.ipa == 0 { 0 } else { fault_address(machine, shadow) & row.ipa };
+    ctxt.set(ShadowReg::Flags, flags | abortable);
+    let ipa = if row.ipa == 0 { 0 } else { fault_address(ctxt) & row.ipa };
     Shown { x: row.shown.mask(syndrome), esr: syndrome.raw() & row.esr, ipa }
 }
 
 /// The address in the VM that faulted. A stage-2 page and a stage-1 page agree in the offset.
-fn fault_address<M: Machine>(machine: &M, shadow: Shadow) -> u64 {
-    let page = ipa_of_hpfar(machine.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2));
-    page.raw() | machine.get_shadow_ctxt(shadow, ShadowReg::FarEl2) & (PAGE_SIZE - 1)
+fn fault_address(ctxt: &Context) -> u64 {
+    let page = ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2));
+    page.raw() | ctxt.get(ShadowReg::FarEl2) & (PAGE_SIZE - 1)
 }
 
 // ---- entry --------------------------------------------------------------------------------------------------------------
 
-/// Takes from the host's `x` what the last exit allows, and nothing else; the program counter moves on if that exit said so.
-/// K: `sync_dirty_to_shadow`. (M6: the published function keeps only the last register; M4: its caller has the test inverted.)
-pub fn sync_dirty_to_shadow<M: Machine>(machine: &M, shadow: Shadow, x: &[u64; 32]) {
-    let dirty = machine.get_shadow_ctxt(shadow, ShadowReg::Dirty);
-    let syndrome = Syndrome::new(machine.get_shadow_ctxt(shadow, ShadowReg::EsrEl2));
-    for (n, value) in (0_u8..31).zip(x).filter(|(n, _)| dirty >> n & 1 != 0) {
-        let value = if syndrome.class() == ExceptionClass::DataAbort { loaded(*value, syndrome) } else { *value };
-        machine.set_shadow_ctxt(shadow, ShadowReg::X(n), value);
+/// Takes from `page`, the mailbox, what the last exit allows of x0 to x30, each once, and nothing else; the program counter moves on if that exit
+/// said so. K: `sync_dirty_to_shadow`. (M6: the published function keeps only the last register; M4: its caller has the test inverted.)
+pub fn sync_dirty_to_shadow(ctxt: &mut Context, page: &impl ForeignPage) {
+    let dirty = ctxt.get(ShadowReg::Dirty);
+    let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
+    for n in numbers(dirty) {
+        let value = page.read(X + usize::from(n));
+        let value = if syndrome.class() == ExceptionClass::DataAbort { loaded(value, syndrome) } else { value };
+        ctxt.set(ShadowReg::X(n), value);
     }
     if dirty & DIRTY_PC != 0 {
-        step_over(machine, shadow);
+        step_over(ctxt);
     }
 }
 
+/// Word of x0 in the mailbox.
+pub const X: usize = offset_of!(Mailbox, x) / 8;
+
+/// The general registers that a mask of x0 to x30 names.
+pub fn numbers(mask: u64) -> impl Iterator<Item = u8> {
+    const X0_TO_X30: u64 = (1 << 31) - 1;
+    let mut left = mask & X0_TO_X30;
+    core::iter::from_fn(move || {
+        let n = left.trailing_zeros() as u8;
+        left &= left.wrapping_sub(1);
+        (n < 31).then_some(n)
+    })
+}
+
 /// The VM goes on behind the instruction.
-pub fn step_over<M: Machine>(machine: &M, shadow: Shadow) {
-    let pc = machine.get_shadow_ctxt(shadow, ShadowReg::Pc);
-    machine.set_shadow_ctxt(shadow, ShadowReg::Pc, pc.wrapping_add(INSTRUCTION_SIZE));
+pub fn step_over(ctxt: &mut Context) {
+    let pc = ctxt.get(ShadowReg::Pc);
+    ctxt.set(ShadowReg::Pc, pc.wrapping_add(INSTRUCTION_SIZE));
 }
 
 /// What a load of this syndrome can give: the host cannot put more into a register than the access has bits.
@@ -129,8 +146,8 @@ fn loaded(value: u64, syndrome: Syndrome) -> u64 {
 
 /// General registers of a vCPU that starts at `pc` with `x0`: everything else zero, EL1h with all masked (A9: whatever the host said).
 /// K: `reset_gp_regs`.
-pub fn reset_gp_regs<M: Machine>(machine: &M, shadow: Shadow, pc: u64, x0: u64) {
-    let set = |reg, value| machine.set_shadow_ctxt(shadow, reg, value);
+pub fn reset_gp_regs(ctxt: &mut Context, pc: u64, x0: u64) {
+    let mut set = |reg, value| ctxt.set(reg, value);
     (0..31).for_each(|n| set(ShadowReg::X(n), 0));
     set(ShadowReg::X(0), x0);
     set(ShadowReg::Pc, pc);
@@ -143,22 +160,22 @@ pub fn reset_gp_regs<M: Machine>(machine: &M, shadow: Shadow, pc: u64, x0: u64) 
 
 /// System registers of a vCPU that starts: MMU off, its own number in MPIDR, nothing of whoever ran before. K: `reset_sys_regs`.
 /// (M6: the published specification writes them into general registers.)
-pub fn reset_sys_regs<M: Machine>(machine: &M, shadow: Shadow, vcpu: VcpuId) {
+pub fn reset_sys_regs(ctxt: &mut Context, vcpu: VcpuId) {
     for reg in BankReg::ALL {
         let value = match reg {
             BankReg::Mpidr => MPIDR_RES1 | vcpu.index() as u64,
             BankReg::Sctlr => SCTLR_EL1_RESET,
             _ => 0,
         };
-        machine.set_shadow_ctxt(shadow, ShadowReg::Bank(*reg), value);
+        ctxt.set(ShadowReg::Bank(*reg), value);
     }
-    (0..VGIC_WORDS as u8).for_each(|n| machine.set_shadow_ctxt(shadow, ShadowReg::Vgic(n), 0));
+    (0..VGIC_WORDS as u8).for_each(|n| ctxt.set(ShadowReg::Vgic(n), 0));
 }
 
 // ---- exceptions ---------------------------------------------------------------------------------------------------------
 
 /// Entry into EL1 with syndrome `esr`, as the CPU would do it. K: `update_exception_gp_regs`; D9: the published one went to vector 0.
-pub fn update_exception_gp_regs(el1: &impl El1State, esr: u64) {
+pub fn update_exception_gp_regs(el1: &mut impl El1State, esr: u64) {
     let (pc, pstate) = (el1.pc(), el1.pstate());
     el1.write(El1Reg::Elr, pc);
     el1.write(El1Reg::Spsr, pstate);
@@ -168,22 +185,22 @@ pub fn update_exception_gp_regs(el1: &impl El1State, esr: u64) {
 }
 
 /// The instruction is undefined.
-pub fn take_undefined(el1: &impl El1State) {
+pub fn take_undefined(el1: &mut impl El1State) {
     update_exception_gp_regs(el1, (ESR::EC::Unknown + ESR::IL::SET).value);
 }
 
 /// The processor state was illegal.
-pub fn take_illegal(el1: &impl El1State) {
+pub fn take_illegal(el1: &mut impl El1State) {
     update_exception_gp_regs(el1, (ESR::EC::Illegal + ESR::IL::SET).value);
 }
 
 /// The BRK instruction of `syndrome`.
-pub fn take_breakpoint(el1: &impl El1State, syndrome: Syndrome) {
+pub fn take_breakpoint(el1: &mut impl El1State, syndrome: Syndrome) {
     update_exception_gp_regs(el1, syndrome.raw() & u64::from(u32::MAX));
 }
 
 /// A synchronous external abort for the access to `va` that trapped with `syndrome`. K §8.3 A22: `stage2_inject_el1_fault`.
-pub fn take_external_abort(el1: &impl El1State, syndrome: Syndrome, va: u64) {
+pub fn take_external_abort(el1: &mut impl El1State, syndrome: Syndrome, va: u64) {
     let from_el0 = is_el0(el1.pstate());
     let class = match (syndrome.class(), from_el0) {
         (ExceptionClass::InstrAbort, true) => ESR::EC::InstrAbortLowerEl,

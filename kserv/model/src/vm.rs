@@ -271,7 +271,9 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             return Decision { action: Action::Off, kick: 0 };
         }
         let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
-        self.gic.irqs().fold(vcpu, &mailbox.lr[..self.list_registers], ends as u32);
+        // The core gives back as many as it got.
+        let used = usize::try_from(mailbox.lr_count).unwrap_or(usize::MAX).min(self.list_registers);
+        self.gic.irqs().fold(vcpu, &mailbox.lr[..used], ends as u32);
         let timer_ended = self.gic.irqs().has_ended(vcpu, VTIMER_INTID);
         let one = &mut self.vcpus[vcpu];
         one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;

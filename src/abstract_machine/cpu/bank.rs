@@ -21,90 +21,103 @@ use core::arch::asm;
 use aarch64_cpu::asm::barrier;
 
 use super::super::features::Features;
-use super::super::shadow::{BankReg, Context};
+use super::super::shadow::{BANK_REGS, BankReg, Context};
 use super::sysreg;
 
-macro_rules! moves {
-    ($(($reg:ident, $name:literal)),* $(,)?) => {
-        (
-            |context: &mut Context| {
-                $({
-                    let value: u64;
-                    // SAFETY: reads a register of EL1 or EL0, which the core does not use itself.
-                    unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
-                    context.bank[BankReg::$reg as usize] = value;
-                })*
-            },
-            |context: &Context| {
-                $(
-                    // SAFETY: writes a register of EL1 or EL0, whose owner it is that runs next.
-                    unsafe {
-                        asm!(concat!("msr ", $name, ", {}"), in(reg) context.bank[BankReg::$reg as usize],
-                            options(nomem, nostack, preserves_flags));
-                    }
-                )*
-            },
-        )
+type Bank = [u64; BANK_REGS];
+
+/// A register, or two that are neighbours in the bank.
+macro_rules! save {
+    ($bank:ident, ($reg:ident, $name:literal)) => {
+        // SAFETY: reads a register of EL1 or EL0, which the core does not use itself.
+        unsafe { asm!(concat!("mrs {}, ", $name), out(reg) $bank[BankReg::$reg as usize], options(nomem, nostack, preserves_flags)) };
+    };
+    ($bank:ident, ($low:ident, $low_name:literal), ($high:ident, $high_name:literal)) => {
+        const { assert!(BankReg::$low as usize + 1 == BankReg::$high as usize) };
+        // SAFETY: reads two registers of EL1 or EL0, which the core does not use itself, into two words of the bank.
+        unsafe {
+            asm!(concat!("mrs {low}, ", $low_name), concat!("mrs {high}, ", $high_name), "stp {low}, {high}, [{bank}, {at}]",
+                low = out(reg) _, high = out(reg) _, bank = in(reg) $bank.as_mut_ptr(), at = const 8 * BankReg::$low as usize,
+                options(nostack, preserves_flags));
+        }
     };
 }
 
-type Moves = (fn(&mut Context), fn(&Context));
+macro_rules! load {
+    ($bank:ident, ($reg:ident, $name:literal)) => {
+        // SAFETY: writes a register of EL1 or EL0, whose owner it is that runs next.
+        unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) $bank[BankReg::$reg as usize], options(nomem, nostack, preserves_flags)) };
+    };
+    ($bank:ident, ($low:ident, $low_name:literal), ($high:ident, $high_name:literal)) => {
+        // SAFETY: writes two registers of EL1 or EL0, whose owner it is that runs next, from two words of the bank.
+        unsafe {
+            asm!("ldp {low}, {high}, [{bank}, {at}]", concat!("msr ", $low_name, ", {low}"), concat!("msr ", $high_name, ", {high}"),
+                low = out(reg) _, high = out(reg) _, bank = in(reg) $bank.as_ptr(), at = const 8 * BankReg::$low as usize,
+                options(nostack, preserves_flags, readonly));
+        }
+    };
+}
 
-/// Always there. The next list is loaded in an order.
-const PLAIN: Moves = moves!(
-    (SpEl0, "sp_el0"),
-    (SpEl1, "sp_el1"),
-    (ElrEl1, "elr_el1"),
-    (SpsrEl1, "spsr_el1"),
-    (Mpidr, "vmpidr_el2"),
-    (Csselr, "csselr_el1"),
-    (Cpacr, "cpacr_el1"),
-    (Ttbr0, "ttbr0_el1"),
+macro_rules! moves {
+    ($save:ident, $load:ident, $(($low:ident, $low_name:literal) $(+ ($high:ident, $high_name:literal))?),* $(,)?) => {
+        #[inline(always)]
+        fn $save(bank: &mut Bank) {
+            $(save!(bank, ($low, $low_name) $(, ($high, $high_name))?);)*
+        }
+
+        #[inline(always)]
+        fn $load(bank: &Bank) {
+            $(load!(bank, ($low, $low_name) $(, ($high, $high_name))?);)*
+        }
+    };
+}
+
+// Always there; SCTLR, TCR and CNTV_CTL are not in it, for they are loaded in an order of their own.
+moves!(
+    save_plain,
+    load_plain,
+    (SpEl0, "sp_el0") + (SpEl1, "sp_el1"),
+    (ElrEl1, "elr_el1") + (SpsrEl1, "spsr_el1"),
+    (Mpidr, "vmpidr_el2") + (Csselr, "csselr_el1"),
+    (Cpacr, "cpacr_el1") + (Ttbr0, "ttbr0_el1"),
     (Ttbr1, "ttbr1_el1"),
-    (Esr, "esr_el1"),
-    (Afsr0, "afsr0_el1"),
-    (Afsr1, "afsr1_el1"),
-    (Far, "far_el1"),
-    (Mair, "mair_el1"),
-    (Vbar, "vbar_el1"),
-    (Contextidr, "contextidr_el1"),
-    (TpidrEl0, "tpidr_el0"),
-    (TpidrroEl0, "tpidrro_el0"),
-    (TpidrEl1, "tpidr_el1"),
-    (Amair, "amair_el1"),
-    (Cntkctl, "cntkctl_el1"),
+    (Esr, "esr_el1") + (Afsr0, "afsr0_el1"),
+    (Afsr1, "afsr1_el1") + (Far, "far_el1"),
+    (Mair, "mair_el1") + (Vbar, "vbar_el1"),
+    (Contextidr, "contextidr_el1") + (TpidrEl0, "tpidr_el0"),
+    (TpidrroEl0, "tpidrro_el0") + (TpidrEl1, "tpidr_el1"),
+    (Amair, "amair_el1") + (Cntkctl, "cntkctl_el1"),
     (Par, "par_el1"),
     (CntvCval, "cntv_cval_el0"),
 );
-const ORDERED: Moves = moves!((Sctlr, "sctlr_el1"), (Tcr, "tcr_el1"), (CntvCtl, "cntv_ctl_el0"));
-const DEBUG: Moves = moves!((Mdscr, "mdscr_el1"), (Mdccint, "mdccint_el1"));
-const HOST_RAS: Moves = moves!((Disr, "S3_0_C12_C1_1"));
-const VM_RAS: Moves = moves!((Disr, "S3_4_C12_C1_1"));
-const PAUTH: Moves = moves!(
-    (ApiaKeyLo, "S3_0_C2_C1_0"),
-    (ApiaKeyHi, "S3_0_C2_C1_1"),
-    (ApibKeyLo, "S3_0_C2_C1_2"),
-    (ApibKeyHi, "S3_0_C2_C1_3"),
-    (ApdaKeyLo, "S3_0_C2_C2_0"),
-    (ApdaKeyHi, "S3_0_C2_C2_1"),
-    (ApdbKeyLo, "S3_0_C2_C2_2"),
-    (ApdbKeyHi, "S3_0_C2_C2_3"),
-    (ApgaKeyLo, "S3_0_C2_C3_0"),
-    (ApgaKeyHi, "S3_0_C2_C3_1"),
+moves!(save_debug, load_debug, (Mdscr, "mdscr_el1") + (Mdccint, "mdccint_el1"));
+moves!(save_host_ras, load_host_ras, (Disr, "S3_0_C12_C1_1"));
+moves!(save_vm_ras, load_vm_ras, (Disr, "S3_4_C12_C1_1"));
+moves!(
+    save_pauth,
+    load_pauth,
+    (ApiaKeyLo, "S3_0_C2_C1_0") + (ApiaKeyHi, "S3_0_C2_C1_1"),
+    (ApibKeyLo, "S3_0_C2_C1_2") + (ApibKeyHi, "S3_0_C2_C1_3"),
+    (ApdaKeyLo, "S3_0_C2_C2_0") + (ApdaKeyHi, "S3_0_C2_C2_1"),
+    (ApdbKeyLo, "S3_0_C2_C2_2") + (ApdbKeyHi, "S3_0_C2_C2_3"),
+    (ApgaKeyLo, "S3_0_C2_C3_0") + (ApgaKeyHi, "S3_0_C2_C3_1"),
 );
 
 /// Saves the registers that are there, and switches CNTV off.
 pub fn save(context: &mut Context, features: &Features, is_host: bool) {
-    (PLAIN.0)(context);
-    (ORDERED.0)(context);
+    let bank = &mut context.bank;
+    save_plain(bank);
+    save!(bank, (Sctlr, "sctlr_el1"));
+    save!(bank, (Tcr, "tcr_el1"));
+    save!(bank, (CntvCtl, "cntv_ctl_el0"));
     if is_host {
-        (DEBUG.0)(context);
+        save_debug(bank);
     }
     if features.ras {
-        (if is_host { HOST_RAS.0 } else { VM_RAS.0 })(context);
+        if is_host { save_host_ras(bank) } else { save_vm_ras(bank) }
     }
     if features.pauth {
-        (PAUTH.0)(context);
+        save_pauth(bank);
     }
     sysreg::CntvCtl::set(0);
     barrier::isb(barrier::SY);
@@ -113,23 +126,24 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
 /// Loads the registers: first all that stage-1 walks read, then SCTLR, at last TCR, which lets walks begin again
 /// (`traps::no_walks` stopped them).
 pub fn restore(context: &Context, features: &Features, is_host: bool) {
-    (PLAIN.1)(context);
+    let bank = &context.bank;
+    load_plain(bank);
     if is_host {
-        (DEBUG.1)(context);
+        load_debug(bank);
     } else {
         sysreg::Mdscr::set(0);
         sysreg::Mdccint::set(0);
     }
     if features.ras {
-        (if is_host { HOST_RAS.1 } else { VM_RAS.1 })(context);
+        if is_host { load_host_ras(bank) } else { load_vm_ras(bank) }
     }
     if features.pauth {
-        (PAUTH.1)(context);
+        load_pauth(bank);
     }
     barrier::isb(barrier::SY);
-    sysreg::Sctlr1::set(context.bank[BankReg::Sctlr as usize]);
+    sysreg::Sctlr1::set(bank[BankReg::Sctlr as usize]);
     barrier::isb(barrier::SY);
-    sysreg::Tcr1::set(context.bank[BankReg::Tcr as usize]);
-    sysreg::CntvCtl::set(context.bank[BankReg::CntvCtl as usize]);
+    sysreg::Tcr1::set(bank[BankReg::Tcr as usize]);
+    sysreg::CntvCtl::set(bank[BankReg::CntvCtl as usize]);
     barrier::isb(barrier::SY);
 }

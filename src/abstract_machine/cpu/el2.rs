@@ -63,7 +63,8 @@ pub fn physical_size_field() -> u64 {
 /// Makes EL2 of this CPU ready for the host, whose stage 2 is `vttbr` of form `shape`. From here on the CPU's own data say what it has.
 pub fn init_for_host(vttbr: u64, shape: Shape) {
     let features = features();
-    with_world(|world| world.features = features);
+    // What stands in list registers is not known.
+    with_world(|world| (world.features, world.list_registers) = (features, u8::MAX));
     VTCR_EL2.set(vtcr(&features, shape));
     VTTBR_EL2.set(vttbr);
     HCR_EL2.set(features.host.hcr);

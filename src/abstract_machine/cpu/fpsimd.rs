@@ -7,12 +7,10 @@
 
 use core::arch::asm;
 
-use aarch64_cpu::asm::barrier;
-
 use super::super::addr::PAGE_SIZE;
 use super::super::features::Features;
 use super::super::shadow::Context;
-use super::sysreg::{self, CPTR_EL2};
+use super::sysreg;
 use super::{pool, with_world};
 
 unsafe extern "C" {
@@ -67,15 +65,22 @@ pub fn restore(context: &Context) {
     unsafe { fpsimd_restore(&raw const context.q) };
 }
 
-/// Runs `with` with SVE and SME not trapped at EL2.
-fn untrapped(sme: bool, with: impl FnOnce()) {
-    let cptr = sysreg::Cptr::get().get();
-    let off = (CPTR_EL2::TZ::SET + CPTR_EL2::TSM.val(u64::from(sme))).value;
-    sysreg::Cptr::set(cptr & !off);
-    barrier::isb(barrier::SY);
-    with();
-    sysreg::Cptr::set(cptr);
-    barrier::isb(barrier::SY);
+/// FPSR and FPCR, by number: to the assembler a core without FP has none.
+fn save_control(context: &mut Context) {
+    let (fpsr, fpcr);
+    // SAFETY: the core itself does not use these registers.
+    unsafe {
+        asm!("mrs {}, S3_3_C4_C4_1", "mrs {}, S3_3_C4_C4_0", out(reg) fpsr, out(reg) fpcr, options(nomem, nostack, preserves_flags))
+    };
+    context.fp_control = [fpsr, fpcr];
+}
+
+fn restore_control(context: &Context) {
+    let [fpsr, fpcr] = context.fp_control;
+    // SAFETY: as above.
+    unsafe {
+        asm!("msr S3_3_C4_C4_1, {}", "msr S3_3_C4_C4_0, {}", in(reg) fpsr, in(reg) fpcr, options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// How much sve_save and sve_restore move in streaming mode.
@@ -83,51 +88,47 @@ fn streaming_state(features: &Features) -> u64 {
     if features.fa64 { 2 } else { 1 }
 }
 
-/// Saves the host's registers, and leaves streaming mode.
+/// Saves the host's registers, and leaves streaming mode. The host's CPTR_EL2 stands, so nothing of this traps.
 pub fn save_host() {
     with_world(|world| {
         let Features { sve, sme, .. } = world.features;
-        if !sve && !sme {
-            return save(&mut world.host);
+        world.streaming = sme && sysreg::Svcr::get().get() & SVCR_SM != 0;
+        // z0-z31 have q0-q31 in them.
+        if sve && !world.streaming {
+            save_control(&mut world.host);
+            // SAFETY: the area is this CPU's, as long as `prepare` measured.
+            unsafe { sve_save(world.vectors, 0) };
+            return;
         }
-        untrapped(sme, || {
-            save(&mut world.host);
-            world.streaming = sme && sysreg::Svcr::get().get() & SVCR_SM != 0;
-            // SAFETY: the area is this CPU's, as long as `prepare` measured; in streaming mode the same instructions move
-            // streaming vectors.
+        save(&mut world.host);
+        if world.streaming {
+            // SAFETY: as above; in streaming mode the same instructions move streaming vectors.
             unsafe {
-                if world.streaming {
-                    sve_save(world.vectors, streaming_state(&world.features));
-                    asm!("msr S0_3_C4_C2_3, xzr", options(nostack, preserves_flags)); // SMSTOP SM
-                } else if sve {
-                    sve_save(world.vectors, 0);
-                }
+                sve_save(world.vectors, streaming_state(&world.features));
+                asm!("msr S0_3_C4_C2_3, xzr", options(nostack, preserves_flags)); // SMSTOP SM
             }
-        });
+        }
     });
 }
 
-/// Loads the host's registers.
+/// Loads the host's registers. The host's CPTR_EL2 stands.
 pub fn restore_host() {
     with_world(|world| {
-        let Features { sve, sme, .. } = world.features;
-        if !sve && !sme {
-            return restore(&world.host);
+        if world.features.sve && !world.streaming {
+            restore_control(&world.host);
+            // SAFETY: as above.
+            unsafe { sve_restore(world.vectors, 0) };
+            return;
         }
-        untrapped(sme, || {
-            // SAFETY: as above. Entering streaming mode clears all of it, and loading q0-q31 clears what is above them: so
-            // this order.
-            unsafe {
-                if world.streaming {
-                    asm!("msr S0_3_C4_C3_3, xzr", options(nostack, preserves_flags)); // SMSTART SM
-                }
-                restore(&world.host);
-                if world.streaming {
-                    sve_restore(world.vectors, streaming_state(&world.features));
-                } else if sve {
-                    sve_restore(world.vectors, 0);
-                }
+        // SAFETY: as above. Entering streaming mode clears all of it, and loading q0-q31 clears what is above them: so this order.
+        unsafe {
+            if world.streaming {
+                asm!("msr S0_3_C4_C3_3, xzr", options(nostack, preserves_flags)); // SMSTART SM
             }
-        });
+            restore(&world.host);
+            if world.streaming {
+                sve_restore(world.vectors, streaming_state(&world.features));
+            }
+        }
     });
 }

@@ -104,6 +104,8 @@ fn finds(cpu: &PerCpu, page: u64, releases: u64) -> bool {
 }
 
 impl Machine for Cpu {
+    type Foreign<'v> = window::Window;
+
     fn pt_load(&self, entry: Pa) -> u64 {
         assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
         // SAFETY: the pool is the core's, mapped at its physical addresses; the entry is aligned. The hardware may
@@ -151,6 +153,10 @@ impl Machine for Cpu {
 
     fn release_page(&self, pfn: Pfn) {
         own_map::release(pfn);
+    }
+
+    fn visit_page<R>(&self, pfn: Pfn, visit: impl FnOnce(&window::Window) -> R) -> R {
+        window::visit(pfn, visit)
     }
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {

@@ -221,10 +221,6 @@ registers! {
     IchVtr: "S3_4_C12_C11_1", ();
     /// GIC virtual CPU interface: maintenance interrupt state.
     IchMisr: "S3_4_C12_C11_2", ();
-    /// GIC virtual CPU interface: ended interrupts.
-    IchEisr: "S3_4_C12_C11_3", ();
-    /// GIC virtual CPU interface: empty list registers.
-    IchElrsr: "S3_4_C12_C11_5", ();
     /// GIC virtual CPU interface: the virtual machine's view.
     IchVmcr: "S3_4_C12_C11_7", ();
     /// Performance monitors control.

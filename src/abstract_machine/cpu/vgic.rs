@@ -11,7 +11,8 @@ use aarch64_cpu::asm::barrier;
 use spin::Once;
 
 use super::super::addr::PhysRange;
-use super::super::shadow::{Context, VGIC_WORDS};
+use super::super::per_cpu::World;
+use super::super::shadow::Context;
 use super::super::world::{VgicInfo, VgicWord};
 use super::sysreg;
 
@@ -21,7 +22,8 @@ static GICH: AtomicU64 = AtomicU64::new(0);
 const HCR_EN: u64 = 1;
 /// UIE, LRENPIE, NPIE: what a host may ask for.
 const HCR_ENABLES: u64 = 0b1110;
-const MOST_LRS: usize = 16;
+/// Most list registers that a GIC has.
+pub const MOST_LRS: usize = 16;
 const SRE: u64 = 0b111;
 
 /// Registers of GICH by offset.
@@ -32,8 +34,6 @@ enum Gich {
     Vtr = 0x004,
     Vmcr = 0x008,
     Misr = 0x010,
-    Eisr = 0x020,
-    Elrsr = 0x030,
     Apr = 0x0f0,
     Lr = 0x100,
 }
@@ -80,30 +80,27 @@ fn off(version: u8) {
     }
 }
 
-/// Saves the interface into `context`, and turns it off.
-pub fn save(context: &mut Context) {
+/// Saves the interface into `context`, with its first `used` list registers, and turns it off.
+pub fn save(context: &mut Context, used: usize) {
     let info = info();
-    let lrs = usize::from(info.list_registers);
     let words = &mut context.vgic;
     match info.version {
         2 => {
             words[VgicWord::Misr as usize] = gich_read(Gich::Misr, 0);
-            words[VgicWord::Eisr as usize] = gich_read(Gich::Eisr, 0);
-            words[VgicWord::Elrsr as usize] = gich_read(Gich::Elrsr, 0);
-            words[VgicWord::Hcr as usize] = gich_read(Gich::Hcr, 0);
             words[VgicWord::Vmcr as usize] = gich_read(Gich::Vmcr, 0);
             words[VgicWord::Ap0r as usize] = gich_read(Gich::Apr, 0);
-            words.iter_mut().take(lrs).enumerate().for_each(|(n, word)| *word = gich_read(Gich::Lr, n));
+            words.iter_mut().take(used).enumerate().for_each(|(n, word)| *word = gich_read(Gich::Lr, n));
         }
         3 => {
             // What the VM did through the interface is in the registers after this (IHI 0069 4.2.6).
             barrier::dsb(barrier::SY);
             words[VgicWord::Misr as usize] = sysreg::IchMisr::get().get();
-            words[VgicWord::Eisr as usize] = sysreg::IchEisr::get().get();
-            words[VgicWord::Elrsr as usize] = sysreg::IchElrsr::get().get();
-            words[VgicWord::Hcr as usize] = sysreg::IchHcr::get().get();
             words[VgicWord::Vmcr as usize] = sysreg::IchVmcr::get().get();
-            v3_save(words, lrs);
+            words.iter_mut().take(used).enumerate().for_each(|(n, word)| *word = ich_lr(n));
+            for n in 0..priorities() {
+                words[VgicWord::Ap0r as usize + n] = ich_ap0r(n);
+                words[VgicWord::Ap1r as usize + n] = ich_ap1r(n);
+            }
         }
         _ => {}
     }
@@ -116,24 +113,31 @@ pub fn save(context: &mut Context) {
     }
 }
 
-/// Loads the interface from `context`, with its first `used` list registers, and turns it on.
-pub fn restore(context: &Context, used: usize) {
+/// Loads the interface from `context`, with its first `used` list registers, and turns it on. What others left in list registers goes:
+/// `world` knows how many were used last.
+pub fn restore(world: &mut World, context: &Context, used: usize) {
     let info = info();
-    let lrs = usize::from(info.list_registers);
-    let mut words = context.vgic;
-    words[used.min(MOST_LRS)..MOST_LRS].fill(0);
+    let words = &context.vgic;
+    let stale = used..usize::from(world.list_registers.min(info.list_registers));
+    world.list_registers = used as u8;
     let hcr = words[VgicWord::Hcr as usize] & HCR_ENABLES | HCR_EN;
     match info.version {
         2 => {
             gich_write(Gich::Vmcr, 0, words[VgicWord::Vmcr as usize]);
             gich_write(Gich::Apr, 0, words[VgicWord::Ap0r as usize]);
-            (0..lrs).for_each(|n| gich_write(Gich::Lr, n, words[n]));
+            words.iter().take(used).enumerate().for_each(|(n, word)| gich_write(Gich::Lr, n, *word));
+            stale.for_each(|n| gich_write(Gich::Lr, n, 0));
             gich_write(Gich::Hcr, 0, hcr);
             barrier::dsb(barrier::SY);
         }
         3 => {
             sysreg::IchVmcr::set(words[VgicWord::Vmcr as usize]);
-            v3_restore(&words, lrs);
+            words.iter().take(used).enumerate().for_each(|(n, word)| set_ich_lr(n, *word));
+            stale.for_each(|n| set_ich_lr(n, 0));
+            for n in 0..priorities() {
+                set_ich_ap0r(n, words[VgicWord::Ap0r as usize + n]);
+                set_ich_ap1r(n, words[VgicWord::Ap1r as usize + n]);
+            }
             sysreg::IchHcr::set(hcr);
             barrier::isb(barrier::SY);
         }
@@ -141,65 +145,64 @@ pub fn restore(context: &Context, used: usize) {
     }
 }
 
-/// A system register whose number is in its name: reads or writes those that there are.
+/// Registers whose number is in their name: reads or writes the one with number `n`, if there is one.
 macro_rules! numbered {
-    ($save:ident, $restore:ident, $($there:pat => $word:expr, $name:literal;)*) => {
-        fn $save(words: &mut [u64; VGIC_WORDS], lrs: usize, priorities: usize) {
-            $(if matches!((lrs, priorities), $there) {
+    ($get:ident, $set:ident, $($n:literal => $name:literal,)*) => {
+        fn $get(n: usize) -> u64 {
+            let mut value = 0;
+            match n {
                 // SAFETY: a register of the virtual CPU interface that this CPU has.
-                unsafe { asm!(concat!("mrs {}, ", $name), out(reg) words[$word], options(nomem, nostack, preserves_flags)) };
-            })*
+                $($n => unsafe { asm!(concat!("mrs {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) },)*
+                _ => {}
+            }
+            value
         }
 
-        fn $restore(words: &[u64; VGIC_WORDS], lrs: usize, priorities: usize) {
-            $(if matches!((lrs, priorities), $there) {
+        fn $set(n: usize, value: u64) {
+            match n {
                 // SAFETY: the same; the interface is off.
-                unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) words[$word], options(nomem, nostack, preserves_flags)) };
-            })*
+                $($n => unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags)) },)*
+                _ => {}
+            }
         }
     };
 }
 
-const AP0R: usize = VgicWord::Ap0r as usize;
-const AP1R: usize = VgicWord::Ap1r as usize;
+numbered! { ich_lr, set_ich_lr,
+    0 => "S3_4_C12_C12_0",
+    1 => "S3_4_C12_C12_1",
+    2 => "S3_4_C12_C12_2",
+    3 => "S3_4_C12_C12_3",
+    4 => "S3_4_C12_C12_4",
+    5 => "S3_4_C12_C12_5",
+    6 => "S3_4_C12_C12_6",
+    7 => "S3_4_C12_C12_7",
+    8 => "S3_4_C12_C13_0",
+    9 => "S3_4_C12_C13_1",
+    10 => "S3_4_C12_C13_2",
+    11 => "S3_4_C12_C13_3",
+    12 => "S3_4_C12_C13_4",
+    13 => "S3_4_C12_C13_5",
+    14 => "S3_4_C12_C13_6",
+    15 => "S3_4_C12_C13_7",
+}
 
-numbered! { numbered_save, numbered_restore,
-    (1.., _) => 0, "S3_4_C12_C12_0";
-    (2.., _) => 1, "S3_4_C12_C12_1";
-    (3.., _) => 2, "S3_4_C12_C12_2";
-    (4.., _) => 3, "S3_4_C12_C12_3";
-    (5.., _) => 4, "S3_4_C12_C12_4";
-    (6.., _) => 5, "S3_4_C12_C12_5";
-    (7.., _) => 6, "S3_4_C12_C12_6";
-    (8.., _) => 7, "S3_4_C12_C12_7";
-    (9.., _) => 8, "S3_4_C12_C13_0";
-    (10.., _) => 9, "S3_4_C12_C13_1";
-    (11.., _) => 10, "S3_4_C12_C13_2";
-    (12.., _) => 11, "S3_4_C12_C13_3";
-    (13.., _) => 12, "S3_4_C12_C13_4";
-    (14.., _) => 13, "S3_4_C12_C13_5";
-    (15.., _) => 14, "S3_4_C12_C13_6";
-    (16.., _) => 15, "S3_4_C12_C13_7";
-    (_, 1..) => AP0R, "S3_4_C12_C8_0";
-    (_, 2..) => AP0R + 1, "S3_4_C12_C8_1";
-    (_, 4..) => AP0R + 2, "S3_4_C12_C8_2";
-    (_, 4..) => AP0R + 3, "S3_4_C12_C8_3";
-    (_, 1..) => AP1R, "S3_4_C12_C9_0";
-    (_, 2..) => AP1R + 1, "S3_4_C12_C9_1";
-    (_, 4..) => AP1R + 2, "S3_4_C12_C9_2";
-    (_, 4..) => AP1R + 3, "S3_4_C12_C9_3";
+numbered! { ich_ap0r, set_ich_ap0r,
+    0 => "S3_4_C12_C8_0",
+    1 => "S3_4_C12_C8_1",
+    2 => "S3_4_C12_C8_2",
+    3 => "S3_4_C12_C8_3",
+}
+
+numbered! { ich_ap1r, set_ich_ap1r,
+    0 => "S3_4_C12_C9_0",
+    1 => "S3_4_C12_C9_1",
+    2 => "S3_4_C12_C9_2",
+    3 => "S3_4_C12_C9_3",
 }
 
 /// Number of active-priority registers of each group: 32 preemption levels each (ICH_VTR_EL2.PREbits).
 fn priorities() -> usize {
     let levels = (sysreg::IchVtr::get().get() >> 26 & 7) + 1;
     1 << levels.saturating_sub(5).min(2)
-}
-
-fn v3_save(words: &mut [u64; VGIC_WORDS], lrs: usize) {
-    numbered_save(words, lrs, priorities());
-}
-
-fn v3_restore(words: &[u64; VGIC_WORDS], lrs: usize) {
-    numbered_restore(words, lrs, priorities());
 }

@@ -2,6 +2,7 @@
 //! boot/switch.S.
 
 use core::arch::asm;
+use core::ffi::c_void;
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, HCR_EL2, Readable, SPSR_EL2, Writeable};
@@ -14,68 +15,76 @@ use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
 use super::{Cpu, bank, el2, entropy, fpsimd, sysreg, this, traps, vgic, with_world};
 
 unsafe extern "C" {
-    fn run_vm(context: *mut Context) -> u64;
+    fn run_vm(context: *mut Context, exit: *mut c_void, left: extern "C" fn(*mut c_void, &mut Context, u64) -> bool);
 }
 
-/// The context in `shadow`'s page, for as long as `with` runs.
-fn with_context<R>(shadow: Shadow, with: impl FnOnce(&mut Context) -> R) -> R {
-    let page = shadow.page();
-    assert!(super::is_table_memory(page) && page.is_aligned(4096), "no shadow context at {page}");
-    // SAFETY: a page of the core's own, mapped at its physical address. A vCPU that is ACTIVE is its CPU's alone, one that is not
-    // is reached under its VM's lock (layer Vm), so nobody else has this context.
-    with(unsafe { &mut *(page.raw() as *mut Context) })
+/// What is asked when a vCPU leaves, and what it said last.
+struct Exit<F, R> {
+    ask: F,
+    result: Option<R>,
+}
+
+/// A vCPU left by `kind`, from boot/switch.S: whether it stays away.
+extern "C" fn left<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(
+    exit: *mut c_void,
+    context: &mut Context,
+    kind: u64,
+) -> bool {
+    // SAFETY: what `Cpu::run_vm` gave to boot/switch.S, which it does not use meanwhile.
+    let exit = unsafe { &mut *exit.cast::<Exit<F, R>>() };
+    let code = match kind {
+        kind if kind == ExitCode::Trap as u64 => ExitCode::Trap,
+        kind if kind == ExitCode::Irq as u64 => ExitCode::Irq,
+        _ => ExitCode::SError,
+    };
+    exit.result = (exit.ask)(context, code);
+    exit.result.is_some()
 }
 
 impl Worlds for Cpu {
-    fn get_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg) -> u64 {
-        with_context(shadow, |context| context.slot(reg).map_or(0, |slot| *slot))
+    type Taken<'m> = &'m mut Context;
+
+    fn take_shadow_ctxt(&self, shadow: Shadow) -> &mut Context {
+        let page = shadow.page();
+        assert!(super::is_table_memory(page) && page.is_aligned(4096), "no shadow context at {page}");
+        // SAFETY: a page of the core's own, mapped at its physical address. A vCPU that is ACTIVE is its CPU's alone, one that is
+        // not is reached under its VM's lock (layer Vm), so nobody else has this context.
+        unsafe { &mut *(page.raw() as *mut Context) }
     }
 
-    fn set_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg, value: u64) {
-        with_context(shadow, |context| {
-            if let Some(slot) = context.slot(reg) {
-                *slot = value;
-            }
-        });
-    }
-
-    fn save_sysregs(&self, at: ContextAt) {
-        match at {
-            ContextAt::Host => with_world(|world| {
+    fn save_sysregs(&self, at: ContextAt<'_>) {
+        with_world(|world| match at {
+            ContextAt::Host => {
                 world.host.pc = ELR_EL2.get();
                 world.host.pstate = SPSR_EL2.get();
                 bank::save(&mut world.host, &world.features, true);
-            }),
-            ContextAt::Vm(shadow) => {
-                with_context(shadow, |context| with_world(|world| bank::save(context, &world.features, false)));
             }
-        }
+            ContextAt::Vm(ctxt) => bank::save(ctxt, &world.features, false),
+        });
     }
 
-    fn restore_sysregs(&self, at: ContextAt) {
-        match at {
-            ContextAt::Host => with_world(|world| {
+    fn restore_sysregs(&self, at: ContextAt<'_>) {
+        with_world(|world| match at {
+            ContextAt::Host => {
                 ELR_EL2.set(world.host.pc);
                 SPSR_EL2.set(world.host.pstate);
                 bank::restore(&world.host, &world.features, true);
-            }),
-            ContextAt::Vm(shadow) => {
-                with_context(shadow, |context| with_world(|world| bank::restore(context, &world.features, false)));
             }
-        }
+            ContextAt::Vm(ctxt) => bank::restore(ctxt, &world.features, false),
+        });
     }
 
-    fn fpsimd_save_state(&self, at: ContextAt) {
+    fn fpsimd_save_state(&self, at: ContextAt<'_>) {
         match at {
             ContextAt::Host => fpsimd::save_host(),
-            ContextAt::Vm(shadow) => with_context(shadow, fpsimd::save),
+            ContextAt::Vm(ctxt) => fpsimd::save(ctxt),
         }
     }
 
-    fn fpsimd_restore_state(&self, at: ContextAt) {
+    fn fpsimd_restore_state(&self, at: ContextAt<'_>) {
         match at {
             ContextAt::Host => fpsimd::restore_host(),
-            ContextAt::Vm(shadow) => with_context(shadow, |context| fpsimd::restore(context)),
+            ContextAt::Vm(ctxt) => fpsimd::restore(ctxt),
         }
     }
 
@@ -111,12 +120,12 @@ impl Worlds for Cpu {
         with_world(|world| traps::set_stage2(&world.features, vttbr, Shape::new(ia_bits), flush));
     }
 
-    fn vgic_save_state(&self, shadow: Shadow) {
-        with_context(shadow, vgic::save);
+    fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize) {
+        vgic::save(ctxt, lrs);
     }
 
-    fn vgic_restore_state(&self, shadow: Shadow, lrs: usize) {
-        with_context(shadow, |context| vgic::restore(context, lrs));
+    fn vgic_restore_state(&self, ctxt: &Context, lrs: usize) {
+        with_world(|world| vgic::restore(world, ctxt, lrs));
     }
 
     fn vgic_info(&self) -> VgicInfo {
@@ -140,23 +149,21 @@ impl Worlds for Cpu {
         this().map_or(CpuId::new(0), |cpu| cpu.cpu)
     }
 
-    fn run_vm(&self, shadow: Shadow) -> ExitCode {
+    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, ask: F) -> R {
+        let mut exit = Exit { ask, result: None };
         // SAFETY: EL1 and stage 2 are the VM's (the layers' order, `world`), so it reaches nothing of the core; registers of the
-        // core come back as a call leaves them.
-        let kind = with_context(shadow, |context| unsafe { run_vm(context) });
-        match kind {
-            kind if kind == ExitCode::Trap as u64 => ExitCode::Trap,
-            kind if kind == ExitCode::Irq as u64 => ExitCode::Irq,
-            _ => ExitCode::SError,
-        }
+        // core come back as a call leaves them. `left` is of the same `Exit` as its argument.
+        unsafe { run_vm(ctxt, (&raw mut exit).cast(), left::<R, F>) };
+        let Some(result) = exit.result else { unreachable!("a vCPU left without a reason") };
+        result
     }
 
-    fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa> {
-        let syndrome = Syndrome::new(self.get_shadow_ctxt(shadow, ShadowReg::EsrEl2));
+    fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa> {
+        let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
         if syndrome.is_stage1_walk() || syndrome.fault_kind() != FaultKind::Permission {
-            return Some(ipa_of_hpfar(self.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2)));
+            return Some(ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2)));
         }
-        let far = self.get_shadow_ctxt(shadow, ShadowReg::FarEl2);
+        let far = ctxt.get(ShadowReg::FarEl2);
         let saved = sysreg::Par::get().get();
         // SAFETY: a stage-1 translation of the VM's; its result, PAR_EL1, is put back.
         unsafe { asm!("at s1e1r, {}", "isb", in(reg) far, options(nostack, preserves_flags)) };

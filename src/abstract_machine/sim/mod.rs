@@ -323,6 +323,8 @@ impl State {
 }
 
 impl Machine for Sim {
+    type Foreign<'v> = worlds::Visited<'v>;
+
     fn pt_load(&self, entry: Pa) -> u64 {
         self.state().tables.load(entry.raw())
     }
@@ -401,9 +403,12 @@ impl Machine for Sim {
         self.forget_context(pfn);
     }
 
+    fn visit_page<R>(&self, pfn: Pfn, visit: impl FnOnce(&worlds::Visited<'_>) -> R) -> R {
+        visit(&self.visited(pfn))
+    }
+
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
         self.state().read_page(pfn, first_word, out);
-        self.race(pfn);
     }
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {

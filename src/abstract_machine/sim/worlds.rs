@@ -4,8 +4,9 @@
 //! down ([`Sim::switches`]), so that a test can compare the order with K §3.7.
 #![forbid(unsafe_code)]
 
+use core::ops::{Deref, DerefMut};
 use std::boxed::Box;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::sync::MutexGuard;
 use std::vec::Vec;
@@ -15,29 +16,46 @@ use crate::abstract_machine::addr::{CpuId, Ipa, Pa, Pfn, VcpuId, VmId};
 use crate::abstract_machine::regs::El1Reg;
 use crate::abstract_machine::regs::ipa_of_hpfar;
 use crate::abstract_machine::shadow::{BankReg, Context, Shadow, ShadowReg};
-use crate::abstract_machine::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
+use crate::abstract_machine::{ContextAt, ExitCode, ForeignPage, VgicInfo, VgicWord, VirtualLines, Worlds};
 
 /// What a VM does once it runs: it may change its registers, and says why it leaves.
 pub type Script = Box<dyn FnMut(&mut Context) -> ExitCode + Send>;
+
+/// Whose registers a step is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs, reason = "the host or the VM that the CPU runs")]
+pub enum Whose {
+    Host,
+    Vm,
+}
+
+impl From<&ContextAt<'_>> for Whose {
+    fn from(at: &ContextAt<'_>) -> Self {
+        match at {
+            ContextAt::Host => Self::Host,
+            ContextAt::Vm(_) => Self::Vm,
+        }
+    }
+}
 
 /// A step of the world switch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names and arguments of the primitives")]
 pub enum Switch {
-    SaveSysregs(ContextAt),
-    RestoreSysregs(ContextAt),
-    FpsimdSaveState(ContextAt),
-    FpsimdRestoreState(ContextAt),
+    SaveSysregs(Whose),
+    RestoreSysregs(Whose),
+    FpsimdSaveState(Whose),
+    FpsimdRestoreState(Whose),
     ActivateTraps(VirtualLines),
     DeactivateTraps,
     TimerEnableTraps(u64),
     TimerDisableTraps,
     HostEl2RestoreState,
     VmEl2RestoreState { vttbr: u64, ia_bits: u32, flush: bool },
-    VgicSaveState(Shadow),
-    VgicRestoreState(Shadow, usize),
+    VgicSaveState(usize),
+    VgicRestoreState(usize),
     SetPerCpu(VmId, VcpuId),
-    RunVm(Shadow),
+    RunVm,
 }
 
 /// One CPU's registers, and the vCPU that it runs.
@@ -52,6 +70,7 @@ struct Registers {
 #[derive(Default)]
 pub(super) struct WorldState {
     contexts: BTreeMap<u64, Context>,
+    taken: BTreeSet<u64>,
     cpus: BTreeMap<usize, Registers>,
     log: Vec<(usize, Switch)>,
     script: Option<Script>,
@@ -77,12 +96,12 @@ impl WorldState {
     }
 
     /// Registers of the CPU, and the context that they are saved to or loaded from.
-    fn pair(&mut self, at: ContextAt, copy: impl FnOnce(&mut Context, &mut Context)) {
+    fn pair(&mut self, at: ContextAt<'_>, copy: impl FnOnce(&mut Context, &mut Context)) {
         let this = self.this();
         let mut live = this.live;
         match at {
             ContextAt::Host => copy(&mut live, &mut this.host),
-            ContextAt::Vm(shadow) => copy(&mut live, self.context(shadow)),
+            ContextAt::Vm(ctxt) => copy(&mut live, ctxt),
         }
         self.this().live = live;
     }
@@ -111,15 +130,15 @@ impl Sim {
         self.worlds().script = Some(script);
     }
 
-    /// From now on the host, on another CPU, changes every word of `page` as soon as any of it was read.
+    /// From now on the host, on another CPU, changes a word of `page` as soon as it was read.
     pub fn set_race(&self, page: Option<Pfn>) {
         self.worlds().raced = page;
     }
 
-    pub(super) fn race(&self, read: Pfn) {
+    fn race(&self, read: Pfn, word: usize) {
         let raced = self.worlds().raced == Some(read);
         if raced {
-            self.state().write_page(read, 0, &[u64::MAX; 512]);
+            self.state().write_page(read, word, &[u64::MAX]);
         }
     }
 
@@ -160,66 +179,128 @@ impl Sim {
         if this.vm == VmId::HOST {
             return None;
         }
-        let reg = match reg {
-            El1Reg::Elr => BankReg::ElrEl1,
-            El1Reg::Spsr => BankReg::SpsrEl1,
-            El1Reg::Esr => BankReg::Esr,
-            El1Reg::Far => BankReg::Far,
-            El1Reg::Sctlr => BankReg::Sctlr,
-            El1Reg::Vbar => BankReg::Vbar,
-        };
-        let slot = &mut this.live.bank[reg as usize];
+        let slot = &mut this.live.bank[BankReg::from(reg) as usize];
         *slot = value.unwrap_or(*slot);
         Some(*slot)
     }
 
     fn is_context(&self, shadow: Shadow) -> bool {
         let page: Pa = shadow.page();
-        let adopted = self.adopted().contains(&Pfn::containing(page)) && page.is_aligned(4096);
-        if !adopted {
-            self.state().tables.violation(format!("a shadow context at {page}, which is not an adopted page"));
-        }
-        adopted
+        self.adopted().contains(&Pfn::containing(page)) && page.is_aligned(4096)
+    }
+}
+
+impl Sim {
+    /// The VM does its next step.
+    fn run_once(&self, ctxt: &mut Context) -> ExitCode {
+        let mut worlds = self.worlds();
+        worlds.note(Switch::RunVm);
+        let Some(mut script) = worlds.script.take() else { return ExitCode::Irq };
+        let mut seen = *ctxt;
+        let live = worlds.this().live;
+        (seen.bank, seen.q, seen.fp_control, seen.vgic) = (live.bank, live.q, live.fp_control, live.vgic);
+        // The script may look at the machine itself.
+        drop(worlds);
+        let code = script(&mut seen);
+        let mut worlds = self.worlds();
+        worlds.script.get_or_insert(script);
+        let live = &mut worlds.this().live;
+        (live.bank, live.q, live.fp_control, live.vgic) = (seen.bank, seen.q, seen.fp_control, seen.vgic);
+        (ctxt.x, ctxt.pc, ctxt.pstate, ctxt.syndrome) = (seen.x, seen.pc, seen.pstate, seen.syndrome);
+        code
+    }
+}
+
+/// A context that somebody has taken. Nobody else may until it is dropped.
+pub struct Taken<'m> {
+    sim: &'m Sim,
+    shadow: Shadow,
+    context: Context,
+}
+
+impl Deref for Taken<'_> {
+    type Target = Context;
+
+    fn deref(&self) -> &Context {
+        &self.context
+    }
+}
+
+impl DerefMut for Taken<'_> {
+    fn deref_mut(&mut self) -> &mut Context {
+        &mut self.context
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut worlds = self.sim.worlds();
+        worlds.taken.remove(&self.shadow.page().raw());
+        *worlds.context(self.shadow) = self.context;
+    }
+}
+
+/// A page during a visit. In a race the host changes each word as soon as it was read.
+pub struct Visited<'v>(&'v Sim, Pfn);
+
+impl ForeignPage for Visited<'_> {
+    fn read(&self, word: usize) -> u64 {
+        let mut value = [0];
+        self.0.state().read_page(self.1, word, &mut value);
+        self.0.race(self.1, word);
+        value[0]
+    }
+
+    fn write(&self, word: usize, value: u64) {
+        self.0.state().write_page(self.1, word, &[value]);
+    }
+}
+
+impl Sim {
+    pub(super) fn visited(&self, pfn: Pfn) -> Visited<'_> {
+        Visited(self, pfn)
     }
 }
 
 impl Worlds for Sim {
-    fn get_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg) -> u64 {
-        if self.is_context(shadow) { self.worlds().context(shadow).get(reg).unwrap_or(0) } else { 0 }
-    }
+    type Taken<'m> = Taken<'m>;
 
-    fn set_shadow_ctxt(&self, shadow: Shadow, reg: ShadowReg, value: u64) {
-        if self.is_context(shadow)
-            && let Some(slot) = self.worlds().context(shadow).slot(reg)
-        {
-            *slot = value;
+    fn take_shadow_ctxt(&self, shadow: Shadow) -> Taken<'_> {
+        let page = shadow.page();
+        if !self.is_context(shadow) {
+            self.state().tables.violation(format!("a shadow context at {page}, which is not an adopted page"));
         }
+        if !self.worlds().taken.insert(page.raw()) {
+            self.state().tables.violation(format!("the context at {page} is in two hands"));
+        }
+        let context = *self.worlds().context(shadow);
+        Taken { sim: self, shadow, context }
     }
 
-    fn save_sysregs(&self, at: ContextAt) {
+    fn save_sysregs(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
-        worlds.note(Switch::SaveSysregs(at));
+        worlds.note(Switch::SaveSysregs(Whose::from(&at)));
         worlds.pair(at, |live, saved| {
             saved.bank = live.bank;
             live.bank[BankReg::CntvCtl as usize] = 0;
         });
     }
 
-    fn restore_sysregs(&self, at: ContextAt) {
+    fn restore_sysregs(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
-        worlds.note(Switch::RestoreSysregs(at));
+        worlds.note(Switch::RestoreSysregs(Whose::from(&at)));
         worlds.pair(at, |live, saved| live.bank = saved.bank);
     }
 
-    fn fpsimd_save_state(&self, at: ContextAt) {
+    fn fpsimd_save_state(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
-        worlds.note(Switch::FpsimdSaveState(at));
+        worlds.note(Switch::FpsimdSaveState(Whose::from(&at)));
         worlds.pair(at, |live, saved| (saved.q, saved.fp_control) = (live.q, live.fp_control));
     }
 
-    fn fpsimd_restore_state(&self, at: ContextAt) {
+    fn fpsimd_restore_state(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
-        worlds.note(Switch::FpsimdRestoreState(at));
+        worlds.note(Switch::FpsimdRestoreState(Whose::from(&at)));
         worlds.pair(at, |live, saved| (live.q, live.fp_control) = (saved.q, saved.fp_control));
     }
 
@@ -247,22 +328,22 @@ impl Worlds for Sim {
         self.worlds().note(Switch::VmEl2RestoreState { vttbr, ia_bits, flush });
     }
 
-    fn vgic_save_state(&self, shadow: Shadow) {
+    fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize) {
         let mut worlds = self.worlds();
-        worlds.note(Switch::VgicSaveState(shadow));
-        worlds.pair(ContextAt::Vm(shadow), |live, saved| {
-            saved.vgic = live.vgic;
+        worlds.note(Switch::VgicSaveState(lrs));
+        worlds.pair(ContextAt::Vm(ctxt), |live, saved| {
+            saved.vgic[..lrs].copy_from_slice(&live.vgic[..lrs]);
+            saved.vgic[16..].copy_from_slice(&live.vgic[16..]);
             live.vgic[VgicWord::Hcr as usize] = 0;
         });
     }
 
-    fn vgic_restore_state(&self, shadow: Shadow, lrs: usize) {
+    fn vgic_restore_state(&self, ctxt: &Context, lrs: usize) {
         let mut worlds = self.worlds();
-        worlds.note(Switch::VgicRestoreState(shadow, lrs));
-        worlds.pair(ContextAt::Vm(shadow), |live, saved| {
-            live.vgic = saved.vgic;
-            live.vgic[lrs.min(16)..16].fill(0);
-        });
+        worlds.note(Switch::VgicRestoreState(lrs));
+        let live = &mut worlds.this().live;
+        live.vgic = ctxt.vgic;
+        live.vgic[lrs..16].fill(0);
     }
 
     fn vgic_info(&self) -> VgicInfo {
@@ -288,30 +369,17 @@ impl Worlds for Sim {
         CpuId::new(CPU.get() as u16)
     }
 
-    fn run_vm(&self, shadow: Shadow) -> ExitCode {
-        if !self.is_context(shadow) {
-            return ExitCode::SError;
+    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, mut exit: F) -> R {
+        loop {
+            let code = self.run_once(ctxt);
+            if let Some(result) = exit(ctxt, code) {
+                return result;
+            }
         }
-        let mut worlds = self.worlds();
-        worlds.note(Switch::RunVm(shadow));
-        let Some(mut script) = worlds.script.take() else { return ExitCode::Irq };
-        let mut seen = *worlds.context(shadow);
-        let live = worlds.this().live;
-        (seen.bank, seen.q, seen.fp_control, seen.vgic) = (live.bank, live.q, live.fp_control, live.vgic);
-        // The script may look at the machine itself.
-        drop(worlds);
-        let code = script(&mut seen);
-        let mut worlds = self.worlds();
-        worlds.script.get_or_insert(script);
-        let live = &mut worlds.this().live;
-        (live.bank, live.q, live.fp_control, live.vgic) = (seen.bank, seen.q, seen.fp_control, seen.vgic);
-        let saved = worlds.context(shadow);
-        (saved.x, saved.pc, saved.pstate, saved.syndrome) = (seen.x, seen.pc, seen.pstate, seen.syndrome);
-        code
     }
 
-    fn fault_ipa(&self, shadow: Shadow) -> Option<Ipa> {
-        Some(ipa_of_hpfar(self.get_shadow_ctxt(shadow, ShadowReg::HpfarEl2)))
+    fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa> {
+        Some(ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2)))
     }
 
     fn counter(&self) -> u64 {
@@ -351,14 +419,27 @@ mod tests {
             ExitCode::Trap
         }));
         sim.save_sysregs(ContextAt::Host);
-        sim.restore_sysregs(ContextAt::Vm(shadow));
-        assert_eq!(sim.run_vm(shadow), ExitCode::Trap);
-        sim.save_sysregs(ContextAt::Vm(shadow));
+        let mut ctxt = sim.take_shadow_ctxt(shadow);
+        sim.restore_sysregs(ContextAt::Vm(&mut ctxt));
+        assert_eq!(sim.run_vm(&mut ctxt, |_, code| Some(code)), ExitCode::Trap);
+        sim.save_sysregs(ContextAt::Vm(&mut ctxt));
+        drop(ctxt);
         sim.restore_sysregs(ContextAt::Host);
-        assert_eq!(sim.live(0).get(host), Some(0x1000));
+        assert_eq!(sim.live(0).get(host), 0x1000);
         assert_eq!((sim.get_shadow_ctxt(shadow, host), sim.get_shadow_ctxt(shadow, ShadowReg::X(0))), (0x3000, 7));
         assert_eq!(sim.switches().len(), 5);
         sim.release_page(Pfn::new(0x4_0000));
         assert!(sim.violations().is_empty());
+    }
+
+    #[test]
+    fn control_a_context_in_two_hands_is_a_violation() {
+        let sim = Sim::new(1, PhysRange::between(Pa::new(0x8000_0000), Pa::new(0x8000_8000)));
+        assert!(sim.adopt_page(Pfn::new(0x4_0000)));
+        let shadow = Shadow::new(Pa::new(0x4000_0000));
+        let ctxt = sim.take_shadow_ctxt(shadow);
+        assert_eq!(sim.get_shadow_ctxt(shadow, ShadowReg::Pc), 0);
+        drop(ctxt);
+        assert_eq!(sim.violations(), ["the context at 0x40000000 is in two hands"]);
     }
 }

@@ -104,9 +104,9 @@ pub struct Mailbox {
     pub esr: u64,
     /// out: the address in the VM, with its offset in the page where it is MMIO.
     pub ipa: u64,
-    /// in and out: number of list registers in use, at most CoreInfo's.
+    /// in and out: number of list registers in use, at most CoreInfo's; an exit leaves it as it was.
     pub lr_count: u64,
-    /// in and out: list registers in the form of the machine's GIC: GICH_LR<n> or ICH_LR<n>_EL2. Hardware-linked ones (HW) are refused
+    /// in and out: the first `lr_count` list registers, in the form of the machine's GIC: GICH_LR<n> or ICH_LR<n>_EL2. Hardware-linked ones (HW) are refused
     /// except for the VM's own timer.
     pub lr: [u64; MAX_LIST_REGISTERS],
     /// in: maintenance interrupt enables of GICH_HCR or ICH_HCR_EL2 (UIE, NPIE, LRENPIE); other bits are the core's.

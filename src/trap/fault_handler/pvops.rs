@@ -26,7 +26,7 @@ use super::super::Core;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, VcpuId, VmId};
 use crate::abstract_machine::regs::{ExceptionClass, Syndrome};
-use crate::abstract_machine::shadow::{Shadow, ShadowReg};
+use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::guest::{
     HYPSEC_SET_DESC_PFN, HYPSEC_UNSET_DESC_PFN, INVALID_PARAMETER, KVM_FEATURES, KVM_HYP_MEMINFO, KVM_MEM_SHARE,
     KVM_MEM_UNSHARE, KVM_MMIO_GUARD_ENROLL, KVM_MMIO_GUARD_INFO, KVM_MMIO_GUARD_MAP, KVM_MMIO_GUARD_UNMAP, KVM_UID,
@@ -55,16 +55,15 @@ const FEATURES_OF_ALL: u64 = 1 << 0;
 const FEATURES_OF_PROTECTED: u64 = 0b1_1111_1100;
 
 /// The vCPU's next step is the call whose number its x0 holds; PC stands behind the instruction. K: `core_handle_pvops`.
-pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, shadow: Shadow) -> Action {
-    let machine = core.machine();
-    let x = |n| machine.get_shadow_ctxt(shadow, ShadowReg::X(n));
-    let function = x(0) & u64::from(u32::MAX);
+pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut Context) -> Action {
+    let [x0, x1, x2, x3] = [0, 1, 2, 3].map(|n| ctxt.get(ShadowReg::X(n)));
+    let function = x0 & u64::from(u32::MAX);
     let result = match function {
         psci::VERSION | SMCCC_VERSION => VERSION_1_1,
-        psci::FEATURES | SMCCC_ARCH_FEATURES => features(function, x(1)),
+        psci::FEATURES | SMCCC_ARCH_FEATURES => features(function, x1),
         psci::MIGRATE_INFO_TYPE => NO_TRUSTED_OS,
-        psci::AFFINITY_INFO => psci_affinity_info(core.vms(), vmid, x(1)).x0(),
-        psci::CPU_ON => match psci_cpu_on(core.vms(), vmid, x(1), x(2), x(3)) {
+        psci::AFFINITY_INFO => psci_affinity_info(core.vms(), vmid, x1).x0(),
+        psci::CPU_ON => match psci_cpu_on(core.vms(), vmid, x1, x2, x3) {
             PsciResult::Success => return Action::ToHost(ExitReason::Psci),
             error => error.x0(),
         },
@@ -73,9 +72,9 @@ pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId,
             return Action::ToHost(ExitReason::Psci);
         }
         psci::CPU_SUSPEND => {
-            machine.set_shadow_ctxt(shadow, ShadowReg::X(0), SUCCESS);
+            ctxt.set(ShadowReg::X(0), SUCCESS);
             // An exit for WFI goes on behind the instruction.
-            again(machine, shadow);
+            again(ctxt);
             return Action::ToHost(ExitReason::Wfx);
         }
         psci::SYSTEM_OFF | psci::SYSTEM_RESET | psci::SYSTEM_RESET2 => {
@@ -84,39 +83,39 @@ pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId,
             return Action::ToHost(ExitReason::SystemOff);
         }
         VENDOR_CALL_UID => {
-            (0..).zip(KVM_UID).for_each(|(n, word)| machine.set_shadow_ctxt(shadow, ShadowReg::X(n), word));
+            (0..).zip(KVM_UID).for_each(|(n, word)| ctxt.set(ShadowReg::X(n), word));
             return Action::Resume;
         }
         KVM_FEATURES => {
             let more = if is_protected(core, vmid) { FEATURES_OF_PROTECTED } else { 0 };
-            (1..4).for_each(|n| machine.set_shadow_ctxt(shadow, ShadowReg::X(n), 0));
+            (1..4).for_each(|n| ctxt.set(ShadowReg::X(n), 0));
             FEATURES_OF_ALL | more
         }
         _ if !is_protected(core, vmid) => NOT_SUPPORTED,
         KVM_HYP_MEMINFO | KVM_MMIO_GUARD_INFO => PAGE_SIZE,
         KVM_MMIO_GUARD_ENROLL => mmio_guard::enroll(core.vms(), vmid).map_or(INVALID_PARAMETER, |()| SUCCESS),
-        KVM_MMIO_GUARD_MAP => page_call(x(1), |gfn| mmio_guard::map(core.vms(), vmid, gfn).is_ok()),
-        KVM_MMIO_GUARD_UNMAP => page_call(x(1), |gfn| mmio_guard::unmap(core.vms(), vmid, gfn).is_ok()),
-        KVM_MEM_SHARE => page_call(x(1), |gfn| grant_vm_page(core.memory(), vmid, gfn).is_ok()),
-        KVM_MEM_UNSHARE => page_call(x(1), |gfn| revoke_vm_page(core.memory(), vmid, gfn).is_ok()),
-        HYPSEC_SET_DESC_PFN => match range_call(core, shadow, |gfn| grant_vm_page(core.memory(), vmid, gfn)) {
+        KVM_MMIO_GUARD_MAP => page_call(x1, |gfn| mmio_guard::map(core.vms(), vmid, gfn).is_ok()),
+        KVM_MMIO_GUARD_UNMAP => page_call(x1, |gfn| mmio_guard::unmap(core.vms(), vmid, gfn).is_ok()),
+        KVM_MEM_SHARE => page_call(x1, |gfn| grant_vm_page(core.memory(), vmid, gfn).is_ok()),
+        KVM_MEM_UNSHARE => page_call(x1, |gfn| revoke_vm_page(core.memory(), vmid, gfn).is_ok()),
+        HYPSEC_SET_DESC_PFN => match range_call(ctxt, |gfn| grant_vm_page(core.memory(), vmid, gfn)) {
             Some(result) => result,
             None => return Action::Resume,
         },
-        HYPSEC_UNSET_DESC_PFN => match range_call(core, shadow, |gfn| revoke_vm_page(core.memory(), vmid, gfn)) {
+        HYPSEC_UNSET_DESC_PFN => match range_call(ctxt, |gfn| revoke_vm_page(core.memory(), vmid, gfn)) {
             Some(result) => result,
             None => return Action::Resume,
         },
         _ => NOT_SUPPORTED,
     };
-    machine.set_shadow_ctxt(shadow, ShadowReg::X(0), result);
+    ctxt.set(ShadowReg::X(0), result);
     Action::Resume
 }
 
 /// The VM makes the call once more. An SMC traps with PC on the instruction, which then was stepped over: the same.
-fn again<M: Machine>(machine: &M, shadow: Shadow) {
-    let pc = machine.get_shadow_ctxt(shadow, ShadowReg::Pc);
-    machine.set_shadow_ctxt(shadow, ShadowReg::Pc, pc.wrapping_sub(INSTRUCTION_SIZE));
+fn again(ctxt: &mut Context) {
+    let pc = ctxt.get(ShadowReg::Pc);
+    ctxt.set(ShadowReg::Pc, pc.wrapping_sub(INSTRUCTION_SIZE));
 }
 
 fn is_protected<M: Machine>(core: &Core<M>, vmid: VmId) -> bool {
@@ -149,14 +148,8 @@ fn page_call(gpa: u64, act: impl FnOnce(Gfn) -> bool) -> u64 {
 }
 
 /// A call on the `x2` bytes from `x1` on. `None`: a part is done, and the VM makes the call again for the rest. An error leaves x1 and x2 at what was not done.
-fn range_call<M: Machine>(
-    core: &Core<M>,
-    shadow: Shadow,
-    mut act: impl FnMut(Gfn) -> Result<(), Denied>,
-) -> Option<u64> {
-    let machine = core.machine();
-    let (gpa, size) =
-        (machine.get_shadow_ctxt(shadow, ShadowReg::X(1)), machine.get_shadow_ctxt(shadow, ShadowReg::X(2)));
+fn range_call(ctxt: &mut Context, mut act: impl FnMut(Gfn) -> Result<(), Denied>) -> Option<u64> {
+    let (gpa, size) = (ctxt.get(ShadowReg::X(1)), ctxt.get(ShadowReg::X(2)));
     let end = gpa.checked_add(size);
     let (true, true, Some(end)) = (gpa.is_multiple_of(PAGE_SIZE), size.is_multiple_of(PAGE_SIZE), end) else {
         return Some(INVALID_PARAMETER);
@@ -166,27 +159,26 @@ fn range_call<M: Machine>(
     while at < stop && act(Gfn::containing(Ipa::new(at))).is_ok() {
         at += PAGE_SIZE;
     }
-    machine.set_shadow_ctxt(shadow, ShadowReg::X(1), at);
-    machine.set_shadow_ctxt(shadow, ShadowReg::X(2), end - at);
+    ctxt.set(ShadowReg::X(1), at);
+    ctxt.set(ShadowReg::X(2), end - at);
     if at == end {
         return Some(SUCCESS);
     }
     if at < stop {
         return Some(INVALID_PARAMETER);
     }
-    again(machine, shadow);
+    again(ctxt);
     None
 }
 
 /// A call of the VM by HVC or SMC: PC behind it, and what it is. An immediate other than 0 is another interface, which does not exist.
-pub fn call<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, shadow: Shadow, syndrome: Syndrome) -> Action {
-    let machine = core.machine();
+pub fn call<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     if syndrome.class() == ExceptionClass::Smc64 {
-        step_over(machine, shadow);
+        step_over(ctxt);
     }
     if syndrome.immediate() != 0 {
-        machine.set_shadow_ctxt(shadow, ShadowReg::X(0), NOT_SUPPORTED);
+        ctxt.set(ShadowReg::X(0), NOT_SUPPORTED);
         return Action::Resume;
     }
-    core_handle_pvops(core, vmid, vcpuid, shadow)
+    core_handle_pvops(core, vmid, vcpuid, ctxt)
 }

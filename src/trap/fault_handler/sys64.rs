@@ -16,10 +16,10 @@ use super::id_registers;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{Syndrome, SysregId};
-use crate::abstract_machine::shadow::{Shadow, ShadowReg};
+use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
-use crate::vcpu::el1::Loaded;
+use crate::vcpu::el1::VmEl1;
 use crate::vcpu::vcpu_ops_aux::{is_el0, step_over, take_undefined};
 
 /// What becomes of an access to a system register.
@@ -63,39 +63,37 @@ pub const fn outcome(reg: SysregId) -> Outcome {
 }
 
 /// The vCPU's next step is the access to a system register that `syndrome` describes. K: `core_handle_sys64`.
-pub fn core_handle_sys64<M: Machine>(core: &Core<M>, shadow: Shadow, syndrome: Syndrome) -> Action {
+pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
     let reg = syndrome.sys_register();
     let is_read = syndrome.is_sys_read();
     let outcome = match outcome(reg) {
         // A process of the VM reaches the timer only if its kernel lets it, and nothing else that traps here.
-        outcome if outcome != Outcome::Host && is_el0(machine.get_shadow_ctxt(shadow, ShadowReg::Pstate)) => {
-            Outcome::Undefined
-        }
+        outcome if outcome != Outcome::Host && is_el0(ctxt.get(ShadowReg::Pstate)) => Outcome::Undefined,
         outcome => outcome,
     };
     match outcome {
         Outcome::Id if is_read => {
             let value = id_registers::visible(reg, machine.id_register(reg), machine.vgic_info().version == 3);
-            served(machine, shadow, Some((syndrome.sys_rt(), value)))
+            served(ctxt, Some((syndrome.sys_rt(), value)))
         }
-        Outcome::Fixed(value) if is_read => served(machine, shadow, Some((syndrome.sys_rt(), value))),
-        Outcome::Fixed(_) => served(machine, shadow, None),
+        Outcome::Fixed(value) if is_read => served(ctxt, Some((syndrome.sys_rt(), value))),
+        Outcome::Fixed(_) => served(ctxt, None),
         Outcome::Host => Action::ToHost(ExitReason::Sysreg),
         Outcome::HostSgi if !is_read && machine.vgic_info().version == 3 => Action::ToHost(ExitReason::Sysreg),
         Outcome::Id | Outcome::HostSgi | Outcome::Undefined => {
             machine.count(Event::VmUndefined);
-            take_undefined(&Loaded(machine, shadow));
+            take_undefined(&mut VmEl1::loaded(machine, ctxt));
             Action::Resume
         }
     }
 }
 
 /// The access is over. Register 31 is XZR: what is read to it is lost (A8); a shadow context has none.
-fn served<M: Machine>(machine: &M, shadow: Shadow, read: Option<(u8, u64)>) -> Action {
+fn served(ctxt: &mut Context, read: Option<(u8, u64)>) -> Action {
     if let Some((rt, value)) = read {
-        machine.set_shadow_ctxt(shadow, ShadowReg::X(rt), value);
+        ctxt.set(ShadowReg::X(rt), value);
     }
-    step_over(machine, shadow);
+    step_over(ctxt);
     Action::Resume
 }

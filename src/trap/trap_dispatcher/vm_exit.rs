@@ -17,10 +17,10 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{VcpuId, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::Syndrome;
-use crate::abstract_machine::shadow::{Shadow, ShadowReg};
+use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
-use crate::vcpu::el1::Loaded;
+use crate::vcpu::el1::VmEl1;
 use crate::vcpu::vcpu_ops_aux::{take_breakpoint, take_illegal, take_undefined};
 
 /// What becomes of an exception class.
@@ -65,29 +65,29 @@ pub const fn outcome(class: u8) -> Outcome {
     }
 }
 
-/// vCPU `vcpuid` of `vmid`, which this CPU runs with `shadow`, trapped. K: `vm_exit_dispatcher`.
-pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, shadow: Shadow) -> Action {
+/// vCPU `vcpuid` of `vmid`, which this CPU runs and whose registers are `ctxt`, trapped. K: `vm_exit_dispatcher`.
+pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut Context) -> Action {
     let machine = core.machine();
     machine.check();
-    let syndrome = Syndrome::new(machine.get_shadow_ctxt(shadow, ShadowReg::EsrEl2));
+    let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
     match outcome(syndrome.class_number()) {
-        Outcome::Call => pvops::call(core, vmid, vcpuid, shadow, syndrome),
-        Outcome::Register => sys64::core_handle_sys64(core, shadow, syndrome),
-        Outcome::Abort => handle_vm_abort(core, vmid, shadow, syndrome),
+        Outcome::Call => pvops::call(core, vmid, vcpuid, ctxt, syndrome),
+        Outcome::Register => sys64::core_handle_sys64(core, ctxt, syndrome),
+        Outcome::Abort => handle_vm_abort(core, vmid, ctxt, syndrome),
         Outcome::Wait => Action::ToHost(ExitReason::Wfx),
-        other => inject(machine, shadow, syndrome, other),
+        other => inject(machine, ctxt, syndrome, other),
     }
 }
 
 #[cold]
-fn inject<M: Machine>(machine: &M, shadow: Shadow, syndrome: Syndrome, outcome: Outcome) -> Action {
-    let vm = Loaded(machine, shadow);
+fn inject<M: Machine>(machine: &M, ctxt: &mut Context, syndrome: Syndrome, outcome: Outcome) -> Action {
+    let vm = &mut VmEl1::loaded(machine, ctxt);
     match outcome {
-        Outcome::Illegal => take_illegal(&vm),
-        Outcome::Breakpoint => take_breakpoint(&vm, syndrome),
+        Outcome::Illegal => take_illegal(vm),
+        Outcome::Breakpoint => take_breakpoint(vm, syndrome),
         _ => {
             machine.count(Event::VmUndefined);
-            take_undefined(&vm);
+            take_undefined(vm);
         }
     }
     Action::Resume
