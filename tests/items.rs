@@ -145,7 +145,7 @@ fn a23_serrors_of_the_host_are_its_own_and_those_of_a_vm_are_not_the_vms() {
         let at = text.find(start).unwrap_or_else(|| panic!("{file} has no {start}"));
         text[at..].split("\n}").next().unwrap().to_owned()
     };
-    let host = function("src/abstract_machine/cpu/el2.rs", "pub fn host_hcr()");
+    let host = function("src/abstract_machine/cpu/el2.rs", "fn host_hcr(");
     assert!(host.contains("HCR_EL2::VM::Enable"), "{host}");
     for routed in ["AMO", "IMO", "FMO", "TGE"] {
         assert!(!host.contains(&format!("HCR_EL2::{routed}")), "the host's HCR_EL2 has {routed}");

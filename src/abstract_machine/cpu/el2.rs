@@ -134,31 +134,35 @@ fn has_pauth() -> bool {
         || [ID_AA64ISAR2::GPA3, ID_AA64ISAR2::APA3].iter().any(|field| sysreg::IdAa64isar2::get().read(*field) != 0)
 }
 
-/// While the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free. Self-hosted debug, performance counters,
-/// profiling and trace buffers belong to EL1; none of them sees EL2. FEAT_FGT: the newer half of these bits are "no trap" bits, so
-/// zero would trap.
+/// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free.
+fn host_hcr(pauth: bool) -> u64 {
+    let mte = sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::MTE) >= 2;
+    let scxt = sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::CSV2) >= 2;
+    (HCR_EL2::VM::Enable
+        + HCR_EL2::RW::EL1IsAarch64
+        + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
+        + HCR_EL2::API.val(u64::from(pauth))
+        + HCR_EL2::APK.val(u64::from(pauth))
+        + HCR_EL2::ATA.val(u64::from(mte))
+        + HCR_EL2::EnSCXT.val(u64::from(scxt)))
+    .value
+}
+
+/// While the host runs. Self-hosted debug, performance counters, profiling and trace buffers belong to EL1; none of them sees EL2. FEAT_FGT: the
+/// newer half of these bits are "no trap" bits, so zero would trap.
 fn for_host(features: &Features) -> Traps {
     const EL1_REGISTERS: u64 = 0b11_1111_1111_1101 << 50; // nACCDATA, nGCS .. nAMAIR2; bit 51 is RES0
     const INSTRUCTIONS: u64 = 0b1_1111 << 55; // nBRBINJ .. nGCSEPP
     const DEBUG_READ: u64 = 0b1111 << 59; // nBRBIDR .. nPMSNEVFR
     const DEBUG_WRITE: u64 = 0b111 << 60; // nBRBCTL .. nPMSNEVFR
     const DEBUG_INSTRUCTIONS: u64 = 1; // nDCCIVAPS; the next bit is a trap
-    let mte = sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::MTE) >= 2;
-    let scxt = sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::CSV2) >= 2;
     let trace = sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceBuffer) != 0;
-    let hcr = HCR_EL2::VM::Enable
-        + HCR_EL2::RW::EL1IsAarch64
-        + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
-        + HCR_EL2::API.val(u64::from(features.pauth))
-        + HCR_EL2::APK.val(u64::from(features.pauth))
-        + HCR_EL2::ATA.val(u64::from(mte))
-        + HCR_EL2::EnSCXT.val(u64::from(scxt));
     let mdcr =
         MDCR_EL2::E2PB.val(if features.spe { 0b11 } else { 0 }) + MDCR_EL2::E2TB.val(if trace { 0b11 } else { 0 });
+    let absent = CPTR_EL2::TZ.val(u64::from(!features.sve)) + CPTR_EL2::TSM.val(u64::from(!features.sme));
     Traps {
-        hcr: hcr.value,
-        cptr: (CPTR_RES1 + CPTR_EL2::TZ.val(u64::from(!features.sve)) + CPTR_EL2::TSM.val(u64::from(!features.sme)))
-            .value,
+        hcr: host_hcr(features.pauth),
+        cptr: (CPTR_RES1 + absent).value,
         mdcr: mdcr.value | own_counters(features.pmu),
         hcrx: host_hcrx(),
         mpam: 0,
