@@ -43,6 +43,7 @@ pub fn cases() -> Vec<Case> {
                 "wrong calls get named errors, memory comes back all zero, VMs come and go with nothing lost",
                 |bed, gic| checks(bed, gic, &["refused-calls", "reclaim", "lifecycle"]),
             ),
+            guest("protected VMs are sealed amid their work, go on elsewhere, and nothing changed comes in", snapshot),
             guest("as many VMs as there are numbers for live at once", |bed, gic| checks(bed, gic, &["many"]))
                 .only_in_full_if(true),
             guest("registers survive 100,000 exits on 1 to 4 CPUs", |bed, gic| registers(bed, gic, 25_000, &[1, 2, 4]))
@@ -104,6 +105,18 @@ fn checks(bed: &Bed, gic: u32, names: &[&str]) -> Result<(), Failure> {
     let done = run(bed, machine(gic), vms).finish()?;
     done.succeeded()?;
     names.iter().try_for_each(|name| done.says(&format!("mini: test {name}: ok, ")))
+}
+
+fn snapshot(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let done = run(bed, machine(gic).smp(2), Vms::for_snapshot().line("test=snapshot")).finish()?;
+    done.succeeded()?;
+    done.says("mini: test snapshot: ok, 2 VMs with ")?;
+    done.says_times("guest worker: working, ", 1)?;
+    for round in 1..=40 {
+        done.says_times(&format!("guest worker: round {round} of 40"), 1)?;
+    }
+    done.says_times("guest worker: ok, 40 timer interrupts", 1)?;
+    done.says_times("guest registers: ok, 2 vCPUs, 3000 rounds each", 1)
 }
 
 fn smp(bed: &Bed, gic: u32) -> Result<(), Failure> {

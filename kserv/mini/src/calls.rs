@@ -154,3 +154,33 @@ pub fn vm_info(vm: u64) -> Result<(u64, u64, u64), CallError> {
 pub fn page_info(vm: u64, gpa: u64) -> Result<(u64, u64), CallError> {
     raw(HostCall::PageInfo, [vm, gpa, 0, 0, 0]).map(|x| (x[1], x[2]))
 }
+
+/// A page of a VM that is off: sealed into the host's pages.
+pub fn seal_page(vm: u64, gpa: u64, out: u64, tag: u64) -> Result<(), CallError> {
+    one(HostCall::SealPage, [vm, gpa, out, tag, 0]).map(|_| ())
+}
+
+/// A sealed page becomes a page of a VM that is being made.
+pub fn unseal_page(vm: u64, gpa: u64, data: u64, tag: u64) -> Result<(), CallError> {
+    one(HostCall::UnsealPage, [vm, gpa, data, tag, 0]).map(|_| ())
+}
+
+/// The registers of a vCPU: sealed into the host's page.
+pub fn seal_vcpu(vm: u64, vcpu: u64, out: u64) -> Result<(), CallError> {
+    one(HostCall::SealVcpu, [vm, vcpu, out, 0, 0]).map(|_| ())
+}
+
+/// Sealed registers become a vCPU's.
+pub fn unseal_vcpu(vm: u64, vcpu: u64, data: u64) -> Result<(), CallError> {
+    one(HostCall::UnsealVcpu, [vm, vcpu, data, 0, 0]).map(|_| ())
+}
+
+/// Ends a save: number of the snapshot, its pages.
+pub fn end_save(vm: u64, out: u64) -> Result<(u64, u64), CallError> {
+    raw(HostCall::SealVm, [vm, 0, out, 0, 0]).map(|x| (x[1], x[2]))
+}
+
+/// Ends a restore: the VM can run.
+pub fn end_restore(vm: u64, data: u64) -> Result<(), CallError> {
+    one(HostCall::SealVm, [vm, 1, data, 0, 0]).map(|_| ())
+}

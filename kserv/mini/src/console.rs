@@ -118,6 +118,11 @@ impl VmConsole {
         *fresh = true;
     }
 
+    /// What is left of a line.
+    pub fn rest(&self) -> &[u8] {
+        &self.line
+    }
+
     /// What is left of a line is forgotten.
     pub fn clear(&mut self) {
         self.line.clear();

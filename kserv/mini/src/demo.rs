@@ -29,9 +29,14 @@ const PRIVATE: u64 = 1;
 /// PageInfo: the page is shown to the host.
 const SHARED: u64 = 2;
 
+/// Number of exits of a VM.
+pub fn exits_of(model: &Model) -> u64 {
+    ExitReason::ALL.iter().map(|reason| model.exits(*reason)).sum()
+}
+
 /// Exits by reason, those that there were: "1234, Irq 200, MmioWrite 34".
 pub fn exits(model: &Model) -> String {
-    let all: u64 = ExitReason::ALL.iter().map(|reason| model.exits(*reason)).sum();
+    let all = exits_of(model);
     let mut text = String::new();
     let _ = write!(text, "{all}");
     for reason in ExitReason::ALL {

@@ -3,6 +3,8 @@
 //! Lock: [`Guest::inner`], taken around each step of a vCPU, never while it runs; below it only the console's and the pages'.
 #![forbid(unsafe_code)]
 
+mod plan;
+
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -17,6 +19,8 @@ use kserv_model::layout::{GICC_BASE, RAM_BASE};
 use kserv_model::memory::{MapRequest, Memory, Slot};
 use kserv_model::vm::{GicVersion, Vm};
 use spin::Mutex;
+
+pub use plan::{Image, Plan, Shape};
 
 use crate::arch::memory::{self, MailboxPage};
 use crate::arch::{cpu, registers};
@@ -63,36 +67,6 @@ impl fmt::Display for Failure {
 /// Names the call in an error.
 pub fn at<T>(call: &'static str, result: Result<T, CallError>) -> Result<T, Failure> {
     result.map_err(|error| Failure::Call(call, error))
-}
-
-/// A piece of a VM's start: where, and what.
-#[derive(Clone, Copy, Debug)]
-pub struct Image<'a> {
-    /// Address in the VM.
-    pub gpa: u64,
-    /// Content.
-    pub bytes: &'a [u8],
-}
-
-/// What a VM is made of.
-#[derive(Clone, Debug)]
-pub struct Plan<'a> {
-    /// Name.
-    pub name: &'a str,
-    /// Protected: with this manifest.
-    pub manifest: Option<&'a [u8]>,
-    /// Number of vCPUs.
-    pub vcpus: usize,
-    /// Bytes of RAM.
-    pub memory: u64,
-    /// Kernel, device tree, initrd, in this order.
-    pub images: Vec<Image<'a>>,
-    /// Where vCPU 0 starts.
-    pub entry: u64,
-    /// x0 of vCPU 0.
-    pub x0: u64,
-    /// Its console goes out as it comes.
-    pub raw_console: bool,
 }
 
 /// What its lock guards.
@@ -144,18 +118,43 @@ impl Guest {
     /// # Errors
     /// [`Failure`]; what the VM had is given back then.
     pub fn make(plan: &Plan<'_>, info: &CoreInfo, cpus: Vec<usize>) -> Result<Arc<Self>, Failure> {
+        let guest = Self::make_empty(&plan.shape(), info, cpus)?;
+        guest.or_destroy(|| {
+            at("SetCntvoff", calls::set_cntvoff(guest.id, cpu::counter()))?;
+            guest.load(plan)
+        })?;
+        Ok(guest)
+    }
+
+    /// Does what is left to do for the VM; destroys it if that fails.
+    ///
+    /// # Errors
+    /// What `rest` says.
+    pub fn or_destroy<T>(&self, rest: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        rest().inspect_err(|_| {
+            if let Err(also) = self.destroy() {
+                say!("error: {}: {also}", self.name);
+            }
+        })
+    }
+
+    /// The VM with its vCPUs, and nothing in it: state READY.
+    ///
+    /// # Errors
+    /// [`Failure`]; what the VM had is given back then.
+    pub fn make_empty(shape: &Shape, info: &CoreInfo, cpus: Vec<usize>) -> Result<Arc<Self>, Failure> {
         let gic = info.gic.ok_or_else(|| Failure::Text("the core has no interrupt controller for VMs".into()))?;
-        let bits = u64::from(64 - (RAM_BASE + plan.memory - 1).leading_zeros()).max(32);
+        let bits = u64::from(64 - (RAM_BASE + shape.memory - 1).leading_zeros()).max(32);
         if bits > info.ipa_bits {
             return Err(Failure::Text(alloc::format!(
                 "VMs of this machine have at most {} bits of addresses",
                 info.ipa_bits
             )));
         }
-        let ram_pages = plan.memory / PAGE;
-        let align = if plan.memory >= BLOCK { BLOCK } else { PAGE };
-        let ram = pages::take(ram_pages, align).ok_or(Failure::Memory(plan.memory))?;
-        let kind = if plan.manifest.is_some() { VM_PROTECTED } else { VM_ORDINARY };
+        let ram_pages = shape.memory / PAGE;
+        let align = if shape.memory >= BLOCK { BLOCK } else { PAGE };
+        let ram = pages::take(ram_pages, align).ok_or(Failure::Memory(shape.memory))?;
+        let kind = if shape.protected { VM_PROTECTED } else { VM_ORDINARY };
         let Some(root) = pages::take_top(1, PAGE) else {
             pages::give(ram, ram_pages);
             return Err(Failure::Memory(PAGE));
@@ -172,34 +171,27 @@ impl Guest {
         let mut model_memory = Memory::new(Box::leak(vec![kserv_model::memory::Chunk::EMPTY; slot.chunks()].into()));
         model_memory.add(slot).map_err(|error| Failure::Text(alloc::format!("{error:?}")))?;
         let inner = Inner {
-            model: Box::new(Vm::new(gic, plan.vcpus, info.list_registers, model_memory)),
-            console: VmConsole::new(plan.name, plan.raw_console),
+            model: Box::new(Vm::new(gic, shape.vcpus, info.list_registers, model_memory)),
+            console: VmConsole::new(&shape.name, shape.raw_console),
             held: vec![(root, 1)],
         };
         let pages = (0..cpus.len()).map_while(|_| pages::take_top(1, PAGE));
         let mailboxes: Vec<_> = pages.map(|pa| Mutex::new(MailboxPage::new(pa))).collect();
         let guest = Arc::new(Self {
-            name: plan.name.into(),
+            name: shape.name.clone(),
             id,
-            protected: plan.manifest.is_some(),
+            protected: shape.protected,
             cpus: cpus.into_iter().map(AtomicUsize::new).collect(),
             ram: (ram, ram_pages),
             inner: Mutex::new(inner),
             mailboxes,
             over: AtomicBool::new(false),
         });
-        match guest.prepare(plan, info, gic) {
-            Ok(()) => Ok(guest),
-            Err(failure) => {
-                if let Err(also) = guest.destroy() {
-                    say!("error: {}: {also}", guest.name);
-                }
-                Err(failure)
-            }
-        }
+        guest.or_destroy(|| guest.register_vcpus(info, gic))?;
+        Ok(guest)
     }
 
-    fn prepare(&self, plan: &Plan<'_>, info: &CoreInfo, gic: GicVersion) -> Result<(), Failure> {
+    fn register_vcpus(&self, info: &CoreInfo, gic: GicVersion) -> Result<(), Failure> {
         let mut inner = self.inner.lock();
         if self.mailboxes.len() < self.cpus.len() {
             return Err(Failure::Memory(PAGE));
@@ -209,10 +201,15 @@ impl Guest {
             let mailbox = page.lock().pa();
             at("RegisterVcpu", calls::register_vcpu(self.id, vcpu as u64, mailbox))?;
         }
-        at("SetCntvoff", calls::set_cntvoff(self.id, cpu::counter()))?;
         if gic == GicVersion::V2 {
             self.with_pool(&mut inner, "MapIo", || calls::map_io(self.id, GICC_BASE, info.gicv, 2))?;
         }
+        Ok(())
+    }
+
+    /// Its images, and the core's verdict on them.
+    fn load(&self, plan: &Plan<'_>) -> Result<(), Failure> {
+        let mut inner = self.inner.lock();
         for image in &plan.images {
             let (offset, size) = (image.gpa - RAM_BASE, image.bytes.len() as u64);
             if image.gpa < RAM_BASE || offset.checked_add(size).is_none_or(|end| end > plan.memory) {
@@ -269,7 +266,10 @@ impl Guest {
     }
 
     /// Makes a call; as often as the pool is empty, it gets more.
-    fn with_pool<T>(
+    ///
+    /// # Errors
+    /// What the call says, or that there is no memory for the pool.
+    pub fn with_pool<T>(
         &self,
         inner: &mut Inner,
         name: &'static str,
@@ -309,12 +309,14 @@ impl Guest {
             let reason = match page.run(|| self.enter(vcpu as u64))? {
                 // Another vCPU has switched the VM off; whoever ran it will say so.
                 Err(CallError::WrongState) if calls::vm_info(self.id).is_ok_and(|(state, ..)| state == POWER_OFF) => {
+                    self.inner.lock().model.on_refusal(vcpu, page.mailbox());
                     return Ok(());
                 }
                 result => at("VcpuRun", result)?,
             };
             if reason == ExitReason::Stopped {
-                // By another vCPU of its own, whose exit says how the VM ended, or by `stop`.
+                // By another vCPU of its own, whose exit says how the VM ended, or by `stop`; or for a snapshot.
+                self.inner.lock().model.on_stop(vcpu, page.mailbox(), cpu::counter());
                 return Ok(());
             }
             now = cpu::counter();
@@ -386,6 +388,11 @@ impl Guest {
         self.over.store(true, Ordering::Release);
         // It fails where the VM is off already.
         let _ = calls::power_off_vm(self.id);
+    }
+
+    /// The mailboxes of all vCPUs, none of which runs meanwhile.
+    pub fn hold(&self) -> Vec<spin::MutexGuard<'_, MailboxPage>> {
+        self.mailboxes.iter().map(Mutex::lock).collect()
     }
 
     /// What its lock guards.

@@ -9,6 +9,7 @@
 //! | `guest`       | a VM: made, started, ended, destroyed with all memory counted      |
 //! | `scheduler`   | vCPUs on CPUs                                                      |
 //! | `jobs`        | what all CPUs do at the same time                                  |
+//! | `snapshot`    | a protected VM, stopped and kept, and going on                     |
 //! | `session`     | what the archive's `config` asks for, from the first VM to the end |
 //! | `demo`        | VMs at work, and what the host may not do to them                  |
 //! | `checks`      | hostile and other checks of the core, by name                      |
@@ -43,6 +44,8 @@ mod pages;
 mod scheduler;
 #[cfg(target_os = "none")]
 mod session;
+#[cfg(target_os = "none")]
+mod snapshot;
 
 #[cfg(target_os = "none")]
 use session::{fail, start, start_secondary};

@@ -7,6 +7,7 @@
 //! | [`Vm::on_exit`]     | after VcpuRun: takes the list registers back, serves the exit, says what the vCPU does next       |
 //! | [`Vm::run_until`]   | when a vCPU that runs has to be made to exit                                                      |
 //! | [`Vm::runnable`]    | whether a vCPU that waits has to go on                                                            |
+//! | [`Vm::snapshot`], [`Vm::go_on`] | a VM that is stopped goes on as another one (module `moved`)                         |
 //! | [`Vm::receive`], [`Vm::set_line`], [`Vm::pulse`] | the world outside: console input, devices                            |
 //!
 //! The caller holds one lock per VM around each call, but not while the vCPU runs. Every call gives a mask `kick` of vCPUs: the caller
@@ -18,12 +19,18 @@ use corevisor_interface::mailbox::{
     ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
 
+mod devices;
+mod moved;
+
 pub use crate::gic::{Gic, GicVersion};
+use devices::{Console, device};
+pub use moved::State;
+
 use crate::gicv2::GicV2;
 use crate::gicv3::GicV3;
 use crate::layout::{GICD_BASE, PTIMER_INTID, UART_BASE, UART_INTID, UART_SIZE, VTIMER_INTID};
 use crate::memory::{Fault, MapRequest, Memory};
-use crate::mmio::{Access, Bus, Device, Range, Width};
+use crate::mmio::{Access, Bus, Range};
 use crate::pl011::Pl011;
 use crate::psci::{Psci, PsciAction, result};
 use crate::sysreg::{Register, SysregAccess};
@@ -38,33 +45,6 @@ const MISR_LRENP: u64 = 1 << 2;
 
 const GIC_RANGE: Range = Range { base: GICD_BASE, size: UART_BASE - GICD_BASE };
 const UART_RANGE: Range = Range { base: UART_BASE, size: UART_SIZE };
-
-/// The serial port with where it sends.
-struct Console<'a> {
-    port: &'a mut Pl011,
-    send: &'a mut dyn FnMut(u8),
-}
-
-impl Device for Console<'_> {
-    fn read(&mut self, _: usize, offset: u64, _: Width) -> u64 {
-        self.port.read(offset).into()
-    }
-
-    fn write(&mut self, _: usize, offset: u64, _: Width, value: u64) {
-        self.port.write(offset, value as u32, self.send);
-    }
-}
-
-/// An access to a device at `offset`: what a load gives.
-fn device(device: &mut impl Device, vcpu: usize, offset: u64, access: &Access) -> u64 {
-    match access.write {
-        None => device.read(vcpu, offset, access.width),
-        Some(value) => {
-            device.write(vcpu, offset, access.width, value);
-            0
-        }
-    }
-}
 
 /// Why a VM ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -270,14 +250,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         if vcpu >= self.count {
             return Decision { action: Action::Off, kick: 0 };
         }
-        let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
-        // The core gives back as many as it got.
-        let used = usize::try_from(mailbox.lr_count).unwrap_or(usize::MAX).min(self.list_registers);
-        self.gic.irqs().fold(vcpu, &mailbox.lr[..used], ends as u32);
-        let timer_ended = self.gic.irqs().has_ended(vcpu, VTIMER_INTID);
+        self.take_back(vcpu, mailbox, reason == ExitReason::Timer);
         let one = &mut self.vcpus[vcpu];
-        one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
-        one.virtual_timer.observe(mailbox, reason == ExitReason::Timer, timer_ended);
         one.exits[reason as usize] = one.exits[reason as usize].wrapping_add(1);
         if reason != ExitReason::MemoryFault {
             one.repeats = 0;
@@ -290,6 +264,19 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             Action::Off | Action::PowerOff(_) => VcpuState::Off,
         };
         Decision { action, kick: self.kicks() & !(1 << vcpu) }
+    }
+
+    /// What every exit shows: list registers, timer.
+    #[inline]
+    fn take_back(&mut self, vcpu: usize, mailbox: &Mailbox, timer_fired: bool) {
+        let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
+        // The core gives back as many as it got.
+        let used = usize::try_from(mailbox.lr_count).unwrap_or(usize::MAX).min(self.list_registers);
+        self.gic.irqs().fold(vcpu, &mailbox.lr[..used], ends as u32);
+        let timer_ended = self.gic.irqs().has_ended(vcpu, VTIMER_INTID);
+        let one = &mut self.vcpus[vcpu];
+        one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
+        one.virtual_timer.observe(mailbox, timer_fired, timer_ended);
     }
 
     fn serve(

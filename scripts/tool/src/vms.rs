@@ -230,6 +230,13 @@ impl Vms {
         Self::new().vm(worker(true)).vm(worker(true)).vm(worker(false)).line("demo")
     }
 
+    /// Protected VMs that are sealed amid their work and go on (kserv/mini/src/checks/snapshot.rs).
+    pub fn for_snapshot() -> Self {
+        let worker = Vm::guest("worker").append("rounds=40 sleep=10").protected(true);
+        let registers = Vm::guest("registers").vcpus(2).append("rounds=3000").protected(true);
+        Self::new().vm(worker).vm(registers)
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.vms.is_empty()

@@ -41,6 +41,13 @@ pub fn copy_to(pa: u64, bytes: &[u8]) {
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), pa as *mut u8, bytes.len()) };
 }
 
+/// Copies bytes out of free RAM, which must be accessible.
+pub fn copy_from(pa: u64, bytes: &mut [u8]) {
+    assert_free(pa, bytes.len() as u64);
+    // SAFETY: free RAM holds no Rust object, so it does not overlap `bytes` either.
+    unsafe { core::ptr::copy_nonoverlapping(pa as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+}
+
 /// Zeroes free RAM.
 pub fn zero(pa: u64, size: u64) {
     assert_free(pa, size);

@@ -8,12 +8,14 @@
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
+//! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
 mod costs;
 mod life;
 mod refused;
+mod snapshot;
 mod storm;
 
 use alloc::string::String;
@@ -47,11 +49,12 @@ const CHECKS: &[(&str, Check)] = &[
     ("lifecycle", life::lifecycle),
     ("many", life::many),
     ("storm", storm::storm),
+    ("snapshot", snapshot::snapshot),
     ("costs", costs::costs),
 ];
 
 /// Checks that `all` leaves out: they need something, or check nothing.
-const ONLY_BY_NAME: &[&str] = &["storm", "costs"];
+const ONLY_BY_NAME: &[&str] = &["storm", "snapshot", "costs"];
 
 /// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
 const TINY: [u32; 7] = [

@@ -129,7 +129,10 @@ impl RunArgs {
             self.vm_append.iter().fold(vm, |vm, args| vm.append(args))
         });
         let checks = self.check.iter().flat_map(|check| lines_of_check(check));
-        self.mini.then(|| checks.fold(vms.fold(Vms::new(), Vms::vm), Vms::line))
+        // The check of snapshots has VMs of its own, if none are named.
+        let own = self.vm.is_empty() && self.check.iter().any(|check| check == "snapshot");
+        let first = if own { Vms::for_snapshot() } else { Vms::new() };
+        self.mini.then(|| checks.fold(vms.fold(first, Vms::vm), Vms::line))
     }
 
     fn payloads(&self) -> Vec<Payload> {
