@@ -124,29 +124,13 @@ fn one_vm(core: &Core<Sim>, cpu: usize, seed: u64, lives: u64, done: &AtomicUsiz
     }
 }
 
-#[test]
-fn no_cpu_reaches_a_page_while_it_is_a_vms() {
-    let done = AtomicUsize::new(0);
-    for seed in 1..=4 * factor() {
-        let pool_pages = if seed % 3 == 0 { 5 } else { 40 };
-        let layout = Layout { regions: vec![(RAM, 9 << 20, true)], pool: POOL, pool_pages, ia_bits: 40, cpus: CPUS };
-        let world = World::new(&layout);
-        let pool: BTreeSet<Pfn> = world.core_pages();
-        std::thread::scope(|scope| {
-            for cpu in 0..CPUS {
-                let (core, done) = (&world.core, &done);
-                scope.spawn(move || one_vm(core, cpu, seed, 12, done));
-            }
-        });
-        assert_eq!(View::of(world.core.memory()).check(&pool, &BTreeMap::new()), Ok(()), "seed {seed}");
-    }
-    println!("{} lives of VMs on {CPUS} CPUs at once", done.load(Ordering::Relaxed));
-}
+/// What a CPU does: the core, its number, a seed, how often, and where it counts what it has done.
+type Work = fn(&Core<Sim>, usize, u64, u64, &AtomicUsize);
 
-#[test]
-fn no_cpu_reaches_a_page_while_it_is_the_cores() {
+/// All CPUs do `work` at once, on one machine for each of `seeds`; afterwards the invariants hold. How much was done.
+fn all_cpus(seeds: u64, times: u64, work: Work) -> usize {
     let done = AtomicUsize::new(0);
-    for seed in 1..=16 * factor() {
+    for seed in 1..=seeds {
         // Also with a pool that ends again and again.
         let pool_pages = if seed % 3 == 0 { 5 } else { 40 };
         let layout = Layout { regions: vec![(RAM, 9 << 20, true)], pool: POOL, pool_pages, ia_bits: 40, cpus: CPUS };
@@ -155,10 +139,20 @@ fn no_cpu_reaches_a_page_while_it_is_the_cores() {
         std::thread::scope(|scope| {
             for cpu in 0..CPUS {
                 let (core, done) = (&world.core, &done);
-                scope.spawn(move || one_cpu(core, cpu, seed, 1500, done));
+                scope.spawn(move || work(core, cpu, seed, times, done));
             }
         });
         assert_eq!(View::of(world.core.memory()).check(&pool, &BTreeMap::new()), Ok(()), "seed {seed}");
     }
-    println!("{} steps of {CPUS} CPUs at once", done.load(Ordering::Relaxed));
+    done.into_inner()
+}
+
+#[test]
+fn no_cpu_reaches_a_page_while_it_is_a_vms() {
+    println!("{} lives of VMs on {CPUS} CPUs at once", all_cpus(4 * factor(), 12, one_vm));
+}
+
+#[test]
+fn no_cpu_reaches_a_page_while_it_is_the_cores() {
+    println!("{} steps of {CPUS} CPUs at once", all_cpus(16 * factor(), 1500, one_cpu));
 }

@@ -265,6 +265,17 @@ fn each_crate_that_was_asked_for_does_its_job_in_the_core() {
 }
 
 #[test]
+fn no_file_of_the_tests_and_of_the_tool_is_two_things() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let all = ["tests", "scripts/tool"].into_iter().flat_map(|dir| {
+        let here = files(&root.join(dir)).into_iter();
+        here.map(move |(file, text)| (format!("{dir} {file}"), text.lines().count()))
+    });
+    let long = all.filter(|(_, lines)| *lines > MOST_LINES).map(|(file, lines)| format!("{file}: {lines} lines"));
+    assert_none(&long.collect::<Vec<_>>());
+}
+
+#[test]
 fn no_layer_gives_up() {
     let layers = sources().into_iter().filter(|(module, _)| {
         let path: Vec<String> = module.split("::").map(String::from).collect();

@@ -1,0 +1,191 @@
+//! The rules of K §8.3, each by its number.
+
+use crate::bed::{A, B, BACK, GUEST, RAM, WINDOW, destroy, gfn, guest, host, pfn, two_vms};
+use corevisor::abstract_machine::addr::{BLOCK_2M, Ipa, Pa, Pfn, VmId};
+use corevisor::abstract_machine::sim::walker::AccessKind;
+use corevisor::memory::mem_manager::Denied;
+use corevisor::memory::memory_ops::Scrub;
+use corevisor::npt::VmKind::Ordinary;
+use corevisor::npt::descriptor::Stage2Access;
+use corevisor::spec::world::Touched;
+
+#[test]
+fn a1_d11_what_is_a_vms_or_lent_or_a_devices_is_never_given_a_second_time() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 2), Ok(2));
+    assert_eq!(world.grant_vm_page(A, gfn(GUEST)), Ok(()));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + 0x2000), 1, false), Ok(1));
+    assert_eq!(world.hold_mailbox(pfn(RAM + 0x3000)), Ok(()));
+    // Shared, private, lent, a mailbox, the core's, a table's.
+    for at in [RAM, RAM + 0x1000, RAM + 0x2000, RAM + 0x3000, BACK, BACK + 0x10_0000] {
+        let to = gfn(GUEST + BLOCK_2M);
+        // The host is told which of them it can have again.
+        let why = if [RAM + 0x2000, RAM + 0x3000].contains(&at) { Denied::InUse } else { Denied::NotOwner };
+        assert_eq!(world.prot_and_map_vm_s2pt(A, to, pfn(at), 1), Err(why), "{at:#x}");
+        assert_eq!(world.assign_pfn_to_vm(A, to, pfn(at), Scrub::Keep), Err(why), "{at:#x}");
+        assert_eq!(world.donate_pool_page(A, pfn(at)), Err(why), "{at:#x}");
+        assert_eq!(world.assign_page_to_core(pfn(at)), Err(why), "{at:#x}");
+    }
+    for at in [RAM, RAM + 0x1000, BACK, BACK + 0x10_0000] {
+        assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST + BLOCK_2M), pfn(at), 1, false), Err(Denied::NotOwner));
+        assert_eq!(world.hold_mailbox(pfn(at)), Err(Denied::NotOwner), "{at:#x}");
+    }
+    // A block with one such page in it is not given as a block, and the page not at all.
+    assert_eq!(world.assign_block_to_vm(A, gfn(GUEST + BLOCK_2M), pfn(RAM)), Err(Denied::NotOwner));
+    world.check();
+}
+
+#[test]
+fn a4_what_a_vm_has_at_an_address_is_never_swapped_for_something_else() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 1), Ok(1));
+    world.vm_touch(0, A, Ipa::new(GUEST), AccessKind::Write);
+    let wrote = world.sim().read_ram(pfn(RAM));
+    for _ in 0..2 {
+        assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM + 0x7000), 1), Err(Denied::Occupied));
+        assert_eq!(world.assign_pfn_to_vm(A, gfn(GUEST), pfn(RAM + 0x7000), Scrub::Keep), Err(Denied::Occupied));
+        assert_eq!(world.map_vm_io(A, gfn(GUEST), Pa::new(WINDOW)), Err(Denied::Occupied));
+    }
+    assert_eq!(world.assign_block_to_vm(A, gfn(GUEST), pfn(RAM + BLOCK_2M)), Err(Denied::Occupied));
+    assert_eq!(world.sim().vm_load(1, A, Ipa::new(GUEST)), Ok(wrote));
+    assert!(host(&mut world, 0, RAM + 0x7000), "what was refused is still the host's");
+    // Not under a block either, and for an ordinary VM not even the same page.
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + BLOCK_2M), 512, false), Ok(512));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + BLOCK_2M), 1, false), Err(Denied::Occupied));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST + 0x5000), pfn(RAM + 0x9000), 1, true), Err(Denied::Occupied));
+    world.check();
+}
+
+#[test]
+fn a5_d14_a_block_that_is_not_aligned_on_both_sides_becomes_pages() {
+    let mut world = two_vms(8);
+    assert_eq!(world.assign_block_to_vm(A, gfn(GUEST), pfn(RAM + 0x1000)), Err(Denied::Misaligned));
+    assert_eq!(world.assign_block_to_vm(A, gfn(GUEST + 0x1000), pfn(RAM)), Err(Denied::Misaligned));
+    let ram = Stage2Access::Ram;
+    assert_eq!(world.lend_block_to_vm(B, gfn(GUEST), pfn(RAM + 0x1000), ram), Err(Denied::Misaligned));
+    assert_eq!(world.lend_block_to_vm(B, gfn(GUEST + 0x1000), pfn(RAM), ram), Err(Denied::Misaligned));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM + 0x1000), 1000), Ok(512));
+    assert_eq!(guest(&mut world, 0, A, GUEST + 0x1f_f000), Some(RAM + 0x20_0000));
+    assert!(host(&mut world, 0, RAM) && !host(&mut world, 0, RAM + 0x20_0000) && host(&mut world, 0, RAM + 0x20_1000));
+    // Both sides off by the same: pages up to where a block may come, then the block.
+    let (at, from) = (GUEST + 3 * BLOCK_2M - 0x3000, RAM + 4 * BLOCK_2M - 0x3000);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(at), pfn(from), 800), Ok(3));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(at + 0x3000), pfn(from + 0x3000), 797), Ok(512));
+    world.check();
+}
+
+#[test]
+fn a7_nothing_of_a_vm_is_scrubbed_or_given_away_before_every_cpu_has_forgotten_it() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 3), Ok(3));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + 0x3000), 3, false), Ok(3));
+    for vm in [A, B] {
+        assert!((0..3).all(|cpu| guest(&mut world, cpu, vm, GUEST + 0x2000).is_some()));
+        // One page is enough to lose all: nothing is reached any more, whatever is still in the VM's tables.
+        assert_eq!(world.clear_vm_range(vm, 1), Ok(1));
+        world.check();
+        for at in [GUEST, GUEST + 0x1000, GUEST + 0x2000] {
+            assert!((0..3).all(|cpu| guest(&mut world, cpu, vm, at).is_none()), "{at:#x}");
+        }
+    }
+    assert!(!host(&mut world, 0, RAM + 0x1000), "not scrubbed yet");
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM + 0x8000), 1), Err(Denied::Busy));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + 0x8000), 1, false), Err(Denied::Busy));
+    assert_eq!(world.take_back_lent(B, gfn(GUEST + 0x1000), 1), Err(Denied::Busy));
+    assert_eq!(world.grant_vm_page(A, gfn(GUEST + 0x1000)), Err(Denied::Busy));
+    assert_eq!(world.map_vm_io(A, gfn(0), Pa::new(WINDOW)), Err(Denied::Busy));
+    assert_eq!(world.donate_pool_page(A, pfn(RAM + 0x8000)), Err(Denied::Busy));
+    destroy(&mut world, A);
+    destroy(&mut world, B);
+    assert!(host(&mut world, 0, RAM + 0x1000));
+}
+
+#[test]
+fn a14_what_is_no_ram_is_no_vms() {
+    let mut world = two_vms(8);
+    for at in [WINDOW, WINDOW + BLOCK_2M, RAM - 0x1000, 1 << 45, u64::MAX - 0xfff] {
+        assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(at), 1), Err(Denied::NotDescribed), "{at:#x}");
+        assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(at), 1, false), Err(Denied::NotDescribed), "{at:#x}");
+        assert_eq!(world.donate_pool_page(A, pfn(at)), Err(Denied::NotDescribed), "{at:#x}");
+        assert_eq!(world.hold_mailbox(pfn(at)), Err(Denied::NotDescribed), "{at:#x}");
+    }
+    // A range that runs out of its bank ends there.
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(0), pfn(2 * BLOCK_2M - 0x2000), 5), Ok(2));
+    world.check();
+}
+
+#[test]
+fn a15_page_0_is_nobodys_but_the_hosts() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), Pfn::new(0), 1), Err(Denied::PageZero));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), Pfn::new(0), 512), Err(Denied::PageZero));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), Pfn::new(0), 512, false), Err(Denied::PageZero));
+    assert_eq!(world.donate_pool_page(A, Pfn::new(0)), Err(Denied::PageZero));
+    assert_eq!(world.register_vm_table(VmId::new(3), Ordinary, 32, Pfn::new(0)), Err(Denied::PageZero));
+    assert_eq!(world.hold_mailbox(Pfn::new(0)), Err(Denied::PageZero));
+    // A VM may see something at its own address 0.
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(0), pfn(RAM), 1), Ok(1));
+    assert!(host(&mut world, 0, 0) && guest(&mut world, 0, A, 0) == Some(RAM));
+    world.check();
+}
+
+#[test]
+fn a18_fresh_pages_of_a_protected_vm_are_zero_and_images_are_what_the_host_left_there() {
+    let mut world = two_vms(8);
+    for n in 0..4 {
+        assert!(host(&mut world, n as usize % 3, RAM + n * 0x1000));
+    }
+    let left = world.sim().read_ram(pfn(RAM + 0x3000));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 3), Ok(3));
+    assert_eq!(world.assign_pfn_to_vm(A, gfn(GUEST + 0x3000), pfn(RAM + 0x3000), Scrub::Keep), Ok(()));
+    let seen = [0, 0x1000, 0x2000, 0x3000].map(|at| world.sim().vm_load(0, A, Ipa::new(GUEST + at)));
+    assert_eq!(seen, [Ok(0), Ok(0), Ok(0), Ok(left)]);
+    world.check();
+}
+
+#[test]
+fn a21_what_becomes_a_vms_is_clean_in_memory_and_in_no_instruction_cache() {
+    let mut world = two_vms(8);
+    // Just written by the host, so in its caches.
+    assert!((0..4).all(|n| host(&mut world, 0, RAM + n * 0x1000) && host(&mut world, 1, RAM + BLOCK_2M + n * 0x1000)));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 1), Ok(1));
+    assert_eq!(world.assign_pfn_to_vm(A, gfn(GUEST + 0x1000), pfn(RAM + 0x1000), Scrub::Keep), Ok(()));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + 0x2000), 2, false), Ok(2));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST + BLOCK_2M), pfn(RAM + BLOCK_2M), 512, true), Ok(512));
+    let synced = world.sim().synced();
+    assert!(synced.iter().any(|range| range.first_pfn() == pfn(RAM + 0x1000) && range.pages() == 1));
+    assert!(synced.iter().any(|range| range.first_pfn() == pfn(RAM + BLOCK_2M) && range.pages() == 512));
+    // The simulated machine writes down what a VM gets that is not clean.
+    world.check();
+}
+
+#[test]
+fn a22_a_host_that_touches_a_vms_page_takes_an_abort_and_goes_on() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 2), Ok(2));
+    for kind in [AccessKind::Read, AccessKind::Write, AccessKind::Execute] {
+        assert_eq!(world.touch(0, Ipa::new(RAM), kind), Touched::Aborted);
+        assert_eq!(world.touch(2, Ipa::new(BACK + 0x10_0000), kind), Touched::Aborted, "its root");
+    }
+    assert!(host(&mut world, 0, RAM + 0x2000));
+    assert!(!world.is_host_memory(Ipa::new(RAM)) && world.is_host_memory(Ipa::new(RAM + 0x2000)));
+    world.check();
+}
+
+#[test]
+fn a24_what_is_lent_read_only_is_read_and_executed_and_never_written() {
+    let mut world = two_vms(8);
+    assert_eq!(world.lend_pages_to_vm(B, gfn(0), pfn(RAM), 3, true), Ok(3));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + BLOCK_2M), 512, true), Ok(512));
+    for at in [0, 0x2000, GUEST, GUEST + 0x1f_f000] {
+        assert!(world.vm_touch(0, B, Ipa::new(at), AccessKind::Read).is_some());
+        assert!(world.vm_touch(1, B, Ipa::new(at), AccessKind::Execute).is_some());
+        assert!(world.vm_touch(0, B, Ipa::new(at), AccessKind::Write).is_none(), "{at:#x}");
+    }
+    // Also after the block became pages.
+    assert_eq!(world.take_back_lent(B, gfn(GUEST + 0x4000), 1), Ok(1));
+    assert!(world.vm_touch(2, B, Ipa::new(GUEST + 0x5000), AccessKind::Read).is_some());
+    assert!(world.vm_touch(2, B, Ipa::new(GUEST + 0x5000), AccessKind::Write).is_none());
+    assert!(host(&mut world, 0, RAM), "the host writes its own page");
+    world.check();
+}
