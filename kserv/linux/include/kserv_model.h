@@ -212,6 +212,30 @@ uint64_t kserv_gic_cpu_base(const struct kserv_vm *vm);
 /* Whether [gpa, gpa + size) overlaps the interrupt controller's registers. */
 bool kserv_gic_overlaps(const struct kserv_vm *vm, uint64_t gpa, uint64_t size);
 
+/* ---- what a protected VM starts with ------------------------------------------------------------------------------------------ */
+
+struct kserv_image {
+	uint64_t gpa, size;
+};
+
+/* For SetBootInfo and RemapImagePage, in this order: kernel, device tree, initrd; entry and x0 of vCPU 0. */
+struct kserv_boot {
+	uint64_t entry, x0, images;
+	struct kserv_image image[5];
+};
+
+/* Copies `size` bytes of the VM's memory at `gpa` to `to`; false: there is none. May sleep. */
+typedef bool (*kserv_read)(void *context, uint64_t gpa, void *to, size_t size);
+
+/*
+ * These three need no VM and no lock. They return NULL, or a text that says what is wrong. The first looks at PC (an arm64 Image, or QEMU's few
+ * instructions before it), at x0 (device tree), and into /chosen; the kernel's size is that of the memory it needs. The second reads a
+ * manifest as `scripts/sign` makes it, whose sizes are to be used for SetBootInfo. The third compares them, for a good message.
+ */
+const char *kserv_boot_infer(kserv_read read, void *context, uint64_t pc, uint64_t x0, struct kserv_boot *boot);
+const char *kserv_boot_of_manifest(const void *manifest, size_t size, struct kserv_boot *boot);
+const char *kserv_boot_explain(const struct kserv_boot *found, const struct kserv_boot *manifest);
+
 /* ---- what C gives ---------------------------------------------------------------------------------------------------------- */
 
 /* The model found a fault of its own, which cannot be: BUG(). `text` is not terminated. */

@@ -16,6 +16,7 @@
 //! | [`sysreg`]  | from the syndrome to a system register                                                  |
 //! | [`layout`]  | where everything is in a VM                                                             |
 //! | [`image`]   | where a kernel goes                                                                     |
+//! | [`boot_info`] | what a VM is about to start with, found in its memory                                 |
 //! | [`archive`] | newc archives, read in place                                                            |
 //! | [`config`]  | the text that names the VMs of the mini host                                            |
 //! | `fdt`       | a VM's device tree (feature `alloc`)                                                    |
@@ -31,6 +32,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod archive;
+pub mod boot_info;
 pub mod config;
 #[cfg(feature = "alloc")]
 pub mod fdt;

@@ -1,9 +1,11 @@
 //! The C interface of `kserv/linux/include/kserv_model.h` over [`kserv_model::kvm`]: nothing is decided here.
 //!
-//! This file is the only one of the driver's Rust that has `unsafe`: C passes pointers. What each function demands of its caller is what the header says:
+//! This crate is the only one of the driver's Rust that has `unsafe`: C passes pointers. What each function demands of its caller is what the header says:
 //! a `vm` that [`kserv_vm_init`] filled (or, there, memory of the right size and alignment), held under its lock; other pointers to valid, aligned memory of
 //! their type, not used by anybody else meanwhile; `mailbox` the vCPU's page, while the vCPU does not run.
 #![cfg_attr(target_os = "none", no_std)]
+
+pub mod boot;
 
 use core::ptr;
 
