@@ -51,6 +51,9 @@ pub fn cases() -> Vec<Case> {
             guest("registers of host and VMs survive 50,000 switches, two VMs on 4 CPUs", |bed, gic| {
                 switches(bed, gic, 4, 50_000)
             }),
+            guest("registers of host and VMs survive vCPUs that wander, eight on 3 CPUs", |bed, gic| {
+                wandering(bed, gic, 100)
+            }),
             guest("registers of host and VMs survive 100,000 switches, two VMs on 1 and 2 CPUs", |bed, gic| {
                 switches(bed, gic, 1, 100_000).and_then(|()| switches(bed, gic, 2, 100_000))
             })
@@ -63,6 +66,10 @@ pub fn cases() -> Vec<Case> {
             let act = move |bed: &Bed| debian(bed, gic, protected, vcpus);
             cases.push(Case::new("vms", name, act).only_in_full_if(!selected));
         }
+        cases.push(
+            guest("Debian's 6.12 in a protected VM whose two vCPUs wander over 4 CPUs", wandering_debian)
+                .only_in_full_if(gic == 2),
+        );
         cases.push(guest("two Debians at once, one of them protected", two_debians).only_in_full_if(true));
         cases.push(guest("Debian's 6.1 in a protected VM", older_debian).only_in_full_if(true));
     }
@@ -151,6 +158,20 @@ fn switches(bed: &Bed, gic: u32, cpus: u32, least: u64) -> Result<(), Failure> {
     done.check(count >= least, format!("{count} switches, not {least}"))
 }
 
+/// The same with vCPUs that go from CPU to CPU: as many as CPUs for each VM, so that each CPU has two and now and then many or none.
+fn wandering(bed: &Bed, gic: u32, least: u64) -> Result<(), Failure> {
+    let vm = Vm::guest("registers").vcpus(4).append("rounds=2500");
+    let vms = both(&vm).line("fill").line("move=1");
+    let done = well(run(bed, machine(gic).smp(3), vms), &["every register of this host as it was"])?;
+    done.says_times("guest registers: ok, 4 vCPUs, 2500 rounds each", 2)?;
+    moved(&done, least)
+}
+
+fn moved(done: &Finished, least: u64) -> Result<(), Failure> {
+    let count = done.number("vCPUs went from CPU to CPU: ")?;
+    done.check(count >= least, format!("vCPUs moved {count} times, not {least}"))
+}
+
 /// What Debian does in a VM.
 const SCRIPT: &str = r#"
     fail() { echo "NOT SO: $*"; exit 1; }
@@ -174,6 +195,13 @@ fn debian_vm(kernel: &str, protected: bool, vcpus: usize) -> Vm {
 fn debian(bed: &Bed, gic: u32, protected: bool, vcpus: usize) -> Result<(), Failure> {
     let vms = Vms::new().vm(debian_vm("6.12", protected, vcpus));
     well(run(bed, machine(gic).smp(2), vms), &[&format!("debian: well with {vcpus} CPUs")]).map(|_| ())
+}
+
+/// Two vCPUs wander over four CPUs.
+fn wandering_debian(bed: &Bed, gic: u32) -> Result<(), Failure> {
+    let vms = Vms::new().vm(debian_vm("6.12", true, 2)).line("move=2");
+    let done = well(run(bed, machine(gic).smp(4), vms), &["debian: well with 2 CPUs"])?;
+    moved(&done, 100)
 }
 
 fn older_debian(bed: &Bed, gic: u32) -> Result<(), Failure> {

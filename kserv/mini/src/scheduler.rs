@@ -1,6 +1,6 @@
-//! vCPUs on CPUs: each vCPU has its CPU; those of a CPU take turns. An idle CPU waits for an interrupt: a kick, or the next deadline.
+//! vCPUs on CPUs: each vCPU has its CPU, or goes to another one after each turn (option `move`); those of a CPU take turns. An idle CPU waits for an interrupt: a kick, or the next deadline.
 //!
-//! Lock: each CPU's queue, held only to choose.
+//! Lock: [`MOVING`], below it each CPU's queue, held only to choose.
 #![forbid(unsafe_code)]
 
 use alloc::sync::Arc;
@@ -16,6 +16,8 @@ use crate::arch::gic::Gic;
 use crate::guest::{Guest, Host};
 use crate::{console, say};
 
+/// A turn, where vCPUs wander.
+const WANDER_US: u64 = 700;
 /// This program's own timer.
 const TIMER: u32 = 30;
 /// A turn, where more than one vCPU could run.
@@ -37,6 +39,8 @@ struct Cpu {
     current: AtomicU64,
     /// Somebody wants this CPU to look at its queue.
     look: AtomicBool,
+    /// Random numbers drawn.
+    drawn: AtomicU64,
 }
 
 impl Cpu {
@@ -46,11 +50,18 @@ impl Cpu {
             affinity: Once::new(),
             current: AtomicU64::new(0),
             look: AtomicBool::new(false),
+            drawn: AtomicU64::new(0),
         }
     }
 }
 
 static CPUS: [Cpu; MAX_CPUS] = [const { Cpu::new() }; MAX_CPUS];
+/// vCPUs wander, and how: 0 if they do not, else a word that the random numbers begin with.
+static WANDER: AtomicU64 = AtomicU64::new(0);
+/// How often one went from CPU to CPU.
+static MOVES: AtomicU64 = AtomicU64::new(0);
+/// Taken while a vCPU is in no queue, or in none for good.
+static MOVING: Mutex<()> = Mutex::new(());
 static GIC: Once<Gic> = Once::new();
 static ONLINE: AtomicUsize = AtomicUsize::new(0);
 static NEXT_CPU: AtomicUsize = AtomicUsize::new(0);
@@ -106,6 +117,7 @@ pub fn add(guest: &Arc<Guest>) {
 
 /// They do not any more.
 pub fn remove(guest: &Arc<Guest>) {
+    let _none_is_on_its_way = MOVING.lock();
     for cpu in &CPUS {
         cpu.queue.lock().threads.retain(|(other, _)| !Arc::ptr_eq(other, guest));
     }
@@ -189,6 +201,9 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
     if cpu::index() == 0 {
         sooner(now + cpu::frequency() * LOOK_MS / 1000);
     }
+    if WANDER.load(Ordering::Relaxed) != 0 {
+        sooner(now + cpu::frequency() * WANDER_US / 1_000_000);
+    }
     if let Some(position) = chosen {
         if !goes_on || position != first % count {
             queue.turn_ends = now + cpu::frequency() * TURN_MS / 1000;
@@ -223,10 +238,57 @@ pub fn run(mut end: impl FnMut() -> bool) {
             Some((guest, vcpu)) => {
                 own.current.store(thread(&guest, vcpu), Ordering::SeqCst);
                 turn(&guest, vcpu);
+                if WANDER.load(Ordering::Relaxed) != 0 {
+                    wander(&guest, vcpu);
+                }
             }
             None => cpu::wait(),
         }
     }
+}
+
+/// From now on vCPUs go to another CPU by chance after every turn; the same `seed` gives the same chances on each CPU.
+pub fn let_wander(seed: u64) {
+    WANDER.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, Ordering::Relaxed);
+}
+
+/// How often a vCPU has gone from CPU to CPU.
+pub fn moves() -> u64 {
+    MOVES.load(Ordering::Relaxed)
+}
+
+/// The next random number of this CPU (splitmix64).
+fn random() -> u64 {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+    let index = cpu::index();
+    let start = WANDER.load(Ordering::Relaxed).wrapping_mul(index as u64 + 1);
+    let mut x = start.wrapping_add(CPUS[index].drawn.fetch_add(1, Ordering::Relaxed).wrapping_mul(STEP));
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+/// A vCPU that has had its turn here goes to another CPU's queue, if chance wants it.
+fn wander(guest: &Arc<Guest>, vcpu: usize) {
+    let (own, target) = (cpu::index(), (random() % online() as u64) as usize);
+    if target == own {
+        return;
+    }
+    {
+        let _moving = MOVING.lock();
+        let mut queue = CPUS[own].queue.lock();
+        let here = |(other, n): &(Arc<Guest>, usize)| Arc::ptr_eq(other, guest) && *n == vcpu;
+        // Whoever takes part no more stays away.
+        let Some(position) = queue.threads.iter().position(here) else { return };
+        let thread = queue.threads.remove(position);
+        queue.next = 0;
+        queue.turn_ends = 0;
+        drop(queue);
+        guest.cpus[vcpu].store(target, Ordering::SeqCst);
+        CPUS[target].queue.lock().threads.push(thread);
+    }
+    MOVES.fetch_add(1, Ordering::Relaxed);
+    kick(target, None);
 }
 
 /// This CPU while it runs a vCPU.

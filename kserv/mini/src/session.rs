@@ -155,6 +155,9 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
         )));
     }
     let info = calls::core_info().map_err(|error| Failure::Call("CoreInfo", error))?;
+    if let Some(seed) = wishes.number("move") {
+        scheduler::let_wander(seed);
+    }
     if wishes.options.iter().any(|(key, _)| *key == "test") {
         return checks::run(&wishes, archive, &info);
     }
@@ -165,6 +168,9 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
         registers::fill();
     }
     run_all(&wishes, archive, &info)?;
+    if wishes.has("move") {
+        say!("vCPUs went from CPU to CPU: {}", scheduler::moves());
+    }
     if wishes.has("fill") {
         say!("every register of this host as it was, switches: {}", registers::switches());
     }
