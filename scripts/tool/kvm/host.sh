@@ -46,6 +46,7 @@ kvm_up() { programs_up; driver_up "$@"; }
 vm_machine() {
     case $GIC in
     off) echo virt,kernel-irqchip=off,gic-version=2 ;;
+    3) echo virt,gic-version=3,its=off ;;
     *) echo "virt,gic-version=$GIC" ;;
     esac
 }
