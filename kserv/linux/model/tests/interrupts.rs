@@ -290,6 +290,12 @@ fn the_virtual_cpu_interface_is_parts_of_the_cores_registers() {
         assert_eq!(driver.set_attr(2, at(offset), value), 0);
         assert_eq!(driver.get_attr(2, at(offset)), Ok(value));
     }
+    let size = |driver: &mut Driver, offset| driver.find_gic(2, at(offset)).map(|reg| reg.size).ok();
+    assert_eq!(
+        [0x00, 0xd0, 0xd4].map(|offset| size(&mut driver, offset)),
+        [Some(4); 3],
+        "user space has 32 bits for each"
+    );
     assert_eq!((driver.cores[1][200], driver.cores[1][201]), (0x1e << 27 | 5 << 21 | 6 << 18 | 0x201, 0x8000_0001));
     assert_eq!((driver.find_gic(2, 0x0c).err(), driver.find_gic(2, 2 << 32).err()), (Some(ENXIO), Some(EINVAL)));
 

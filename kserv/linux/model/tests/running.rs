@@ -198,6 +198,19 @@ fn a_vcpu_that_waits_goes_on_for_a_line_or_a_timer() {
     assert_eq!(action.kind, RUN, "WFE");
 }
 
+#[test]
+fn a_vcpu_that_waits_is_looked_at_when_its_timer_fires_by_the_clock_that_user_space_set_meanwhile() {
+    const TIMER_CNT: u64 = 0x6030_0000_0013_df1a;
+    let mut driver = Driver::new(2, 0, 1);
+    driver.run(0, ExitReason::Wfx, |mailbox| timer(mailbox, 1, 100));
+    assert_eq!(kserv_block_until(driver.vm(), 0), START + 100);
+    // It was stopped for 500 ticks, which it has not lived.
+    driver.now = START + 550;
+    assert_eq!(driver.set(0, TIMER_CNT, [50, 0]), 0);
+    assert_eq!(kserv_block_until(driver.vm(), 0), START + 600);
+    assert!(!kserv_runnable(driver.vm(), 0, START + 599) && kserv_runnable(driver.vm(), 0, START + 600));
+}
+
 /// ISS of MSR, MRS for CNTP_CTL_EL0 (op2 1), CNTP_CVAL_EL0 (2), CNTP_TVAL_EL0 (0), x3.
 fn cntp(op2: u64, read: bool) -> u64 {
     0x18 << 26 | 3 << 20 | op2 << 17 | 3 << 14 | 14 << 10 | 3 << 5 | 2 << 1 | u64::from(read)

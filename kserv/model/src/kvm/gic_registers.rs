@@ -79,8 +79,10 @@ pub(super) enum GicRegister {
     V3(Field),
     V3Bpr1,
     V3Ctlr,
-    /// GICv3: active priorities; GICv2: APR. Word of it.
+    /// GICv3: word of the active priorities.
     ActivePriorities(u32),
+    /// GICv2: GICC_APR0.
+    V2ActivePriorities,
     /// 32 bits that nobody changes.
     Fixed(u64),
     /// ICC_SRE_EL1.
@@ -93,6 +95,7 @@ impl GicRegister {
         match self {
             Self::V2(_) | Self::V3(_) | Self::V3Bpr1 | Self::V3Ctlr => Some(VMCR),
             Self::ActivePriorities(n) => Some(ACTIVE_PRIORITIES + n),
+            Self::V2ActivePriorities => Some(ACTIVE_PRIORITIES),
             _ => None,
         }
     }
@@ -146,7 +149,7 @@ const fn v2_interface(offset: u32) -> Option<GicRegister> {
         0x08 => GicRegister::V2(BPR0),
         0x1c => GicRegister::V2(BPR1),
         // There are 32 preemption levels: the other three are zero.
-        0xd0 => GicRegister::ActivePriorities(0),
+        0xd0 => GicRegister::V2ActivePriorities,
         0xd4 | 0xd8 | 0xdc => GicRegister::Fixed(0),
         0xfc => GicRegister::Fixed(GICC_IIDR),
         _ => return None,
@@ -249,7 +252,7 @@ impl Kvm {
                 let (common, split) = (V3_CBPR.get(core) != 0, V3_EOIM.get(core) != 0);
                 ICC_CTLR_FIXED | if common { ICC_CTLR_CBPR } else { 0 } | if split { ICC_CTLR_EOIMODE } else { 0 }
             }
-            GicRegister::ActivePriorities(_) => core & u64::from(u32::MAX),
+            GicRegister::ActivePriorities(_) | GicRegister::V2ActivePriorities => core & u64::from(u32::MAX),
             GicRegister::Fixed(value) => value,
             GicRegister::V3Sre => ICC_SRE,
         })
@@ -293,7 +296,7 @@ impl Kvm {
                 let core = V3_CBPR.set(core, u64::from(value & ICC_CTLR_CBPR != 0));
                 V3_EOIM.set(core, u64::from(value & ICC_CTLR_EOIMODE != 0))
             }
-            GicRegister::ActivePriorities(_) => low.into(),
+            GicRegister::ActivePriorities(_) | GicRegister::V2ActivePriorities => low.into(),
             GicRegister::Fixed(_) => core,
             GicRegister::V3Sre if value != ICC_SRE => return Err(Errno::Invalid),
             GicRegister::V3Sre => core,

@@ -403,17 +403,20 @@ impl Kvm {
                 match timer {
                     Timer::VirtualCtl => {
                         one.virtual_timer.set_registers(value[0], cval);
+                        self.wait_anew(found.vcpu, now);
                         return Ok([value[0] & (ENABLE | IMASK), core[1]]);
                     }
                     Timer::VirtualCval => {
                         one.virtual_timer.set_registers(ctl, value[0]);
                         one.virtual_timer.set_offset(cntvoff);
+                        self.wait_anew(found.vcpu, now);
                         return Ok([value[0], core[1]]);
                     }
-                    Timer::VirtualCount => self.set_count(now.wrapping_sub(value[0])),
+                    Timer::VirtualCount => self.set_count(now.wrapping_sub(value[0]), now),
                     Timer::PhysicalCtl => one.physical_timer.write(Sysreg::CntpCtl, value[0], now),
                     Timer::PhysicalCval => one.physical_timer.write(Sysreg::CntpCval, value[0], now),
                 }
+                self.wait_anew(found.vcpu, now);
                 core
             }
             Behind::Gic(register) => [self.set_gic_register(found.vcpu, register, value[0], core[0])?, core[1]],
@@ -421,14 +424,17 @@ impl Kvm {
     }
 
     /// The virtual counter of the whole VM. Those that wait look at their timers anew.
-    fn set_count(&mut self, cntvoff: u64) {
+    fn set_count(&mut self, cntvoff: u64, now: u64) {
         if cntvoff == self.cntvoff {
             return;
         }
         self.cntvoff = cntvoff;
-        for (vcpu, one) in self.vcpus.iter_mut().enumerate().filter(|(_, one)| one.created) {
-            one.virtual_timer.set_offset(cntvoff);
-            self.kicks |= 1 << vcpu;
+        for vcpu in 0..self.vcpus.len() {
+            if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| one.created) {
+                one.virtual_timer.set_offset(cntvoff);
+                self.kicks |= 1 << vcpu;
+                self.wait_anew(vcpu, now);
+            }
         }
     }
 }

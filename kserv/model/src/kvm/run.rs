@@ -169,9 +169,21 @@ impl Kvm {
         if !interrupt || self.wakes(vcpu, now) {
             return Action::Run;
         }
+        Action::Block(self.next_deadline(vcpu, now))
+    }
+
+    fn next_deadline(&self, vcpu: usize, now: u64) -> Option<u64> {
         let one = &self.vcpus[vcpu];
         let timers = [one.virtual_timer.deadline(), one.physical_timer.deadline()];
-        Action::Block(timers.into_iter().flatten().filter(|deadline| *deadline > now).min())
+        timers.into_iter().flatten().filter(|deadline| *deadline > now).min()
+    }
+
+    /// User space has changed the timers of a vCPU, which may be waiting for them.
+    pub(super) fn wait_anew(&mut self, vcpu: usize, now: u64) {
+        let deadline = self.next_deadline(vcpu, now);
+        if let Some(State::Blocked { until }) = self.vcpus.get_mut(vcpu).map(|one| &mut one.state) {
+            *until = deadline;
+        }
     }
 
     /// Whether there is something that ends a vCPU's wait.
