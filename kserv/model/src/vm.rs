@@ -150,6 +150,15 @@ pub struct Vm<'a, const V: usize = 8, const S: usize = 64> {
     ended: Option<Ended>,
 }
 
+/// What [`Vm::on_exit`] is told.
+struct Exit<'a> {
+    vcpu: usize,
+    reason: ExitReason,
+    mailbox: &'a mut Mailbox,
+    now: u64,
+    send: &'a mut dyn FnMut(u8),
+}
+
 impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     /// A VM of `vcpus` vCPUs (cut to what the interrupt controller can have) on a machine with so many list registers (CoreInfo x1).
     pub fn new(gic: GicVersion, vcpus: usize, list_registers: usize, memory: Memory<'a>) -> Self {
@@ -257,7 +266,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             one.repeats = 0;
         }
         self.update_timers(vcpu, now);
-        let action = self.serve(vcpu, reason, mailbox, now, send);
+        let action = self.serve(Exit { vcpu, reason, mailbox, now, send });
         self.vcpus[vcpu].state = match action {
             Action::Run | Action::Map(_) => VcpuState::Ready,
             Action::Block { until } => VcpuState::Blocked { until },
@@ -279,14 +288,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         one.virtual_timer.observe(mailbox, timer_fired, timer_ended);
     }
 
-    fn serve(
-        &mut self,
-        vcpu: usize,
-        reason: ExitReason,
-        mailbox: &mut Mailbox,
-        now: u64,
-        send: &mut dyn FnMut(u8),
-    ) -> Action {
+    fn serve(&mut self, exit: Exit<'_>) -> Action {
+        let Exit { vcpu, reason, mailbox, now, send } = exit;
         if let Some(ended) = self.ended {
             return Action::PowerOff(ended);
         }

@@ -91,16 +91,23 @@ impl LogLevel {
     }
 }
 
+/// What the host is made of.
 #[derive(Debug, Args)]
-struct ImageArgs {
-    #[arg(long, value_enum, default_value = "virt")]
-    board: Board,
+struct HostArgs {
     #[arg(long, default_value = "6.12")]
     kernel: String,
     #[arg(long)]
     initrd: Option<PathBuf>,
     #[arg(long, allow_hyphen_values = true)]
     append: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct ImageArgs {
+    #[arg(long, value_enum, default_value = "virt")]
+    board: Board,
+    #[command(flatten)]
+    host: HostArgs,
     #[arg(long, value_enum)]
     log: Option<LogLevel>,
     #[arg(long)]
@@ -219,12 +226,13 @@ fn say(line: &str) {
 }
 
 fn image(args: ImageArgs) -> Result<ExitCode, CliError> {
-    let mut append = args.append;
+    let mut append = args.host.append;
     append.extend(args.log.map(LogLevel::argument));
     if args.board == Board::Virt && !append.is_empty() {
         return Err(CliError::NoCommandLine);
     }
-    let what = Deploy { board: args.board, kernel: args.kernel, initrd: args.initrd, append, output: args.output };
+    let HostArgs { kernel, initrd, .. } = args.host;
+    let what = Deploy { board: args.board, kernel, initrd, append, output: args.output };
     let (dir, files) = deploy(&Project::find()?, &what)?;
     println!("{}: {}", dir.display(), files.join(" "));
     Ok(ExitCode::SUCCESS)

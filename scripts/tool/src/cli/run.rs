@@ -1,6 +1,6 @@
 //! `scripts/run`.
 
-use super::{CliError, LogLevel, bytes, memory_size, say, seconds};
+use super::{CliError, HostArgs, LogLevel, bytes, memory_size, say, seconds};
 use crate::{
     error::{chain, read},
     kvm::{self, Driver, GuestGic, KvmError, KvmHost},
@@ -42,12 +42,8 @@ pub(super) struct RunArgs {
     net: bool,
     #[arg(long)]
     dtb: Option<PathBuf>,
-    #[arg(long, default_value = "6.12")]
-    kernel: String,
-    #[arg(long)]
-    initrd: Option<PathBuf>,
-    #[arg(long, allow_hyphen_values = true)]
-    append: Vec<String>,
+    #[command(flatten)]
+    host: HostArgs,
     #[arg(long)]
     script: Option<PathBuf>,
     #[arg(long, requires = "work", conflicts_with_all = NOT_WITH_MINI)]
@@ -136,7 +132,7 @@ impl RunArgs {
     }
 
     fn payloads(&self) -> Vec<Payload> {
-        self.vm.iter().map(|name| Payload::named(name, &self.kernel)).collect()
+        self.vm.iter().map(|name| Payload::named(name, &self.host.kernel)).collect()
     }
 
     /// Whether something in the machine takes a script.
@@ -147,8 +143,8 @@ impl RunArgs {
 
     /// The host that runs VMs, and what its script does: one VM, at the keyboard or with `script`.
     fn kvm_host(&self, project: &Project, script: Option<&[u8]>) -> (KvmHost, String) {
-        let driver = if self.no_core { Driver::Own } else { Driver::Module(project.driver(&self.kernel)) };
-        let mut host = KvmHost::new(project, &self.kernel, driver).guest_kernel(&self.guest_kernel);
+        let driver = if self.no_core { Driver::Own } else { Driver::Module(project.driver(&self.host.kernel)) };
+        let mut host = KvmHost::new(project, &self.host.kernel, driver).guest_kernel(&self.guest_kernel);
         if let Some(script) = script {
             host = host.guest_script(script);
         }
@@ -198,14 +194,14 @@ impl RunArgs {
     }
 
     fn run(&self, project: &Project) -> Run {
-        let mut run = Run::new(project, self.machine()).kernel(&self.kernel);
+        let mut run = Run::new(project, self.machine()).kernel(&self.host.kernel);
         if self.no_core {
             run = run.boot(Boot::NoCore);
         }
         if let Some(file) = &self.raw_image {
             run = run.boot(Boot::File(file.clone()));
         }
-        if let Some(file) = &self.initrd {
+        if let Some(file) = &self.host.initrd {
             run = run.initrd(file);
         }
         if let Some(file) = &self.dtb {
@@ -217,7 +213,7 @@ impl RunArgs {
         if let Some(level) = self.log {
             run = run.append(level.argument());
         }
-        for args in &self.append {
+        for args in &self.host.append {
             run = run.append(args);
         }
         if let Some(limit) = self.timeout {
@@ -235,7 +231,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     let terminal = io::stdin().is_terminal() && args.script.is_none();
     if !args.dry_run && args.takes_script() && !io::stdin().is_terminal() && args.script.is_none() {
         match read_input(io::stdin().lock(), FIRST_BYTE, NEXT_BYTE)? {
-            Input::Text(text) if text.is_empty() && args.initrd.is_some() => {}
+            Input::Text(text) if text.is_empty() && args.host.initrd.is_some() => {}
             Input::Text(text) => script = Some(text),
             Input::Silent => {
                 say("standard input is open but says nothing: going on without a script");
