@@ -6,6 +6,7 @@
  *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
  *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
  *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
+ *   vm->its_lock	the commands of an ITS are read by one at a time
  *   vm->slots_lock	read: slots stay; write: they change
  *   (mmap_lock)
  *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier
@@ -70,8 +71,11 @@ struct cv_slot {
 	unsigned long hva;
 	/* The page that is lent at each place, pinned; NULL: none. vm->mmu_lock. */
 	struct page **pages;
-	/* vm->runs at the last KVM_GET_DIRTY_LOG. */
-	u64 dirty_seen;
+	/*
+	 * KVM_MEM_LOG_DIRTY_PAGES: which pages the VM may have written since the last KVM_GET_DIRTY_LOG. The others are lent read-only, one by one.
+	 * mmu_lock.
+	 */
+	unsigned long *dirty;
 };
 
 struct cv_vcpu {
@@ -148,13 +152,13 @@ struct cv_vm {
 	unsigned long mmu_seq;
 	long mmu_invalidating;
 	u64 lent;
-	atomic64_t runs;
 
 	spinlock_t io_lock;
 	struct list_head ioeventfds;
 	struct list_head irqfds;
 	struct cv_gsi gsis[CV_MAX_GSIS];
 	bool has_resampler;
+	struct mutex its_lock;
 };
 
 static inline u64 cv_now(void)
@@ -187,15 +191,18 @@ int cv_vm_create(unsigned long type);
 int cv_check_extension(struct cv_vm *vm, unsigned long extension);
 void cv_vm_get(struct cv_vm *vm);
 void cv_vm_put(struct cv_vm *vm);
-int cv_vm_build(struct cv_vm *vm);
-int cv_vm_retire(struct cv_vm *vm);
-int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
 void cv_kick_all(struct cv_vm *vm);
 void cv_kick(struct cv_vm *vm, u32 mask);
 int cv_lock_vcpus(struct cv_vm *vm);
 void cv_unlock_vcpus(struct cv_vm *vm);
 extern struct list_head cv_vms;
 extern struct mutex cv_vms_lock;
+
+/* core.c */
+int cv_vm_build(struct cv_vm *vm);
+int cv_vm_retire(struct cv_vm *vm);
+int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
+void cv_vm_destroy(struct cv_vm *vm);
 
 /* vcpu.c */
 int cv_vcpu_create(struct cv_vm *vm, unsigned long id);
@@ -214,17 +221,21 @@ int cv_reg_access(struct cv_vm *vm, struct kserv_reg *reg, void __user *user, bo
 long cv_one_reg(struct cv_vcpu *vcpu, void __user *argp, bool write);
 long cv_reg_list(struct cv_vcpu *vcpu, struct kvm_reg_list __user *user);
 
-/* memory.c */
-extern const struct mmu_notifier_ops cv_notifier_ops;
+/* slots.c */
+struct cv_slot *cv_find_slot(struct cv_vm *vm, u64 gpa);
 int cv_memory_set(struct cv_vm *vm, const struct kvm_userspace_memory_region *region);
 int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log);
+void cv_memory_forget(struct cv_vm *vm);
+void cv_memory_free(struct cv_vm *vm);
+
+/* memory.c */
+extern const struct mmu_notifier_ops cv_notifier_ops;
+bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count);
 int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write);
 int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write);
 struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa);
 void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
 void cv_clean_page(struct page *page);
-void cv_memory_forget(struct cv_vm *vm);
-void cv_memory_free(struct cv_vm *vm);
 
 /* protected.c */
 extern const struct file_operations cv_manifest_fops;

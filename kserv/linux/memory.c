@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory slots, and what of them is lent to the VM.
+ * What of the memory slots is lent to the VM.
  *
  * A fault pins the page, or the huge page around it, and lends it. It stays so until its slot goes, the VM ends, or the VMM changes its
  * own mapping of it (MMU notifier): the page is taken back from the VM first, then unpinned. What the notifier takes may be being faulted in
@@ -16,23 +16,6 @@
 #include <asm/cacheflush.h>
 
 #include "driver.h"
-
-static struct cv_slot *find_slot(struct cv_vm *vm, u64 gpa)
-{
-	struct cv_slot *slot;
-
-	list_for_each_entry(slot, &vm->slots, link) {
-		if (gpa >= slot->gpa && gpa - slot->gpa < slot->npages << PAGE_SHIFT)
-			return slot;
-	}
-	return NULL;
-}
-
-static void free_slot(struct cv_slot *slot)
-{
-	kvfree(slot->pages);
-	kfree(slot);
-}
 
 /* ---- lending and taking back ---------------------------------------------------------------------------------------------- */
 
@@ -74,7 +57,7 @@ static s64 unmap_run(struct cv_vm *vm, struct cv_slot *slot, u64 *n, u64 run)
  * Takes pages [first, first + count) of `slot` back from the VM. False: the VM is switched off, and what it has stays pinned until it is taken apart.
  * mmu_lock is held.
  */
-static bool take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
+bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
 {
 	u64 n = first, end = first + count, run, k;
 	s64 done;
@@ -117,9 +100,9 @@ static bool take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 cou
 }
 
 /* Lends pages[0..count), which are not lent yet, at page `first` of `slot`. How many were, or an error. mmu_lock is held. */
-static long lend(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page **pages, unsigned long count)
+static long lend(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page **pages, unsigned long count, bool write)
 {
-	u64 flags = slot->flags & KVM_MEM_READONLY ? CV_MAP_READ_ONLY : 0;
+	u64 flags = slot->flags & KVM_MEM_READONLY || (slot->dirty && !write) ? CV_MAP_READ_ONLY : 0;
 	unsigned long done = 0, run;
 	s64 result;
 
@@ -140,6 +123,8 @@ static long lend(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page 
 			return done ? done : result;
 		}
 		memcpy(&slot->pages[first + done], &pages[done], result * sizeof(pages[0]));
+		if (slot->dirty && write)
+			bitmap_set(slot->dirty, first + done, result);
 		vm->lent += result;
 		done += result;
 	}
@@ -180,7 +165,10 @@ static long pin_around(struct cv_slot *slot, u64 n, struct page **pages, u64 *fi
 	pinned = pin(slot, n, 1, pages);
 	if (pinned <= 0)
 		return pinned ? pinned : -EFAULT;
-	choose_range(slot, pages[0], n, first, &count);
+	*first = n;
+	count = 1;
+	if (!READ_ONCE(slot->dirty))
+		choose_range(slot, pages[0], n, first, &count);
 	unpin_user_page(pages[0]);
 	pinned = pin(slot, *first, count, pages);
 	if (pinned <= 0 || *first + pinned <= n) {
@@ -200,7 +188,7 @@ static long pin_around(struct cv_slot *slot, u64 n, struct page **pages, u64 *fi
 	return pinned;
 }
 
-static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct page **pages)
+static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write, struct page **pages)
 {
 	unsigned long seq;
 	long pinned, done;
@@ -224,7 +212,10 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct pag
 			cond_resched();
 			continue;
 		}
-		done = lend(vm, slot, first, pages, pinned);
+		/* A page whose first write is to be noticed was lent read-only. */
+		if (slot->dirty && write && slot->pages[n] && !test_bit(n, slot->dirty))
+			cv_take_back(vm, slot, n, 1);
+		done = lend(vm, slot, first, pages, pinned, write);
 		spin_unlock(&vm->mmu_lock);
 		if (done > 0)
 			return 0;
@@ -243,7 +234,7 @@ struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa)
 	struct page *page;
 
 	down_read(&vm->slots_lock);
-	slot = find_slot(vm, gpa);
+	slot = cv_find_slot(vm, gpa);
 	if (!slot)
 		page = ERR_PTR(-ENOENT);
 	else if (slot->pages[(gpa - slot->gpa) >> PAGE_SHIFT])
@@ -260,7 +251,7 @@ void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page)
 	struct cv_slot *slot;
 
 	spin_lock(&vm->mmu_lock);
-	slot = find_slot(vm, gpa);
+	slot = cv_find_slot(vm, gpa);
 	if (!WARN_ON(!slot)) {
 		slot->pages[(gpa - slot->gpa) >> PAGE_SHIFT] = page;
 		vm->lent++;
@@ -327,17 +318,17 @@ int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write)
 	if (!pages)
 		return -ENOMEM;
 	down_read(&vm->slots_lock);
-	slot = find_slot(vm, gpa);
+	slot = cv_find_slot(vm, gpa);
 	if (!slot)
 		error = -ENOENT;
 	else if (write && slot->flags & KVM_MEM_READONLY)
 		error = -EACCES;
-	else if (READ_ONCE(slot->pages[(gpa - slot->gpa) >> PAGE_SHIFT]))
+	else if (READ_ONCE(slot->pages[(gpa - slot->gpa) >> PAGE_SHIFT]) && !(write && slot->dirty))
 		error = 0;
 	else if (vm->protected)
 		error = serve_protected_fault(vm, slot, (gpa - slot->gpa) >> PAGE_SHIFT);
 	else
-		error = serve_fault(vm, slot, (gpa - slot->gpa) >> PAGE_SHIFT, pages);
+		error = serve_fault(vm, slot, (gpa - slot->gpa) >> PAGE_SHIFT, write, pages);
 	up_read(&vm->slots_lock);
 	kvfree(pages);
 	return error;
@@ -354,7 +345,7 @@ int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write)
 	int error = 0;
 
 	down_read(&vm->slots_lock);
-	slot = find_slot(vm, gpa);
+	slot = cv_find_slot(vm, gpa);
 	if (!slot) {
 		error = -ENOENT;
 	} else {
@@ -363,6 +354,8 @@ int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write)
 			error = -EACCES;
 		else if (write ? copy_to_user(at, data, len) : copy_from_user(data, at, len))
 			error = -EFAULT;
+		else if (write && slot->dirty)
+			set_bit((gpa - slot->gpa) >> PAGE_SHIFT, slot->dirty);
 	}
 	up_read(&vm->slots_lock);
 	return error;
@@ -385,7 +378,7 @@ static int invalidate_start(struct mmu_notifier *notifier, const struct mmu_noti
 		from = max(range->start, slot->hva);
 		to = min(range->end, slot->hva + (slot->npages << PAGE_SHIFT));
 		if (from < to)
-			take_back(vm, slot, (from - slot->hva) >> PAGE_SHIFT, (to - from + PAGE_SIZE - 1) >> PAGE_SHIFT);
+			cv_take_back(vm, slot, (from - slot->hva) >> PAGE_SHIFT, (to - from + PAGE_SIZE - 1) >> PAGE_SHIFT);
 	}
 	spin_unlock(&vm->mmu_lock);
 	return 0;
@@ -407,180 +400,3 @@ const struct mmu_notifier_ops cv_notifier_ops = {
 	.invalidate_range_start = invalidate_start,
 	.invalidate_range_end = invalidate_end,
 };
-
-/* ---- slots ---------------------------------------------------------------------------------------------------------------- */
-
-static void remove_slot(struct cv_vm *vm, struct cv_slot *slot)
-{
-	bool taken;
-
-	spin_lock(&vm->mmu_lock);
-	taken = take_back(vm, slot, 0, slot->npages);
-	if (taken)
-		list_del(&slot->link);
-	else
-		list_move(&slot->link, &vm->dead_slots);
-	spin_unlock(&vm->mmu_lock);
-	if (taken)
-		free_slot(slot);
-}
-
-static bool overlaps(struct cv_vm *vm, const struct kvm_userspace_memory_region *region)
-{
-	struct cv_slot *slot;
-
-	list_for_each_entry(slot, &vm->slots, link) {
-		if (slot->id != region->slot && region->guest_phys_addr < slot->gpa + (slot->npages << PAGE_SHIFT) &&
-		    slot->gpa < region->guest_phys_addr + region->memory_size)
-			return true;
-	}
-	return false;
-}
-
-static int check_region(struct cv_vm *vm, const struct kvm_userspace_memory_region *region)
-{
-	u64 end = region->guest_phys_addr + region->memory_size;
-
-	if (region->slot >= CV_MAX_SLOTS || region->flags & ~(KVM_MEM_READONLY | KVM_MEM_LOG_DIRTY_PAGES))
-		return -EINVAL;
-	if (!PAGE_ALIGNED(region->guest_phys_addr | region->memory_size | region->userspace_addr))
-		return -EINVAL;
-	if (!access_ok((void __user *)(unsigned long)region->userspace_addr, region->memory_size))
-		return -EINVAL;
-	if (end < region->guest_phys_addr || region->memory_size >> PAGE_SHIFT > INT_MAX)
-		return -EINVAL;
-	if (region->memory_size && end > BIT_ULL(vm->ipa_bits))
-		return -EFAULT;
-	return 0;
-}
-
-static int add_slot(struct cv_vm *vm, const struct kvm_userspace_memory_region *region)
-{
-	struct cv_slot *slot = kzalloc(sizeof(*slot), GFP_KERNEL_ACCOUNT);
-
-	if (!slot)
-		return -ENOMEM;
-	slot->id = region->slot;
-	slot->flags = region->flags;
-	slot->gpa = region->guest_phys_addr;
-	slot->npages = region->memory_size >> PAGE_SHIFT;
-	slot->hva = region->userspace_addr;
-	slot->pages = kvcalloc(slot->npages, sizeof(slot->pages[0]), GFP_KERNEL_ACCOUNT);
-	if (!slot->pages) {
-		kfree(slot);
-		return -ENOMEM;
-	}
-	spin_lock(&vm->mmu_lock);
-	list_add(&slot->link, &vm->slots);
-	spin_unlock(&vm->mmu_lock);
-	return 0;
-}
-
-/* KVM_SET_USER_MEMORY_REGION: create, delete (size 0), move, change flags. Size and user address of a slot stay, as in KVM. */
-int cv_memory_set(struct cv_vm *vm, const struct kvm_userspace_memory_region *region)
-{
-	struct cv_slot *slot, *old = NULL;
-	int error;
-
-	error = check_region(vm, region);
-	if (error)
-		return error;
-	down_read(&vm->life);
-	down_write(&vm->slots_lock);
-	list_for_each_entry(slot, &vm->slots, link) {
-		if (slot->id == region->slot)
-			old = slot;
-	}
-	error = -EINVAL;
-	if (!region->memory_size) {
-		if (old) {
-			remove_slot(vm, old);
-			error = 0;
-		}
-		goto out;
-	}
-	if (old && (old->npages != region->memory_size >> PAGE_SHIFT || old->hva != region->userspace_addr ||
-		    (old->flags ^ region->flags) & KVM_MEM_READONLY))
-		goto out;
-	error = -EEXIST;
-	if (overlaps(vm, region))
-		goto out;
-	error = 0;
-	if (old && old->gpa == region->guest_phys_addr) {
-		old->flags = region->flags;
-		old->dirty_seen = 0;
-		goto out;
-	}
-	error = add_slot(vm, region);
-	if (!error && old)
-		remove_slot(vm, old);
-out:
-	up_write(&vm->slots_lock);
-	up_read(&vm->life);
-	return error;
-}
-
-/*
- * KVM_GET_DIRTY_LOG. Which pages a VM writes is not followed: all that are lent count as written whenever a vCPU has run since the last time.
- */
-int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
-{
-	struct cv_slot *slot, *found = NULL;
-	unsigned long *bits;
-	size_t size;
-	u64 n, runs;
-	int error = -ENOENT;
-
-	down_read(&vm->slots_lock);
-	list_for_each_entry(slot, &vm->slots, link) {
-		if (slot->id == log->slot && slot->flags & KVM_MEM_LOG_DIRTY_PAGES)
-			found = slot;
-	}
-	if (!found)
-		goto out;
-	size = ALIGN(found->npages, BITS_PER_LONG) / 8;
-	error = -ENOMEM;
-	bits = kvzalloc(size, GFP_KERNEL_ACCOUNT);
-	if (!bits)
-		goto out;
-	runs = atomic64_read(&vm->runs) + 1;
-	spin_lock(&vm->mmu_lock);
-	if (found->dirty_seen != runs) {
-		for (n = 0; n < found->npages; n++) {
-			if (found->pages[n])
-				__set_bit(n, bits);
-		}
-	}
-	found->dirty_seen = runs;
-	spin_unlock(&vm->mmu_lock);
-	error = copy_to_user(log->dirty_bitmap, bits, size) ? -EFAULT : 0;
-	kvfree(bits);
-out:
-	up_read(&vm->slots_lock);
-	return error;
-}
-
-/* The core's VM is gone, and nothing is lent any more. */
-void cv_memory_forget(struct cv_vm *vm)
-{
-	struct cv_slot *slot, *next;
-	LIST_HEAD(dead);
-
-	spin_lock(&vm->mmu_lock);
-	list_for_each_entry(slot, &vm->slots, link)
-		take_back(vm, slot, 0, slot->npages);
-	list_for_each_entry(slot, &vm->dead_slots, link)
-		take_back(vm, slot, 0, slot->npages);
-	list_splice_init(&vm->dead_slots, &dead);
-	spin_unlock(&vm->mmu_lock);
-	list_for_each_entry_safe(slot, next, &dead, link)
-		free_slot(slot);
-}
-
-void cv_memory_free(struct cv_vm *vm)
-{
-	struct cv_slot *slot, *next;
-
-	list_for_each_entry_safe(slot, next, &vm->slots, link)
-		free_slot(slot);
-}

@@ -148,7 +148,6 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 		vcpu->abort_asked = false;
 		vcpu->last_reason = reason;
 		vcpu->unfinished = reason != CV_EXIT_IRQ && reason != CV_EXIT_TIMER;
-		atomic64_inc(&vm->runs);
 	}
 out:
 	WRITE_ONCE(vcpu->inside, false);
