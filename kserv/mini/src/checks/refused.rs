@@ -72,7 +72,7 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
         (C::UnmapMemory, [p, RAM_BASE, 1, 0, 0], WrongState),
         (C::MapIo, [p, RAM_BASE, own, 1, 0], NotOwner),
         (C::MapIo, [p, 0x0900_0000, NOWHERE, 1, 0], NotOwner),
-        (C::SetCntvoff, [v, 0, 0, 0, 0], WrongState),
+        (C::SetCntvoff, [MAX_VMS + 1, 0, 0, 0, 0], NoSuchObject),
         (C::VcpuRun, [p, 0, 0, 0, 0], WrongState),
         (C::VcpuRun, [0, 0, 0, 0, 0], NoSuchObject),
         (C::VcpuRun, [v, 1, 0, 0, 0], NoSuchObject),
