@@ -131,6 +131,7 @@ enum kserv_action_kind {
 	KSERV_SYSTEM_EVENT = 5,	/* KVM_EXIT_SYSTEM_EVENT with type `event` and, if event_ndata, data[0] `data`; all vCPUs are off */
 	KSERV_STOPPED = 6,	/* somebody made PowerOffVm */
 	KSERV_FAIL = 7,		/* the VM did what the core cannot serve: `esr`; it never runs again */
+	KSERV_ITS = 8,		/* kserv_its_next has something; then again */
 };
 
 struct kserv_action {
@@ -184,7 +185,9 @@ int kserv_pulse_spi(struct kserv_vm *vm, uint32_t spi, uint32_t *kick);
 int kserv_watch_spi(struct kserv_vm *vm, uint32_t spi, bool on);
 /* The next watched SPI that the VM has ended, or -1: to be asked until -1 after each kserv_on_exit with a watched SPI. */
 int32_t kserv_next_ended_spi(struct kserv_vm *vm);
-/* KVM_SIGNAL_MSI and MSI routes. No ITS yet: -ENODEV. */
+/*
+ * KVM_SIGNAL_MSI and MSI routes: 1 if the VM has an interrupt for it, 0 if not; -EINVAL: not the ITS's doorbell, or no device id; -ENODEV: no ITS.
+ */
 int kserv_msi(struct kserv_vm *vm, uint64_t address, uint32_t data, uint32_t device, bool has_device, uint32_t *kick);
 
 /* ---- the interrupt controller in the kernel (KVM_CREATE_DEVICE) ------------------------------------------------------------- */
@@ -211,6 +214,22 @@ int kserv_gic_attr_find(struct kserv_vm *vm, uint32_t group, uint64_t attr, stru
 uint64_t kserv_gic_cpu_base(const struct kserv_vm *vm);
 /* Whether [gpa, gpa + size) overlaps the interrupt controller's registers. */
 bool kserv_gic_overlaps(const struct kserv_vm *vm, uint64_t gpa, uint64_t size);
+
+/* ---- GICv3's translation service (KVM_DEV_TYPE_ARM_VGIC_ITS) ------------------------------------------------------------------ */
+
+/* -ENODEV: no GICv3 in the kernel; -EEXIST; -EBUSY: a vCPU has run. */
+int kserv_its_create(struct kserv_vm *vm);
+/* Groups ADDR (0: attribute 4), CTRL (4: INIT 0, RESET 4). Its tables cannot be saved. */
+int kserv_its_has(const struct kserv_vm *vm, uint32_t group, uint64_t attr);
+int kserv_its_get(const struct kserv_vm *vm, uint32_t group, uint64_t attr, uint64_t *value);
+int kserv_its_set(struct kserv_vm *vm, uint32_t group, uint64_t attr, const uint64_t *value, uint32_t *kick);
+/*
+ * Its commands stand in the VM's memory, which only C reads, and not under the VM's lock. After KSERV_ITS, under a mutex of the VM:
+ * while kserv_its_next says true: read `len` bytes (at most 32) at `gpa`, give them (`ok`: there was memory) to kserv_its_feed. The VM can go on
+ * giving commands as long as it likes: look at signals.
+ */
+bool kserv_its_next(struct kserv_vm *vm, uint64_t *gpa, uint32_t *len);
+void kserv_its_feed(struct kserv_vm *vm, const uint8_t bytes[32], bool ok, uint32_t *kick);
 
 /* ---- what a protected VM starts with ------------------------------------------------------------------------------------------ */
 

@@ -1,9 +1,9 @@
-//! GICv3 distributor and redistributors with affinity routing, one security state, no LPIs; SGIs by ICC_SGI1R_EL1.
+//! GICv3 distributor and redistributors with affinity routing, one security state; SGIs by ICC_SGI1R_EL1.
 //!
 //! | where                   | registers                                                                                       |
 //! |-------------------------|-------------------------------------------------------------------------------------------------|
 //! | distributor             | CTLR (DS, ARE), TYPER, IIDR, those of [`crate::irq::registers`] for SPIs, IROUTER, PIDR2        |
-//! | redistributor, RD frame | CTLR, IIDR, TYPER, WAKER, PIDR2                                                                 |
+//! | redistributor, RD frame | CTLR, IIDR, TYPER, WAKER, PIDR2; with LPIs PROPBASER (one for all), PENDBASER                    |
 //! | redistributor, SGI frame | those of [`crate::irq::registers`] for SGIs and PPIs of its vCPU                               |
 //! | system registers        | ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1: [`GicV3::send_sgi`]                               |
 //!
@@ -13,6 +13,7 @@
 
 use crate::irq::registers::is_word;
 use crate::irq::{Engine, Form, PRIVATE};
+use crate::its::Around;
 use crate::layout::{GICR_STRIDE, affinity, vcpu_of};
 use crate::mmio::Width;
 use crate::sysreg::Register;
@@ -24,8 +25,33 @@ const FRAME: u64 = 0x1_0000;
 const CTLR_FIXED: u32 = 1 << 6 | 1 << 4;
 /// TYPER: 10 bits of interrupt number, no 1 of N.
 const TYPER_FIXED: u32 = 9 << 19 | 1 << 25;
+/// TYPER: LPIs, 16 bits of interrupt number.
+const TYPER_LPIS: u32 = 1 << 17 | 15 << 19;
+/// PENDBASER: the table is zero; write only.
+const PENDBASER_PTZ: u64 = 1 << 62;
 const IROUTER: u64 = 0x6100;
 const IROUTER_MASK: u64 = 0xff_00ff_ffff;
+
+/// What an access of `width` at `offset` sees of a 64-bit register.
+const fn part(value: u64, offset: u64, width: Width) -> u64 {
+    match width {
+        Width::Double if offset.is_multiple_of(8) => value,
+        Width::Word if offset.is_multiple_of(4) => value >> (offset % 8 * 8) & width.mask(),
+        _ => 0,
+    }
+}
+
+/// A 64-bit register after a store.
+const fn merge(old: u64, offset: u64, width: Width, value: u64) -> u64 {
+    match width {
+        Width::Double if offset.is_multiple_of(8) => value,
+        Width::Word if offset.is_multiple_of(4) => {
+            let shift = offset % 8 * 8;
+            old & !(width.mask() << shift) | (value & width.mask()) << shift
+        }
+        _ => old,
+    }
+}
 
 /// Distributor and redistributors.
 #[derive(Clone, Debug)]
@@ -35,6 +61,14 @@ pub struct GicV3<const V: usize, const S: usize> {
     router: [u64; S],
     /// WAKER.ProcessorSleep, one bit a vCPU.
     asleep: u32,
+    /// It has LPIs: there is an [`crate::its::Its`].
+    lpis: bool,
+    /// CTLR.EnableLPIs, one bit a vCPU.
+    lpis_enabled: u32,
+    /// PROPBASER: the configuration of LPIs. One for all vCPUs.
+    table: u64,
+    /// PENDBASER.
+    pending: [u64; V],
 }
 
 impl<const V: usize, const S: usize> GicV3<V, S> {
@@ -47,7 +81,7 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
             irqs.reset_route(spi);
             spi += 1;
         }
-        Self { irqs, router: [0; S], asleep: u32::MAX }
+        Self { irqs, router: [0; S], asleep: u32::MAX, lpis: false, lpis_enabled: 0, table: 0, pending: [0; V] }
     }
 
     /// Becomes, in place, what [`GicV3::new`] makes, with `spis` SPIs; or, of form V2, the interrupts of [`crate::gicv2::Distributor`].
@@ -58,6 +92,19 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
         }
         self.router.fill(0);
         self.asleep = u32::MAX;
+        (self.lpis, self.lpis_enabled, self.table) = (false, 0, 0);
+        self.pending.fill(0);
+    }
+
+    /// It has LPIs from now on.
+    pub fn add_lpis(&mut self) {
+        self.irqs.add_lpis();
+        self.lpis = true;
+    }
+
+    /// What a translation service works on.
+    pub const fn around_its(&mut self) -> Around<'_, V, S> {
+        Around { irqs: &mut self.irqs, enabled: self.lpis_enabled, table: self.table }
     }
 
     fn spis(&self) -> core::ops::Range<usize> {
@@ -96,7 +143,7 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
                 let [group0, group1] = self.irqs.enables();
                 CTLR_FIXED | u32::from(group0) | u32::from(group1) << 1
             }
-            0x004 => TYPER_FIXED | self.irqs.lines_number(),
+            0x004 => TYPER_FIXED | self.irqs.lines_number() | if self.lpis { TYPER_LPIS } else { 0 },
             0x008 => IIDR,
             0xffe8 => PIDR2,
             _ => 0,
@@ -121,9 +168,11 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
             return 0;
         }
         let last = vcpu + 1 == self.irqs.vcpus();
-        let typer = affinity(vcpu) << 32 | (vcpu as u64) << 8 | u64::from(last) << 4;
+        let typer = affinity(vcpu) << 32 | (vcpu as u64) << 8 | u64::from(last) << 4 | u64::from(self.lpis);
         let value = match offset {
             0x0008 if width == Width::Double => return typer,
+            0x0070..0x0080 if self.lpis => return part(self.bases(vcpu, offset), offset, width),
+            0x0000 if is_word(offset, width) => self.lpis_enabled >> vcpu & 1,
             FRAME.. => self.irqs.read_common(vcpu, offset - FRAME, width, &(0..PRIVATE)),
             _ if !is_word(offset, width) => 0,
             0x0004 => IIDR,
@@ -136,6 +185,26 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
         value.into()
     }
 
+    const fn bases(&self, vcpu: usize, offset: u64) -> u64 {
+        if offset & !7 == 0x70 { self.table } else { self.pending[vcpu] }
+    }
+
+    /// A store to CTLR, PROPBASER or PENDBASER: no effect without LPIs, nor on the bases while LPIs are enabled.
+    fn write_lpis(&mut self, vcpu: usize, offset: u64, width: Width, value: u64) {
+        let enabled = self.lpis_enabled >> vcpu & 1 != 0;
+        match offset {
+            _ if !self.lpis => {}
+            0x0000 if is_word(offset, width) => {
+                self.lpis_enabled = self.lpis_enabled & !(1 << vcpu) | (value as u32 & 1) << vcpu;
+            }
+            0x0070..0x0078 if self.lpis_enabled == 0 => self.table = merge(self.table, offset, width, value),
+            0x0078..0x0080 if !enabled => {
+                self.pending[vcpu] = merge(self.pending[vcpu], offset, width, value) & !PENDBASER_PTZ;
+            }
+            _ => {}
+        }
+    }
+
     /// A store to the redistributors.
     pub fn write_redistributors(&mut self, offset: u64, width: Width, value: u64) {
         let (vcpu, offset) = ((offset / GICR_STRIDE) as usize, offset % GICR_STRIDE);
@@ -144,6 +213,7 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
         }
         match offset {
             FRAME.. => self.irqs.write_common(vcpu, offset - FRAME, width, value as u32, &(0..PRIVATE)),
+            0x0000 | 0x0070..0x0080 => self.write_lpis(vcpu, offset, width, value),
             0x0014 if is_word(offset, width) => {
                 self.asleep = self.asleep & !(1 << vcpu) | (value as u32 >> 1 & 1) << vcpu;
             }

@@ -9,6 +9,7 @@
 //! | [`gic`]     | a VM's interrupt controller: one of the two below                                        |
 //! | [`gicv2`]   | GICv2 distributor                                                                       |
 //! | [`gicv3`]   | GICv3 distributor and redistributors, SGIs by system register                           |
+//! | [`its`]     | GICv3's interrupt translation service                                                   |
 //! | [`pl011`]   | the serial port                                                                         |
 //! | [`psci`]    | the host's half of PSCI                                                                 |
 //! | [`vtimer`]  | virtual timer (of the mailbox) and physical timer (emulated)                            |
@@ -41,6 +42,7 @@ pub mod gicv2;
 pub mod gicv3;
 pub mod image;
 pub mod irq;
+pub mod its;
 pub mod kvm;
 pub mod layout;
 pub mod memory;

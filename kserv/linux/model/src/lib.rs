@@ -6,6 +6,7 @@
 #![cfg_attr(target_os = "none", no_std)]
 
 pub mod boot;
+pub mod its;
 
 use core::ptr;
 
@@ -101,11 +102,12 @@ impl RawAction {
             }
             Action::Stopped => Self { kind: 6, ..none },
             Action::Failed(esr) => Self { kind: 7, esr, ..none },
+            Action::Its => Self { kind: 8, ..none },
         }
     }
 }
 
-fn status(result: Result<(), Errno>) -> i32 {
+pub(crate) fn status(result: Result<(), Errno>) -> i32 {
     result.map_or_else(|errno| -(errno as i32), |()| 0)
 }
 
@@ -113,7 +115,7 @@ fn status(result: Result<(), Errno>) -> i32 {
 ///
 /// # Safety
 /// `kick` points to a `u32` of the caller's.
-unsafe fn kicked(result: Result<u32, Errno>, kick: *mut u32) -> i32 {
+pub(crate) unsafe fn kicked(result: Result<u32, Errno>, kick: *mut u32) -> i32 {
     match result {
         Ok(mask) => {
             // SAFETY: the caller's promise.
@@ -392,22 +394,6 @@ pub extern "C" fn kserv_watch_spi(vm: &mut Vm, spi: u32, on: bool) -> i32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn kserv_next_ended_spi(vm: &mut Vm) -> i32 {
     vm.next_ended_spi().and_then(|spi| i32::try_from(spi).ok()).unwrap_or(-1)
-}
-
-/// An MSI: there is no ITS.
-///
-/// # Safety
-/// As this module says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn kserv_msi(
-    _vm: &mut Vm,
-    _address: u64,
-    _data: u32,
-    _device: u32,
-    _has_device: bool,
-    _kick: *mut u32,
-) -> i32 {
-    -(Errno::NoDevice as i32)
 }
 
 /// KVM_CREATE_DEVICE.

@@ -5,6 +5,7 @@ mod common;
 
 use common::{Driver, Rng};
 use corevisor_interface::mailbox::{ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ};
+use kserv_linux_model::its::*;
 use kserv_linux_model::*;
 
 /// A number that is likely to mean something.
@@ -62,7 +63,7 @@ fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
             if (vcpu as usize) < driver.mailboxes.len() {
                 let reason = if rng.below(20) == 0 { any(rng) } else { rng.below(11) };
                 let action = driver.exit_raw(vcpu, reason);
-                assert!(action.kind <= 7);
+                assert!(action.kind <= 8);
                 if action.kind == 2 {
                     assert!([1, 2, 4, 8].contains(&action.len) && action.write <= 1);
                 }
@@ -142,6 +143,19 @@ fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
             kserv_vcpu_init(driver.vm(), vcpu, rng.below(7) as u32, &[any(rng) as u32, 0, 0, 0, 0, 0, 0]);
         }
         20 => {
+            let (mut gpa, mut len, mut bytes) = (0, 0, [0; 32]);
+            while kserv_its_next(driver.vm(), &mut gpa, &mut len) && rng.below(50) != 0 {
+                assert!(len == 1 || len == 32);
+                bytes.fill_with(|| rng.next() as u8);
+                // A command more often than not, about few devices, events and LPIs.
+                bytes[0] = rng.below(16) as u8;
+                for at in [5, 6, 7, 9, 10, 11, 14, 15] {
+                    bytes[at] = 0;
+                }
+                (bytes[4], bytes[8], bytes[13]) = (bytes[4] & 3, bytes[8] & 3, 0x20 + (bytes[13] & 1));
+                // SAFETY: `kick` is the driver's.
+                unsafe { kserv_its_feed(driver.vm(), &bytes, rng.below(9) != 0, kick) };
+            }
             kserv_not_entered(driver.vm(), vcpu);
             kserv_first_run(driver.vm());
             kserv_gic_overlaps(driver.vm(), any(rng), any(rng));
@@ -149,8 +163,14 @@ fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
         }
         _ => {
             kserv_gic_create(driver.vm(), rng.below(5) as u32);
+            kserv_its_create(driver.vm());
+            let doorbell = if rng.below(4) == 0 { any(rng) } else { 0x809_0040 };
+            let (group, attr, value) = (rng.pick(&[0, 4]), rng.below(6), any(rng));
             // SAFETY: `kick` is the driver's.
-            assert_eq!(unsafe { kserv_msi(driver.vm(), any(rng), 0, 0, false, kick) }, -19);
+            unsafe {
+                kserv_its_set(driver.vm(), group, attr, Some(&value), kick);
+                kserv_msi(driver.vm(), doorbell, rng.below(4) as u32, 0, true, kick);
+            }
         }
     }
     assert_eq!(driver.kicks >> 16, 0, "there are 16 vCPUs");
@@ -166,6 +186,7 @@ fn no_order_of_calls_and_no_mailbox_is_too_much() {
         let machine = [0, 2, 3][seed as usize % 3];
         let mut driver = match seed {
             0..12 => Driver::bare(machine),
+            _ if machine == 3 => Driver::with_its(1 + seed as u32 % 4),
             _ => Driver::new(machine, machine as u32, 1 + seed as u32 % 4),
         };
         let ids = driver.ids();

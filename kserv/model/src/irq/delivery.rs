@@ -206,7 +206,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         // This vCPU is about to enter with it.
         self.kicks &= !(1 << vcpu);
         let lr = ListRegister {
-            intid,
+            intid: self.name(intid),
             source,
             priority: irq.priority,
             group1: irq.group1,
@@ -241,7 +241,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         for n in 0..count {
             let intid = usize::from(self.placed[vcpu][n]);
             let seen = lrs.get(n).map(|value| ListRegister::decode(form, *value));
-            let seen = seen.filter(|seen| !seen.is_valid() || seen.intid == intid);
+            let seen = seen.filter(|seen| !seen.is_valid() || seen.intid == self.name(intid));
             self.take_back(vcpu, intid, seen);
             if seen.is_some_and(|seen| !seen.is_valid()) {
                 self.note_end(vcpu, intid);

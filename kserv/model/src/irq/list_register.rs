@@ -3,6 +3,10 @@
 //! Hardware-linked ones (HW) are never made: the core refuses them.
 #![forbid(unsafe_code)]
 
+/// Where an interrupt's number is: 10 bits, or 32.
+const V2_INTID: u64 = 0x3ff;
+const V3_INTID: u64 = 0xffff_ffff;
+
 /// Whose form.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Form {
@@ -40,10 +44,9 @@ impl ListRegister {
     /// As the machine takes it.
     pub fn encode(&self, form: Form) -> u64 {
         let bit = |set: bool, at: u32| u64::from(set) << at;
-        let intid = self.intid as u64 & 0x3ff;
         match form {
             Form::V2 => {
-                intid
+                self.intid as u64 & V2_INTID
                     | (u64::from(self.source) & 7) << 10
                     | bit(self.eoi, 19)
                     | u64::from(self.priority >> 3) << 23
@@ -52,7 +55,7 @@ impl ListRegister {
                     | bit(self.group1, 30)
             }
             Form::V3 => {
-                intid
+                self.intid as u64 & V3_INTID
                     | bit(self.eoi, 41)
                     | u64::from(self.priority) << 48
                     | bit(self.group1, 60)
@@ -64,12 +67,12 @@ impl ListRegister {
 
     /// What the machine left.
     pub const fn decode(form: Form, value: u64) -> Self {
-        let (source, priority, group, pending, active, eoi) = match form {
-            Form::V2 => ((value >> 10 & 7) as u8, (value >> 23 & 31) as u8 * 8, 30, 28, 29, 19),
-            Form::V3 => (0, (value >> 48) as u8, 60, 62, 63, 41),
+        let (intid, source, priority, group, pending, active, eoi) = match form {
+            Form::V2 => (V2_INTID, (value >> 10 & 7) as u8, (value >> 23 & 31) as u8 * 8, 30, 28, 29, 19),
+            Form::V3 => (V3_INTID, 0, (value >> 48) as u8, 60, 62, 63, 41),
         };
         Self {
-            intid: (value & 0x3ff) as usize,
+            intid: (value & intid) as usize,
             source,
             priority,
             group1: value >> group & 1 != 0,

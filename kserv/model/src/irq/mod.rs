@@ -17,10 +17,12 @@
 
 mod delivery;
 mod list_register;
+mod lpi;
 pub mod registers;
 
 pub use delivery::{Filled, HCR_LRENPIE, HCR_NPIE, HCR_UIE};
 pub use list_register::{Form, ListRegister};
+pub use lpi::Lpi;
 
 /// Interrupts of one vCPU: SGIs and PPIs.
 pub const PRIVATE: usize = 32;
@@ -122,6 +124,9 @@ pub struct Engine<const V: usize, const S: usize> {
     vcpus: usize,
     /// SPIs that there are: at most `S`.
     spis: usize,
+    /// Places for LPIs behind them, and who has each.
+    lpis: usize,
+    lpi_numbers: [u32; S],
     private: [[Irq; PRIVATE]; V],
     shared: [Irq; S],
     /// Which interrupts have any state: most have none.
@@ -148,6 +153,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             form,
             vcpus: Self::cut(form, vcpus),
             spis: S,
+            lpis: 0,
+            lpi_numbers: [0; S],
             private: [Self::bank(form); V],
             shared: [Irq { group1: v3, ..Irq::RESET }; S],
             hot_private: [0; V],
@@ -184,6 +191,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     /// Becomes, in place, what [`Engine::new`] makes, with `spis` SPIs (cut to what the model can have). For a caller whose stack is smaller than this.
     pub fn reset(&mut self, form: Form, vcpus: usize, spis: usize) {
         (self.form, self.vcpus, self.spis) = (form, Self::cut(form, vcpus), spis.min(S));
+        (self.lpis, self.lpi_numbers) = (0, [0; S]);
         self.private.fill(Self::bank(form));
         self.shared.fill(Irq { group1: form == Form::V3, ..Irq::RESET });
         (self.hot_private, self.hot_shared) = ([0; V], [0; MAX_INTIDS.div_ceil(32)]);
@@ -216,7 +224,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if intid < PRIVATE {
             self.private.get(vcpu)?.get(intid)
         } else {
-            self.shared.get(intid - PRIVATE).filter(|_| intid < PRIVATE + self.spis)
+            self.shared.get(intid - PRIVATE).filter(|_| intid < PRIVATE + self.spis + self.lpis)
         }
     }
 
@@ -238,7 +246,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         let irq = if intid < PRIVATE {
             self.private.get_mut(vcpu).and_then(|bank| bank.get_mut(intid))
         } else {
-            self.shared.get_mut(intid - PRIVATE).filter(|_| intid < PRIVATE + self.spis)
+            self.shared.get_mut(intid - PRIVATE).filter(|_| intid < PRIVATE + self.spis + self.lpis)
         };
         let Some(irq) = irq else { return };
         change(irq);
@@ -331,6 +339,9 @@ impl<const V: usize, const S: usize> Engine<V, S> {
 
     /// Makes them what `value` says.
     pub fn set_latches(&mut self, vcpu: usize, word: usize, value: u32) {
+        if word * 32 >= self.intids() {
+            return;
+        }
         self.write_bits(vcpu, word, Bits::Pending, !value, false);
         self.write_bits(vcpu, word, Bits::Pending, value, true);
     }
@@ -344,7 +355,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     pub fn set_lines(&mut self, vcpu: usize, word: usize, value: u32) {
         for n in 0..32 {
             let (intid, level) = (word * 32 + n, value >> n & 1 != 0);
-            if intid >= SGIS && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
+            if (SGIS..self.intids()).contains(&intid) && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
                 self.change(vcpu, intid, |irq| irq.line = level);
             }
         }

@@ -159,7 +159,8 @@ impl Kvm {
 
     /// Whether something of it is in this range.
     pub fn gic_overlaps(&self, base: u64, size: u64) -> bool {
-        self.device.ranges(self.count() as u64).into_iter().flatten().any(|range| overlap(range, base, size))
+        let ranges = self.device.ranges(self.count() as u64).into_iter().chain([self.its_range()]);
+        ranges.flatten().any(|range| overlap(range, base, size))
     }
 
     /// Whether there is such an attribute of groups ADDR, NR_IRQS, CTRL.
@@ -240,7 +241,7 @@ impl Kvm {
         Ok(())
     }
 
-    fn is_free(&self, said: bool, base: u64, align: u64, size: u64) -> Result<(), Errno> {
+    pub(super) fn is_free(&self, said: bool, base: u64, align: u64, size: u64) -> Result<(), Errno> {
         if said {
             return Err(Errno::Exists);
         }
@@ -277,6 +278,9 @@ impl Kvm {
         let irqs = if self.device.irqs == 0 { DEFAULT_IRQS } else { self.device.irqs };
         self.device.irqs = irqs;
         self.gic.reset(form, vcpus, (irqs as usize).saturating_sub(PRIVATE));
+        if self.has_its {
+            self.gic.add_lpis();
+        }
         self.device.initialized = true;
         Ok(())
     }
@@ -318,11 +322,14 @@ impl Kvm {
                 }
             });
         }
-        let offset = at(redistributors)?;
+        let Some(offset) = at(redistributors) else { return self.its_access(access) };
         Some(match write {
             None => self.gic.read_redistributors(offset, width),
             Some(value) => {
                 self.gic.write_redistributors(offset, width, value);
+                if offset % GICR_STRIDE == 0 {
+                    self.update_lpis();
+                }
                 0
             }
         })

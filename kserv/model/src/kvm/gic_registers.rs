@@ -279,6 +279,7 @@ impl Kvm {
                     Some(0x280) => {}
                     _ => self.gic.write_redistributors(at, Width::Word, low.into()),
                 }
+                self.update_lpis();
                 core
             }
             GicRegister::Levels(word) => {

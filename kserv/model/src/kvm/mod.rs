@@ -6,6 +6,7 @@
 //! | `run`               | before an entry, after an exit; waiting                                              |
 //! | [`registers`]       | ONE_REG: which ids there are, and what stands behind each                            |
 //! | [`gic_device`]      | the interrupt controller as a device: addresses, size, initialisation; lines         |
+//! | [`its_device`]      | GICv3's translation service as a device, and messages                                |
 //! | [`gic_registers`]   | its registers as user space saves and restores them                                  |
 //!
 //! Unlike [`crate::vm::Vm`] it knows no memory and no other device: accesses go to user space. A VM may have no interrupt controller
@@ -15,6 +16,7 @@
 
 pub mod gic_device;
 pub mod gic_registers;
+pub mod its_device;
 pub mod registers;
 mod run;
 
@@ -22,6 +24,7 @@ use corevisor_interface::mailbox::ExitReason;
 
 use crate::gicv3::GicV3;
 use crate::irq::Form;
+use crate::its::{Its, LPIS};
 use crate::mmio::Access;
 use crate::psci::Psci;
 use crate::vtimer::{PhysicalTimer, VirtualTimer};
@@ -161,7 +164,10 @@ pub struct Kvm {
     psci: Psci,
     device: GicDevice,
     /// Of GICv2 only its interrupts are used.
-    gic: GicV3<VCPUS, SPIS>,
+    gic: GicV3<VCPUS, { SPIS + LPIS }>,
+    its: Its,
+    has_its: bool,
+    its_base: Option<u64>,
     cntvoff: u64,
     has_run: bool,
     kicks: u32,
@@ -177,6 +183,9 @@ impl Kvm {
             psci: Psci::none(),
             device: GicDevice::NONE,
             gic: GicV3::new(0),
+            its: Its::new(),
+            has_its: false,
+            its_base: None,
             cntvoff: 0,
             has_run: false,
             kicks: 0,

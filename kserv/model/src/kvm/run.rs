@@ -58,6 +58,8 @@ pub enum Action {
     Stopped,
     /// It did what the core cannot serve: syndrome.
     Failed(u64),
+    /// The translation service has commands to read ([`Kvm::next_for_its`]); then it runs again.
+    Its,
 }
 
 impl Kvm {
@@ -203,7 +205,7 @@ impl Kvm {
         };
         if let Some(value) = self.gic_access(vcpu, &access) {
             access.finish(value, mailbox);
-            return Action::Run;
+            return if access.write.is_some() && self.next_for_its().is_some() { Action::Its } else { Action::Run };
         }
         let one = &mut self.vcpus[vcpu];
         (one.abortable, one.access) = (true, Some(access));

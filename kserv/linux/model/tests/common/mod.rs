@@ -4,6 +4,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
+use kserv_linux_model::its::*;
 use kserv_linux_model::*;
 use kserv_model::kvm::Machine;
 
@@ -59,9 +60,22 @@ pub struct Driver {
 impl Driver {
     /// A VM with `vcpus` vCPUs, the first one on. `gic`: version of the interrupt controller in the kernel, initialised at QEMU's addresses; 0: none.
     pub fn new(machine_gic: u64, gic: u32, vcpus: u32) -> Self {
+        Self::make(machine_gic, gic, vcpus, false)
+    }
+
+    /// One with GICv3 and a translation service at QEMU's address.
+    pub fn with_its(vcpus: u32) -> Self {
+        Self::make(3, 3, vcpus, true)
+    }
+
+    fn make(machine_gic: u64, gic: u32, vcpus: u32, its: bool) -> Self {
         let mut driver = Self::bare(machine_gic);
         if gic != 0 {
             assert_eq!(kserv_gic_create(driver.vm(), gic), 0);
+        }
+        if its {
+            assert_eq!(kserv_its_create(driver.vm()), 0);
+            assert_eq!(driver.set_its(0, 4, 0x808_0000), 0);
         }
         for vcpu in 0..vcpus {
             assert_eq!(kserv_vcpu_create(driver.vm(), vcpu), 0);
@@ -112,6 +126,11 @@ impl Driver {
     pub fn set_gic(&mut self, group: u32, attr: u64, value: u64) -> i32 {
         // SAFETY: `kicks` is this one's own.
         unsafe { kserv_gic_set(self.vm(), group, attr, Some(&value), &raw mut self.kicks) }
+    }
+
+    pub fn set_its(&mut self, group: u32, attr: u64, value: u64) -> i32 {
+        // SAFETY: `kicks` is this one's own.
+        unsafe { kserv_its_set(self.vm(), group, attr, Some(&value), &raw mut self.kicks) }
     }
 
     pub fn ids(&mut self) -> Vec<u64> {

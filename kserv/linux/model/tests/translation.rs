@@ -1,0 +1,284 @@
+//! MSIs of a VM with GICv3: its commands, its configuration, its interrupts.
+#![allow(missing_docs)]
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{Driver, syndrome};
+use corevisor_interface::mailbox::ExitReason;
+use kserv_linux_model::its::*;
+use kserv_linux_model::*;
+
+const ITS: u64 = 0x808_0000;
+const DOORBELL: u64 = ITS + 0x1_0040;
+const REDIST: u64 = 0x80a_0000;
+const QUEUE: u64 = 0x4100_0000;
+const TABLE: u64 = 0x4200_0000;
+const VALID: u64 = 1 << 63;
+const ENABLED: u8 = 0xa1;
+
+/// A VM with what it wrote into its memory: commands, configuration of LPIs.
+struct Guest {
+    driver: Driver,
+    memory: HashMap<u64, Vec<u8>>,
+    tail: u64,
+}
+
+impl Guest {
+    fn new(vcpus: u32) -> Self {
+        let driver = Driver::with_its(vcpus);
+        let mut guest = Self { driver, memory: HashMap::new(), tail: 0 };
+        (1..vcpus).for_each(|vcpu| assert_eq!(guest.driver.mp_state_set(vcpu, 0), 0));
+        guest.driver.store(0, 0x800_0000, 2);
+        for vcpu in 0..u64::from(vcpus) {
+            let frame = REDIST + 0x2_0000 * vcpu;
+            guest.store(frame + 0x70, TABLE | 15);
+            guest.store(frame + 0x78, 1 << 62 | (TABLE + 0x10_0000 * (vcpu + 1)));
+            guest.driver.store(vcpu as u32, frame, 1);
+        }
+        guest.store(ITS + 0x80, VALID | QUEUE);
+        guest.store(ITS + 0x88, 0);
+        guest.driver.store(0, ITS, 1);
+        for vcpu in 0..u64::from(vcpus) {
+            guest.command([0x09, 0, VALID | vcpu << 16 | vcpu]);
+        }
+        guest
+    }
+
+    /// A 64-bit store of vCPU 0, as C serves it.
+    fn store(&mut self, address: u64, value: u64) {
+        let action = self.driver.run(0, ExitReason::MmioWrite, |mailbox| {
+            (mailbox.esr, mailbox.ipa, mailbox.x[5]) = (syndrome(3, false, 5, true, true), address, value);
+        });
+        assert!(action.kind == 0 || action.kind == 8, "{address:#x}");
+        if action.kind == 8 {
+            self.serve();
+        }
+    }
+
+    fn load(&mut self, address: u64) -> u64 {
+        let action = self.driver.run(0, ExitReason::MmioRead, |mailbox| {
+            (mailbox.esr, mailbox.ipa) = (syndrome(3, false, 5, true, false), address);
+        });
+        assert_eq!(action.kind, 0, "{address:#x}");
+        self.driver.mailboxes[0].x[5]
+    }
+
+    fn serve(&mut self) {
+        let (mut gpa, mut len) = (0, 0);
+        while kserv_its_next(self.driver.vm(), &mut gpa, &mut len) {
+            let mut bytes = [0; 32];
+            let found = self.memory.get(&gpa).filter(|there| there.len() == len as usize);
+            if let Some(there) = found {
+                bytes[..there.len()].copy_from_slice(there);
+            }
+            // SAFETY: `kicks` is the driver's.
+            unsafe { kserv_its_feed(self.driver.vm(), &bytes, found.is_some(), &raw mut self.driver.kicks) };
+        }
+    }
+
+    fn command(&mut self, words: [u64; 3]) {
+        let bytes = words.into_iter().chain([0]).flat_map(u64::to_le_bytes).collect();
+        self.memory.insert(QUEUE + self.tail, bytes);
+        self.tail = (self.tail + 32) % 4096;
+        self.store(ITS + 0x88, self.tail);
+        assert_eq!(self.load(ITS + 0x90), self.tail, "the command is done");
+    }
+
+    fn configure(&mut self, lpi: u64, config: u8) {
+        self.memory.insert(TABLE + lpi - 8192, vec![config]);
+    }
+
+    fn map(&mut self, device: u64, event: u64, lpi: u64, collection: u64) {
+        self.configure(lpi, ENABLED);
+        self.command([device << 32 | 0x0a, lpi << 32 | event, collection]);
+    }
+
+    fn send(&mut self, device: u32, event: u32) -> i32 {
+        // SAFETY: `kicks` is the driver's.
+        unsafe { kserv_msi(self.driver.vm(), DOORBELL, event, device, true, &raw mut self.driver.kicks) }
+    }
+
+    /// Interrupts that an entry of the vCPU has in its list registers.
+    fn enter(&mut self, vcpu: u32) -> Vec<u64> {
+        assert_eq!(self.driver.enter(vcpu), 0);
+        let mailbox = &self.driver.mailboxes[vcpu as usize];
+        mailbox.lr[..mailbox.lr_count as usize].iter().map(|lr| lr & 0xffff_ffff).collect()
+    }
+
+    /// They are taken and ended, at once.
+    fn end(&mut self, vcpu: u32) {
+        self.driver.mailboxes[vcpu as usize].lr = [0; 16];
+        self.driver.exit(vcpu, ExitReason::Irq);
+    }
+
+    fn take(&mut self, vcpu: u32) -> Vec<u64> {
+        let taken = self.enter(vcpu);
+        self.end(vcpu);
+        taken
+    }
+}
+
+#[test]
+fn a_service_is_made_once_with_gicv3_only_and_says_what_it_can() {
+    let mut driver = Driver::bare(2);
+    assert_eq!(kserv_its_create(driver.vm()), -19);
+    assert_eq!(unsafe_msi(&mut driver), -19);
+    let mut driver = Driver::bare(3);
+    assert_eq!(kserv_its_create(driver.vm()), -19);
+    assert_eq!(
+        (kserv_gic_create(driver.vm(), 3), kserv_its_create(driver.vm()), kserv_its_create(driver.vm())),
+        (0, 0, -17)
+    );
+    assert_eq!(
+        (kserv_its_has(driver.vm(), 0, 4), kserv_its_has(driver.vm(), 4, 0), kserv_its_has(driver.vm(), 4, 4)),
+        (0, 0, 0)
+    );
+    assert_eq!((kserv_its_has(driver.vm(), 4, 1), kserv_its_has(driver.vm(), 8, 0)), (-6, -6), "nothing can be saved");
+    assert_eq!((driver.set_its(0, 4, ITS + 0x1000), driver.set_its(0, 4, 1 << 50)), (-22, -7));
+    assert_eq!((driver.set_its(0, 4, ITS), driver.set_its(0, 4, ITS)), (0, -17));
+    let mut value = 0;
+    assert_eq!((kserv_its_get(driver.vm(), 0, 4, &mut value), value), (0, ITS));
+    assert_eq!(driver.set_gic(0, 2, ITS), -22, "the distributor would be over it");
+    assert_eq!(kserv_its_create(Driver::new(3, 3, 1).vm()), -16);
+}
+
+fn unsafe_msi(driver: &mut Driver) -> i32 {
+    // SAFETY: `kicks` is the driver's.
+    unsafe { kserv_msi(driver.vm(), DOORBELL, 0, 0, true, &raw mut driver.kicks) }
+}
+
+#[test]
+fn registers_say_what_linux_looks_for() {
+    let mut guest = Guest::new(2);
+    assert_eq!(guest.driver.load(0, 0x800_0004) & (1 << 17 | 31 << 19), 1 << 17 | 15 << 19, "LPIs, 16 bits");
+    assert_eq!(guest.driver.load(0, REDIST + 8) & 1, 1, "GICR_TYPER.PLPIS");
+    assert_eq!(guest.driver.load(0, ITS), 0x8000_0001);
+    assert_eq!(guest.load(ITS + 8) & 1, 1);
+    assert_eq!(guest.load(REDIST + 0x70), TABLE | 15);
+    assert_eq!(guest.load(REDIST + 0x78), TABLE + 0x10_0000, "PTZ reads as zero");
+    guest.store(ITS + 0x100, u64::MAX);
+    assert_eq!(guest.load(ITS + 0x100) >> 56 & 7, 1, "unchanged while it is on, and a table of devices");
+    assert_eq!((guest.driver.load(0, ITS + 0xffe8) >> 4) & 15, 3);
+    let mut without = Driver::new(3, 3, 1);
+    assert_eq!((without.load(0, 0x800_0004) >> 17 & 1, without.load(0, REDIST + 8) & 1), (0, 0));
+    without.store(0, REDIST, 1);
+    assert_eq!(without.load(0, REDIST), 0);
+}
+
+#[test]
+fn a_message_is_an_lpi_at_the_vcpu_of_its_collection() {
+    let mut guest = Guest::new(2);
+    guest.map(8, 0, 8192, 0);
+    guest.map(8, 1, 8200, 1);
+    guest.driver.kicks = 0;
+    assert_eq!((guest.send(8, 1), guest.driver.kicks), (1, 2));
+    assert_eq!((guest.take(0), guest.take(1), guest.take(1)), (vec![], vec![8200], vec![]));
+    assert_eq!((guest.send(8, 0), guest.send(8, 0)), (1, 1));
+    assert_eq!((guest.take(0), guest.take(0)), (vec![8192], vec![]), "two messages before it ran are one interrupt");
+    assert_eq!((guest.send(8, 2), guest.send(9, 0)), (0, 0), "of nobody");
+    // SAFETY: `kicks` is the driver's.
+    let elsewhere = |guest: &mut Guest, address, has| unsafe {
+        kserv_msi(guest.driver.vm(), address, 0, 8, has, &raw mut guest.driver.kicks)
+    };
+    assert_eq!((elsewhere(&mut guest, DOORBELL + 4, true), elsewhere(&mut guest, DOORBELL, false)), (-22, -22));
+}
+
+#[test]
+fn an_lpi_that_is_in_a_list_register_comes_again_after_a_message_meanwhile() {
+    let mut guest = Guest::new(1);
+    guest.map(1, 0, 8193, 0);
+    guest.send(1, 0);
+    assert_eq!(guest.enter(0), [8193]);
+    assert_eq!(guest.send(1, 0), 1);
+    // Acknowledged, not ended.
+    let lr = &mut guest.driver.mailboxes[0].lr[0];
+    *lr = *lr & !(3 << 62) | 2 << 62;
+    guest.driver.exit(0, ExitReason::Irq);
+    assert_eq!(guest.enter(0), [8193]);
+    guest.end(0);
+    assert_eq!(guest.take(0).len() + guest.take(0).len(), 0, "it was pending and active in one register");
+}
+
+#[test]
+fn an_lpi_is_silent_until_its_configuration_says_otherwise_and_is_read_again() {
+    let mut guest = Guest::new(1);
+    guest.map(1, 0, 8300, 0);
+    guest.configure(8300, 0xa0);
+    guest.command([1 << 32 | 0x0c, 0, 0]);
+    guest.send(1, 0);
+    assert_eq!(guest.take(0), []);
+    guest.configure(8300, ENABLED);
+    assert_eq!(guest.take(0), [], "nobody has read it");
+    guest.command([0x0d, 0, 0]);
+    assert_eq!(guest.take(0), [8300]);
+    // A redistributor that takes none.
+    guest.driver.store(0, REDIST, 0);
+    guest.send(1, 0);
+    assert_eq!(guest.take(0), []);
+    guest.driver.store(0, REDIST, 1);
+    assert_eq!(guest.take(0), [8300]);
+}
+
+#[test]
+fn translations_move_and_end() {
+    let mut guest = Guest::new(2);
+    guest.map(1, 0, 8192, 0);
+    guest.map(1, 1, 8193, 0);
+    guest.map(2, 0, 8194, 0);
+    guest.command([1 << 32 | 0x01, 0, 1]);
+    guest.send(1, 0);
+    assert_eq!((guest.take(0), guest.take(1)), (vec![], vec![8192]), "MOVI");
+    guest.command([0x09, 0, VALID | 1 << 16]);
+    guest.send(1, 1);
+    assert_eq!((guest.take(0), guest.take(1)), (vec![], vec![8193]), "MAPC to another vCPU");
+    guest.command([1 << 32 | 0x03, 1, 0]);
+    assert_eq!(guest.take(1), [8193], "INT");
+    guest.command([1 << 32 | 0x03, 1, 0]);
+    guest.command([1 << 32 | 0x04, 1, 0]);
+    assert_eq!(guest.take(1), [], "CLEAR");
+    guest.send(1, 1);
+    guest.command([1 << 32 | 0x0f, 1, 0]);
+    assert_eq!((guest.take(1), guest.send(1, 1)), (vec![], 0), "DISCARD");
+    guest.command([1 << 32 | 0x08, 0, 0]);
+    assert_eq!((guest.send(1, 0), guest.send(2, 0)), (0, 1), "MAPD without V");
+    assert_eq!(guest.take(1), [8194]);
+    assert_eq!((guest.driver.set_its(4, 4, 0), guest.send(2, 0)), (0, 0), "RESET");
+}
+
+#[test]
+fn commands_that_make_no_sense_and_queues_that_are_not_there_stop_nothing() {
+    let mut guest = Guest::new(1);
+    guest.map(1, 0, 8191, 0);
+    guest.map(1, 1, 0x1_0000, 0);
+    guest.map(1, 2, 8192, 999);
+    assert_eq!((guest.send(1, 0), guest.send(1, 1), guest.send(1, 2)), (0, 0, 1));
+    assert_eq!(guest.take(0), [], "a collection that nobody has");
+    for number in [0x00, 0x02, 0x05, 0x0e, 0x10, 0xff] {
+        guest.command([number, u64::MAX, u64::MAX]);
+    }
+    // Nothing is there to read: passed over.
+    guest.memory.clear();
+    guest.tail = (guest.tail + 64) % 4096;
+    let tail = guest.tail;
+    guest.store(ITS + 0x88, tail);
+    assert_eq!(guest.load(ITS + 0x90), tail);
+    // Behind the queue's end.
+    guest.store(ITS + 0x88, 0x1000);
+    assert_eq!(guest.load(ITS + 0x90), tail);
+    guest.store(ITS + 0x88, tail);
+    guest.map(1, 3, 8195, 0);
+    assert_eq!((guest.send(1, 3), guest.take(0)), (1, vec![8195]));
+}
+
+#[test]
+fn there_is_room_for_256_translations() {
+    let mut guest = Guest::new(1);
+    (0..300).for_each(|n| guest.map(n / 8, n % 8, 8192 + n, 0));
+    let sent = (0..300).filter(|n| guest.send(n / 8, n % 8) == 1).count();
+    assert_eq!(sent, 256);
+    let mut taken: Vec<u64> = (0..64).flat_map(|_| guest.take(0)).collect();
+    taken.sort_unstable();
+    assert_eq!(taken, (8192..8192 + 256).collect::<Vec<u64>>());
+}
