@@ -60,3 +60,32 @@ Record PagesInv (s : State) : Prop := {
   (* D8: ids. *)
   vm_ids : forall v vm, get (vms s) v = Some vm -> 1 <= v <= 127;
 }.
+
+(* ---- the life of VMs ---------------------------------------------------------------------------------------------- *)
+
+Require Import Lifecycle.
+
+Definition idle (l : Life) : Prop := forall c x, get (vcpus l) c = Some x -> active x = false.
+
+Record LifeInv (s : Lives) : Prop := {
+  (* A VM has memory if and only if it lives. *)
+  same_ids : forall v, get (lives s) v = None <-> get (vms (memory s)) v = None;
+  (* D3, A7, g: memory goes back only from a VM that is off, and none of whose vCPUs runs. *)
+  off_first : forall v vm l, get (vms (memory s)) v = Some vm -> get (lives s) v = Some l ->
+    cut vm = true -> vm_state l = PowerOff /\ idle l;
+  (* D2: a protected VM that may run was checked, every page of every image. *)
+  checked : forall v vm l, get (vms (memory s)) v = Some vm -> get (lives s) v = Some l ->
+    kind vm = Protected -> vm_state l = Verified -> images l <> [] /\ forallb complete (images l) = true;
+  (* Nothing runs before it was checked. *)
+  runs_checked : forall v l, get (lives s) v = Some l -> vm_state l = Ready -> idle l;
+}.
+
+(* What the life of VMs may do to memory: nothing that is a VM's own doing; and what takes a VM's memory away only while
+   the VM is off and none of its vCPUs runs. *)
+Definition allowed (s : Lives) (op : Op) : Prop :=
+  match op with
+  | GrantVmPage _ _ | RevokeVmPage _ _ | VmStore _ _ _ | HostStore _ _ => False
+  | CutVm v | ClearVmPage v _ | ClearVmRange v | FreeVmTable v =>
+      exists l, get (lives s) v = Some l /\ vm_state l = PowerOff /\ idle l
+  | _ => True
+  end.

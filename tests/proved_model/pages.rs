@@ -261,6 +261,29 @@ impl Pages {
         Some((asked, model, answer))
     }
 
+    /// One page shared, or held as a mailbox, more often than can be counted.
+    fn storm(&mut self) {
+        let owned = self.spec.pages.values().find_map(|state| match state {
+            PageState::Private { vm, gfn } | PageState::Shared { vm, gfn, .. } => Some((*vm, *gfn)),
+            _ => None,
+        });
+        let p = self.pfn();
+        for _ in 0..257 {
+            let s = self.spec.clone();
+            let (after, result, asked) = if let Some((id, gfn)) = owned {
+                let (after, result) = vm_memory::grant_vm_page(s, id, gfn);
+                (after, result, format!("p GrantVmPage {} {}", id.raw(), gfn.raw()))
+            } else {
+                let (after, result) = vm_memory::hold_mailbox(s, Pfn::new(p));
+                (after, result, format!("p HoldMailbox {p}"))
+            };
+            self.spec = after;
+            let model = self.model.ask(&asked);
+            assert_eq!(model, done(result), "{asked}\nleft: the model, right: Rust");
+        }
+        self.compare("a storm");
+    }
+
     /// Some steps of the specification: the model clears the pages that went.
     fn clear_some(&mut self, v: u64) -> Option<(String, String, String)> {
         let id = VmId::new(v as u16);
@@ -356,6 +379,9 @@ fn the_proved_model_and_the_specification_of_pages_agree() {
         let _seed = Seed(*seed);
         let mut pages = Pages::new(*seed);
         for _ in 0..STEPS {
+            if pages.rng.below(200) == 0 {
+                pages.storm();
+            }
             if let Some((asked, model, spec)) = pages.act() {
                 assert_eq!(model, spec, "{asked}\nleft: the model, right: Rust");
                 pages.compare(&asked);
