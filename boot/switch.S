@@ -8,7 +8,7 @@
 
     .section .text.switch, "ax"
 
-// run_vm(x0 = Context, x1 = for x2, x2 = left(x1, Context, kind of exit) -> w0 = whether it stays away). EL2 is set up for the VM.
+// run_vm(x0 = Context, x1 = for x2, x2 = left(ExitCode, Context, x1) -> w0 = whether it stays away). EL2 is set up for the VM.
 // The frame of run_vm, of 16 words: x29, x30; x0 to x2; x19 to x28 from word 6 on. An exit for which `left` says no goes back with all that stands in the
 // Context; the core's own registers are not touched between.
     .globl  run_vm
@@ -24,6 +24,28 @@ run_vm:
     adrp    x9, vm_vectors
     add     x9, x9, :lo12:vm_vectors
     msr     vbar_el2, x9
+    b       vm_enter
+
+// x0 = kind; the VM's x0 and x1 stand on the stack, then what run_vm left there.
+vm_exit:
+    ldr     x1, [sp, #(16 + 8 * 2)]
+    save_volatile x1
+    save_rest x1
+    ldp     x2, x3, [sp], #16
+    stp     x2, x3, [x1, #(8 * 0)]
+    mrs     x2, elr_el2
+    mrs     x3, spsr_el2
+    stp     x2, x3, [x1, #{CONTEXT_PC}]
+    mrs     x2, esr_el2
+    mrs     x3, far_el2
+    mrs     x4, hpfar_el2
+    stp     x2, x3, [x1, #{CONTEXT_SYNDROME}]
+    str     x4, [x1, #({CONTEXT_SYNDROME} + 16)]
+    ldp     x2, x9, [sp, #(8 * 3)]
+    mov     x29, sp                     // the core's frame chain
+    blr     x9
+    tbnz    w0, #0, vm_leave
+    ldr     x0, [sp, #(8 * 2)]
 vm_enter:
     ldp     x9, x10, [x0, #{CONTEXT_PC}]
     msr     elr_el2, x9
@@ -36,29 +58,7 @@ vm_enter:
     dsb     nsh                         // no speculation past the entry
     isb
 
-// x1 = kind; the VM's x0 and x1 stand on the stack, then what run_vm left there.
-vm_exit:
-    ldr     x0, [sp, #(16 + 8 * 2)]
-    save_volatile x0
-    save_rest x0
-    ldp     x2, x3, [sp], #16
-    stp     x2, x3, [x0, #(8 * 0)]
-    mrs     x2, elr_el2
-    mrs     x3, spsr_el2
-    stp     x2, x3, [x0, #{CONTEXT_PC}]
-    mrs     x2, esr_el2
-    mrs     x3, far_el2
-    mrs     x4, hpfar_el2
-    stp     x2, x3, [x0, #{CONTEXT_SYNDROME}]
-    str     x4, [x0, #({CONTEXT_SYNDROME} + 16)]
-    mov     x2, x1
-    mov     x1, x0
-    ldp     x0, x9, [sp, #(8 * 3)]
-    mov     x29, sp                     // the core's frame chain
-    blr     x9
-    mov     w1, w0
-    ldr     x0, [sp, #(8 * 2)]
-    tbz     w1, #0, vm_enter
+vm_leave:
     adrp    x2, vectors
     add     x2, x2, :lo12:vectors
     msr     vbar_el2, x2
@@ -73,7 +73,7 @@ vm_exit:
     .macro  from_vm, kind
     .balign 128
     stp     x0, x1, [sp, #-16]!
-    mov     x1, #\kind
+    mov     x0, #\kind
     b       vm_exit
     .endm
 

@@ -5,7 +5,7 @@
 //! | [`wait_lock`]                | joins the line and waits for its turn                         |
 //! | [`pass_lock`]                | serves the next in line                                       |
 //! | [`Lock::acquire`]            | [`wait_lock`], after a check of the lock order                |
-//! | drop of [`Guard`]            | [`pass_lock`]                                                 |
+//! | drop of [`Guard`]            | as [`pass_lock`]                                              |
 //!
 //! The data of an object is reachable only through its guard, so "lock held, data pulled" of the proof is a
 //! type. Waiting is first come, first served.
@@ -67,9 +67,9 @@ pub struct Lock<T, W = CpuWords> {
 
 /// Access to the object of a [`Lock`] for as long as it lives.
 pub struct Guard<'a, T, W: Words = CpuWords> {
-    rank: Rank,
-    // An Option only so that Drop can pass the lock on before the order's record is taken back.
-    held: Option<Held<'a, T, W>>,
+    // Dropped in this order: the lock is passed on before the order's record is taken back.
+    held: Held<'a, T, W>,
+    _order: order::Taken,
 }
 
 impl<T> Lock<T> {
@@ -90,8 +90,8 @@ impl<T, W: Words> Lock<T, W> {
     /// # Panics
     /// On the development machine, if this CPU holds a lock of the same or a higher rank.
     pub fn acquire(&self) -> Guard<'_, T, W> {
-        order::taking(self.rank);
-        Guard { rank: self.rank, held: Some(wait_lock(&self.turn)) }
+        let order = order::Taken::new(self.rank);
+        Guard { held: wait_lock(&self.turn), _order: order }
     }
 }
 
@@ -99,28 +99,13 @@ impl<T, W: Words> Deref for Guard<'_, T, W> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        match &self.held {
-            Some(held) => held,
-            None => unreachable!("a guard without its lock"),
-        }
+        &self.held
     }
 }
 
 impl<T, W: Words> DerefMut for Guard<'_, T, W> {
     fn deref_mut(&mut self) -> &mut T {
-        match &mut self.held {
-            Some(held) => held,
-            None => unreachable!("a guard without its lock"),
-        }
-    }
-}
-
-impl<T, W: Words> Drop for Guard<'_, T, W> {
-    fn drop(&mut self) {
-        if let Some(held) = self.held.take() {
-            pass_lock(held);
-        }
-        order::gave_back(self.rank);
+        &mut self.held
     }
 }
 
@@ -135,21 +120,29 @@ mod order {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
     }
 
-    pub(super) fn taking(rank: Rank) {
-        HELD.with_borrow_mut(|held| {
-            if let Some(last) = held.last() {
-                assert!(*last < rank, "lock order: {rank:?} taken while {last:?} is held");
-            }
-            held.push(rank);
-        });
+    /// A lock of this rank is on the record of this thread.
+    pub(super) struct Taken(Rank);
+
+    impl Taken {
+        pub(super) fn new(rank: Rank) -> Self {
+            HELD.with_borrow_mut(|held| {
+                if let Some(last) = held.last() {
+                    assert!(*last < rank, "lock order: {rank:?} taken while {last:?} is held");
+                }
+                held.push(rank);
+            });
+            Self(rank)
+        }
     }
 
-    pub(super) fn gave_back(rank: Rank) {
-        HELD.with_borrow_mut(|held| {
-            if let Some(at) = held.iter().rposition(|r| *r == rank) {
-                held.remove(at);
-            }
-        });
+    impl Drop for Taken {
+        fn drop(&mut self) {
+            HELD.with_borrow_mut(|held| {
+                if let Some(at) = held.iter().rposition(|rank| *rank == self.0) {
+                    held.remove(at);
+                }
+            });
+        }
     }
 }
 
@@ -157,11 +150,14 @@ mod order {
 mod order {
     use super::Rank;
 
-    #[inline(always)]
-    pub(super) fn taking(_: Rank) {}
+    pub(super) struct Taken;
 
-    #[inline(always)]
-    pub(super) fn gave_back(_: Rank) {}
+    impl Taken {
+        #[inline(always)]
+        pub(super) fn new(_: Rank) -> Self {
+            Self
+        }
+    }
 }
 
 #[cfg(test)]

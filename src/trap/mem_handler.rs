@@ -51,6 +51,7 @@ pub fn is_vm_memory(ipa: Ipa) -> bool {
 }
 
 /// Decides what follows from the data or instruction abort `syndrome` of the vCPU that this CPU runs.
+#[inline(never)]
 pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
     let kind = syndrome.fault_kind();

@@ -82,6 +82,7 @@ pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, ctxt: &m
 
 /// An SError while the VM ran: what it did cannot be undone, so it does not run on. The machine does.
 #[cold]
+#[inline(never)]
 fn failed<M: Machine>(core: &Core<M>, active: &Active) -> Action {
     log::warn!("VM {}: SError while it ran; it is switched off", active.vm.raw());
     // It exists: it runs.

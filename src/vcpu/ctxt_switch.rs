@@ -3,7 +3,7 @@
 //! | primitive        | does                                                                    | lock                 |
 //! |------------------|-------------------------------------------------------------------------|----------------------|
 //! | [`save_host`]    | the host's EL1 registers go into this CPU's own context                 | none                 |
-//! | [`restore_vm`]   | takes the vCPU, checks what the host wants, and loads it                | Vm, below it Npt     |
+//! | [`restore_vm`]   | takes the vCPU, checks what the host wants, and loads it                | Vm                   |
 //! | [`save_vm`]      | saves the vCPU, shows the host what the exit shows, and gives it back   | Vm                   |
 //! | [`restore_host`] | the host's registers come back                                          | none                 |
 //!
@@ -16,7 +16,6 @@
 
 use super::vcpu_ops::{read_entry, restore_shadow_kvm_regs, save_shadow_kvm_regs, save_timer};
 use crate::abstract_machine::addr::{VcpuId, VmId};
-use crate::abstract_machine::shadow::ShadowReg;
 use crate::abstract_machine::{ContextAt, Machine};
 use crate::interface::CallError;
 use crate::interface::mailbox::ExitReason;
@@ -61,7 +60,7 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     machine.vm_el2_restore_state(active.vttbr, active.ia_bits, active.flush);
     let mut ctxt = machine.take_shadow_ctxt(active.shadow);
     let entry = machine.visit_page(active.mailbox, |page| {
-        let entry = read_entry(page, &active, &machine.vgic_info(), ctxt.get(ShadowReg::Flags))?;
+        let entry = read_entry(page, &active, &machine.vgic_info(), &mut ctxt)?;
         restore_shadow_kvm_regs::<M>(&mut ctxt, &active, &entry, page);
         Ok((entry.lines, entry.list_registers()))
     });

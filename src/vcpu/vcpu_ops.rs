@@ -46,7 +46,6 @@ macro_rules! word {
 /// A copy of what the host wants of an entry, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
-    lr: [u64; MAX_LIST_REGISTERS],
     lr_count: usize,
     vgic_hcr: u64,
     unmask_timer: bool,
@@ -64,18 +63,25 @@ impl Entry {
     }
 }
 
-/// Copies what decides this entry of `active` out of its mailbox `page`, and checks the copy. `last`: the flags of its last exit.
+/// Copies what decides this entry of `active` out of its mailbox `page`, and checks the copy. List registers that are
+/// good go to `ctxt`.
 ///
 /// # Errors
 /// [`CallError::InvalidParameter`]: unknown flags; more list registers than there are, or one that links an interrupt other than the VM's timer; a start
 /// in another state than EL1h with all masked (A9), or a protected VM's elsewhere than where its manifest says; an abort where no access was
-/// made.
-pub fn read_entry(page: &impl ForeignPage, active: &Active, vgic: &VgicInfo, last: u64) -> Result<Entry, CallError> {
+/// made. Nothing has changed then but list registers in the context, which every entry writes anew.
+pub fn read_entry(
+    page: &impl ForeignPage,
+    active: &Active,
+    vgic: &VgicInfo,
+    ctxt: &mut Context,
+) -> Result<Entry, CallError> {
     const KNOWN: u64 = ENTRY_VIRQ | ENTRY_VFIQ | ENTRY_INJECT_ABORT | ENTRY_TIMER_UNMASK | ENTRY_KEEP_REGISTERS;
     let flags = page.read(word!(entry_flags));
     let (inject_abort, keep) = (flags & ENTRY_INJECT_ABORT != 0, flags & ENTRY_KEEP_REGISTERS != 0);
     // Registers of a protected VM are not the host's to write (SetRegister refuses that too).
-    let wrong = inject_abort && last & FLAG_ABORTABLE == 0 || keep && active.kind == VmKind::Protected;
+    let wrong =
+        inject_abort && ctxt.get(ShadowReg::Flags) & FLAG_ABORTABLE == 0 || keep && active.kind == VmKind::Protected;
     if flags & !KNOWN != 0 || wrong {
         return Err(CallError::InvalidParameter);
     }
@@ -89,12 +95,10 @@ pub fn read_entry(page: &impl ForeignPage, active: &Active, vgic: &VgicInfo, las
     if lr_count > usize::from(vgic.list_registers) || lr_count > MAX_LIST_REGISTERS {
         return Err(CallError::InvalidParameter);
     }
-    let mut lr = [0; MAX_LIST_REGISTERS];
-    for (n, lr) in lr.iter_mut().enumerate().take(lr_count) {
+    for (n, lr) in ctxt.vgic.iter_mut().enumerate().take(lr_count) {
         *lr = list_register(vgic.version, page.read(word!(lr) + n))?;
     }
     Ok(Entry {
-        lr,
         lr_count,
         vgic_hcr: page.read(word!(vgic_hcr)) & MAINTENANCE,
         unmask_timer: flags & ENTRY_TIMER_UNMASK != 0,
@@ -156,9 +160,6 @@ pub fn restore_shadow_kvm_regs<M: Machine>(ctxt: &mut Context, active: &Active, 
     ctxt.set(ShadowReg::Dirty, 0);
     ctxt.set(ShadowReg::Cntvoff, active.cntvoff);
     restore_timer(ctxt, entry.unmask_timer);
-    for (n, lr) in (0_u8..).zip(entry.lr.iter().take(entry.lr_count)) {
-        ctxt.set(ShadowReg::Vgic(n), *lr);
-    }
     ctxt.set(VgicWord::Hcr.reg(), entry.vgic_hcr);
 }
 

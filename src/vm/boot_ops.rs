@@ -7,7 +7,7 @@
 //! | [`set_boot_info`]            | Ready                   | one more image of a protected VM                              | Vm            |
 //! | [`remap_vm_image`]           | Ready                   | one more page of an image                                     | Vm, below it S2Page, Npt |
 //! | [`verify_and_load_images`]   | Ready -> Verified       | the images are what was signed                                | Vm, below it S2Page, Npt |
-//! | [`set_vcpu_active`]          | Verified                | a CPU takes a vCPU to run it                                  | Vm, below it Npt |
+//! | [`set_vcpu_active`]          | Verified                | a CPU takes a vCPU to run it                                  | Vm            |
 //! | [`vcpu_started`]             | any                     | the start that it was taken with is over                      | Vm            |
 //! | [`set_vcpu_inactive`]        | any                     | the CPU gives it back                                         | Vm            |
 //! | [`psci_cpu_on`], [`psci_cpu_off`], [`psci_affinity_info`] | Verified | a VM's own view of its vCPUs' power           | Vm            |
@@ -43,7 +43,8 @@ pub fn register_vm<M: Machine>(vms: &Vms<M>, kind: VmKind, ipa_bits: u32, root: 
     let id = gen_vmid(vms)?;
     let made = vms.place(id).and_then(|mut vm| {
         memory_ops::register_vm_table(vms.memory(), id, kind, ipa_bits, root)?;
-        *vm = Vm { state: VmState::Ready, kind, ipa_bits, ..Vm::UNUSED };
+        let (vttbr, _) = memory_ops::vm_vttbr(vms.memory(), id).ok_or(CallError::WrongState)?;
+        *vm = Vm { state: VmState::Ready, kind, ipa_bits, vttbr, ..Vm::UNUSED };
         Ok(id)
     });
     if made.is_err() {
@@ -187,6 +188,7 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
     let vm = &mut *guard;
     vm.in_state(&[VmState::Verified])?;
     let (kind, cntvoff, entry, x0) = (vm.kind, vm.cntvoff, vm.entry, vm.x0);
+    let (vttbr, ia_bits) = (vm.vttbr, vm.ipa_bits);
     let place = vm.vcpu(vcpu)?;
     if place.state != VcpuState::Ready {
         return Err(CallError::WrongState);
@@ -203,7 +205,6 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
         (Power::Never | Power::Off, _) => return Err(CallError::WrongState),
     };
     let mailbox = place.mailbox;
-    let (vttbr, ia_bits) = memory_ops::vm_vttbr(vms.memory(), id).ok_or(CallError::WrongState)?;
 
     place.state = VcpuState::Active;
     // Two vCPUs of a VM may mean different things by one address and ASID: what one left in a CPU's TLB is not the other's.

@@ -223,6 +223,8 @@ pub struct Vm {
     pub(crate) state: VmState,
     pub(crate) kind: VmKind,
     pub(crate) ipa_bits: u32,
+    /// VTTBR_EL2: its table and its id.
+    pub(crate) vttbr: u64,
     pub(crate) active: u32,
     pub(crate) vcpus: [Vcpu; VCPU_SLOTS],
     pub(crate) images: [Image; IMAGE_SLOTS],
@@ -248,6 +250,7 @@ impl Vm {
         state: VmState::Unused,
         kind: VmKind::Ordinary,
         ipa_bits: 0,
+        vttbr: 0,
         active: 0,
         vcpus: [Vcpu::UNUSED; VCPU_SLOTS],
         images: [Image::NONE; IMAGE_SLOTS],

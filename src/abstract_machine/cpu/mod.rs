@@ -86,9 +86,12 @@ fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
 /// Whether a table or a context may stand at `pa`: the pool, or an adopted page.
 #[inline]
 fn is_table_memory(pa: Pa) -> bool {
-    if pool::holds(pa) {
-        return true;
-    }
+    pool::holds(pa) || is_adopted(pa)
+}
+
+/// Whether `pa` lies in an adopted page.
+#[inline]
+fn is_adopted(pa: Pa) -> bool {
     let (page, releases) = (pa.align_down(PAGE_SIZE).raw(), own_map::releases());
     this().is_some_and(|cpu| cpu.has_found(page, releases) || finds(cpu, page, releases))
 }

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, HCR_EL2, Readable, SPSR_EL2, Writeable};
 
-use super::super::addr::{CpuId, Ipa, Pa, VcpuId, VmId};
+use super::super::addr::{CpuId, Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
 use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
 use super::super::shape::Shape;
@@ -15,30 +15,30 @@ use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
 use super::{Cpu, bank, el2, entropy, fpsimd, sysreg, this, traps, vgic, with_world};
 
 unsafe extern "C" {
-    fn run_vm(context: *mut Context, exit: *mut c_void, left: extern "C" fn(*mut c_void, &mut Context, u64) -> bool);
+    fn run_vm(
+        context: *mut Context,
+        exit: *mut c_void,
+        left: extern "C" fn(ExitCode, &mut Context, *mut c_void) -> bool,
+    );
 }
 
-/// What is asked when a vCPU leaves, and what it said last.
+/// What is asked when a vCPU leaves, and why it stays away.
 struct Exit<F, R> {
     ask: F,
     result: Option<R>,
 }
 
-/// A vCPU left by `kind`, from boot/switch.S: whether it stays away.
+/// A vCPU left, from boot/switch.S: whether it stays away.
 extern "C" fn left<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(
-    exit: *mut c_void,
+    code: ExitCode,
     context: &mut Context,
-    kind: u64,
+    exit: *mut c_void,
 ) -> bool {
     // SAFETY: what `Cpu::run_vm` gave to boot/switch.S, which it does not use meanwhile.
     let exit = unsafe { &mut *exit.cast::<Exit<F, R>>() };
-    let code = match kind {
-        kind if kind == ExitCode::Trap as u64 => ExitCode::Trap,
-        kind if kind == ExitCode::Irq as u64 => ExitCode::Irq,
-        _ => ExitCode::SError,
-    };
-    exit.result = (exit.ask)(context, code);
-    exit.result.is_some()
+    let Some(result) = (exit.ask)(context, code) else { return false };
+    exit.result = Some(result);
+    true
 }
 
 impl Worlds for Cpu {
@@ -46,7 +46,7 @@ impl Worlds for Cpu {
 
     fn take_shadow_ctxt(&self, shadow: Shadow) -> &mut Context {
         let page = shadow.page();
-        assert!(super::is_table_memory(page) && page.is_aligned(4096), "no shadow context at {page}");
+        assert!(super::is_adopted(page) && page.is_aligned(PAGE_SIZE), "no shadow context at {page}");
         // SAFETY: a page of the core's own, mapped at its physical address. A vCPU that is ACTIVE is its CPU's alone, one that is
         // not is reached under its VM's lock (layer Vm), so nobody else has this context.
         unsafe { &mut *(page.raw() as *mut Context) }
@@ -152,7 +152,7 @@ impl Worlds for Cpu {
     fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, ask: F) -> R {
         let mut exit = Exit { ask, result: None };
         // SAFETY: EL1 and stage 2 are the VM's (the layers' order, `world`), so it reaches nothing of the core; registers of the
-        // core come back as a call leaves them. `left` is of the same `Exit` as its argument.
+        // core come back as a call leaves them. `left` is of the same `Exit` as its argument, and gets no other codes than ExitCode's.
         unsafe { run_vm(ctxt, (&raw mut exit).cast(), left::<R, F>) };
         let Some(result) = exit.result else { unreachable!("a vCPU left without a reason") };
         result

@@ -11,33 +11,41 @@
 struct Rule {
     crm: u8,
     op2: u8,
-    /// Fields, by lowest bit, that pass as they are.
-    pass: &'static [u32],
+    /// Fields that pass as they are.
+    pass: u64,
     /// Fields that pass up to a value: a newer form needs something of the core.
     most: &'static [(u32, u64)],
     /// What stands there besides.
     fixed: u64,
 }
 
+/// The fields with these lowest bits.
+const fn fields(shifts: &[u32]) -> u64 {
+    match shifts {
+        [] => 0,
+        [first, rest @ ..] => 0xf << *first | fields(rest),
+    }
+}
+
 const RULES: [Rule; 9] = [
     // PFR0: FP, AdvSIMD (the same value), DIT, CSV3; CSV2 without SCXTNUM; EL0 and EL1 in AArch64 only. GIC is added by `visible`.
-    Rule { crm: 4, op2: 0, pass: &[16, 20, 48, 60], most: &[(56, 1)], fixed: 0x11 },
+    Rule { crm: 4, op2: 0, pass: fields(&[16, 20, 48, 60]), most: &[(56, 1)], fixed: 0x11 },
     // PFR1: BT; SSBS.
-    Rule { crm: 4, op2: 1, pass: &[0, 4], most: &[], fixed: 0 },
+    Rule { crm: 4, op2: 1, pass: fields(&[0, 4]), most: &[], fixed: 0 },
     // DFR0: Armv8 debug with two breakpoints and two watchpoints, which read as zero and ignore writes.
-    Rule { crm: 5, op2: 0, pass: &[], most: &[], fixed: 0x10_1006 },
+    Rule { crm: 5, op2: 0, pass: fields(&[]), most: &[], fixed: 0x10_1006 },
     // ISAR0: AES, SHA1, SHA2, CRC32, Atomic, RDM, SHA3, SM3, SM4, DP, FHM, TS, TLB, RNDR; not TME.
-    Rule { crm: 6, op2: 0, pass: &[4, 8, 12, 16, 20, 28, 32, 36, 40, 44, 48, 52, 56, 60], most: &[], fixed: 0 },
+    Rule { crm: 6, op2: 0, pass: fields(&[4, 8, 12, 16, 20, 28, 32, 36, 40, 44, 48, 52, 56, 60]), most: &[], fixed: 0 },
     // ISAR1: DPB, APA, API, JSCVT, FCMA, LRCPC, GPA, GPI, FRINTTS, SB, SPECRES, BF16, DGH, I8MM; not XS, LS64.
-    Rule { crm: 6, op2: 1, pass: &[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52], most: &[], fixed: 0 },
+    Rule { crm: 6, op2: 1, pass: fields(&[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52]), most: &[], fixed: 0 },
     // ISAR2: GPA3, APA3, BC, PAC_frac, CLRBHB, CSSC.
-    Rule { crm: 6, op2: 2, pass: &[8, 12, 20, 24, 28, 52], most: &[], fixed: 0 },
+    Rule { crm: 6, op2: 2, pass: fields(&[8, 12, 20, 24, 28, 52]), most: &[], fixed: 0 },
     // MMFR0: ASIDBits, BigEnd, BigEndEL0, TGran16, TGran64, TGran4; PARange up to 48 bits.
-    Rule { crm: 7, op2: 0, pass: &[4, 8, 16, 24], most: &[(0, 5), (20, 1), (28, 0)], fixed: 0 },
+    Rule { crm: 7, op2: 0, pass: fields(&[4, 8, 16, 24]), most: &[(0, 5), (20, 1), (28, 0)], fixed: 0 },
     // MMFR1: HAFDBS up to dirty state, HPDS, PAN, ETS, nTLBPA.
-    Rule { crm: 7, op2: 1, pass: &[12, 20, 36, 48], most: &[(0, 2)], fixed: 0 },
+    Rule { crm: 7, op2: 1, pass: fields(&[12, 20, 36, 48]), most: &[(0, 2)], fixed: 0 },
     // MMFR2: CnP, UAO, LSM, CCIDX, ST, AT, TTL, BBM, E0PD; VARange 48 bits.
-    Rule { crm: 7, op2: 2, pass: &[0, 4, 8, 20, 28, 32, 48, 52, 60], most: &[], fixed: 0 },
+    Rule { crm: 7, op2: 2, pass: fields(&[0, 4, 8, 20, 28, 32, 48, 52, 60]), most: &[], fixed: 0 },
 ];
 
 /// ID_AA64PFR0_EL1.GIC.
@@ -46,17 +54,15 @@ const GIC_SHIFT: u32 = 24;
 /// What a VM reads of ID_AA64* register (3, 0, 0, `crm`, `op2`) where the CPU has `raw`. `gic_registers`: the VM reaches its GIC by system registers.
 pub fn visible(crm: u8, op2: u8, raw: u64, gic_registers: bool) -> u64 {
     let Some(rule) = RULES.iter().find(|rule| (rule.crm, rule.op2) == (crm, op2)) else { return 0 };
-    let field = |shift: &u32| raw & 0xf << shift;
-    let pass: u64 = rule.pass.iter().map(field).sum();
     // 0b1111 is "not there" in signed fields, and stays.
     let cut = |shift: u32, most: u64| match raw >> shift & 0xf {
         0xf => 0xf << shift,
         value => value.min(most) << shift,
     };
-    let most: u64 = rule.most.iter().map(|(shift, most)| cut(*shift, *most)).sum();
+    let most = rule.most.iter().fold(0, |all, (shift, most)| all | cut(*shift, *most));
     let is_pfr0 = (rule.crm, rule.op2) == (4, 0);
     let gic = u64::from(is_pfr0 && gic_registers) << GIC_SHIFT;
-    pass | most | rule.fixed | gic
+    raw & rule.pass | most | rule.fixed | gic
 }
 
 #[cfg(test)]
@@ -109,11 +115,8 @@ mod tests {
     fn no_two_rules_are_about_one_register_and_no_field_stands_twice() {
         for (n, rule) in RULES.iter().enumerate() {
             assert!(RULES.iter().skip(n + 1).all(|other| (rule.crm, rule.op2) != (other.crm, other.op2)));
-            let mut fields: Vec<u32> = rule.pass.iter().copied().chain(rule.most.iter().map(|(s, _)| *s)).collect();
-            let count = fields.len();
-            fields.sort_unstable();
-            fields.dedup();
-            assert_eq!(fields.len(), count);
+            let most: Vec<u64> = rule.most.iter().map(|(shift, _)| fields(&[*shift])).collect();
+            assert_eq!(rule.pass + most.iter().sum::<u64>(), most.iter().fold(rule.pass, |all, field| all | field));
         }
     }
 }

@@ -63,6 +63,7 @@ pub const fn outcome(reg: SysregId) -> Outcome {
 }
 
 /// The vCPU's next step is the access to a system register that `syndrome` describes. K: `core_handle_sys64`.
+#[inline(never)]
 pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
     let reg = syndrome.sys_register();

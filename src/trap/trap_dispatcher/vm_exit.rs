@@ -21,15 +21,17 @@ use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
 use crate::vcpu::el1::VmEl1;
-use crate::vcpu::vcpu_ops_aux::{take_breakpoint, take_illegal, take_undefined};
+use crate::vcpu::vcpu_ops_aux::{step_over, take_breakpoint, take_illegal, take_undefined};
 
 /// What becomes of an exception class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// Exit Wfx.
     Wait,
-    /// `core_handle_pvops`.
-    Call,
+    /// HVC: `core_handle_pvops`.
+    Hvc,
+    /// SMC: the same. It traps with PC on the instruction.
+    Smc,
     /// `core_handle_sys64`.
     Register,
     /// `handle_vm_abort`.
@@ -50,7 +52,8 @@ pub const fn outcome(class: u8) -> Outcome {
         // An illegal return: the CPU brings it to EL1 by itself.
         0x0e => Outcome::Illegal,
         // HVC and SMC of AArch64.
-        0x16 | 0x17 => Outcome::Call,
+        0x16 => Outcome::Hvc,
+        0x17 => Outcome::Smc,
         // MSR, MRS and system instructions.
         0x18 => Outcome::Register,
         // Instruction and data abort of EL1 or EL0.
@@ -66,12 +69,16 @@ pub const fn outcome(class: u8) -> Outcome {
 }
 
 /// vCPU `vcpuid` of `vmid`, which this CPU runs and whose registers are `ctxt`, trapped. K: `vm_exit_dispatcher`.
+#[inline]
 pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut Context) -> Action {
     let machine = core.machine();
-    machine.check();
     let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
     match outcome(syndrome.class_number()) {
-        Outcome::Call => pvops::call(core, vmid, vcpuid, ctxt, syndrome),
+        Outcome::Hvc => pvops::call(core, vmid, vcpuid, ctxt, syndrome),
+        Outcome::Smc => {
+            step_over(ctxt);
+            pvops::call(core, vmid, vcpuid, ctxt, syndrome)
+        }
         Outcome::Register => sys64::core_handle_sys64(core, ctxt, syndrome),
         Outcome::Abort => handle_vm_abort(core, vmid, ctxt, syndrome),
         Outcome::Wait => Action::ToHost(ExitReason::Wfx),
@@ -80,6 +87,7 @@ pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId
 }
 
 #[cold]
+#[inline(never)]
 fn inject<M: Machine>(machine: &M, ctxt: &mut Context, syndrome: Syndrome, outcome: Outcome) -> Action {
     let vm = &mut VmEl1::loaded(machine, ctxt);
     match outcome {
