@@ -2,6 +2,8 @@
 //! costs little; decoding half a dozen of them at every exit and entry of a VM does not.
 #![forbid(unsafe_code)]
 
+use super::regs::SysregId;
+
 /// Values of the registers that decide what EL1 and EL0 may do, for whoever runs there. One of an extension that the CPU does not
 /// have is never written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +76,10 @@ pub struct Features {
     pub fgt: u8,
     /// VTCR_EL2 but for the size of the addresses.
     pub vtcr: u64,
+    /// VTCR_EL2 of the host's table.
+    pub host_vtcr: u64,
+    /// VTTBR_EL2 of the host.
+    pub host_vttbr: u64,
     /// While the host runs.
     pub host: Traps,
     /// While a VM runs.
@@ -95,7 +101,59 @@ impl Features {
         hcx: false,
         fgt: 0,
         vtcr: 0,
+        host_vtcr: 0,
+        host_vttbr: 0,
         host: Traps::ZERO,
         vm: Traps::ZERO,
     };
+}
+
+/// ID registers as VMs see them on one CPU, as far as one has asked.
+pub struct SeenIds {
+    known: u64,
+    seen: [u64; SeenIds::PLACES],
+}
+
+impl SeenIds {
+    const PLACES: usize = 64;
+    /// Nobody has asked.
+    pub const NONE: Self = Self { known: 0, seen: [0; Self::PLACES] };
+
+    /// They are told apart by CRm (0 to 7) and op2.
+    const fn place(reg: SysregId) -> usize {
+        (reg.crm as usize & 7) << 3 | reg.op2 as usize & 7
+    }
+
+    /// What was kept of `reg`.
+    #[inline]
+    pub fn get(&self, reg: SysregId) -> Option<u64> {
+        let place = Self::place(reg);
+        if self.known >> place & 1 == 0 { None } else { self.seen.get(place).copied() }
+    }
+
+    /// Keeps `value` of `reg`.
+    pub fn keep(&mut self, reg: SysregId, value: u64) {
+        let place = Self::place(reg);
+        if let Some(seen) = self.seen.get_mut(place) {
+            *seen = value;
+            self.known |= 1 << place;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_register_is_found_again_and_no_other_in_its_place() {
+        let mut ids = SeenIds::NONE;
+        for (crm, op2) in (1..8).flat_map(|crm| (0..8).map(move |op2| (crm, op2))) {
+            let reg = SysregId::new(3, 0, 0, crm, op2);
+            assert_eq!(ids.get(reg), None);
+            ids.keep(reg, u64::from(crm) << 8 | u64::from(op2));
+        }
+        assert_eq!(ids.get(SysregId::new(3, 0, 0, 4, 0)), Some(0x400));
+        assert_eq!(ids.get(SysregId::new(3, 0, 0, 7, 7)), Some(0x707));
+    }
 }

@@ -149,7 +149,8 @@ pub trait Machine: Worlds {
     fn write_el1(&self, reg: El1Reg, value: u64);
 
     /// What this CPU's ID register holds; zero where the architecture has none. `reg` is one of op0 3, op1 0, CRn 0, CRm 1 to 7.
-    fn id_register(&self, reg: SysregId) -> u64;
+    /// As `view` shows it, which always shows the same of the same: so the machine may keep that.
+    fn id_register(&self, reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64;
 
     /// Serves a trapped SMC of the host from the whitelist: PSCI, and what firmware may be asked. It may not
     /// return (CPU or system off). `is_host_memory` says whether an address is the host's, for entry points.

@@ -6,8 +6,9 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::addr::{CpuId, Pfn, VcpuId, VmId};
-use super::features::Features;
+use super::features::{Features, SeenIds};
 use super::shadow::Context;
+use super::world::VgicInfo;
 
 /// Size of a CPU's stack in bytes.
 pub const STACK_SIZE: u64 = 8 * 1024;
@@ -117,15 +118,19 @@ impl Found {
 unsafe impl Sync for PerCpu {}
 
 /// What a CPU keeps of the host while a VM has its registers, and which vCPU it runs.
+// What is small comes first: one instruction reaches it.
+#[repr(C)]
 pub struct World {
-    /// The host's registers.
-    pub host: Context,
     /// What the CPU has.
     pub features: Features,
     /// The VM that runs here; the host when none.
     pub vm: VmId,
     /// Its vCPU; the CPU's own number when the host runs.
     pub vcpu: VcpuId,
+    /// The GIC's virtual CPU interface.
+    pub vgic: VgicInfo,
+    /// Active-priority registers of each group that it has, with GICv3.
+    pub priorities: u8,
     /// List registers from this one on are empty.
     pub list_registers: u8,
     /// The host was in SVE streaming mode.
@@ -138,6 +143,10 @@ pub struct World {
     pub pmscr: u64,
     /// TRFCR_EL1 of the host.
     pub trfcr: u64,
+    /// The host's registers.
+    pub host: Context,
+    /// What VMs see of the CPU's ID registers.
+    pub ids: SeenIds,
 }
 
 impl PerCpu {
@@ -146,9 +155,12 @@ impl PerCpu {
         let world = World {
             host: Context::EMPTY,
             features: Features::NONE,
+            ids: SeenIds::NONE,
             vm: VmId::HOST,
             vcpu: VcpuId::new(cpu.raw()),
-            list_registers: u8::MAX,
+            vgic: VgicInfo::NONE,
+            priorities: 0,
+            list_registers: 0,
             streaming: false,
             vectors: 0,
             pmcr: 0,

@@ -59,6 +59,11 @@ pub struct VgicInfo {
     pub gicv: Option<PhysRange>,
 }
 
+impl VgicInfo {
+    /// There is none.
+    pub const NONE: Self = Self { version: 0, list_registers: 0, gicv: None };
+}
+
 /// Words of a context's `vgic` part by name: [`ShadowReg::Vgic`]'s number. Words 0 to 15 are list registers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]

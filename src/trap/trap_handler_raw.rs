@@ -74,7 +74,7 @@ pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -
 #[inline]
 pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, code: ExitCode) -> Action {
     match code {
-        ExitCode::Trap => vm_exit_dispatcher(core, active.vm, active.vcpu, ctxt),
+        ExitCode::Trap => vm_exit_dispatcher(core, active, ctxt),
         ExitCode::Irq => Action::ToHost(ExitReason::Irq),
         ExitCode::SError => failed(core, active),
     }

@@ -47,7 +47,7 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
                 protected: kind == VM_PROTECTED,
                 mapped: (ENTRY..ENTRY + 2 * PAGE).contains(&vcpu.regs.hpfar),
                 gicv3,
-                id: id_registers::visible(id_register, sim.id_register(id_register), gicv3),
+                id: id_registers::visible(id_register, sim.id_register(id_register, |raw| raw), gicv3),
             };
             let (after, next) = spec::trap(vcpu, around);
             let said = format!("round {round}: esr {syndrome:#x} ipa {:#x} x0 {:#x}", vcpu.regs.hpfar, vcpu.x[0]);

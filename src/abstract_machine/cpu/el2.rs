@@ -12,13 +12,13 @@ use aarch64_cpu::registers::{
 use spin::Once;
 use tock_registers::fields::FieldValue;
 
-use super::super::features::{Features, Traps};
+use super::super::features::{Features, SeenIds, Traps};
 use super::super::shape::Shape;
 use super::sysreg::{
     self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64PFR0,
     ID_AA64PFR1, ID_AA64SMFR0,
 };
-use super::{maintenance, traps, with_world};
+use super::{maintenance, traps, vgic, with_world};
 
 /// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
@@ -62,10 +62,9 @@ pub fn physical_size_field() -> u64 {
 
 /// Makes EL2 of this CPU ready for the host, whose stage 2 is `vttbr` of form `shape`. From here on the CPU's own data say what it has.
 pub fn init_for_host(vttbr: u64, shape: Shape) {
-    let features = features();
-    // What stands in list registers is not known.
-    with_world(|world| (world.features, world.list_registers) = (features, u8::MAX));
-    VTCR_EL2.set(vtcr(&features, shape));
+    let mut features = features();
+    (features.host_vttbr, features.host_vtcr) = (vttbr, vtcr(&features, shape));
+    VTCR_EL2.set(features.host_vtcr);
     VTTBR_EL2.set(vttbr);
     HCR_EL2.set(features.host.hcr);
     traps::write(&features, &features.host);
@@ -83,6 +82,10 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     VMPIDR_EL2.set(aarch64_cpu::registers::MPIDR_EL1.get());
     gic_for_host();
     barrier::isb(barrier::SY);
+    with_world(|world| {
+        (world.features, world.ids) = (features, SeenIds::NONE);
+        vgic::prepare(world);
+    });
     maintenance::flush_all_local();
 }
 

@@ -77,6 +77,7 @@ pub fn set_this(per_cpu: Option<&'static PerCpu>) {
 }
 
 /// Runs `with` on this CPU's part of the world switch. Not to be nested.
+#[inline(always)]
 fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
     let Some(cpu) = this() else { unreachable!("a CPU without data serves nobody") };
     // SAFETY: this CPU's own, which no other CPU follows; interrupts are masked and uses are not nested.
@@ -104,6 +105,15 @@ fn finds(cpu: &PerCpu, page: u64, releases: u64) -> bool {
         cpu.remember(page, releases);
     }
     adopted
+}
+
+/// The ID register `reg` as `view` shows it, from now on kept.
+#[cold]
+#[inline(never)]
+fn first_look(reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64 {
+    let seen = view(sysreg::id_register(reg));
+    with_world(|world| world.ids.keep(reg, seen));
+    seen
 }
 
 impl Machine for Cpu {
@@ -220,8 +230,12 @@ impl Machine for Cpu {
         }
     }
 
-    fn id_register(&self, reg: SysregId) -> u64 {
-        sysreg::id_register(reg)
+    #[inline]
+    fn id_register(&self, reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64 {
+        match with_world(|world| world.ids.get(reg)) {
+            Some(seen) => seen,
+            None => first_look(reg, view),
+        }
     }
 
     fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {

@@ -7,7 +7,6 @@ use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, VTCR_EL2, VTTBR_EL2, Writeable};
 
 use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
-use super::super::shape::Shape;
 use super::super::world::VirtualLines;
 use super::sysreg::{self, CPTR_EL2, PMCR_EL0};
 use super::{el2, maintenance};
@@ -51,10 +50,10 @@ pub fn no_walks() {
     barrier::isb(barrier::SY);
 }
 
-/// The stage 2 at `vttbr` on this CPU.
-pub fn set_stage2(features: &Features, vttbr: u64, shape: Shape, flush: bool) {
+/// The stage 2 at `vttbr`, of the form that `vtcr` says, on this CPU.
+pub fn set_stage2(vtcr: u64, vttbr: u64, flush: bool) {
     no_walks();
-    VTCR_EL2.set(el2::vtcr(features, shape));
+    VTCR_EL2.set(vtcr);
     VTTBR_EL2.set(vttbr);
     barrier::isb(barrier::SY);
     if flush {

@@ -25,6 +25,8 @@ const HCR_ENABLES: u64 = 0b1110;
 /// Most list registers that a GIC has.
 pub const MOST_LRS: usize = 16;
 const SRE: u64 = 0b111;
+const AP0R: usize = VgicWord::Ap0r as usize;
+const AP1R: usize = VgicWord::Ap1r as usize;
 
 /// Registers of GICH by offset.
 #[derive(Clone, Copy)]
@@ -71,6 +73,13 @@ pub fn info() -> VgicInfo {
     INFO.get().copied().unwrap_or_default()
 }
 
+/// Makes this CPU know what its interface is, and that list registers may hold anything.
+pub fn prepare(world: &mut World) {
+    world.vgic = info();
+    world.priorities = if world.vgic.version == 3 { priorities() } else { 0 };
+    world.list_registers = world.vgic.list_registers;
+}
+
 /// Turns the interface of this CPU off.
 fn off(version: u8) {
     match version {
@@ -81,10 +90,9 @@ fn off(version: u8) {
 }
 
 /// Saves the interface into `context`, with its first `used` list registers, and turns it off.
-pub fn save(context: &mut Context, used: usize) {
-    let info = info();
+pub fn save(world: &World, context: &mut Context, used: usize) {
     let words = &mut context.vgic;
-    match info.version {
+    match world.vgic.version {
         2 => {
             words[VgicWord::Misr as usize] = gich_read(Gich::Misr, 0);
             words[VgicWord::Vmcr as usize] = gich_read(Gich::Vmcr, 0);
@@ -97,15 +105,16 @@ pub fn save(context: &mut Context, used: usize) {
             words[VgicWord::Misr as usize] = sysreg::IchMisr::get().get();
             words[VgicWord::Vmcr as usize] = sysreg::IchVmcr::get().get();
             words.iter_mut().take(used).enumerate().for_each(|(n, word)| *word = ich_lr(n));
-            for n in 0..priorities() {
-                words[VgicWord::Ap0r as usize + n] = ich_ap0r(n);
-                words[VgicWord::Ap1r as usize + n] = ich_ap1r(n);
+            words[AP0R] = ich_ap0r(0);
+            words[AP1R] = ich_ap1r(0);
+            for n in 1..usize::from(world.priorities) {
+                (words[AP0R + n], words[AP1R + n]) = (ich_ap0r(n), ich_ap1r(n));
             }
         }
         _ => {}
     }
-    off(info.version);
-    if info.version == 3 {
+    off(world.vgic.version);
+    if world.vgic.version == 3 {
         if sysreg::IccSre1::get().get() & SRE != SRE {
             sysreg::IccSre1::set(SRE);
         }
@@ -116,12 +125,11 @@ pub fn save(context: &mut Context, used: usize) {
 /// Loads the interface from `context`, with its first `used` list registers, and turns it on. What others left in list registers goes:
 /// `world` knows how many were used last.
 pub fn restore(world: &mut World, context: &Context, used: usize) {
-    let info = info();
     let words = &context.vgic;
-    let stale = used..usize::from(world.list_registers.min(info.list_registers));
+    let stale = used..usize::from(world.list_registers);
     world.list_registers = used as u8;
     let hcr = words[VgicWord::Hcr as usize] & HCR_ENABLES | HCR_EN;
-    match info.version {
+    match world.vgic.version {
         2 => {
             gich_write(Gich::Vmcr, 0, words[VgicWord::Vmcr as usize]);
             gich_write(Gich::Apr, 0, words[VgicWord::Ap0r as usize]);
@@ -134,9 +142,11 @@ pub fn restore(world: &mut World, context: &Context, used: usize) {
             sysreg::IchVmcr::set(words[VgicWord::Vmcr as usize]);
             words.iter().take(used).enumerate().for_each(|(n, word)| set_ich_lr(n, *word));
             stale.for_each(|n| set_ich_lr(n, 0));
-            for n in 0..priorities() {
-                set_ich_ap0r(n, words[VgicWord::Ap0r as usize + n]);
-                set_ich_ap1r(n, words[VgicWord::Ap1r as usize + n]);
+            set_ich_ap0r(0, words[AP0R]);
+            set_ich_ap1r(0, words[AP1R]);
+            for n in 1..usize::from(world.priorities) {
+                set_ich_ap0r(n, words[AP0R + n]);
+                set_ich_ap1r(n, words[AP1R + n]);
             }
             sysreg::IchHcr::set(hcr);
             barrier::isb(barrier::SY);
@@ -148,6 +158,7 @@ pub fn restore(world: &mut World, context: &Context, used: usize) {
 /// Registers whose number is in their name: reads or writes the one with number `n`, if there is one.
 macro_rules! numbered {
     ($get:ident, $set:ident, $($n:literal => $name:literal,)*) => {
+        #[inline(always)]
         fn $get(n: usize) -> u64 {
             let mut value = 0;
             match n {
@@ -158,6 +169,7 @@ macro_rules! numbered {
             value
         }
 
+        #[inline(always)]
         fn $set(n: usize, value: u64) {
             match n {
                 // SAFETY: the same; the interface is off.
@@ -202,7 +214,7 @@ numbered! { ich_ap1r, set_ich_ap1r,
 }
 
 /// Number of active-priority registers of each group: 32 preemption levels each (ICH_VTR_EL2.PREbits).
-fn priorities() -> usize {
+fn priorities() -> u8 {
     let levels = (sysreg::IchVtr::get().get() >> 26 & 7) + 1;
     1 << levels.saturating_sub(5).min(2)
 }

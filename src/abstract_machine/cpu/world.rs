@@ -107,21 +107,21 @@ impl Worlds for Cpu {
     }
 
     fn host_el2_restore_state(&self) {
-        // A VM ran, so there is a host.
-        let Some((vttbr, shape)) = el2::host_stage2() else { return };
         with_world(|world| {
-            traps::set_stage2(&world.features, vttbr, shape, false);
-            HCR_EL2.set(world.features.host.hcr);
+            let features = &world.features;
+            traps::set_stage2(features.host_vtcr, features.host_vttbr, false);
+            HCR_EL2.set(features.host.hcr);
         });
         barrier::isb(barrier::SY);
     }
 
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
-        with_world(|world| traps::set_stage2(&world.features, vttbr, Shape::new(ia_bits), flush));
+        let vtcr = with_world(|world| el2::vtcr(&world.features, Shape::new(ia_bits)));
+        traps::set_stage2(vtcr, vttbr, flush);
     }
 
     fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize) {
-        vgic::save(ctxt, lrs);
+        with_world(|world| vgic::save(world, ctxt, lrs));
     }
 
     fn vgic_restore_state(&self, ctxt: &Context, lrs: usize) {
@@ -129,12 +129,11 @@ impl Worlds for Cpu {
     }
 
     fn vgic_info(&self) -> VgicInfo {
-        vgic::info()
+        with_world(|world| world.vgic)
     }
 
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
-        let own = VcpuId::new(self.get_cur_cpu().raw());
-        with_world(|world| (world.vm, world.vcpu) = (vm, if vm == VmId::HOST { own } else { vcpu }));
+        with_world(|world| (world.vm, world.vcpu) = (vm, vcpu));
     }
 
     fn get_cur_vmid(&self) -> VmId {

@@ -456,8 +456,9 @@ impl Machine for Sim {
         }
     }
 
-    fn id_register(&self, reg: SysregId) -> u64 {
-        self.state().id_registers.get(&reg).copied().unwrap_or(0)
+    fn id_register(&self, reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64 {
+        let raw = self.state().id_registers.get(&reg).copied().unwrap_or(0);
+        view(raw)
     }
 
     fn host_smc(&self, args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {

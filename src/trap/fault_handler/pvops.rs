@@ -39,8 +39,8 @@ use crate::npt::VmKind;
 use crate::vcpu::Action;
 use crate::vcpu::vcpu_ops_aux::INSTRUCTION_SIZE;
 use crate::vm::boot_ops::{PsciResult, psci_affinity_info, psci_cpu_off, psci_cpu_on};
-use crate::vm::mmio_guard;
 use crate::vm::vm_power::{set_vm_poweroff, vm_kind};
+use crate::vm::{Active, mmio_guard};
 
 /// Pages that one exit for a range works on.
 pub const STEP: u64 = 32;
@@ -174,7 +174,7 @@ fn range_call(ctxt: &mut Context, mut act: impl FnMut(Gfn) -> Result<(), Denied>
 
 /// A call of the VM by HVC or SMC, with PC behind it. An immediate other than 0 is another interface, which does not exist.
 #[inline]
-pub fn call<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut Context, syndrome: Syndrome) -> Action {
+pub fn call<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     if syndrome.immediate() != 0 {
         ctxt.set(ShadowReg::X(0), NOT_SUPPORTED);
         return Action::Resume;
@@ -184,5 +184,5 @@ pub fn call<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut C
         ctxt.set(ShadowReg::X(0), VERSION_1_1);
         return Action::Resume;
     }
-    core_handle_pvops(core, vmid, vcpuid, ctxt)
+    core_handle_pvops(core, active.vm, active.vcpu, ctxt)
 }

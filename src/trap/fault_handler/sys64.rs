@@ -75,7 +75,8 @@ pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrom
     };
     match outcome {
         Outcome::Id if is_read => {
-            let value = id_registers::visible(reg, machine.id_register(reg), machine.vgic_info().version == 3);
+            let gic_registers = || machine.vgic_info().version == 3;
+            let value = machine.id_register(reg, |raw| id_registers::visible(reg, raw, gic_registers()));
             served(ctxt, Some((syndrome.sys_rt(), value)))
         }
         Outcome::Fixed(value) if is_read => served(ctxt, Some((syndrome.sys_rt(), value))),

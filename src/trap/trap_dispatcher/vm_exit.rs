@@ -14,7 +14,6 @@ use super::super::Core;
 use super::super::fault_handler::{pvops, sys64};
 use super::super::mem_handler::handle_vm_abort;
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{VcpuId, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::Syndrome;
 use crate::abstract_machine::shadow::{Context, ShadowReg};
@@ -22,6 +21,7 @@ use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
 use crate::vcpu::el1::VmEl1;
 use crate::vcpu::vcpu_ops_aux::{step_over, take_breakpoint, take_illegal, take_undefined};
+use crate::vm::Active;
 
 /// What becomes of an exception class.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,19 +68,19 @@ pub const fn outcome(class: u8) -> Outcome {
     }
 }
 
-/// vCPU `vcpuid` of `vmid`, which this CPU runs and whose registers are `ctxt`, trapped. K: `vm_exit_dispatcher`.
+/// The vCPU `active`, which this CPU runs and whose registers are `ctxt`, trapped. K: `vm_exit_dispatcher`.
 #[inline]
-pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId, ctxt: &mut Context) -> Action {
+pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context) -> Action {
     let machine = core.machine();
     let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
     match outcome(syndrome.class_number()) {
-        Outcome::Hvc => pvops::call(core, vmid, vcpuid, ctxt, syndrome),
+        Outcome::Hvc => pvops::call(core, active, ctxt, syndrome),
         Outcome::Smc => {
             step_over(ctxt);
-            pvops::call(core, vmid, vcpuid, ctxt, syndrome)
+            pvops::call(core, active, ctxt, syndrome)
         }
         Outcome::Register => sys64::core_handle_sys64(core, ctxt, syndrome),
-        Outcome::Abort => handle_vm_abort(core, vmid, ctxt, syndrome),
+        Outcome::Abort => handle_vm_abort(core, active.vm, ctxt, syndrome),
         Outcome::Wait => Action::ToHost(ExitReason::Wfx),
         other => inject(machine, ctxt, syndrome, other),
     }
