@@ -157,10 +157,16 @@ pub const FAULTS: &[Fault] = &[
         to: "dirty | DIRTY_PC & 0",
     },
     Fault {
-        name: "vcpu_ops: the mailbox is read a second time",
+        name: "vcpu_ops: a list register is read a second time",
         file: "src/vcpu/vcpu_ops.rs",
         from: "        *lr = list_register(vgic.version, page.read(word!(lr) + n))?;\n",
         to: "        list_register(vgic.version, page.read(word!(lr) + n))?;\n        *lr = page.read(word!(lr) + n);\n",
+    },
+    Fault {
+        name: "vcpu_ops_aux: a word of the mailbox is read a second time",
+        file: "src/vcpu/vcpu_ops_aux.rs",
+        from: "        let value = page.read(X + usize::from(n));\n",
+        to: "        page.read(X + usize::from(n));\n        let value = page.read(X + usize::from(n));\n",
     },
     Fault {
         name: "mem_manager: page 0 given away",

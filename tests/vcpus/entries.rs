@@ -135,7 +135,7 @@ fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
             sim.set_race(race.then_some(Pfn::containing(Pa::new(bench.mailbox))));
             let reason = bench.run();
             sim.set_race(None);
-            (reason, bench.take_seen().iter().map(view).collect::<Vec<_>>())
+            (reason, bench.take_seen().iter().map(|context| (view(context), context.vgic)).collect::<Vec<_>>())
         };
         let mut all = vec![];
         for _ in 0..500 {
@@ -147,7 +147,8 @@ fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
                 ExitCode::Trap
             });
             all.push(run(&[]));
-            let words: Vec<_> = (0..32).map(|n| (word_of("x") + n, rng.next())).collect();
+            let mut words: Vec<_> = (0..32).map(|n| (word_of("x") + n, rng.next())).collect();
+            words.extend([(word_of("lr_count"), 2), (word_of("lr"), 1 << 28 | 40), (word_of("lr") + 1, 1 << 28 | 41)]);
             all.push(run(&words));
         }
         assert!(all.iter().all(|(reason, _)| reason.is_ok()));
