@@ -70,10 +70,25 @@ pub fn send_sgi(vcpu: u64) {
     }
 }
 
+/// Acknowledges the next interrupt: what [`end`] wants. Its number is in bits 9 to 0; 1020 and on: there is none.
+#[inline(always)]
+pub fn acknowledge() -> u32 {
+    if V3.load(SeqCst) { mrs!("icc_iar1_el1") as u32 } else { read32(GICC + 0xc) }
+}
+
+/// Ends it.
+#[inline(always)]
+pub fn end(acknowledged: u32) {
+    if V3.load(SeqCst) {
+        msr!("icc_eoir1_el1", u64::from(acknowledged));
+    } else {
+        write32(GICC + 0x10, acknowledged);
+    }
+}
+
 /// The interrupt handler.
 pub fn interrupted() {
-    let v3 = V3.load(SeqCst);
-    let iar = if v3 { mrs!("icc_iar1_el1") as u32 } else { read32(GICC + 0xc) };
+    let iar = acknowledge();
     let (number, me) = (iar & 0x3ff, vcpu() as usize);
     // Only this vCPU writes its counters.
     let add = |counter: &AtomicU64| counter.store(counter.load(SeqCst) + 1, SeqCst);
@@ -86,9 +101,5 @@ pub fn interrupted() {
         1020..=1023 => return,
         other => crate::fail!("interrupt {other}, which nobody asked for"),
     }
-    if v3 {
-        msr!("icc_eoir1_el1", u64::from(iar));
-    } else {
-        write32(GICC + 0x10, iar);
-    }
+    end(iar);
 }
