@@ -102,6 +102,9 @@ struct cv_vcpu {
 	u32 last_reason;
 	/* run->mmio is waited for. */
 	bool mmio_read;
+	/* It is an access above the start of VMs' memory: this driver finishes it, by this syndrome. */
+	bool emulated;
+	u64 syndrome;
 	bool abort_asked;
 	bool sigset_active;
 	sigset_t sigset;
@@ -217,6 +220,8 @@ int cv_vcpu_pull(struct cv_vcpu *vcpu);
 int cv_load_registers(struct cv_vcpu *vcpu);
 void cv_reset_cache(struct cv_vcpu *vcpu);
 int cv_finish_exit(struct cv_vcpu *vcpu);
+int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action);
+int cv_emulate_end(struct cv_vcpu *vcpu, u64 data);
 int cv_reg_access(struct cv_vm *vm, struct kserv_reg *reg, void __user *user, bool write);
 long cv_one_reg(struct cv_vcpu *vcpu, void __user *argp, bool write);
 long cv_reg_list(struct cv_vcpu *vcpu, struct kvm_reg_list __user *user);

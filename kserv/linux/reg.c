@@ -10,6 +10,8 @@
 
 /* Numbers of registers: mailbox::Register. */
 #define REG_PC 32
+#define REG_SYNDROME 210
+#define REG_FAULT_ADDRESS 211
 
 /* Registers of a protected vCPU are nobody's business: user space finds what it wrote itself. */
 static bool at_core(const struct cv_vcpu *vcpu)
@@ -83,6 +85,88 @@ int cv_finish_exit(struct cv_vcpu *vcpu)
 	}
 	vcpu->unfinished = false;
 	return error;
+}
+
+/* ---- accesses above the start of VMs' memory, where no memory is ------------------------------------------------------------- */
+
+/* ISS of a data abort. */
+#define ISS_ISV BIT(24)
+#define ISS_SAS(esr) ((esr) >> 22 & 3)
+#define ISS_SSE BIT(21)
+#define ISS_SRT(esr) ((esr) >> 16 & 0x1f)
+#define ISS_SF BIT(15)
+#define ISS_WNR BIT(6)
+
+static int set_register(struct cv_vcpu *vcpu, u32 n, u64 value)
+{
+	if (at_core(vcpu))
+		return core_set(vcpu, n, value);
+	vcpu->cache[n] = value;
+	return 0;
+}
+
+static int get_register(struct cv_vcpu *vcpu, u32 n, u64 *value)
+{
+	if (at_core(vcpu))
+		return core_get(vcpu, n, value);
+	*value = vcpu->cache[n];
+	return 0;
+}
+
+static int step(struct cv_vcpu *vcpu)
+{
+	u64 pc;
+
+	return get_register(vcpu, REG_PC, &pc) ?: set_register(vcpu, REG_PC, pc + 4);
+}
+
+/*
+ * The core takes such an access for one to memory that is still missing, and shows nothing of it. The registers of an ordinary VM tell what it was:
+ * `action` becomes a KSERV_MMIO. -ENOSYS: the syndrome does not describe it; -EPERM: a protected VM. A store is over with this.
+ */
+int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action)
+{
+	u64 esr, far, data = 0;
+	int error;
+
+	if (!at_core(vcpu))
+		return -EPERM;
+	error = core_get(vcpu, REG_SYNDROME, &esr) ?: core_get(vcpu, REG_FAULT_ADDRESS, &far);
+	if (error)
+		return error;
+	if (!(esr & ISS_ISV))
+		return -ENOSYS;
+	action->addr = (action->addr & PAGE_MASK) | (far & ~PAGE_MASK);
+	action->len = 1 << ISS_SAS(esr);
+	action->write = !!(esr & ISS_WNR);
+	vcpu->syndrome = esr;
+	if (action->write) {
+		if (ISS_SRT(esr) != 31)
+			error = core_get(vcpu, ISS_SRT(esr), &data);
+		action->data = action->len < 8 ? data & (BIT_ULL(action->len * 8) - 1) : data;
+		return error ?: step(vcpu);
+	}
+	vcpu->emulated = true;
+	return 0;
+}
+
+/* User space has answered the load. */
+int cv_emulate_end(struct cv_vcpu *vcpu, u64 data)
+{
+	u64 esr = vcpu->syndrome;
+	u32 bits = 8 << ISS_SAS(esr);
+
+	vcpu->emulated = false;
+	data = esr & ISS_SSE ? sign_extend64(data, bits - 1) : data & (U64_MAX >> (64 - bits));
+	if (!(esr & ISS_SF))
+		data &= U32_MAX;
+	if (ISS_SRT(esr) != 31) {
+		int error = set_register(vcpu, ISS_SRT(esr), data);
+
+		if (error)
+			return error;
+	}
+	return step(vcpu);
 }
 
 void cv_reset_cache(struct cv_vcpu *vcpu)

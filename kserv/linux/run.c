@@ -168,10 +168,27 @@ static void finish_load(struct cv_vcpu *vcpu, u64 data)
 	cv_with_model(vcpu->vm, (kserv_mmio_done(vcpu->vm->model, vcpu->id, vcpu->mailbox, data), 0));
 }
 
-/* An access outside of the VM's memory. 0: served; 1: user space does it. */
-static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
+/* User space makes the access, unless it is a store that an eventfd waits for. 0: served; 1: to user space. */
+static int device_access(struct cv_vcpu *vcpu, const struct kserv_action *action)
 {
 	struct kvm_run *run = vcpu->run;
+
+	if (action->write && cv_ioeventfd_write(vcpu->vm, action->addr, action->len, action->data))
+		return 0;
+	run->exit_reason = KVM_EXIT_MMIO;
+	run->mmio.phys_addr = action->addr;
+	run->mmio.len = action->len;
+	run->mmio.is_write = action->write;
+	memset(run->mmio.data, 0, sizeof(run->mmio.data));
+	if (action->write)
+		memcpy(run->mmio.data, &action->data, action->len);
+	vcpu->mmio_read = !action->write;
+	return 1;
+}
+
+/* An access outside of where the core knows memory. 0: served; 1: user space does it. */
+static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
+{
 	u64 data = action->data;
 	int error;
 
@@ -185,30 +202,23 @@ static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
 		error = cv_memory_fault(vcpu->vm, action->addr, action->write);
 		return error == -ENOENT ? 0 : error;
 	}
-	if (error == -EFAULT)
-		return error;
-	if (action->write && cv_ioeventfd_write(vcpu->vm, action->addr, action->len, data))
-		return 0;
-	run->exit_reason = KVM_EXIT_MMIO;
-	run->mmio.phys_addr = action->addr;
-	run->mmio.len = action->len;
-	run->mmio.is_write = action->write;
-	memset(run->mmio.data, 0, sizeof(run->mmio.data));
-	if (action->write)
-		memcpy(run->mmio.data, &data, action->len);
-	vcpu->mmio_read = !action->write;
-	return 1;
+	return error == -EFAULT ? error : device_access(vcpu, action);
 }
 
-/* Memory that is not there yet. 0: it is, or the VM takes an abort; 1: user space is asked. */
-static int serve_fault(struct cv_vcpu *vcpu, const struct kserv_action *action)
+/* Memory that is not there yet, or no memory. 0: it is there, or the VM takes an abort; 1: user space is asked. */
+static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
 {
 	struct kvm_run *run = vcpu->run;
 	int error = cv_memory_fault(vcpu->vm, action->addr, action->write);
 
 	if (error != -ENOENT && error != -EACCES)
 		return error;
-	if (vcpu->vm->nisv_to_user && !action->fetch) {
+	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action);
+	if (!error)
+		return device_access(vcpu, action);
+	if (error == -ENOSYS) {
+		if (!vcpu->vm->nisv_to_user)
+			return -ENOSYS;
 		run->exit_reason = KVM_EXIT_ARM_NISV;
 		run->arm_nisv.esr_iss = *cv_mailbox(vcpu, CV_MAILBOX_ESR) & 0x1ffffff;
 		run->arm_nisv.fault_ipa = action->addr;
@@ -232,7 +242,7 @@ static int system_event(struct cv_vcpu *vcpu, const struct kserv_action *action)
 }
 
 /* What follows from an exit. 0: the vCPU runs on; 1: to user space, whose kvm_run is filled; else an error. */
-static int serve(struct cv_vcpu *vcpu, const struct kserv_action *action)
+static int serve(struct cv_vcpu *vcpu, struct kserv_action *action)
 {
 	switch (action->kind) {
 	case KSERV_RUN:
@@ -326,15 +336,24 @@ static int run_loop(struct cv_vcpu *vcpu)
 	}
 }
 
-static void take_answer(struct cv_vcpu *vcpu)
+/* User space has answered a load. */
+static int take_answer(struct cv_vcpu *vcpu)
 {
 	u64 data = 0;
+	int error = 0;
 
 	if (!vcpu->mmio_read)
-		return;
+		return 0;
 	memcpy(&data, vcpu->run->mmio.data, min_t(u32, vcpu->run->mmio.len, sizeof(data)));
-	finish_load(vcpu, data);
 	vcpu->mmio_read = false;
+	if (!vcpu->emulated) {
+		finish_load(vcpu, data);
+		return 0;
+	}
+	down_read(&vcpu->vm->life);
+	error = cv_emulate_end(vcpu, data);
+	up_read(&vcpu->vm->life);
+	return error;
 }
 
 long cv_vcpu_run(struct cv_vcpu *vcpu)
@@ -347,7 +366,9 @@ long cv_vcpu_run(struct cv_vcpu *vcpu)
 		return -ENOEXEC;
 	if (READ_ONCE(vcpu->vm->failed))
 		return -EIO;
-	take_answer(vcpu);
+	result = take_answer(vcpu);
+	if (result)
+		return result;
 	if (cv_immediate_exit(run)) {
 		/* What user space did is done: it may look at the registers, or save them. */
 		down_read(&vcpu->vm->life);

@@ -29,6 +29,7 @@ static long vcpu_init(struct cv_vcpu *vcpu, void __user *argp)
 	vcpu->by_user = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) == KVM_MP_STATE_RUNNABLE;
 	vcpu->unfinished = false;
 	vcpu->mmio_read = false;
+	vcpu->emulated = false;
 	vcpu->abort_asked = false;
 	return 0;
 }
@@ -72,6 +73,7 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 	if (!error && events.exception.ext_dabt_pending) {
 		vcpu->abort_asked = true;
 		vcpu->mmio_read = false;
+		vcpu->emulated = false;
 	}
 	return error;
 }

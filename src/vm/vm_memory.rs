@@ -149,6 +149,8 @@ fn register_of(register: u64) -> Option<ShadowReg> {
         VMCR => VgicWord::Vmcr.reg(),
         // Active priorities: AP0R0 to 3, AP1R0 to 3.
         201..=208 => ShadowReg::Vgic(VgicWord::Ap0r as u8 + (n - VMCR - 1)),
+        210 => ShadowReg::EsrEl2,
+        211 => ShadowReg::FarEl2,
         Q0..192 => ShadowReg::Q(n - Q0),
         EL1..Q0 => ShadowReg::Bank(*BankReg::ALL.get(usize::from(n - EL1))?),
         _ => return None,
@@ -195,7 +197,7 @@ pub fn get_register<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, register: 
 /// Writes it. A program counter is where the vCPU goes on, also after an exit that would have gone on behind an instruction.
 ///
 /// # Errors
-/// As [`get_register`]; [`CallError::InvalidParameter`] also for a processor state that is not a VM's (A9).
+/// As [`get_register`]; [`CallError::InvalidParameter`] also for what can only be read, and for a processor state that is not a VM's (A9).
 pub fn set_register<M: Machine>(
     vms: &Vms<M>,
     id: VmId,
@@ -203,7 +205,12 @@ pub fn set_register<M: Machine>(
     register: u64,
     value: u64,
 ) -> Result<(), CallError> {
-    let reg = register_of(register).filter(|reg| *reg != ShadowReg::Pstate || is_pstate_of_vm(value));
+    let reg = register_of(register).filter(|reg| match reg {
+        ShadowReg::Pstate => is_pstate_of_vm(value),
+        // What the core itself decides by.
+        ShadowReg::EsrEl2 | ShadowReg::FarEl2 => false,
+        _ => true,
+    });
     open_vcpu(vms, id, vcpu, |vcpu| {
         if let Some(reg) = reg {
             vms.machine().set_shadow_ctxt(vcpu.shadow, reg, value);

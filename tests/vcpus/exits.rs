@@ -10,7 +10,7 @@ use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::{ExitCode, Machine};
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::guest::psci;
-use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason};
+use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason, Register};
 use corevisor::interface::{CallError, HostCall};
 
 #[test]
@@ -212,4 +212,21 @@ fn the_mmio_guard_hides_every_device_that_the_vm_has_not_named() {
     assert_eq!((load(0x0900_0000), load(0x0900_1000)), (ExitReason::MmioRead, ExitReason::Irq));
     assert_eq!(bench.host.world.sim().counted(Event::VmAccessDenied), 1);
     assert_eq!((call(0xc600_0008, 0x0900_0000), load(0x0900_0000)), (0, ExitReason::Irq));
+}
+
+#[test]
+fn the_host_of_an_ordinary_vm_reads_the_syndrome_of_a_fault_and_cannot_write_it() {
+    let bench = Bench::started(VM_ORDINARY);
+    let store = 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 7 << 16 | 1 << 6 | 0b00_0111;
+    let (reason, _) = bench.trap(store, |context| {
+        (context.syndrome[1], context.syndrome[2]) = (0x7774, 0x7000_0000 >> 8);
+    });
+    assert_eq!(reason, ExitReason::MemoryFault);
+    let read = |register: Register| bench.host.call(HostCall::GetRegister, &[bench.vm, 0, register as u64]);
+    assert_eq!(read(Register::Syndrome).map(|x| x[1]), Ok(store));
+    assert_eq!(read(Register::FaultAddress).map(|x| x[1]), Ok(0x7774));
+    for register in [Register::Syndrome, Register::FaultAddress] {
+        let write = bench.host.done(HostCall::SetRegister, &[bench.vm, 0, register as u64, 0]);
+        assert_eq!(write, Err(CallError::InvalidParameter));
+    }
 }

@@ -183,6 +183,11 @@ pub enum Register {
     Vmcr = 200,
     /// ICH_AP0R0_EL2 to ICH_AP0R3_EL2, then ICH_AP1R0_EL2 to ICH_AP1R3_EL2; of GICv2 only the first, GICH_APR.
     Ap0r = 201,
+    /// Read only: ESR_EL2 of the last exit that trapped, whole. The host of an ordinary VM finishes by it an access above the start of VMs' memory,
+    /// where it has a device.
+    Syndrome = 210,
+    /// Read only: FAR_EL2 of that exit.
+    FaultAddress = 211,
 }
 
 #[cfg(test)]
