@@ -18,6 +18,9 @@ PATH=$PATH:/usr/sbin:/sbin
 interactive=no
 if [ -t 0 ] && [ -t 2 ]; then interactive=yes; fi
 
+# sudo's PATH has not the place where rustup puts cargo.
+if ! command -v cargo >/dev/null && [ -x "${HOME:-}/.cargo/bin/cargo" ]; then export PATH="$HOME/.cargo/bin:$PATH"; fi
+
 # Stops unless as_root will work: WHAT is to be done as root.
 need_root() {
     [ "$(id -u)" != 0 ] || return 0

@@ -1,6 +1,9 @@
 # Builds the core and the development machine's tool. To be sourced by bash, after `root` is set.
 # shellcheck shell=bash
 
+# sudo's PATH has not the place where rustup puts cargo.
+if ! command -v cargo >/dev/null && [ -x "${HOME:-}/.cargo/bin/cargo" ]; then export PATH="$HOME/.cargo/bin:$PATH"; fi
+
 # The value of an option among the arguments, both "--name value" and "--name=value"; empty if it is not there.
 option_value() { # NAME ARGUMENT...
     local name=$1 value=''
@@ -50,6 +53,7 @@ no_input() {
 
 # The tool, built for this machine.
 build_tool() {
+    command -v cargo >/dev/null || { echo "${0##*/}: there is no cargo on PATH: scripts/setup rust says what to install" >&2; exit 1; }
     [ -e "$root/target/debug/corevisor-tool" ] || echo "${0##*/}: building the tool (once)" >&2
     (cd "$root" && no_input cargo build --quiet --package corevisor-tool)
     tool=$root/target/debug/corevisor-tool
