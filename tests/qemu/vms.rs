@@ -50,7 +50,8 @@ pub fn cases() -> Vec<Case> {
                 .only_in_full_if(true),
             guest("registers of host and VMs survive 50,000 switches, two VMs on 4 CPUs", |bed, gic| {
                 switches(bed, gic, 4, 50_000)
-            }),
+            })
+            .starts_early(),
             guest("registers of host and VMs survive vCPUs that wander, eight on 3 CPUs", |bed, gic| {
                 wandering(bed, gic, 100)
             }),
@@ -64,11 +65,12 @@ pub fn cases() -> Vec<Case> {
             let selected = [(2, false, 2), (3, true, 2)].contains(&(gic, protected, vcpus));
             let name = format!("Debian's 6.12 in {} lives and powers off, {vcpus} vCPUs, GICv{gic}", kind(protected));
             let act = move |bed: &Bed| debian(bed, gic, protected, vcpus);
-            cases.push(Case::new("vms", name, act).only_in_full_if(!selected));
+            cases.push(Case::new("vms", name, act).only_in_full_if(!selected).starts_early());
         }
         cases.push(
             guest("Debian's 6.12 in a protected VM whose two vCPUs wander over 4 CPUs", wandering_debian)
-                .only_in_full_if(gic == 2),
+                .only_in_full_if(gic == 2)
+                .starts_early(),
         );
         cases.push(guest("two Debians at once, one of them protected", two_debians).only_in_full_if(true));
         cases.push(guest("Debian's 6.1 in a protected VM", older_debian).only_in_full_if(true));
