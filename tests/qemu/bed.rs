@@ -12,9 +12,9 @@ use std::{fmt, time::Duration};
 /// After so long a machine has hung. CI machines are slow and have other work; a healthy boot takes some seconds.
 pub const LIMIT: Duration = Duration::from_secs(300);
 /// The host's own watchdogs look at the clock: on a loaded machine they bark at QEMU. What really hangs ends at [`LIMIT`].
-const NO_CLOCK: &str = "nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
+pub const NO_CLOCK: &str = "nowatchdog rcupdate.rcu_cpu_stall_suppress=1";
 /// What the kernel tries of its own algorithms at each start: an eighth of a boot (CPU time in QEMU), and nothing of the core's.
-const NO_SELF_TESTS: &str = "cryptomgr.notests=1 initcall_blacklist=jent_mod_init,crypto_kdf108_init";
+pub const NO_SELF_TESTS: &str = "cryptomgr.notests=1 initcall_blacklist=jent_mod_init,crypto_kdf108_init";
 /// Console lines that a failure shows.
 const LINES: usize = 30;
 
@@ -44,7 +44,14 @@ macro_rules! failures {
         })*
     };
 }
-failures!(RunError, NotSeen, FileError, std::io::Error, corevisor_tool::initrd::InitrdError);
+failures!(
+    RunError,
+    NotSeen,
+    FileError,
+    std::io::Error,
+    corevisor_tool::initrd::InitrdError,
+    corevisor_tool::kvm::KvmError
+);
 
 /// Fails with `what` unless `condition`.
 pub fn check(condition: bool, what: impl Into<String>) -> Result<(), Failure> {

@@ -33,6 +33,18 @@ pub fn program(bed: &Bed, name: &str) -> Result<Vec<u8>, Failure> {
     Ok(std::fs::read(program)?)
 }
 
+/// `tests/host-programs/kvm-probe`, a static program of several files.
+pub fn kvm_probe(bed: &Bed) -> Result<Vec<u8>, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let (source, dir) = places(bed, "host-programs/kvm-probe")?;
+    let program = dir.join("kvm-probe");
+    let files = std::fs::read_dir(&source)?.collect::<Result<Vec<_>, _>>()?;
+    let parts = files.iter().map(|file| file.path()).filter(|file| file.extension().is_some_and(|end| end != "h"));
+    let mut compiler = Command::new("aarch64-linux-gnu-gcc");
+    make(compiler.args(["-Wall", "-Wextra", "-O1", "-static", "-o"]).arg(&program).args(parts))?;
+    Ok(std::fs::read(program)?)
+}
+
 fn places(bed: &Bed, name: &str) -> Result<(PathBuf, PathBuf), Failure> {
     let dir = bed.project.root().join("target/test").join(name);
     std::fs::create_dir_all(&dir)?;

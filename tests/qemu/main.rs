@@ -15,6 +15,7 @@
 //! | [`failure`]      | the core itself fails                                                  |
 //! | [`hostile`]      | a host that attacks at random; `--soak`                                |
 //! | [`vms`]          | virtual machines under the mini host                                   |
+//! | [`kvm`]          | virtual machines of a Linux host, by `/dev/kvm`                        |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
 //! | [`host_tree`]    | what the host's device tree must say                                   |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
@@ -28,6 +29,7 @@ mod failure;
 mod host_life;
 mod host_tree;
 mod hostile;
+mod kvm;
 mod made;
 mod matrix;
 mod placed;
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         failure::cases(),
         vms::cases(),
         hostile::cases(),
+        kvm::cases(),
     ];
     runner::run(cases.into_iter().flatten().collect(), &bed)
 }

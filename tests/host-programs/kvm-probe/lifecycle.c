@@ -1,0 +1,176 @@
+/* VMs that come and go, also with their process; and random calls. */
+#include "probe.h"
+#include <sched.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <time.h>
+
+/* MemAvailable in KiB; with what the kernel can drop. */
+static long available(void)
+{
+    char text[256];
+    long kib = -1;
+    sync();
+    FILE *file = fopen("/proc/sys/vm/drop_caches", "w");
+    if (file) {
+        fputs("3", file);
+        fclose(file);
+    }
+    file = fopen("/proc/meminfo", "r");
+    while (file && fgets(text, sizeof text, file))
+        if (sscanf(text, "MemAvailable: %ld", &kib) == 1)
+            break;
+    if (file)
+        fclose(file);
+    return kib;
+}
+
+/* Rounds of work are leaks if each costs a page or more. */
+static void no_leak(int rounds, long before, const char *what)
+{
+    long lost = before - available(), allowed = 2048 + 2L * rounds;
+    said(before > 0 && lost < allowed, "%d times %s: %ld KiB lost, %ld allowed", rounds, what, lost, allowed);
+}
+
+static void one_life(void)
+{
+    int exits;
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, guest_calls);
+    if (!run_to_done(vm, &exits))
+        said(false, "a VM of many runs");
+    end_vm(vm);
+}
+
+/* A child with a VM that computes, ended at a moment that the seed decides. */
+static void killed_child(unsigned seed)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        struct vm *vm = make_vm(1);
+        if (!vm)
+            _exit(1);
+        start_at(vm, guest_spin);
+        run_once(vm, 0);
+        _exit(1);
+    }
+    struct timespec moment = {.tv_nsec = (seed * 2654435761u >> 7) % 30000000};
+    nanosleep(&moment, NULL);
+    kill(child, SIGKILL);
+    int status;
+    said(waitpid(child, &status, 0) == child && WIFSIGNALED(status), "VMM %u is killed after %ld us", seed, moment.tv_nsec / 1000);
+}
+
+void test_lifecycle(int rounds)
+{
+    one_life();
+    long before = available();
+    for (int n = 0; n < rounds; n++)
+        one_life();
+    no_leak(rounds, before, "a VM that lives");
+    for (unsigned n = 0; n < 2; n++)
+        killed_child(n);
+    before = available();
+    for (int n = 0; n < rounds / 4; n++)
+        killed_child(n);
+    no_leak(rounds / 4, before, "a VMM that is killed");
+    one_life();
+}
+
+/* xorshift: the same calls for the same seed. */
+static uint64_t state;
+static uint64_t chance(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
+static uint64_t odd(void)
+{
+    static const uint64_t values[] = {0, 1, 2, 3, 5, 7, 8, 0xfff, 0x1000, 0x10000, GUEST_RAM, GUEST_RAM + 0x1000, RAM_SIZE, NO_RAM, 0x08000000, 0x80a0000,
+        0x7fffffff, 0x80000000, 0xffffffff, 1ULL << 32, 1ULL << 40, 1ULL << 48, 1ULL << 63, -1ULL, -4096ULL};
+    return chance() % 3 ? values[chance() % (sizeof values / sizeof *values)] : chance();
+}
+
+static const unsigned long calls[] = {KVM_CREATE_VM, KVM_CHECK_EXTENSION, KVM_CREATE_VCPU, KVM_SET_USER_MEMORY_REGION, KVM_RUN, KVM_GET_ONE_REG,
+    KVM_SET_ONE_REG, KVM_GET_REG_LIST, KVM_ARM_VCPU_INIT, KVM_ARM_PREFERRED_TARGET, KVM_GET_MP_STATE, KVM_SET_MP_STATE, KVM_IRQ_LINE,
+    KVM_CREATE_DEVICE, KVM_SET_DEVICE_ATTR, KVM_GET_DEVICE_ATTR, KVM_HAS_DEVICE_ATTR, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING, KVM_SIGNAL_MSI,
+    KVM_ENABLE_CAP, KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_SET_SIGNAL_MASK, KVM_SET_GUEST_DEBUG, KVM_CREATE_IRQCHIP, KVM_GET_DIRTY_LOG,
+    KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE, KVM_ARM_SET_DEVICE_ADDR, KVM_REGISTER_COALESCED_MMIO, KVM_GET_STATS_FD};
+
+/* A structure whose words are odd, addresses among them good ones now and then. */
+static void *structure(unsigned char *ram)
+{
+    static uint64_t words[128];
+    for (size_t n = 0; n < 128; n++)
+        words[n] = chance() % 4 ? odd() : (uintptr_t)ram + (chance() & 0xfff);
+    if (chance() % 2) {
+        struct kvm_userspace_memory_region *region = (void *)words;
+        region->slot = chance() % 6;
+        region->flags = chance() % 4 ? 0 : chance() % 4;
+        region->guest_phys_addr = chance() % 4 ? GUEST_RAM + (chance() % 1024) * 4096 : odd();
+        region->memory_size = chance() % 4 ? (chance() % 64) * 4096 : odd();
+        region->userspace_addr = chance() % 4 ? (uintptr_t)ram + (chance() % 256) * 4096 : odd();
+    }
+    return words;
+}
+
+static void random_calls(unsigned seed)
+{
+    int fds[64], count = 0;
+    state = 0x9e3779b97f4a7c15ULL ^ seed;
+    for (int n = 0; n < 10; n++)
+        chance();
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        _exit(1);
+    fds[count++] = kvm;
+    fds[count++] = vm->fd;
+    fds[count++] = vm->vcpus[0];
+    start_at(vm, guest_calls);
+    for (int n = 0; n < 400; n++) {
+        unsigned long call = calls[chance() % (sizeof calls / sizeof *calls)];
+        int fd = fds[chance() % count];
+        if (chance() % 3 == 0)
+            fd = call == KVM_RUN || call == KVM_GET_ONE_REG || call == KVM_SET_ONE_REG ? vm->vcpus[0] : vm->fd;
+        vm->run[0]->immediate_exit = chance() % 2;
+        void *argument = chance() % 8 ? structure(vm->ram) : (void *)odd();
+        if (call == KVM_RUN && chance() % 4)
+            argument = NULL;
+        int got = ioctl(fd, call, argument);
+        if (got > 2 && count < 64 && (call == KVM_CREATE_VM || call == KVM_CREATE_VCPU))
+            fds[count++] = got;
+    }
+}
+
+void fuzz(unsigned seed, unsigned rounds)
+{
+    unsigned killed = 0;
+    for (unsigned n = 0; n < rounds; n++) {
+        pid_t child = fork();
+        if (child == 0) {
+            /* A guest that never ends its run is ended here; so is a child that damages itself. */
+            alarm(1);
+            if (!freopen("/dev/null", "w", stdout))
+                _exit(1);
+            random_calls(seed + n);
+            _exit(0);
+        }
+        int status;
+        waitpid(child, &status, 0);
+        killed += WIFSIGNALED(status);
+    }
+    said(true, "%u rounds of 400 random calls from seed %u, %u ended by a signal", rounds, seed, killed);
+    one_life();
+    int exits;
+    struct vm *vm = make_vm(1);
+    if (vm) {
+        start_at(vm, guest_keeps);
+        said(run_to_done(vm, &exits) && exits == 200, "a VM lives afterwards");
+        end_vm(vm);
+    }
+}

@@ -1,0 +1,32 @@
+/* kvm-probe api|run|life ROUNDS|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not. */
+#include "probe.h"
+#include <fcntl.h>
+
+int main(int argc, char **argv)
+{
+    kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0) {
+        perror("/dev/kvm");
+        return 2;
+    }
+    int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+    said(size >= 4096 && size % 4096 == 0, "kvm_run has %d bytes", size);
+    run_size = size > 0 ? size : 4096;
+    const char *what = argc > 1 ? argv[1] : "";
+    if (!strcmp(what, "api")) {
+        test_system();
+        test_memory();
+        test_vcpu();
+        test_registers();
+    } else if (!strcmp(what, "run")) {
+        test_runs();
+    } else if (!strcmp(what, "life") && argc == 3) {
+        test_lifecycle(atoi(argv[2]));
+    } else if (!strcmp(what, "fuzz") && argc == 4) {
+        fuzz(atoi(argv[2]), atoi(argv[3]));
+    } else {
+        fprintf(stderr, "usage: kvm-probe api | run | life ROUNDS | fuzz SEED ROUNDS\n");
+        return 2;
+    }
+    return verdict();
+}

@@ -1,0 +1,185 @@
+/* What the probe's VMs run, at EL1 with the MMU off: copied as a whole to GUEST_RAM, started at one of the labels.
+ * x9 is where no memory is: an access there ends in the VMM. x10 is a page for results. */
+#define DONE 0xff0
+
+    .section .rodata
+    .balign 4096
+    .globl payload, payload_end
+payload:
+    .macro begin name
+    .globl \name
+\name:
+    movz    x9, #0x0a00, lsl #16
+    movz    x10, #0x4001, lsl #16
+    .endm
+    .macro done
+    str     wzr, [x9, #DONE]
+1:  wfi
+    b       1b
+    .endm
+
+/* Loads and stores of every width. */
+    begin guest_widths
+    ldr     x0, 2f
+    strb    w0, [x9, #0x01]
+    strh    w0, [x9, #0x02]
+    str     w0, [x9, #0x04]
+    str     x0, [x9, #0x08]
+    ldrb    w1, [x9, #0x11]
+    ldrh    w2, [x9, #0x12]
+    ldr     w3, [x9, #0x14]
+    ldr     x4, [x9, #0x18]
+    ldrsb   x5, [x9, #0x20]
+    ldrsh   x6, [x9, #0x22]
+    ldrsw   x7, [x9, #0x24]
+    ldrsb   w8, [x9, #0x28]
+    stp     x1, x2, [x10]
+    stp     x3, x4, [x10, #16]
+    stp     x5, x6, [x10, #32]
+    stp     x7, x8, [x10, #48]
+    str     xzr, [x9, #0x30]
+    done
+    .balign 8
+2:  .quad   0x8182838485868788
+
+/* SMCCC and PSCI calls that do not end the VM. */
+    begin guest_calls
+    movz    x0, #0x8400, lsl #16
+    hvc     #0
+    str     x0, [x10]
+    movz    x0, #0x8000, lsl #16
+    hvc     #0
+    str     x0, [x10, #8]
+    movz    x0, #0x8400, lsl #16
+    movk    x0, #0x000a
+    movz    x1, #0xc400, lsl #16
+    movk    x1, #0x0003
+    hvc     #0
+    str     x0, [x10, #16]
+    movz    x0, #0xc5ff, lsl #16
+    movk    x0, #0x0077
+    hvc     #0
+    str     x0, [x10, #24]
+    mrs     x0, mpidr_el1
+    str     x0, [x10, #32]
+    mrs     x0, CurrentEL
+    str     x0, [x10, #40]
+    done
+
+    begin guest_off
+    movz    x0, #0x8400, lsl #16
+    movk    x0, #0x0008
+    hvc     #0
+    done
+
+    begin guest_reset
+    movz    x0, #0x8400, lsl #16
+    movk    x0, #0x0009
+    hvc     #0
+    done
+
+    begin guest_spin
+1:  b       1b
+
+    begin guest_wfi
+1:  wfi
+    b       1b
+
+/* An access that the syndrome does not describe. */
+    begin guest_pair
+    ldp     x0, x1, [x9]
+    done
+
+/* x1: an address, x2: what to put there. What was there goes to the VMM. */
+    begin guest_swap
+    ldr     x0, [x1]
+    str     x0, [x9, #0x40]
+    str     x2, [x1]
+    ldr     x0, [x1]
+    str     x0, [x9, #0x48]
+    done
+
+/* The virtual counter, twice, and its frequency. */
+    begin guest_clock
+    mrs     x0, cntvct_el0
+    movz    x2, #20000
+1:  subs    x2, x2, #1
+    b.ne    1b
+    isb
+    mrs     x1, cntvct_el0
+    mrs     x2, cntfrq_el0
+    stp     x0, x1, [x10]
+    str     x2, [x10, #16]
+    done
+
+/* vCPU 0 starts vCPU 1, which sets a flag. */
+    begin guest_smp
+    movz    x0, #0xc400, lsl #16
+    movk    x0, #0x0003
+    mov     x1, #1
+    adr     x2, guest_second
+    movz    x3, #0x1234
+    hvc     #0
+    str     x0, [x10]
+1:  ldr     x0, [x10, #16]
+    cbz     x0, 1b
+    /* Once more: it is on already. */
+    movz    x0, #0xc400, lsl #16
+    movk    x0, #0x0003
+    mov     x1, #1
+    adr     x2, guest_second
+    hvc     #0
+    str     x0, [x10, #24]
+    done
+guest_second:
+    movz    x10, #0x4001, lsl #16
+    str     x0, [x10, #8]
+    mov     x0, #1
+    str     x0, [x10, #16]
+1:  wfi
+    b       1b
+
+/* Counts interrupts in x11, and says each to the VMM, who takes the line down. */
+    begin guest_irq
+    adr     x0, vectors
+    msr     vbar_el1, x0
+    isb
+    mov     x11, #0
+    msr     daifclr, #2
+    str     wzr, [x9, #0x50]
+1:  wfi
+    b       1b
+
+/* Every register of the general kind and of FP holds x1; many exits; all are still what they were? x0 and x10 differ. */
+    begin guest_keeps
+    movz    x11, #200
+    fmov    d0, x11
+    fmov    d31, x11
+    mov     x12, x11
+    mov     x28, x11
+    msr     tpidr_el0, x11
+    msr     tpidr_el1, x11
+1:  str     w11, [x9, #0x60]
+    fmov    x0, d0
+    fmov    x1, d31
+    mrs     x2, tpidr_el0
+    mrs     x3, tpidr_el1
+    cmp     x0, x12
+    ccmp    x1, x12, #0, eq
+    ccmp    x2, x12, #0, eq
+    ccmp    x3, x12, #0, eq
+    ccmp    x28, x12, #0, eq
+    b.ne    2f
+    subs    x11, x11, #1
+    b.ne    1b
+    str     x12, [x10]
+2:  done
+
+    .balign 2048
+vectors:
+    .org    vectors + 0x280
+    add     x11, x11, #1
+    str     w11, [x9, #0x58]
+    eret
+    .org    vectors + 0x800
+payload_end:

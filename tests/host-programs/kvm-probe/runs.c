@@ -1,0 +1,222 @@
+/* Guests that run: the payload, and what the VMM sees of it. */
+#include "probe.h"
+#include <pthread.h>
+#include <signal.h>
+#include <sys/time.h>
+
+static uint64_t result(struct vm *vm, int n) { return ((uint64_t *)(vm->ram + RESULTS - GUEST_RAM))[n]; }
+
+static const uint64_t pattern = 0x8182838485868788;
+
+/* One access of guest_widths: what the VMM must see. */
+static void access_is(struct vm *vm, bool write, unsigned offset, unsigned bytes)
+{
+    struct kvm_run *run = vm->run[0];
+    int reason = run_once(vm, 0);
+    bool so = reason == KVM_EXIT_MMIO && run->mmio.phys_addr == NO_RAM + offset && run->mmio.len == bytes && run->mmio.is_write == write;
+    if (so && write)
+        so = memcmp(run->mmio.data, &pattern, bytes) == 0;
+    said(so, "%s of %u bytes at +%#x (exit %d at %#llx, %u bytes)", write ? "store" : "load", bytes, offset, reason,
+        (unsigned long long)run->mmio.phys_addr, run->mmio.len);
+    if (!write)
+        memcpy(run->mmio.data, &pattern, sizeof pattern);
+}
+
+static void widths(struct vm *vm)
+{
+    start_at(vm, guest_widths);
+    for (unsigned bytes = 1; bytes <= 8; bytes *= 2)
+        access_is(vm, true, bytes, bytes);
+    for (unsigned bytes = 1; bytes <= 8; bytes *= 2)
+        access_is(vm, false, 0x10 + bytes, bytes);
+    access_is(vm, false, 0x20, 1);
+    access_is(vm, false, 0x22, 2);
+    access_is(vm, false, 0x24, 4);
+    access_is(vm, false, 0x28, 1);
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && vm->run[0]->mmio.len == 8 && vm->run[0]->mmio.phys_addr == NO_RAM + 0x30, "a store of xzr");
+    static const uint64_t loaded[] = {0x88, 0x8788, 0x85868788, 0x8182838485868788, 0xffffffffffffff88, 0xffffffffffff8788,
+        0xffffffff85868788, 0xffffff88};
+    for (int n = 0; n < 8; n++)
+        said(result(vm, n) == loaded[n], "load %d gave %#llx", n, (unsigned long long)result(vm, n));
+    int exits;
+    said(run_to_done(vm, &exits) && exits == 0, "nothing else");
+}
+
+static void calls(struct vm *vm)
+{
+    int exits;
+    start_at(vm, guest_calls);
+    said(run_to_done(vm, &exits) && exits == 0, "calls of the guest do not reach the VMM");
+    said(result(vm, 0) >= 0x2, "PSCI_VERSION says %#llx", (unsigned long long)result(vm, 0));
+    said(result(vm, 1) >= 0x10000 && result(vm, 1) < 0x20000, "SMCCC_VERSION says %#llx", (unsigned long long)result(vm, 1));
+    said((int32_t)result(vm, 2) == 0, "PSCI_FEATURES knows CPU_ON");
+    said((int32_t)result(vm, 3) == -1, "an unknown call is not supported: %#llx", (unsigned long long)result(vm, 3));
+    said((result(vm, 4) & 0xff00ffffff) == 0, "MPIDR_EL1 is %#llx", (unsigned long long)result(vm, 4));
+    said(result(vm, 5) == 1 << 2, "the guest is at EL1");
+}
+
+static void ends(const char *label, uint32_t type, const char *what)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, label);
+    int reason = run_once(vm, 0);
+    said(reason == KVM_EXIT_SYSTEM_EVENT && vm->run[0]->system_event.type == type, "%s is a system event (exit %d)", what, reason);
+    end_vm(vm);
+}
+
+static void on_alarm(int signal) { (void)signal; }
+
+static void interrupted(struct vm *vm, const char *label, const char *what)
+{
+    struct itimerval soon = {.it_value.tv_usec = 100000}, never = {0};
+    start_at(vm, label);
+    setitimer(ITIMER_REAL, &soon, NULL);
+    errno = 0;
+    int status = ioctl(vm->vcpus[0], KVM_RUN, 0);
+    said(status == -1 && errno == EINTR, "a signal ends a run %s: %d", what, status);
+    said(vm->run[0]->exit_reason == KVM_EXIT_INTR, "with its exit reason");
+    setitimer(ITIMER_REAL, &never, NULL);
+}
+
+static void immediate(struct vm *vm)
+{
+    start_at(vm, guest_spin);
+    vm->run[0]->immediate_exit = 1;
+    FAILS(EINTR, ioctl(vm->vcpus[0], KVM_RUN, 0));
+    said(get_reg(vm, 0, CORE(regs.pc)) == GUEST_RAM + (uint64_t)(guest_spin - payload), "and no instruction was run");
+    vm->run[0]->immediate_exit = 0;
+}
+
+/* Loads from and stores to a place that the host gives and takes. */
+static void slots(struct vm *vm)
+{
+    static unsigned char page[4096] __attribute__((aligned(4096)));
+    const uint64_t gpa = 0x50000000, moved = 0x58000000, in = 0x1111, out = 0x2222;
+    struct kvm_run *run = vm->run[0];
+    int exits;
+    memcpy(page, &in, sizeof in);
+    said(memory(vm, 3, 0, gpa, sizeof page, page) == 0, "a slot while the VM lives");
+    set_reg(vm, 0, X(1), gpa);
+    set_reg(vm, 0, X(2), out);
+    start_at(vm, guest_swap);
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && memcmp(run->mmio.data, &in, 8) == 0, "the guest sees what the host wrote");
+    said(run_to_done(vm, &exits) && memcmp(page, &out, 8) == 0, "the host sees what the guest wrote");
+
+    said(memory(vm, 3, 0, moved, sizeof page, page) == 0, "the slot moves");
+    set_reg(vm, 0, X(1), moved);
+    start_at(vm, guest_swap);
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == NO_RAM + 0x40 && memcmp(run->mmio.data, &out, 8) == 0,
+        "its content with it");
+    run_to_done(vm, &exits);
+    set_reg(vm, 0, X(1), gpa);
+    start_at(vm, guest_swap);
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == gpa && !run->mmio.is_write, "nothing is where it was");
+    run_to_done(vm, &exits);
+
+    memcpy(page, &in, sizeof in);
+    said(memory(vm, 3, 0, 0, 0, NULL) == 0 && memory(vm, 3, KVM_MEM_READONLY, gpa, sizeof page, page) == 0, "the slot comes back, read-only");
+    start_at(vm, guest_swap);
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == NO_RAM + 0x40 && memcmp(run->mmio.data, &in, 8) == 0,
+        "a load from a read-only slot");
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == gpa && run->mmio.is_write, "a store to it goes to the VMM");
+    said(run_to_done(vm, &exits) && memcmp(page, &in, 8) == 0, "and nowhere else");
+    said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
+}
+
+static void clock_runs(struct vm *vm)
+{
+    int exits;
+    start_at(vm, guest_clock);
+    said(run_to_done(vm, &exits), "the guest reads the virtual counter");
+    said(result(vm, 1) > result(vm, 0), "it goes forward: %llu", (unsigned long long)(result(vm, 1) - result(vm, 0)));
+    uint64_t frequency;
+    __asm__("mrs %0, cntfrq_el0" : "=r"(frequency));
+    said(result(vm, 2) == frequency, "at the host's frequency");
+}
+
+static void undescribed(void)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, guest_pair);
+    said(run_once(vm, 0) == -ENOSYS, "a load of a pair where no memory is -> ENOSYS");
+    end_vm(vm);
+}
+
+static void *second(void *arg)
+{
+    run_once(arg, 1);
+    return NULL;
+}
+
+static void smp(void)
+{
+    struct vm *vm = make_vm(2);
+    pthread_t thread;
+    int exits;
+    if (!vm)
+        return;
+    pthread_create(&thread, NULL, second, vm);
+    start_at(vm, guest_smp);
+    said(run_to_done(vm, &exits), "two vCPUs");
+    said(result(vm, 0) == 0, "CPU_ON starts the second");
+    said(result(vm, 1) == 0x1234, "with its context in x0");
+    said((int64_t)result(vm, 3) == -4, "a second CPU_ON finds it on: %lld", (long long)result(vm, 3));
+    /* Never joined: it waits in the guest until the process ends or is told to. */
+    vm->run[1]->immediate_exit = 1;
+    pthread_kill(thread, SIGALRM);
+    pthread_detach(thread);
+}
+
+/* The line of an interrupt controller outside of the kernel. */
+static void interrupts(void)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    struct kvm_run *run = vm->run[0];
+    struct kvm_irq_level irq = {.irq = KVM_ARM_IRQ_TYPE_CPU << KVM_ARM_IRQ_TYPE_SHIFT};
+    start_at(vm, guest_irq);
+    said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == NO_RAM + 0x50, "a guest with interrupts open");
+    for (uint32_t round = 1; round <= 3; round++) {
+        irq.level = 1;
+        said(ioctl(vm->fd, KVM_IRQ_LINE, &irq) == 0, "the line goes up");
+        int reason = run_once(vm, 0);
+        said(reason == KVM_EXIT_MMIO && run->mmio.phys_addr == NO_RAM + 0x58 && memcmp(run->mmio.data, &round, 4) == 0,
+            "interrupt %u arrives (exit %d at %#llx)", round, reason, (unsigned long long)run->mmio.phys_addr);
+        irq.level = 0;
+        ioctl(vm->fd, KVM_IRQ_LINE, &irq);
+    }
+    struct itimerval soon = {.it_value.tv_usec = 100000};
+    setitimer(ITIMER_REAL, &soon, NULL);
+    said(ioctl(vm->vcpus[0], KVM_RUN, 0) == -1 && errno == EINTR, "with the line down no more of them");
+    end_vm(vm);
+}
+
+void test_runs(void)
+{
+    struct sigaction action = {.sa_handler = on_alarm};
+    sigaction(SIGALRM, &action, NULL);
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    int exits;
+    widths(vm);
+    calls(vm);
+    start_at(vm, guest_keeps);
+    said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
+    slots(vm);
+    clock_runs(vm);
+    immediate(vm);
+    interrupted(vm, guest_spin, "of a guest that computes");
+    interrupted(vm, guest_wfi, "of a guest that waits");
+    end_vm(vm);
+    ends(guest_off, KVM_SYSTEM_EVENT_SHUTDOWN, "SYSTEM_OFF");
+    ends(guest_reset, KVM_SYSTEM_EVENT_RESET, "SYSTEM_RESET");
+    undescribed();
+    smp();
+    interrupts();
+}
