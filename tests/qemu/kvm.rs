@@ -68,7 +68,7 @@ fn finish(run: Run, script: &str) -> Result<Finished, Failure> {
 
 fn probe(bed: &Bed, whose: Whose, gic: u32, what: &str) -> Result<Finished, Failure> {
     let run = host(bed, whose, machine(gic), "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?);
-    let done = finish(run, &format!("driver_up\nkvm-probe {what} || fail 'the probe ends with status' $?"))?;
+    let done = finish(run, &format!("driver_up\ntimeout 200 kvm-probe {what} || fail 'the probe ends with status' $?"))?;
     done.says(" of ")?;
     done.check(done.console.lines().any(|line| line.ends_with("are not so")), "the probe came to no end")?;
     done.says_times("\nnot ok", 0)?;

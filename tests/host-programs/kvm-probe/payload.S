@@ -152,6 +152,9 @@ guest_second:
 
 /* Every register of the general kind and of FP holds x1; many exits; all are still what they were? x0 and x10 differ. */
     begin guest_keeps
+    mov     x0, #3 << 20
+    msr     cpacr_el1, x0
+    isb
     movz    x11, #200
     fmov    d0, x11
     fmov    d31, x11
