@@ -108,6 +108,10 @@ int set_reg(struct vm *vm, int vcpu, uint64_t id, uint64_t value)
 
 void start_at(struct vm *vm, const char *label)
 {
+    /* What the last exit left to do, such as the step over a store, is done by the next run: before the new place is set. */
+    vm->run[0]->immediate_exit = 1;
+    ioctl(vm->vcpus[0], KVM_RUN, 0);
+    vm->run[0]->immediate_exit = 0;
     if (set_reg(vm, 0, CORE(regs.pc), GUEST_RAM + (uint64_t)(label - payload)) == -1)
         said(false, "the program counter can be set");
 }
