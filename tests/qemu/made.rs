@@ -22,6 +22,13 @@ pub fn module(bed: &Bed) -> Result<Vec<u8>, Failure> {
     Ok(std::fs::read(dir.join("corevisor_test.ko"))?)
 }
 
+/// The Linux driver, built for one of Debian's kernels: the module's file.
+pub fn driver(bed: &Bed, kernel: &str) -> Result<PathBuf, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    make(Command::new(bed.project.root().join("scripts/build-driver")).args(["--kernel", kernel]))?;
+    Ok(bed.project.driver(kernel))
+}
+
 /// The static program `tests/host-<name>/<name>.c`.
 pub fn program(bed: &Bed, name: &str) -> Result<Vec<u8>, Failure> {
     let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
