@@ -169,7 +169,7 @@ fn guests(host: &Host) -> Vec<Guest> {
 /// Debian in QEMU in Debian: CPUs, memory, disk both ways, network, power-off.
 fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
     let Guest { gic, vcpus, bus } = guest;
-    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus}\n{HEALTH}\nexit 0\n"))?;
+    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt\n{HEALTH}\nexit 0\n"))?;
     let rom = if *bus == "pci" { ",romfile=" } else { "" };
     let script = format!(
         r#"
