@@ -276,7 +276,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     }
 
     /// What every exit shows: list registers, timer.
-    #[inline]
+    #[inline(always)]
     fn take_back(&mut self, vcpu: usize, mailbox: &Mailbox, timer_fired: bool) {
         let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
         // The core gives back as many as it got.
