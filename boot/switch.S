@@ -96,10 +96,9 @@ vm_vectors:
     from_core 13
     from_core 14
     from_core 15
-    .balign 128
 
 // ---------------------------------------------------------------------------------------------------------
-    .section .text.switch, "ax"
+    .section .text.fpsimd, "ax"
     .arch_extension fp
     .arch_extension simd
 

@@ -107,7 +107,7 @@ vectors:
     from_core 14
     from_core 15
 
-    .balign 128
+    .section .text.switch, "ax"
 host_sync:
     save_volatile sp
     save_rest sp

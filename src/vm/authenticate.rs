@@ -51,6 +51,7 @@ impl Manifest {
         self.0.get(at..at + N).and_then(|part| part.try_into().ok()).unwrap_or([0; N])
     }
 
+    #[inline(never)]
     fn word(&self, at: usize) -> u64 {
         u64::from_le_bytes(self.part(at))
     }

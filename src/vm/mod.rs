@@ -389,10 +389,15 @@ impl<M: Machine> Vms<M> {
     /// # Errors
     /// As [`memory_ops::hold_mailbox`].
     pub(crate) fn with_host_page<R>(&self, pfn: Pfn, act: impl FnOnce(&M) -> R) -> Result<R, CallError> {
-        memory_ops::hold_mailbox(&self.memory, pfn)?;
+        self.hold(pfn)?;
         let result = act(self.machine());
         self.let_go(pfn);
         Ok(result)
+    }
+
+    #[inline(never)]
+    fn hold(&self, pfn: Pfn) -> Result<(), CallError> {
+        Ok(memory_ops::hold_mailbox(&self.memory, pfn)?)
     }
 
     /// A page that was held is not any more.
@@ -410,6 +415,7 @@ impl<M: Machine> Vms<M> {
     ///
     /// # Errors
     /// [`CallError::NoSuchObject`] if there is no place with this number: the host's 0, and beyond the last.
+    #[inline(never)]
     pub(crate) fn place(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
         let slot = vm.raw().checked_sub(1).and_then(|n| self.slots.get(usize::from(n)));
         slot.map(Lock::acquire).ok_or(CallError::NoSuchObject)
@@ -419,6 +425,7 @@ impl<M: Machine> Vms<M> {
     ///
     /// # Errors
     /// [`CallError::NoSuchObject`] if there is none.
+    #[inline(never)]
     pub(crate) fn vm(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
         let place = self.place(vm)?;
         if place.state == VmState::Unused { Err(CallError::NoSuchObject) } else { Ok(place) }

@@ -94,6 +94,7 @@ fn key_of<M: Machine>(vms: &Vms<M>, number: u64) -> Result<[u8; 32], CallError> 
 }
 
 /// The key of the snapshot that is made of the VM; the snapshot begins with the first call.
+#[inline(never)]
 fn key_to_seal<M: Machine>(vms: &Vms<M>, snapshot: &mut Snapshot) -> Result<[u8; 32], CallError> {
     vms.sealing().ok_or(CallError::NotSupported)?;
     if snapshot.number == 0 {
@@ -146,6 +147,7 @@ fn unseal(
 }
 
 /// A VM that can be saved: protected, once allowed to run, now off with no vCPU running.
+#[inline(never)]
 fn check_save(vm: &Vm) -> Result<(), CallError> {
     vm.in_state(&[VmState::PowerOff])?;
     vm.of_kind(VmKind::Protected)?;
@@ -157,12 +159,14 @@ fn check_save(vm: &Vm) -> Result<(), CallError> {
 }
 
 /// A VM that can be made from a snapshot: protected, new, without images.
+#[inline(never)]
 fn check_restore(vm: &Vm) -> Result<(), CallError> {
     vm.in_state(&[VmState::Ready])?;
     vm.of_kind(VmKind::Protected)?;
     if vm.image_count == 0 { Ok(()) } else { Err(CallError::WrongState) }
 }
 
+#[inline(never)]
 fn read_words<M: Machine>(vms: &Vms<M>, pfn: Pfn, first: usize, bytes: &mut [u8]) {
     for (n, bytes) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
         let mut word = [0];
@@ -171,12 +175,14 @@ fn read_words<M: Machine>(vms: &Vms<M>, pfn: Pfn, first: usize, bytes: &mut [u8]
     }
 }
 
+#[inline(never)]
 fn write_words<M: Machine>(vms: &Vms<M>, pfn: Pfn, first: usize, bytes: &[u8]) {
     for (n, bytes) in bytes.as_chunks().0.iter().enumerate() {
         vms.machine().write_page(pfn, first + n, &[u64::from_le_bytes(*bytes)]);
     }
 }
 
+#[inline(never)]
 fn read_head<M: Machine>(vms: &Vms<M>, pfn: Pfn) -> Head {
     let mut words = [0; HEAD];
     vms.machine().read_page(pfn, 0, &mut words);
@@ -330,6 +336,7 @@ pub fn unseal_vcpu<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, data: Pfn) 
 // ---- the whole ------------------------------------------------------------------------------------------------------------
 
 /// The vCPUs that are registered, by bit.
+#[inline(never)]
 fn registered(vm: &Vm) -> u16 {
     let known = vm.vcpus.iter().enumerate().filter(|(_, vcpu)| vcpu.state != VcpuState::Unused);
     known.fold(0, |bits, (n, _)| bits | 1 << n)

@@ -3,7 +3,6 @@
 //! Only reads; every decision that needs more than the tree (is the initrd in RAM, which CPU booted) is the caller's.
 #![forbid(unsafe_code)]
 
-use fdt::Fdt;
 use fdt::node::FdtNode;
 
 use super::binding::{self, Role, Section};
@@ -49,7 +48,7 @@ pub fn describe(tree: &DeviceTree<'_>, out: &mut MachineDescription) -> Result<(
 
 /// Name of the node that `stdout-path` points to: the same slice of the blob as when the walk came by.
 fn stdout_node<'a>(
-    fdt: &Fdt<'a>,
+    tree: &DeviceTree<'a>,
     chosen: Option<FdtNode<'_, 'a>>,
     aliases: Option<FdtNode<'_, 'a>>,
 ) -> Option<&'a str> {
@@ -60,11 +59,7 @@ fn stdout_node<'a>(
     if !path.starts_with('/') {
         path = core::str::from_utf8(binding::without_nul(aliases?.property(path)?.value)).ok()?;
     }
-    // Only absolute paths may reach `find_node`: it would look anything else up as an alias, without end.
-    if !path.starts_with('/') {
-        return None;
-    }
-    fdt.find_node(path).map(|node| node.name)
+    path.starts_with('/').then(|| tree.find(path))?.map(|node| node.name)
 }
 
 struct Reader<'r, 't, 'a> {
@@ -251,7 +246,7 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
 
     /// The serial port that `stdout-path` points to.
     fn console(&self) -> Option<Console> {
-        let stdout = stdout_node(self.tree.fdt(), self.chosen, self.aliases)?;
+        let stdout = stdout_node(self.tree, self.chosen, self.aliases)?;
         self.consoles.iter().find(|(name, _)| core::ptr::eq(name.as_ptr(), stdout.as_ptr())).map(|found| found.1)
     }
 

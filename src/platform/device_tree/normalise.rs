@@ -110,6 +110,27 @@ impl<'a> DeviceTree<'a> {
         self.fdt.all_nodes().zip(self.depths.iter().map(|depth| usize::from(*depth)))
     }
 
+    /// The first node that the absolute `path` means; unit addresses may be left out (DTSpec §2.2.3).
+    pub(super) fn find(&self, path: &str) -> Option<FdtNode<'_, 'a>> {
+        let mut parts = path.split('/').filter(|part| !part.is_empty()).peekable();
+        let mut wanted = 1;
+        for (node, depth) in self.nodes() {
+            match parts.peek() {
+                None => return Some(node),                       // the root
+                _ if depth > 0 && depth < wanted => return None, // the parent's end
+                Some(part) if depth == wanted && (node.name == *part || node.name.split('@').next() == Some(*part)) => {
+                    parts.next();
+                    wanted += 1;
+                    if parts.peek().is_none() {
+                        return Some(node);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
     /// Where in the blob `value`, one of its properties' values, starts.
     pub(super) fn offset_of(&self, value: &[u8]) -> u32 {
         value.as_ptr().addr().wrapping_sub(self.blob.as_ptr().addr()) as u32

@@ -10,7 +10,7 @@
 //! What it may not do: take an address or a call to the firmware that is not on the whitelist. DEN0022 §5.
 #![forbid(unsafe_code)]
 
-use spin::Mutex;
+use spin::{Mutex, MutexGuard};
 
 use super::call::{self, Call, PsciError, SmcCall, id};
 use super::firmware::{Below, Machine, SystemEnd, sign_extend};
@@ -93,28 +93,34 @@ impl<M: Machine, const N: usize> Psci<M, N> {
         Self { machine, below, table: Mutex::new(PowerTable::new(boot_mpidr)) }
     }
 
+    /// The table, locked. Never inlined: the loop of a lock has its price in every place.
+    #[inline(never)]
+    fn table(&self) -> MutexGuard<'_, PowerTable<N>> {
+        self.table.lock()
+    }
+
     /// Adds a CPU that the host may start; gives its dense number, the next in order. Takes the lock.
     ///
     /// # Errors
     /// [`AddCpuError::TableFull`], [`AddCpuError::Duplicate`].
     pub fn add_cpu(&self, mpidr: u64) -> Result<CpuId, AddCpuError> {
-        self.table.lock().add(mpidr)
+        self.table().add(mpidr)
     }
 
     /// The CPU with this MPIDR_EL1. Takes the lock.
     pub fn find_cpu(&self, mpidr: u64) -> Option<CpuId> {
-        self.table.lock().find(mpidr)
+        self.table().find(mpidr)
     }
 
     /// Power state of `cpu`; `None` if there is no such CPU. Takes the lock.
     pub fn power(&self, cpu: CpuId) -> Option<CpuPower> {
-        self.table.lock().power(cpu)
+        self.table().power(cpu)
     }
 
     /// `cpu` has arrived in the core: where it shall enter the host, from now on in state `On`. `None` if nobody asked
     /// for it. Takes the lock.
     pub fn cpu_entered(&self, cpu: CpuId) -> Option<Start> {
-        self.table.lock().enter(cpu)
+        self.table().enter(cpu)
     }
 
     /// Waits, in WFE, until somebody wants `cpu` to run the host. A CPU that nobody ever asks for waits for ever.
@@ -199,14 +205,14 @@ impl<M: Machine, const N: usize> Psci<M, N> {
         let target = self.find_cpu(target).ok_or(PsciError::InvalidParameters)?;
         let start = start()?;
         let affinity = {
-            let mut table = self.table.lock();
+            let mut table = self.table();
             table.begin_on(cpu, target, start)?;
             table.affinity(target).ok_or(PsciError::InternalFailure)?
         };
         match self.below.cpu_on(&self.machine, target, affinity) {
             Ok(()) => Ok(SUCCESS),
             Err(error) => {
-                self.table.lock().cancel_on(cpu, target);
+                self.table().cancel_on(cpu, target);
                 Err(error)
             }
         }
@@ -214,10 +220,10 @@ impl<M: Machine, const N: usize> Psci<M, N> {
 
     /// `Ok`: the CPU is off for the host and still runs in the core.
     fn cpu_off(&self, cpu: CpuId) -> Result<(), PsciError> {
-        self.table.lock().begin_off(cpu)?;
+        self.table().begin_off(cpu)?;
         let result = self.below.cpu_off(&self.machine);
         // Waits for one SMC of another CPU at most, which has no interrupts in between.
-        while result.is_err() && !self.table.lock().cancel_off(cpu) {
+        while result.is_err() && !self.table().cancel_off(cpu) {
             core::hint::spin_loop();
         }
         result
@@ -229,9 +235,9 @@ impl<M: Machine, const N: usize> Psci<M, N> {
         begin: impl FnOnce(&mut PowerTable<N>) -> Result<(), PsciError>,
         sleep: impl FnOnce() -> Result<(), PsciError>,
     ) -> Result<(), PsciError> {
-        begin(&mut self.table.lock())?;
+        begin(&mut self.table())?;
         let result = sleep();
-        self.table.lock().cancel_suspend(cpu);
+        self.table().cancel_suspend(cpu);
         result
     }
 
@@ -275,7 +281,7 @@ impl<M: Machine, const N: usize> Psci<M, N> {
     }
 
     fn snapshot(&self, cpu: CpuId) -> Option<(u64, CpuPower)> {
-        let table = self.table.lock();
+        let table = self.table();
         Some((table.affinity(cpu)?, table.power(cpu)?))
     }
 
