@@ -87,6 +87,16 @@ impl Pages {
         if known.is_empty() || self.rng.below(6) == 0 { self.gfn() } else { self.rng.pick(&known) }
     }
 
+    /// A page that a VM shares: which, whose, and where the VM has it.
+    fn shared(&mut self) -> Option<(u64, VmId, u64)> {
+        let all = self.spec.pages.iter().filter_map(|(pfn, state)| match state {
+            PageState::Shared { vm, gfn, count: ..5 } => Some((pfn.raw(), *vm, gfn.raw())),
+            _ => None,
+        });
+        let all: Vec<_> = all.collect();
+        if all.is_empty() { None } else { Some(self.rng.pick(&all)) }
+    }
+
     /// One random operation, by both: what was asked, and the answer of each.
     fn act(&mut self) -> Option<(String, String, String)> {
         let (v, p) = (self.vm(), self.pfn());
@@ -138,10 +148,7 @@ impl Pages {
                 answer = done(result);
             }
             17 | 18 => {
-                let shared = s.pages.values().find_map(|state| match state {
-                    PageState::Shared { vm, gfn, .. } => Some((*vm, gfn.raw())),
-                    _ => None,
-                });
+                let shared = self.shared().map(|(_, vm, gfn)| (vm, gfn));
                 let (id, gfn) = shared.filter(|_| self.rng.below(3) > 0).unwrap_or((id, self.used(v)));
                 let v = id.raw();
                 asked = format!("p RevokeVmPage {v} {gfn}");
@@ -200,6 +207,8 @@ impl Pages {
             }
             24..=26 => {
                 let value = self.rng.below(1 << 60);
+                let p = self.shared().filter(|_| self.rng.below(3) == 0).map_or(p, |(page, ..)| page);
+                let pfn = Pfn::new(p);
                 asked = format!("p HostStore {p} {value}");
                 let result;
                 (s, result) = memory::map_page_host(s, Ipa::new(p * PAGE));
@@ -304,7 +313,7 @@ impl Pages {
     }
 
     /// What the specification's table of the host leads to is what the model lets it: a page more is one that the model maps, or refuses; a
-    /// page less may be forgotten at any time.
+    /// page less may be forgotten at any time, if it is one that the host may reach.
     fn host(&mut self, after: &str) {
         let reached: BTreeSet<u64> = (self.spec.host.leaves.iter())
             .flat_map(|(gfn, leaf)| gfn.raw()..gfn.raw() + npt::pages_of(leaf.level as u32))
@@ -314,6 +323,8 @@ impl Pages {
             assert_eq!(answer, "done", "after {after}: the host maps page {page:#x}, which the model does not allow");
         }
         for page in self.mapped.difference(&reached) {
+            let may = memory::host_may_access(&self.spec, Pa::new(page * PAGE));
+            assert_eq!(may, Ok(()), "after {after}: the model's host still maps page {page:#x}");
             self.model.ask(&format!("p ForgetPageHost {page}"));
         }
         self.mapped = reached;
