@@ -81,13 +81,17 @@ pub fn cases() -> Vec<Case> {
         let default = host.whose == Driver && host.gic == 2;
         cases.push(probed(host, "the API answers the probe as it should", answers).only_in_full_if(!default));
     }
-    for host in [Host::new(Own, 2), Host::new(Own, 3)] {
-        cases.push(probed(host, "the probe's guests run as they should", runs).only_in_full_if(true));
+    for host in [driver, Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3)] {
+        let default = host.whose == Driver && host.gic == 2;
+        cases.push(probed(host, "the probe's guests run as they should", runs).only_in_full_if(!default));
     }
+    cases.push(probed(driver, "two guests at once", two).only_in_full_if(true));
+    cases.push(probed(driver, "a guest reboots in the same QEMU", reboots).only_in_full_if(true));
     for (host, guest) in [
         (driver, Guest { gic: Off, vcpus: 1, bus: "device" }),
         (driver, Guest { gic: V2, vcpus: 1, bus: "device" }),
         (driver, Guest { gic: V2, vcpus: 2, bus: "pci" }),
+        (Host::new(Driver, 3), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (Host::new(Own, 2), Guest { gic: Off, vcpus: 1, bus: "device" }),
     ] {
         let default = host.whose == Driver && guest.vcpus == 2;
@@ -186,4 +190,46 @@ fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
         gic.name(),
     );
     finish(run, &script)?.says("corevisor-guest: script ended with status 0")
+}
+
+/// Two guests with two vCPUs each, at the same time.
+fn two(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS=2 TIMER=virt\n{HEALTH}\nexit 0\n"))?;
+    let script = r#"
+        VCPUS=2 GIC=2
+        kvm_up
+        vm < /dev/null > /tmp/one &
+        vm < /dev/null > /tmp/two || fail "the second ends with status $?"
+        wait
+        for guest in one two; do
+            grep -q '^corevisor-guest: script ended with status 0' /tmp/$guest || { cat /tmp/$guest; fail "guest $guest"; }
+        done
+        echo "both came to their ends"
+    "#;
+    finish(run, script)?.says("\nboth came to their ends")
+}
+
+/// The disk remembers how often the guest has started.
+fn reboots(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let guest = r#"
+        read -r boot < /dev/vda
+        echo "guest: boot $boot"
+        [ $boot -lt 2 ] || exit 0
+        echo $((boot + 1)) | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null
+        sync
+        reboot -f
+        sleep 100
+    "#;
+    let script = r#"
+        VCPUS=2 GIC=2
+        kvm_up
+        { echo 1; head -c 1048574 /dev/zero; } > /tmp/disk.img
+        vm_without_console -chardev stdio,id=console,signal=off -serial chardev:console \
+            -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-device,drive=disk < /dev/null ||
+            fail "QEMU ends with status $?"
+    "#;
+    let done = finish(host.run(bed, guest)?, script)?;
+    done.says("guest: boot 1")?;
+    done.says("guest: boot 2")?;
+    done.says("corevisor-guest: script ended with status 0")
 }
