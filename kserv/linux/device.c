@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * The interrupt controller in the kernel as KVM_CREATE_DEVICE makes it, and its attributes. What they mean is the model's.
+ * The interrupt controller in the kernel and GICv3's translation service as KVM_CREATE_DEVICE makes them, and their attributes. What they mean is the
+ * model's.
  */
 #include <linux/anon_inodes.h>
 #include <linux/slab.h>
@@ -95,6 +96,36 @@ static int has_attr(struct cv_vm *vm, const struct kvm_device_attr *attr)
 	return cv_with_model(vm, kserv_gic_has(vm->model, attr->group, attr->attr));
 }
 
+static const struct file_operations its_ops;
+
+/* The translation service has an address, which is the only value there is. */
+static int its_attr(struct cv_vm *vm, unsigned int ioctl, const struct kvm_device_attr *attr)
+{
+	void __user *user = (void __user *)(unsigned long)attr->addr;
+	size_t size = attr->group == KVM_DEV_ARM_VGIC_GRP_ADDR ? sizeof(u64) : 0;
+	u64 value = 0;
+	u32 kick = 0;
+	int error;
+
+	switch (ioctl) {
+	case KVM_SET_DEVICE_ATTR:
+		if (copy_from_user(&value, user, size))
+			return -EFAULT;
+		mutex_lock(&vm->its_lock);
+		error = cv_with_model(vm, kserv_its_set(vm->model, attr->group, attr->attr, &value, &kick));
+		mutex_unlock(&vm->its_lock);
+		cv_kick(vm, kick);
+		return error;
+	case KVM_GET_DEVICE_ATTR:
+		error = cv_with_model(vm, kserv_its_get(vm->model, attr->group, attr->attr, &value));
+		if (error)
+			return error;
+		return copy_to_user(user, &value, size) ? -EFAULT : 0;
+	default:
+		return cv_with_model(vm, kserv_its_has(vm->model, attr->group, attr->attr));
+	}
+}
+
 static long device_ioctl(struct file *file, unsigned int ioctl, unsigned long arg)
 {
 	struct cv_vm *vm = file->private_data;
@@ -108,6 +139,8 @@ static long device_ioctl(struct file *file, unsigned int ioctl, unsigned long ar
 		return -EFAULT;
 	if (attr.flags)
 		return -EINVAL;
+	if (file->f_op == &its_ops)
+		return its_attr(vm, ioctl, &attr);
 	switch (ioctl) {
 	case KVM_SET_DEVICE_ATTR:
 		return set_attr(vm, &attr);
@@ -131,6 +164,16 @@ static const struct file_operations device_ops = {
 	.llseek = noop_llseek,
 };
 
+static const struct file_operations its_ops = {
+	.owner = THIS_MODULE,
+	.release = device_release,
+	.unlocked_ioctl = device_ioctl,
+	.llseek = noop_llseek,
+};
+
+#define ITS 4
+
+/* `version` 2, 3, or ITS. */
 static int create_gic(struct cv_vm *vm, u32 version)
 {
 	int error;
@@ -138,7 +181,12 @@ static int create_gic(struct cv_vm *vm, u32 version)
 	mutex_lock(&vm->lock);
 	error = cv_lock_vcpus(vm);
 	if (!error) {
-		error = vm->up ? -EBUSY : cv_with_model(vm, kserv_gic_create(vm->model, version));
+		if (vm->up)
+			error = -EBUSY;
+		else if (version == ITS)
+			error = cv_with_model(vm, kserv_its_create(vm->model));
+		else
+			error = cv_with_model(vm, kserv_gic_create(vm->model, version));
 		cv_unlock_vcpus(vm);
 	}
 	mutex_unlock(&vm->lock);
@@ -148,22 +196,29 @@ static int create_gic(struct cv_vm *vm, u32 version)
 /* KVM_CREATE_DEVICE. */
 int cv_device_create(struct cv_vm *vm, struct kvm_create_device *args)
 {
+	const char *name;
 	u32 version;
 	int result;
 
 	switch (args->type) {
 	case KVM_DEV_TYPE_ARM_VGIC_V2:
 		version = 2;
+		name = "kvm-arm-vgic-v2";
 		break;
 	case KVM_DEV_TYPE_ARM_VGIC_V3:
 		version = 3;
+		name = "kvm-arm-vgic-v3";
+		break;
+	case KVM_DEV_TYPE_ARM_VGIC_ITS:
+		version = ITS;
+		name = "kvm-arm-vgic-its";
 		break;
 	default:
 		return -ENODEV;
 	}
 	if (args->flags & ~KVM_CREATE_DEVICE_TEST)
 		return -EINVAL;
-	if (version != cv_core.gic)
+	if (cv_core.gic != (version == ITS ? 3 : version))
 		return -ENODEV;
 	if (args->flags & KVM_CREATE_DEVICE_TEST)
 		return 0;
@@ -171,8 +226,7 @@ int cv_device_create(struct cv_vm *vm, struct kvm_create_device *args)
 	if (result)
 		return result;
 	cv_vm_get(vm);
-	result = anon_inode_getfd(version == 2 ? "kvm-arm-vgic-v2" : "kvm-arm-vgic-v3", &device_ops, vm,
-				  O_RDWR | O_CLOEXEC);
+	result = anon_inode_getfd(name, version == ITS ? &its_ops : &device_ops, vm, O_RDWR | O_CLOEXEC);
 	if (result < 0) {
 		cv_vm_put(vm);
 		return result;

@@ -228,6 +228,29 @@ static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
 	return 0;
 }
 
+/* The VM gave its translation service commands: they and what they name are in its memory. */
+static int serve_its(struct cv_vcpu *vcpu)
+{
+	struct cv_vm *vm = vcpu->vm;
+	u64 gpa;
+	u32 len, kick;
+
+	mutex_lock(&vm->its_lock);
+	while (cv_with_model(vm, kserv_its_next(vm->model, &gpa, &len))) {
+		u8 bytes[32] = {};
+		bool ok = !cv_memory_access(vm, gpa, bytes, min_t(u32, len, sizeof(bytes)), false);
+
+		kick = 0;
+		cv_with_model(vm, (kserv_its_feed(vm->model, bytes, ok, &kick), 0));
+		cv_kick(vm, kick);
+		if (fatal_signal_pending(current))
+			break;
+		cond_resched();
+	}
+	mutex_unlock(&vm->its_lock);
+	return 0;
+}
+
 static int system_event(struct cv_vcpu *vcpu, const struct kserv_action *action)
 {
 	struct kvm_run *run = vcpu->run;
@@ -254,6 +277,8 @@ static int serve(struct cv_vcpu *vcpu, struct kserv_action *action)
 		return serve_mmio(vcpu, action);
 	case KSERV_FAULT:
 		return serve_fault(vcpu, action);
+	case KSERV_ITS:
+		return serve_its(vcpu);
 	case KSERV_SYSTEM_EVENT:
 		return system_event(vcpu, action);
 	default:

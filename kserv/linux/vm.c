@@ -51,6 +51,9 @@ int cv_check_extension(struct cv_vm *vm, unsigned long extension)
 		return cv_has_pointer_authentication();
 	case KVM_CAP_IRQCHIP:
 		return cv_core.gic != 0;
+	case KVM_CAP_SIGNAL_MSI:
+	case KVM_CAP_MSI_DEVID:
+		return cv_core.gic == 3;
 	case KVM_CAP_IRQ_ROUTING:
 		return CV_MAX_GSIS;
 	case KVM_CAP_NR_VCPUS:
