@@ -162,8 +162,8 @@ fn is_pstate_of_vm(value: u64) -> bool {
     const EL0T: u64 = 0;
     const EL1T: u64 = 4;
     const EL1H: u64 = 5;
-    // N Z C V, TCO DIT UAO PAN, SSBS, BTYPE, D A I F, M[3:0].
-    const ALLOWED: u64 = 0xf << 28 | 0xf << 22 | 1 << 12 | 0x3 << 10 | 0xf << 6 | 0xf;
+    // N Z C V, TCO DIT UAO PAN, ALLINT (which exceptions set where there is FEAT_NMI), SSBS, BTYPE, D A I F, M[3:0].
+    const ALLOWED: u64 = 0xf << 28 | 0xf << 22 | 0x3 << 12 | 0x3 << 10 | 0xf << 6 | 0xf;
     value & !ALLOWED == 0 && [EL0T, EL1T, EL1H].contains(&(value & 0xf))
 }
 

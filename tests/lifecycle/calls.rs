@@ -171,7 +171,7 @@ fn a_register_has_one_number_and_others_have_none() {
 fn a9_a_processor_state_beyond_el1_is_never_a_vms() {
     let (host, vm) = vm_in(VmState::Verified, VM_ORDINARY);
     let set = |value| host.done(HostCall::SetRegister, &[vm, 0, 33, value]);
-    for good in [0x3c5, 0, 4, 5, 0x6000_03c5, 0x6140_1005] {
+    for good in [0x3c5, 0, 4, 5, 0x6000_03c5, 0x6140_2005, 0x6140_1005] {
         assert_eq!(set(good), Ok(()), "{good:#x}");
     }
     for bad in [0x3c9, 8, 9, 0xd, 0x10, 0x1f, 1, 2, 3, 6, 7, 1 << 20 | 5, 1 << 21 | 5, 1 << 32 | 5, u64::MAX] {

@@ -123,7 +123,7 @@ fn registers_that_user_space_writes_are_what_the_core_gets() {
 fn a_processor_state_that_the_core_would_refuse_is_refused_here() {
     let mut driver = Driver::new(2, 0, 1);
     assert_eq!(driver.get(0, PSTATE), Ok([0x3c5, 0]));
-    for good in [0x3c5, 0, 4, 0x6000_03c5] {
+    for good in [0x3c5, 0, 4, 0x6000_03c5, 0x6140_2005] {
         assert_eq!(driver.set(0, PSTATE, [good, 0]), 0, "{good:#x}");
     }
     for bad in [0x3c9, 8, 0xd, 0x10, 0x1f, 1, 1 << 20 | 5, 1 << 32 | 5, u64::MAX] {

@@ -142,8 +142,8 @@ const LAST: u32 = ACTIVE_PRIORITIES + 7;
 const SCTLR_RESET: u64 = 0x30d0_0800;
 /// MPIDR_EL1: bit 31 is RES1.
 const MPIDR_RES1: u64 = 1 << 31;
-/// N Z C V, TCO DIT UAO PAN, SSBS, BTYPE, D A I F, M[3:0]: what the core takes of a processor state.
-const PSTATE_BITS: u64 = 0xf << 28 | 0xf << 22 | 1 << 12 | 0x3 << 10 | 0xf << 6 | 0xf;
+/// N Z C V, TCO DIT UAO PAN, ALLINT, SSBS, BTYPE, D A I F, M[3:0]: what the core takes of a processor state.
+const PSTATE_BITS: u64 = 0xf << 28 | 0xf << 22 | 0x3 << 12 | 0x3 << 10 | 0xf << 6 | 0xf;
 /// EL0t, EL1t, EL1h.
 const PSTATE_MODES: [u64; 3] = [0, 4, 5];
 /// CRm and op2 of the ID registers that [`super::Machine::id`] holds, in its order.
