@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
         let name = format!("random calls, accesses and runs of {cpus} CPUs at once get nowhere, GICv{gic}");
         Case::new("hostile", name, move |bed: &Bed| storm(bed, gic, cpus, 1, rounds).map(drop))
     };
-    vec![storm(3, 2, 800), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)]
+    vec![storm(3, 2, 400), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)]
 }
 
 /// One storm: the line in which the mini host says what it did.

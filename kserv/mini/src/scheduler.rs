@@ -41,6 +41,8 @@ struct Cpu {
     look: AtomicBool,
     /// Random numbers drawn.
     drawn: AtomicU64,
+    /// When this CPU has to look again, whatever runs.
+    until: AtomicU64,
 }
 
 impl Cpu {
@@ -51,6 +53,7 @@ impl Cpu {
             current: AtomicU64::new(0),
             look: AtomicBool::new(false),
             drawn: AtomicU64::new(0),
+            until: AtomicU64::new(u64::MAX),
         }
     }
 }
@@ -201,6 +204,10 @@ fn choose(now: u64) -> (Option<(Arc<Guest>, usize)>, Option<u64>) {
     if cpu::index() == 0 {
         sooner(now + cpu::frequency() * LOOK_MS / 1000);
     }
+    match CPUS[cpu::index()].until.load(Ordering::Relaxed) {
+        u64::MAX => {}
+        until => sooner(until),
+    }
     if WANDER.load(Ordering::Relaxed) != 0 {
         sooner(now + cpu::frequency() * WANDER_US / 1_000_000);
     }
@@ -245,6 +252,15 @@ pub fn run(mut end: impl FnMut() -> bool) {
             None => cpu::wait(),
         }
     }
+}
+
+/// Runs vCPUs on this CPU for so many microseconds. [`run`] alone asks no sooner than a vCPU leaves for good, or something interrupts it.
+pub fn run_for(microseconds: u64) {
+    let until = cpu::counter() + cpu::frequency() * microseconds / 1_000_000;
+    let own = &CPUS[cpu::index()].until;
+    own.store(until, Ordering::Relaxed);
+    run(|| cpu::counter() >= until);
+    own.store(u64::MAX, Ordering::Relaxed);
 }
 
 /// From now on vCPUs go to another CPU by chance after every turn; the same `seed` gives the same chances on each CPU.

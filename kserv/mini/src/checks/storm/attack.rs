@@ -22,6 +22,9 @@ pub const TAG: u64 = 0x5ec2_e75e;
 /// Parts of a second after which a vCPU of the storm leaves.
 const RUN_FOR: u64 = 20_000;
 
+/// Turn of the attacked VM's vCPUs between the steps, in microseconds.
+const TURN_US: u64 = 200;
+
 /// What is left of the storm's calls.
 #[derive(Debug, Default)]
 pub struct Known {
@@ -87,12 +90,8 @@ impl Storm {
                 _ => self.look(&mut random),
             }
             if step % 16 == 0 {
-                // Interrupts are taken, and the attacked VM's vCPUs have a turn where they are; elsewhere nothing would wake this CPU.
-                let mut turns = if self.places.cpus.contains(&cpu::index()) { 2 } else { 0 };
-                scheduler::run(|| {
-                    turns -= 1;
-                    turns < 0
-                });
+                // Interrupts are taken, and the attacked VM's vCPUs have a turn where they are.
+                scheduler::run_for(if self.places.cpus.contains(&cpu::index()) { TURN_US } else { 0 });
             }
             if self.wrong.lock().is_some() {
                 return;
