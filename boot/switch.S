@@ -62,6 +62,7 @@ vm_leave:
     adrp    x2, vectors
     add     x2, x2, :lo12:vectors
     msr     vbar_el2, x2
+    unmask_serror x2
     ldp     x19, x20, [sp, #(8 * 6)]
     ldp     x21, x22, [sp, #(8 * 8)]
     ldp     x23, x24, [sp, #(8 * 10)]

@@ -44,6 +44,15 @@
     ldp     x28, x29, [\base, #(8 * 28)]
     .endm
 
+    // From here on an SError is the core's own, and comes to its vector. One that is pending already is of whoever ran before: it waits until
+    // that one is back.
+    .macro  unmask_serror scratch
+    mrs     \scratch, isr_el1
+    tbnz    \scratch, #{ISR_A}, 9f
+    msr     daifclr, #{DAIF_A}
+9:
+    .endm
+
     // One of the 16 entries: 128 bytes. `host` entries go on to Rust and come back.
     .macro  from_host, handler
     .balign 128
@@ -78,6 +87,7 @@
     cmp     x0, #{ESR_EC_HVC64}
     b.ne    host_sync
     save_volatile sp
+    unmask_serror x1
     stp     x18, x29, [sp, #(8 * 18)]
     str     x30, [sp, #(8 * 30)]
     mov     x0, sp
@@ -111,6 +121,7 @@ vectors:
 host_sync:
     save_volatile sp
     save_rest sp
+    unmask_serror x1
     mov     x0, sp
     mov     x29, xzr
     bl      {trap_lower_sync}

@@ -65,6 +65,18 @@ fn every_exception_class_has_a_decided_outcome() {
 }
 
 #[test]
+fn an_serror_of_the_host_goes_back_to_it_and_nothing_else_changes() {
+    let mut world = world();
+    for n in 0..40 {
+        let before = trapped(0x2f, n);
+        let after = world.serror(1, before);
+        assert_eq!(after, Trapped { serror: Some(0xbe00_0000 | n), ..before });
+        world.check();
+    }
+    assert_eq!(world.sim().counted(Event::HostSError), 40);
+}
+
+#[test]
 fn every_fault_status_of_an_abort_has_a_decided_outcome() {
     let mut world = world();
     for (class, fsc) in [0x20, 0x24].into_iter().flat_map(|class| (0..64).map(move |fsc| (class, fsc))) {

@@ -142,6 +142,9 @@ pub trait Machine: Worlds {
     /// Sets the trapped host's processor state (SPSR_EL2).
     fn set_host_pstate(&self, pstate: u64);
 
+    /// Makes the SError of `syndrome` the host's: it takes it as soon as it does not mask SErrors (VSESR_EL2, HCR_EL2.VSE).
+    fn pend_host_serror(&self, syndrome: Syndrome);
+
     /// Reads an EL1 register of the host.
     fn read_el1(&self, reg: El1Reg) -> u64;
 

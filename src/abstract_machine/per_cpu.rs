@@ -79,6 +79,8 @@ events! {
     ExitStopped = "VM exits: stopped",
     /// By a failure.
     ExitFailed = "VM exits: failed",
+    /// An SError while the host ran: it went back to the host.
+    HostSError = "host SErrors",
 }
 
 /// Data of one CPU.
@@ -143,6 +145,8 @@ pub struct World {
     pub pmscr: u64,
     /// TRFCR_EL1 of the host.
     pub trfcr: u64,
+    /// HCR_EL2.VSE of the host: an SError waits for it until it is back.
+    pub serror: u64,
     /// The host's registers.
     pub host: Context,
     /// What VMs see of the CPU's ID registers.
@@ -166,6 +170,7 @@ impl PerCpu {
             pmcr: 0,
             pmscr: 0,
             trfcr: 0,
+            serror: 0,
         };
         let events = [const { AtomicU64::new(0) }; Event::COUNT];
         let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(0) }; Found::PLACES] };

@@ -313,7 +313,7 @@ pub fn ready_for_host() {
 pub extern "C" fn trap_lower_sync(frame: &mut TrapFrame) {
     match CORE.get() {
         Some(core) => trap_handler::host_trap_handler(core, frame),
-        None => failure::unexpected_serror(frame),
+        None => failure::unexpected_trap(frame),
     }
 }
 
@@ -323,6 +323,14 @@ pub extern "C" fn trap_lower_hvc(args: &mut [u64; 6]) {
     failure::provoke::if_asked(args);
     if let Some(core) = CORE.get() {
         trap_handler::host_hvc_handler(core, args);
+    }
+}
+
+/// An SError while the host ran: from boot/vectors.S.
+pub extern "C" fn trap_lower_serror(frame: &mut TrapFrame) {
+    match CORE.get() {
+        Some(core) => trap_handler::host_serror_handler(core),
+        None => failure::unexpected_trap(frame),
     }
 }
 

@@ -60,9 +60,9 @@ pub extern "C" fn unexpected_interrupt(_: &TrapFrame) {
     panic!("a physical interrupt was taken to EL2");
 }
 
-/// An SError came to EL2, although the host's are the host's.
-pub extern "C" fn unexpected_serror(_: &TrapFrame) {
-    panic!("SError at EL2, syndrome {:#x}, host IPA {:#x}", ESR_EL2.get(), HPFAR_EL2.get() << 8);
+/// EL1 trapped although there is no host yet.
+pub extern "C" fn unexpected_trap(_: &TrapFrame) {
+    panic!("a trap of EL1, syndrome {:#x}, host IPA {:#x}", ESR_EL2.get(), HPFAR_EL2.get() << 8);
 }
 
 fn report(text: impl FnOnce(&mut PanicWriter<'_>)) -> ! {
@@ -109,9 +109,13 @@ fn backtrace(out: &mut PanicWriter<'_>, pc: Option<u64>, mut frame_pointer: u64)
 /// Failures that a test can ask for: HVC with this number in x0 and the kind of failure in x1.
 #[cfg(feature = "test-hooks")]
 pub mod provoke {
-    use aarch64_cpu::registers::{Readable, SP};
+    use aarch64_cpu::registers::{ESR_EL2, Readable, SP, Writeable};
 
     use super::entry;
+    use crate::abstract_machine::regs::TrapFrame;
+
+    /// ESR_EL2 of an SError: class 0x2f, IL, ISS 0x11 (as a CPU with FEAT_RAS tells it: asynchronous).
+    const SERROR: u64 = 0xbe00_0011;
 
     /// Far from the numbers of the interface.
     const FAIL: u64 = 0xc600_8fff;
@@ -129,6 +133,11 @@ pub mod provoke {
             2 => touch(layout.stack_guard.base().raw(), false),
             3 => jump(layout.data.base().raw()),
             4 => drop(deeper(0)),
+            5 => serror(),
+            6 => {
+                ESR_EL2.set(SERROR);
+                super::super::boot::trap_lower_serror(&mut TrapFrame { x: [0; 31], sp: 0 });
+            }
             address => jump(address),
         }
     }
@@ -144,6 +153,19 @@ pub mod provoke {
             } else {
                 at.read_volatile();
             }
+        }
+    }
+
+    /// What hardware does for an SError at EL2, done by hand, for QEMU has none: the core's own vector must be the one.
+    #[inline(never)]
+    fn serror() {
+        // SAFETY: it is not safe; the report is the test.
+        unsafe {
+            core::arch::asm!(
+                "adr {pc}, .", "msr elr_el2, {pc}", "msr spsr_el2, {pstate}", "msr esr_el2, {esr}", "mrs {pc}, vbar_el2",
+                "add {pc}, {pc}, #0x380", "br {pc}",
+                pc = out(reg) _, pstate = in(reg) 0x2c9_u64, esr = in(reg) SERROR
+            );
         }
     }
 

@@ -30,6 +30,11 @@ pub fn host_trap(s: State, cpu: usize, frame: Frame, firmware: Firmware<'_>) -> 
     }
 }
 
+/// An SError while the host ran on `cpu`: it waits for the host, which goes on where it was.
+pub fn host_serror(s: State, cpu: usize) -> State {
+    s_count(s, Event::HostSError, |s| s.cpus[cpu].serror = Some(s.cpus[cpu].esr))
+}
+
 /// What the host has no right to, and what the core has no answer to: EC 0, IL.
 fn undefined(s: State, cpu: usize) -> State {
     s_count(s, Event::HostUndefined, |s| s.cpus[cpu] = exception_entry(s.cpus[cpu], 1 << 25))

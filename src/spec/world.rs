@@ -26,7 +26,7 @@ use crate::npt::descriptor::Stage2Access;
 use crate::npt::pt_alloc::alloc_root;
 use crate::npt::{Level, Npts, Shape, TableOwner, VM_SLOTS, no_vm};
 use crate::trap::Core;
-use crate::trap::trap_handler::host_trap_handler;
+use crate::trap::trap_handler::{host_serror_handler, host_trap_handler};
 use crate::vm;
 
 /// What a test machine looks like.
@@ -201,6 +201,20 @@ impl World {
             let (s, x) = trap::host_trap(s, cpu, x, &firmware);
             let trapped = s.cpus[cpu];
             (s, (trapped, x))
+        })
+    }
+
+    /// An SError while the host ran on `cpu`, with these registers. Gives the registers after it.
+    pub fn serror(&mut self, cpu: usize, trapped: Trapped) -> Trapped {
+        run_as(cpu);
+        self.sim().set_trapped(cpu, trapped);
+        self.spec.cpus[cpu] = trapped;
+        host_serror_handler(&self.core);
+        let code = self.sim().trapped(cpu);
+        self.agreed(code, |s| {
+            let s = trap::host_serror(s, cpu);
+            let trapped = s.cpus[cpu];
+            (s, trapped)
         })
     }
 

@@ -6,6 +6,7 @@
 //! | [`host_hvc_handler`]   | made a hypercall                                                |
 //! | [`host_smc_handler`]   | made an SMC                                                     |
 //! | [`host_npt_handler`]   | touched what its stage 2 does not map                           |
+//! | [`host_serror_handler`] | met an SError                                                  |
 //! | [`host_vcpu_run_handler`] | runs a vCPU                                                  |
 //! | [`vm_exit_handler`]    | (a VM left: serves it, or says that it is the host's)           |
 //!
@@ -73,6 +74,13 @@ pub fn host_vcpu_run_handler<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> u6
 pub fn vm_exit_handler<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, code: ExitCode) -> Action {
     core.machine().check();
     trap_handler_raw::vm_exit_handler_raw(core, active, ctxt, code)
+}
+
+/// An SError while the host ran: it is the host's.
+#[inline(never)]
+pub fn host_serror_handler<M: Machine>(core: &Core<M>) {
+    core.machine().check();
+    trap_handler_raw::host_serror_raw(core);
 }
 
 /// The host made an SMC. Kept out of line: the way of a hypercall is short only without it.

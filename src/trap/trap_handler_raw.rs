@@ -6,6 +6,7 @@
 //! | [`host_smc_handler_raw`]     | the same for an SMC, which does not step over itself      |
 //! | [`host_npt_handler_raw`]     | host_to_core; handle_host_stage2_fault; core_to_host      |
 //! | [`host_undefined_raw`]       | an undefined instruction into the host                    |
+//! | [`host_serror_raw`]          | an SError back to the host                                |
 //! | [`host_vcpu_run_handler_raw`]| save_host; restore_vm                                     |
 //! | [`vm_exit_handler_raw`]      | vm_exit_dispatcher, or why it is the host's               |
 //! | [`leave_vm_raw`]             | save_vm; restore_host                                     |
@@ -138,6 +139,22 @@ pub fn host_smc_handler_raw<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
 /// The host touched what its stage 2 does not map. K: `host_npt_handler_raw`.
 pub fn host_npt_handler_raw<M: Machine>(core: &Core<M>) {
     fault_handler::handle_host_stage2_fault(core);
+}
+
+/// An SError while the host ran. What it is about is the host's to judge: it takes it by itself, as a virtual one.
+#[cold]
+#[inline(never)]
+pub fn host_serror_raw<M: Machine>(core: &Core<M>) {
+    let (machine, syndrome) = (core.machine(), core.machine().read_esr_el2());
+    machine.count(Event::HostSError);
+    let level = if machine.counted(Event::HostSError) < TOLD { log::Level::Warn } else { log::Level::Trace };
+    log::log!(
+        level,
+        "SError while the host ran, ESR_EL2 {:#x}, pc {:#x}: the host takes it",
+        syndrome.raw(),
+        machine.host_pc()
+    );
+    machine.pend_host_serror(syndrome);
 }
 
 /// The host did what it has no right to, or what the core has no answer to.

@@ -43,6 +43,8 @@ pub fn cases() -> Vec<Case> {
             &["synchronous exception in the core", "ESR_EL2 0x96000007"],
         ),
         new("the core's data cannot be executed", "3", &["synchronous exception in the core", "ESR_EL2 0x8600000f"]),
+        new("an SError of the core's own is told", "5", &["SError in the core", "ESR_EL2 0xbe000011", "serror"]),
+        Case::new("failure", "an SError while the host runs is the host's, which judges it", hosts_serror),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
     ]
 }
@@ -78,6 +80,23 @@ fn fails(bed: &Bed, run: Run, cpus: usize, kind: &str, texts: &[&str]) -> Result
         check(named.contains(text), format!("the report should say {text:?}:\n{named}"))?;
     }
     Ok(())
+}
+
+/// The core's test build acts as if an SError had come while the host ran; the host must take it, with its syndrome.
+fn hosts_serror(bed: &Bed) -> Result<(), Failure> {
+    let script = "insmod /lib/corevisor_test.ko\necho 'hvc c6008fff 6' > /proc/corevisor\necho 'the host goes on'\n";
+    let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
+    let run = bed.run(Machine::virt().smp(1).cpu("max"));
+    let mut machine = run.core(hooks).file("/lib/corevisor_test.ko", made::module(bed)?).script(script).start()?;
+    machine.wait_for("Kernel panic - not syncing: Asynchronous SError Interrupt", LIMIT)?;
+    let console = machine.console();
+    for text in ["SError while the host ran, ESR_EL2 0xbe000011", "SError Interrupt on CPU0, code 0x00000000be000011"] {
+        check(console.contains(text), format!("the console should say {text:?}\n{}", machine.tail(30)))?;
+    }
+    check(
+        !console.contains("the host goes on") && !console.contains("FATAL"),
+        format!("something else:\n{}", machine.tail(30)),
+    )
 }
 
 /// Where each CPU is.

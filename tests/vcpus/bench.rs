@@ -133,6 +133,7 @@ pub fn view(c: &Context) -> Vcpu {
     let regs = Trapped {
         esr: c.syndrome[0],
         far: c.syndrome[1],
+        serror: None,
         hpfar: (c.syndrome[2] & 0xff_ffff_fff0) << 8,
         pc: c.pc,
         pstate: c.pstate,

@@ -8,7 +8,7 @@
 //! | breakpoints, watchpoints, OS lock           | the host's stay: trap (MDCR_EL2.TDA, TDRA, TDOSA)                          |
 //! | performance counters, profiling, trace      | the host's stay, stopped while a VM runs; trap (MDCR_EL2, CPTR_EL2.TTA)    |
 //! | activity monitors, MPAM, error records      | trap (CPTR_EL2.TAM, MPAM2_EL2, HCR_EL2.TERR)                               |
-//! | DISR_EL1                                    | a VM has VDISR_EL2 in its place (HCR_EL2.AMO)                              |
+//! | DISR_EL1                                    | host and VM have VDISR_EL2 in its place (HCR_EL2.AMO)                      |
 //! | PAuth keys                                  | switched where the CPU has them                                            |
 //! | CNTV_*                                      | switched; off while the core is between the two                            |
 //! | CNTP_*                                      | the host's stay: trap (CNTHCTL_EL2.EL1PCEN = 0)                            |
@@ -91,8 +91,7 @@ moves!(
     (CntvCval, "cntv_cval_el0"),
 );
 moves!(save_debug, load_debug, (Mdscr, "mdscr_el1") + (Mdccint, "mdccint_el1"));
-moves!(save_host_ras, load_host_ras, (Disr, "S3_0_C12_C1_1"));
-moves!(save_vm_ras, load_vm_ras, (Disr, "S3_4_C12_C1_1"));
+moves!(save_ras, load_ras, (Disr, "S3_4_C12_C1_1"));
 moves!(
     save_pauth,
     load_pauth,
@@ -114,7 +113,7 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
         save_debug(bank);
     }
     if features.ras {
-        if is_host { save_host_ras(bank) } else { save_vm_ras(bank) }
+        save_ras(bank);
     }
     if features.pauth {
         save_pauth(bank);
@@ -135,7 +134,7 @@ pub fn restore(context: &Context, features: &Features, is_host: bool) {
         sysreg::Mdccint::set(0);
     }
     if features.ras {
-        if is_host { load_host_ras(bank) } else { load_vm_ras(bank) }
+        load_ras(bank);
     }
     if features.pauth {
         load_pauth(bank);

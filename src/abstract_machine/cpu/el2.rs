@@ -13,6 +13,7 @@ use spin::Once;
 use tock_registers::fields::FieldValue;
 
 use super::super::features::{Features, SeenIds, Traps};
+use super::super::regs::Syndrome;
 use super::super::shape::Shape;
 use super::sysreg::{
     self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64PFR0,
@@ -67,6 +68,10 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     VTCR_EL2.set(features.host_vtcr);
     VTTBR_EL2.set(vttbr);
     HCR_EL2.set(features.host.hcr);
+    if features.ras {
+        sysreg::Vdisr::set(0);
+        sysreg::Vsesr::set(0);
+    }
     traps::write(&features, &features.host);
     vectors_for_host(&features);
     if sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceFilt) != 0 {
@@ -137,13 +142,25 @@ fn has_pauth() -> bool {
         || [ID_AA64ISAR2::GPA3, ID_AA64ISAR2::APA3].iter().any(|field| sysreg::IdAa64isar2::get().read(*field) != 0)
 }
 
-/// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts and SErrors the host's own, extensions free.
+/// The host takes an SError with the ISS of `syndrome` (IDS and ISS; without FEAT_RAS none can be told). Arm ARM D1.3.7, D24.2.164.
+pub fn pend_host_serror(syndrome: Syndrome) {
+    const ISS: u64 = 0x1ff_ffff;
+    if with_world(|world| world.features.ras) {
+        sysreg::Vsesr::set(syndrome.raw() & ISS);
+    }
+    HCR_EL2.set(HCR_EL2.get() | HCR_EL2::VSE::SET.value);
+    barrier::isb(barrier::SY);
+}
+
+/// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts the host's own, extensions free. SErrors come to the core, for only so
+/// does it hear of its own; the host's it gives back ([`pend_host_serror`]).
 fn host_hcr(pauth: bool) -> u64 {
     let mte = sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::MTE) >= 2;
     let scxt = sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::CSV2) >= 2;
     (HCR_EL2::VM::Enable
         + HCR_EL2::RW::EL1IsAarch64
         + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
+        + HCR_EL2::AMO::SET
         + HCR_EL2::API.val(u64::from(pauth))
         + HCR_EL2::APK.val(u64::from(pauth))
         + HCR_EL2::ATA.val(u64::from(mte))

@@ -208,6 +208,10 @@ impl Machine for Cpu {
         SPSR_EL2.set(pstate);
     }
 
+    fn pend_host_serror(&self, syndrome: Syndrome) {
+        el2::pend_host_serror(syndrome);
+    }
+
     fn read_el1(&self, reg: El1Reg) -> u64 {
         match reg {
             El1Reg::Elr => ELR_EL1.get(),

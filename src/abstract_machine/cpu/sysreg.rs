@@ -187,6 +187,10 @@ registers! {
     Hfgitr2: "S3_4_C3_C1_7", ();
     /// Hypervisor system trap register (AArch32 CP15).
     Hstr: "hstr_el2", ();
+    /// Deferred virtual SError: what EL1 reads as DISR_EL1.
+    Vdisr: "S3_4_C12_C1_1", ();
+    /// Syndrome of the virtual SError that HCR_EL2.VSE makes pending.
+    Vsesr: "S3_4_C5_C2_3", ();
     /// Memory partitioning, EL2.
     Mpam2: "S3_4_C10_C5_0", ();
     /// Trace filter, EL2.

@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, VTCR_EL2, VTTBR_EL2, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, VTCR_EL2, VTTBR_EL2, Writeable};
 
 use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
@@ -29,6 +29,7 @@ const HCR_VM: u64 = 1 // VM
     | 1 << 35; // TLOR
 const HCR_VF: u64 = 1 << 6;
 const HCR_VI: u64 = 1 << 7;
+const HCR_VSE: u64 = 1 << 8;
 const HCR_TERR: u64 = 1 << 36;
 const HCR_APK_API: u64 = 0b11 << 40;
 /// MDCR_EL2: performance counters, breakpoints, profiling and trace trap; BRK stays the VM's own.
@@ -107,11 +108,19 @@ pub fn write(features: &Features, traps: &Traps) {
 
 /// Traps for a VM; the host's counters, profiling and trace stop.
 pub fn activate(world: &mut World, lines: VirtualLines) {
+    // What waits for the host is not for the VM, and waits on.
+    world.serror |= HCR_EL2.get() & HCR_VSE;
     pause_host_counting(world);
     let virq = if lines.virq { HCR_VI } else { 0 };
     let vfiq = if lines.vfiq { HCR_VF } else { 0 };
     HCR_EL2.set(world.features.vm.hcr | virq | vfiq);
     write(&world.features, &world.features.vm);
+}
+
+/// HCR_EL2 of the host, with the SError that waits for it: it stands in `world` if a VM ran, else still in the register.
+pub fn set_host_hcr(world: &mut World) {
+    let waits = core::mem::take(&mut world.serror) | HCR_EL2.get() & HCR_VSE;
+    HCR_EL2.set(world.features.host.hcr | waits);
 }
 
 /// The host's features and counters again.

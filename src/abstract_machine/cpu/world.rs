@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::ffi::c_void;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, HCR_EL2, Readable, SPSR_EL2, Writeable};
+use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, Readable, SPSR_EL2, Writeable};
 
 use super::super::addr::{CpuId, Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
 use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
@@ -110,7 +110,7 @@ impl Worlds for Cpu {
         with_world(|world| {
             let features = &world.features;
             traps::set_stage2(features.host_vtcr, features.host_vttbr, false);
-            HCR_EL2.set(features.host.hcr);
+            traps::set_host_hcr(world);
         });
         barrier::isb(barrier::SY);
     }

@@ -443,6 +443,10 @@ impl Machine for Sim {
         self.state().this_cpu().trapped.pstate = pstate;
     }
 
+    fn pend_host_serror(&self, syndrome: Syndrome) {
+        self.state().this_cpu().trapped.serror = Some(syndrome.raw());
+    }
+
     fn read_el1(&self, reg: El1Reg) -> u64 {
         match self.running(reg, None) {
             Some(value) => value,

@@ -12,6 +12,8 @@ pub struct Trapped {
     pub hpfar: u64,
     /// FAR_EL2.
     pub far: u64,
+    /// The SError that waits for the host: its syndrome, as VSESR_EL2 and HCR_EL2.VSE have it.
+    pub serror: Option<u64>,
     /// ELR_EL2.
     pub pc: u64,
     /// SPSR_EL2.
