@@ -10,9 +10,11 @@ use crate::{
 };
 use corevisor_tool::{
     kvm::{Driver as Module, GuestGic, KvmHost, USE},
+    kvm_protected::GuestShape,
     machine::Machine,
     outcome::Finished,
     run::{Boot, Run},
+    sign::Key,
 };
 
 /// Whose `/dev/kvm`.
@@ -59,11 +61,16 @@ impl Host {
 
     /// QEMU, `/dev/kvm` and a guest with a script for it.
     fn run(&self, bed: &Bed, guest_script: &str) -> Result<Run, Failure> {
+        self.run_with(bed, |host| host.guest_script(guest_script))
+    }
+
+    /// QEMU, `/dev/kvm` and what `more` says.
+    fn run_with(&self, bed: &Bed, more: impl FnOnce(KvmHost) -> KvmHost) -> Result<Run, Failure> {
         let (driver, run) = match self.whose {
             Whose::Own => (Module::Own, bed.run(self.machine().el2(true)).boot(Boot::NoCore)),
             Whose::Driver => (Module::Module(made::driver(bed, self.kernel)?), bed.run(self.machine())),
         };
-        let host = KvmHost::new(&bed.project, self.kernel, driver).guest_script(guest_script);
+        let host = more(KvmHost::new(&bed.project, self.kernel, driver));
         Ok(host.equip(run.kernel(self.kernel))?)
     }
 }
@@ -87,6 +94,12 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(probed(driver, "two guests at once", two).only_in_full_if(true));
     cases.push(probed(driver, "a guest reboots in the same QEMU", reboots).only_in_full_if(true));
+    cases.push(
+        probed(driver, "a protected Debian in QEMU runs its script and powers off", protected).only_in_full_if(true),
+    );
+    cases.push(
+        probed(driver, "a protected Debian whose initrd was tampered with is refused", tampered).only_in_full_if(true),
+    );
     for (host, guest) in [
         (driver, Guest { gic: Off, vcpus: 1, bus: "device" }),
         (driver, Guest { gic: V2, vcpus: 1, bus: "device" }),
@@ -207,6 +220,48 @@ fn two(bed: &Bed, host: &Host) -> Result<(), Failure> {
         echo "both came to their ends"
     "#;
     finish(run, script)?.says("\nboth came to their ends")
+}
+
+/// A key of the test's own; the manifest is made on this machine, by its QEMU, and the guest runs in the host's.
+fn with_protected_guest(host: KvmHost) -> KvmHost {
+    let shape = GuestShape { vcpus: 1, memory: "256M".into(), gic: GuestGic::Off, append: String::new() };
+    host.protected(shape, Key::from_seed([5; 32])).guest_script("grep MemTotal /proc/meminfo && exit 7")
+}
+
+fn protected(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let run = host.run_with(bed, with_protected_guest)?;
+    let script = r#"
+        kvm_up
+        vm_of_script &
+        vmm=$! seconds=0 vms=/sys/kernel/debug/corevisor_kvm/vms
+        until grep -q '^vm [0-9]*: protected,' $vms || [ $seconds = 60 ]; do sleep 1; seconds=$((seconds + 1)); done
+        grep '^vm' $vms
+        wait $vmm
+        [ $? = 7 ] || fail "the guest's script ends otherwise"
+    "#;
+    let done = finish(run, script)?;
+    done.says("\nvm 0: protected, ")?;
+    done.says("corevisor-guest: script ended with status 7")
+}
+
+/// QEMU stops the VM and waits for its monitor: it is ended here.
+fn tampered(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let run = host.run_with(bed, |host| with_protected_guest(host).tampered())?;
+    let script = r#"
+        kvm_up
+        vm < /dev/null > /tmp/said 2>&1 &
+        seconds=0
+        until grep -q 'kvm run failed' /tmp/said || [ $seconds = 60 ]; do sleep 1; seconds=$((seconds + 1)); done
+        kill -9 $!
+        wait
+        grep 'kvm run failed' /tmp/said
+        if grep -q corevisor-guest /tmp/said; then fail 'the guest has run'; fi
+        dmesg | grep 'the core refuses a protected VM'
+    "#;
+    let done = finish(run, script)?;
+    done.says("error: kvm run failed Key was rejected by service")?;
+    done.says("its images are not what the manifest says, or its key is not trusted")?;
+    done.says_times("script ended with status 7", 0)
 }
 
 /// The disk remembers how often the guest has started.

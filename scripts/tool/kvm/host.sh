@@ -1,5 +1,6 @@
 # Functions for scripts in a Linux host that runs VMs: /etc/corevisor/kvm.sh there. scripts/tool puts it into the initramfs, and
-# beside it a disk with Debian's QEMU, one with the guest's kernel, /guest/initrd, and the driver, if there is one.
+# beside it a disk with Debian's QEMU, one with the guest's kernel, /guest/initrd, and the driver, if there is one; for a protected
+# guest also /guest/manifest, which was signed, and /guest/dtb.
 #
 # A VM is what these say: VCPUS, MEMORY, GIC (off: QEMU's own; 2, 3: the host kernel's), APPEND.
 
@@ -40,7 +41,17 @@ driver_up() {
     [ -c /dev/kvm ] || no_kvm "there is no /dev/kvm: $(dmesg | grep -i 'kvm \[' | tail -n 1)"
 }
 
-kvm_up() { programs_up; driver_up "$@"; }
+# A protected guest's driver: what it makes from then on is protected, and starts with what the manifest says.
+protected_up() {
+    driver_up protected=1 "$@"
+    grep -q ' /sys/kernel/debug ' /proc/mounts || mount -t debugfs debugfs /sys/kernel/debug || no_kvm "there is no debugfs"
+    cat /guest/manifest > /sys/kernel/debug/corevisor_kvm/manifest || no_kvm "the driver does not take the manifest"
+}
+
+kvm_up() {
+    programs_up
+    if [ -e /guest/manifest ]; then protected_up "$@"; else driver_up "$@"; fi
+}
 
 # The -M of a VM.
 vm_machine() {
@@ -54,6 +65,8 @@ vm_machine() {
 
 # A VM without its console; arguments are QEMU's.
 vm_without_console() {
+    # A protected guest's tree is what was signed, not what this QEMU makes.
+    [ ! -e /guest/manifest ] || set -- -dtb /guest/dtb "$@"
     qemu-system-aarch64 -accel kvm -cpu host -M "$(vm_machine)" -smp "$VCPUS" -m "$MEMORY" -nodefaults -nographic \
         -kernel "$GUEST_KERNEL" -initrd /guest/initrd -append "console=ttyAMA0 panic=-1 quiet $APPEND" "$@"
 }

@@ -6,13 +6,18 @@
 use crate::{
     error::{FileError, read},
     initrd::{self, Extra, InitrdError},
+    kvm_protected::{self, GuestShape, ProtectedError, Signed},
     machine::{Board, Machine},
     modules::{ModuleError, load_list},
     project::{Kernel, Project},
     run::Run,
+    sign::Key,
 };
 use kserv_model::vm::GicVersion;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use thiserror::Error;
 
 /// Shell functions for the host's script: `kvm_up`, `vm` and others; it has them by [`USE`].
@@ -72,6 +77,9 @@ pub enum KvmError {
     /// A module of the host's kernel is missing.
     #[error(transparent)]
     Module(#[from] ModuleError),
+    /// A protected guest cannot be signed.
+    #[error(transparent)]
+    Protected(#[from] ProtectedError),
     /// A kernel file without modules.
     #[error("{0}: the host needs modules (ext4), and no kernel of its release is in target/host: name a version")]
     NoModules(String),
@@ -103,6 +111,8 @@ pub struct KvmHost {
     driver: Driver,
     guest_kernel: String,
     guest: Extra,
+    protected: Option<(GuestShape, Arc<Key>)>,
+    tampered: bool,
 }
 
 impl KvmHost {
@@ -114,6 +124,8 @@ impl KvmHost {
             driver,
             guest_kernel: "6.12".to_owned(),
             guest: Extra { script: None, files: vec![(NAME_PATH.to_owned(), b"guest\n".to_vec())] },
+            protected: None,
+            tampered: false,
         }
     }
 
@@ -128,6 +140,20 @@ impl KvmHost {
     #[must_use]
     pub fn guest_script(mut self, text: impl Into<Vec<u8>>) -> Self {
         self.guest.script = Some(text.into());
+        self
+    }
+
+    /// The guest is a protected one, of this shape and no other, signed with this key. The core is given its public key.
+    #[must_use]
+    pub fn protected(mut self, shape: GuestShape, key: Key) -> Self {
+        self.protected = Some((shape, Arc::new(key)));
+        self
+    }
+
+    /// For tests: the guest's initrd is changed after it was signed.
+    #[must_use]
+    pub fn tampered(mut self) -> Self {
+        self.tampered = true;
         self
     }
 
@@ -149,7 +175,10 @@ impl KvmHost {
         }
         run.machine = with_disk(run.machine, "qemu", &self.project.kvm_disk());
         run.machine = with_disk(run.machine, "guest", &Kernel::image_path(&self.project, &self.guest_kernel));
-        Ok(run)
+        match &self.protected {
+            Some((_, key)) => Ok(run.trusted(key.public())),
+            None => Ok(run),
+        }
     }
 
     /// `run` with all but the disks, which must be there.
@@ -173,7 +202,18 @@ impl KvmHost {
         for disk in [&self.project.kvm_disk(), &guest.image] {
             std::fs::File::open(disk).map_err(FileError::at("read", disk))?;
         }
-        Ok(run.file("/guest/initrd", self.guest_initrd(&guest)?))
+        let mut initrd = self.guest_initrd(&guest)?;
+        if let Some((shape, key)) = &self.protected {
+            let Signed { dtb, manifest } =
+                kvm_protected::sign(&self.project.qemu(), shape, &guest.image, &initrd, key)?;
+            run = run.file("/guest/dtb", dtb).file("/guest/manifest", manifest);
+        }
+        if self.tampered
+            && let Some(last) = initrd.last_mut()
+        {
+            *last ^= 1;
+        }
+        Ok(run.file("/guest/initrd", initrd))
     }
 
     fn guest_initrd(&self, kernel: &Kernel) -> Result<Vec<u8>, KvmError> {

@@ -49,6 +49,7 @@ pub mod error;
 pub mod given_tree;
 pub mod initrd;
 pub mod kvm;
+pub mod kvm_protected;
 pub mod machine;
 pub mod modules;
 pub mod newc;

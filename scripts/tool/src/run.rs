@@ -219,7 +219,7 @@ impl Run {
         self
     }
 
-    /// For tests: the core is given this public key, whichever signs.
+    /// The core is given this public key, whichever signs.
     #[must_use]
     pub fn trusted(mut self, public: [u8; 32]) -> Self {
         self.trusted = Some(public);
@@ -293,6 +293,11 @@ impl Run {
         matches!(self.boot, Boot::Mini(_))
     }
 
+    /// Whether the core's device tree is made to have a public key in it.
+    fn gives_key(&self) -> bool {
+        self.has_vms() || self.has_core() && self.trusted.is_some()
+    }
+
     /// Files that were named must be there; nobody makes them.
     fn check_named_files(&self) -> Result<(), FileError> {
         let boots_kernel = matches!(self.boot, Boot::Core | Boot::NoCore);
@@ -322,7 +327,7 @@ impl Run {
             },
             append: self.command_line(),
             dtb: match (&self.dtb, self.machine.board()) {
-                _ if self.has_vms() => Some(dir.join(DTB)),
+                _ if self.gives_key() => Some(dir.join(DTB)),
                 (None, Board::Raspi4b) => Some(dir.join(DTB)),
                 (dtb, _) => dtb.clone(),
             },
@@ -360,7 +365,9 @@ impl Run {
         if let Some(own) = &self.initrd {
             self.prepare_initrd(own, &files)?;
         }
-        if let (None, Some(path)) = (&self.dtb, &files.dtb) {
+        if let (true, Some(public)) = (self.gives_key(), self.trusted) {
+            self.prepare_tree(public, &files, dir)?;
+        } else if let (None, Some(path)) = (&self.dtb, &files.dtb) {
             write(path, &[&raspi::for_qemu(&self.project.pi_dtb())?])?;
         }
         Ok(files)
@@ -401,13 +408,18 @@ impl Run {
         if let Some(path) = &files.initrd {
             write(path, &[&vms.archive(&self.project, self.machine.gic_version(), &key)?])?;
         }
+        self.prepare_tree(self.trusted.unwrap_or_else(|| key.public()), files, dir)
+    }
+
+    /// The machine's device tree with a public key.
+    fn prepare_tree(&self, public: [u8; 32], files: &BootFiles, dir: &Path) -> Result<(), RunError> {
         let tree = match (&self.dtb, self.machine.board()) {
             (Some(file), _) => read(file)?,
             (None, Board::Raspi4b) => raspi::for_qemu(&self.project.pi_dtb())?,
             (None, Board::Virt) => given_tree::of_qemu(&self.project.qemu(), &self.machine, dir)?,
         };
         if let Some(path) = &files.dtb {
-            write(path, &[&given_tree::with_keys(&tree, &[self.trusted.unwrap_or_else(|| key.public())])?])?;
+            write(path, &[&given_tree::with_keys(&tree, &[public])?])?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::{CliError, HostArgs, LogLevel, bytes, memory_size, say, seconds};
 use crate::{
     error::{chain, read},
     kvm::{self, Driver, GuestGic, KvmError, KvmHost},
+    kvm_protected::GuestShape,
     machine::{Board, Machine, shell_word},
     project::Project,
     run::{Boot, Finished, Outcome, Run},
@@ -72,7 +73,7 @@ pub(super) struct RunArgs {
     vm_initrd: Option<PathBuf>,
     #[arg(long, requires = "mini", allow_hyphen_values = true)]
     vm_append: Vec<String>,
-    #[arg(long, requires = "mini")]
+    #[arg(long, requires = "own", conflicts_with = "no_core")]
     protected: bool,
     #[arg(long, requires = "vms")]
     key: Option<PathBuf>,
@@ -142,7 +143,7 @@ impl RunArgs {
     }
 
     /// The host that runs VMs, and what its script does: one VM, at the keyboard or with `script`.
-    fn kvm_host(&self, project: &Project, script: Option<&[u8]>) -> (KvmHost, String) {
+    fn kvm_host(&self, project: &Project, script: Option<&[u8]>) -> Result<(KvmHost, String), CliError> {
         let driver = if self.no_core { Driver::Own } else { Driver::Module(project.driver(&self.host.kernel)) };
         let mut host = KvmHost::new(project, &self.host.kernel, driver).guest_kernel(&self.guest_kernel);
         if let Some(script) = script {
@@ -153,14 +154,18 @@ impl RunArgs {
             Some([]) => "vm < /dev/null",
             Some(_) => "vm_of_script",
         };
-        let settings = format!(
-            "VCPUS={} MEMORY={} GIC={} APPEND={}",
-            self.vcpus.unwrap_or(1),
-            self.guest_memory,
-            self.guest_gic.name(),
-            shell_word(&self.guest_append.join(" ")),
-        );
-        (host, format!("{}{settings}\nkvm_up\n{start}\n", kvm::USE.replace('\n', "; ")))
+        let shape = GuestShape {
+            vcpus: self.vcpus.unwrap_or(1),
+            memory: self.guest_memory.clone(),
+            gic: self.guest_gic,
+            append: self.guest_append.join(" "),
+        };
+        let GuestShape { vcpus, memory, gic, append } = &shape;
+        let settings = format!("VCPUS={vcpus} MEMORY={memory} GIC={} APPEND={}", gic.name(), shell_word(append));
+        if self.protected {
+            host = host.protected(shape, super::sign::key(project, self.key.as_deref())?);
+        }
+        Ok((host, format!("{}{settings}\nkvm_up\n{start}\n", kvm::USE.replace('\n', "; "))))
     }
 
     fn machine(&self) -> Machine {
@@ -240,7 +245,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         }
     }
     if args.guest {
-        let (host, start) = args.kvm_host(&project, script.as_deref());
+        let (host, start) = args.kvm_host(&project, script.as_deref())?;
         let machine = args.machine();
         if !args.guest_gic.works_on(machine.gic_version()) {
             return Err(KvmError::Gic { guest: args.guest_gic.name() }.into());
