@@ -234,13 +234,13 @@ fn protected(bed: &Bed, host: &Host) -> Result<(), Failure> {
         kvm_up
         vm_of_script &
         vmm=$! seconds=0 vms=/sys/kernel/debug/corevisor_kvm/vms
-        until grep -q '^vm [0-9]*: protected,' $vms || [ $seconds = 60 ]; do sleep 1; seconds=$((seconds + 1)); done
+        until grep -q '^vm [0-9]*: protected,.* [0-9]\{4,\} pages lent' $vms || [ $seconds = 60 ]; do sleep 1; seconds=$((seconds + 1)); done
         grep '^vm' $vms
         wait $vmm
         [ $? = 7 ] || fail "the guest's script ends otherwise"
     "#;
     let done = finish(run, script)?;
-    done.says("\nvm 0: protected, ")?;
+    done.says(": protected, 40 bits, ")?;
     done.says("corevisor-guest: script ended with status 7")
 }
 
