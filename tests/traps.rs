@@ -65,7 +65,7 @@ fn every_exception_class_has_a_decided_outcome() {
 }
 
 #[test]
-fn an_serror_of_the_host_goes_back_to_it_and_nothing_else_changes() {
+fn a23_an_serror_of_the_host_goes_back_to_it_and_nothing_else_changes() {
     let mut world = world();
     for n in 0..40 {
         let before = trapped(0x2f, n);
