@@ -74,9 +74,18 @@ vm_without_console() {
 # A VM whose console is standard input and output; Ctrl-C is the guest's. A reset of the guest ends it.
 vm() { vm_without_console -chardev stdio,id=console,signal=off -serial chardev:console -no-reboot "$@"; }
 
+# Where a guest is protected: QEMU waits for orders when the core refuses the VM, and nobody here gives any. It is ended, and the driver's reason told.
+ends_if_refused() {
+    [ -e /guest/manifest ] || return
+    until dmesg | grep 'the core refuses a protected VM'; do sleep 1; done
+    killall -9 qemu-system-aarch64
+}
+
 # A VM whose console goes to standard output and the file /tmp/guest; the status is that of the guest's script, or QEMU's.
 vm_of_script() {
+    ends_if_refused &
     { vm "$@" < /dev/null; echo $? > /tmp/vmm.status; } | tee /tmp/guest
+    kill $! 2>/dev/null
     read -r status < /tmp/vmm.status
     [ "$status" = 0 ] || { echo "corevisor-kvm: QEMU ended with status $status"; return "$status"; }
     said=$(tr -d '\r' < /tmp/guest | sed -n 's/^corevisor-guest: script ended with status //p' | tail -n 1)
@@ -87,5 +96,6 @@ vm_of_script() {
 # A VM on the host's own console, for somebody at the keyboard.
 vm_of_terminal() {
     read -r consoles < /sys/class/tty/console/active
+    ends_if_refused &
     vm "$@" < "/dev/${consoles##* }" > "/dev/${consoles##* }" 2>&1
 }
