@@ -4,6 +4,7 @@
 //! |-------------|-----------------------------------------------------------------------------------------|
 //! | [`vm`]      | a VM and its vCPUs as the host sees them; what to do after each exit, before each entry |
 //! | [`kvm`]     | the same as `/dev/kvm` shows it: for the Linux driver                                   |
+//! | `passage`   | a vCPU's way into a VM and out of it, as both models of a VM have it                      |
 //! | [`memory`]  | a VM's memory: what is mapped, what to map next                                         |
 //! | [`irq`]     | the state of interrupts, and list registers: shared by both interrupt controllers       |
 //! | [`gic`]     | a VM's interrupt controller: one of the two below                                        |
@@ -47,6 +48,7 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod mmio;
+mod passage;
 pub mod pl011;
 pub mod psci;
 pub mod sysreg;

@@ -15,9 +15,7 @@
 //! list registers are made anew. Times are of the physical counter. Source: K §3.5; `corevisor_interface::mailbox`.
 #![forbid(unsafe_code)]
 
-use corevisor_interface::mailbox::{
-    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
-};
+use corevisor_interface::mailbox::{ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE};
 
 mod devices;
 mod moved;
@@ -31,17 +29,13 @@ use crate::gicv3::GicV3;
 use crate::layout::{GICD_BASE, PTIMER_INTID, UART_BASE, UART_INTID, UART_SIZE, VTIMER_INTID};
 use crate::memory::{Fault, MapRequest, Memory};
 use crate::mmio::{Access, Bus, Range};
+use crate::passage::Passage;
 use crate::pl011::Pl011;
 use crate::psci::{Psci, PsciAction, result};
 use crate::sysreg::{Register, SysregAccess};
-use crate::vtimer::{PhysicalTimer, VirtualTimer};
 
 /// Faults at one address without any progress until the access fails in the VM.
 const MOST_REPEATS: u32 = 64;
-/// VMCR: the VM ends and deactivates interrupts apart.
-const VMCR_EOIM: u64 = 1 << 9;
-/// MISR: an interrupt without list register ended.
-const MISR_LRENP: u64 = 1 << 2;
 
 const GIC_RANGE: Range = Range { base: GICD_BASE, size: UART_BASE - GICD_BASE };
 const UART_RANGE: Range = Range { base: UART_BASE, size: UART_SIZE };
@@ -107,31 +101,23 @@ pub enum VcpuState {
 #[derive(Clone, Copy, Debug)]
 struct Vcpu {
     state: VcpuState,
-    virtual_timer: VirtualTimer,
-    physical_timer: PhysicalTimer,
+    passage: Passage,
     /// Lines of both timers, as the interrupt controller has them.
     lines: [bool; 2],
     /// They are what they are at this time.
     lines_at: u64,
-    split_eoi: bool,
-    inject_abort: bool,
     last_fault: u64,
     repeats: u32,
-    exits: [u64; ExitReason::ALL.len()],
 }
 
 impl Vcpu {
     const OFF: Self = Self {
         state: VcpuState::Off,
-        virtual_timer: VirtualTimer::new(),
-        physical_timer: PhysicalTimer::new(),
+        passage: Passage::NEW,
         lines: [false; 2],
         lines_at: 0,
-        split_eoi: false,
-        inject_abort: false,
         last_fault: u64::MAX,
         repeats: 0,
-        exits: [0; ExitReason::ALL.len()],
     };
 }
 
@@ -205,7 +191,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
 
     /// Exits of all its vCPUs for this reason.
     pub fn exits(&self, reason: ExitReason) -> u64 {
-        self.vcpus.iter().map(|vcpu| vcpu.exits[reason as usize]).sum()
+        self.vcpus.iter().map(|vcpu| vcpu.passage.exits(reason)).sum()
     }
 
     /// Accesses where no device is, and to registers that nobody serves.
@@ -230,18 +216,9 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             self.update_timers(vcpu, now);
         }
         let one = &mut self.vcpus[vcpu];
-        mailbox.entry_flags = 0;
-        if core::mem::take(&mut one.inject_abort) {
-            mailbox.entry_flags |= ENTRY_INJECT_ABORT;
-        }
-        if !one.virtual_timer.asserted(now) {
-            mailbox.entry_flags |= ENTRY_TIMER_UNMASK;
-        }
+        mailbox.entry_flags = one.passage.entry_flags(now);
         one.state = VcpuState::Running;
-        let lrs = &mut mailbox.lr[..self.list_registers];
-        let filled = self.gic.irqs().fill(vcpu, lrs, one.split_eoi);
-        mailbox.lr_count = filled.count as u64;
-        mailbox.vgic_hcr = filled.hcr;
+        one.passage.fill(self.gic.irqs(), vcpu, mailbox, self.list_registers);
         true
     }
 
@@ -261,7 +238,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         }
         self.take_back(vcpu, mailbox, reason == ExitReason::Timer);
         let one = &mut self.vcpus[vcpu];
-        one.exits[reason as usize] = one.exits[reason as usize].wrapping_add(1);
+        one.passage.count(reason);
         if reason != ExitReason::MemoryFault {
             one.repeats = 0;
         }
@@ -278,14 +255,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     /// What every exit shows: list registers, timer.
     #[inline(always)]
     fn take_back(&mut self, vcpu: usize, mailbox: &Mailbox, timer_fired: bool) {
-        let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
-        // The core gives back as many as it got.
-        let used = usize::try_from(mailbox.lr_count).unwrap_or(usize::MAX).min(self.list_registers);
-        self.gic.irqs().fold(vcpu, &mailbox.lr[..used], ends as u32);
-        let timer_ended = self.gic.irqs().has_ended(vcpu, VTIMER_INTID);
-        let one = &mut self.vcpus[vcpu];
-        one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
-        one.virtual_timer.observe(mailbox, timer_fired, timer_ended);
+        let passage = &mut self.vcpus[vcpu].passage;
+        passage.take_back(Some(self.gic.irqs()), vcpu, mailbox, self.list_registers, timer_fired);
     }
 
     fn serve(&mut self, exit: Exit<'_>) -> Action {
@@ -320,15 +291,13 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         if !interrupt || self.gic.irqs().deliverable(vcpu) {
             return Action::Run;
         }
-        let one = &self.vcpus[vcpu];
-        let timers = [one.virtual_timer.deadline(), one.physical_timer.deadline()];
-        Action::Block { until: timers.into_iter().flatten().filter(|deadline| *deadline > now).min() }
+        Action::Block { until: self.vcpus[vcpu].passage.deadline(now) }
     }
 
     fn mmio(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, send: &mut dyn FnMut(u8)) {
         let Some(access) = Access::decode(reason, mailbox) else {
             self.bus.miss(mailbox.ipa);
-            self.vcpus[vcpu].inject_abort = true;
+            self.vcpus[vcpu].passage.inject_abort = true;
             return;
         };
         let value = match GIC_RANGE.offset(access.address, access.width) {
@@ -354,9 +323,9 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             Fault::Mapped if one.repeats < MOST_REPEATS => {}
             Fault::Nothing => {
                 self.bus.miss(mailbox.ipa);
-                one.inject_abort = true;
+                one.passage.inject_abort = true;
             }
-            _ => one.inject_abort = true,
+            _ => one.passage.inject_abort = true,
         }
         Action::Run
     }
@@ -367,8 +336,9 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         match self.psci.call(vcpu, x) {
             PsciAction::Return(value) => mailbox.x[0] = value,
             PsciAction::Start(target) => {
-                let Vcpu { exits, lines, .. } = self.vcpus[target];
-                self.vcpus[target] = Vcpu { state: VcpuState::Ready, exits, lines, ..Vcpu::OFF };
+                let Vcpu { mut passage, lines, .. } = self.vcpus[target];
+                passage.restart();
+                self.vcpus[target] = Vcpu { state: VcpuState::Ready, passage, lines, ..Vcpu::OFF };
                 self.update_timers(target, now);
                 self.gic.irqs().kick(target);
             }
@@ -387,11 +357,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
                 gic.send_sgi(vcpu, sgi, value);
             }
             (timer @ (Register::CntpCtl | Register::CntpCval | Register::CntpTval), write, _) => {
-                let one = &mut self.vcpus[vcpu].physical_timer;
-                match write {
-                    Some(value) => one.write(timer, value, now),
-                    None => value = one.read(timer, now),
-                }
+                value = self.vcpus[vcpu].passage.timer_register(timer, write, now);
                 self.update_timers(vcpu, now);
             }
             _ => self.unknown_registers = self.unknown_registers.wrapping_add(1),
@@ -409,7 +375,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
 
     fn update_timers(&mut self, vcpu: usize, now: u64) {
         let one = &mut self.vcpus[vcpu];
-        let lines = [one.virtual_timer.line(now), one.physical_timer.asserted(now)];
+        let lines = one.passage.lines(now);
         one.lines_at = now;
         if lines != core::mem::replace(&mut one.lines, lines) {
             self.gic.irqs().set_line(vcpu, VTIMER_INTID, lines[0]);
@@ -429,16 +395,14 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     /// When a vCPU that runs has to be made to exit, if nothing else does: call it at each entry. For its emulated physical timer, and for a
     /// virtual timer that the core masks ([`VirtualTimer::poll`]).
     pub fn run_until(&mut self, vcpu: usize, now: u64) -> Option<u64> {
-        let one = self.vcpus.get_mut(vcpu)?;
-        let physical_timer = one.physical_timer.deadline().filter(|deadline| *deadline > now);
-        [one.virtual_timer.poll(now), physical_timer].into_iter().flatten().min()
+        let passage = &mut self.vcpus.get_mut(vcpu)?.passage;
+        [passage.virtual_timer.poll(now), passage.emulated_deadline(now)].into_iter().flatten().min()
     }
 
     /// Whether [`Vm::run_until`] would say a time, so that it has to be called before the vCPU goes on. Changes nothing.
     pub fn needs_deadline(&self, vcpu: usize, now: u64) -> bool {
-        self.vcpus.get(vcpu).is_some_and(|one| {
-            one.virtual_timer.is_polled() || one.physical_timer.deadline().is_some_and(|deadline| deadline > now)
-        })
+        let needs = |passage: &Passage| passage.virtual_timer.is_polled() || passage.emulated_deadline(now).is_some();
+        self.vcpus.get(vcpu).is_some_and(|one| needs(&one.passage))
     }
 
     /// Whether a vCPU has something to do at `now`: it is ready, or what it waits for is there.

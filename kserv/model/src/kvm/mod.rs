@@ -26,8 +26,8 @@ use crate::gicv3::GicV3;
 use crate::irq::Form;
 use crate::its::{Its, LPIS};
 use crate::mmio::Access;
+use crate::passage::Passage;
 use crate::psci::Psci;
-use crate::vtimer::{PhysicalTimer, VirtualTimer};
 pub use gic_device::GicDevice;
 pub use run::Action;
 
@@ -115,19 +115,15 @@ struct Vcpu {
     initialized: bool,
     features: u32,
     state: State,
-    virtual_timer: VirtualTimer,
-    physical_timer: PhysicalTimer,
+    passage: Passage,
     /// Without an interrupt controller here: IRQ and FIQ, as user space drives them.
     lines: [bool; 2],
     /// SPSR of abort, undefined, IRQ and FIQ mode: kept for user space, there is no AArch32.
     banked_spsr: [u64; 4],
-    split_eoi: bool,
-    inject_abort: bool,
     /// The last exit was an access that may end with an abort.
     abortable: bool,
     /// The access that user space serves.
     access: Option<Access>,
-    exits: [u64; ExitReason::ALL.len()],
 }
 
 impl Vcpu {
@@ -136,23 +132,19 @@ impl Vcpu {
         initialized: false,
         features: 0,
         state: State::Ready,
-        virtual_timer: VirtualTimer::new(),
-        physical_timer: PhysicalTimer::new(),
+        passage: Passage::NEW,
         lines: [false; 2],
         banked_spsr: [0; 4],
-        split_eoi: false,
-        inject_abort: false,
         abortable: false,
         access: None,
-        exits: [0; ExitReason::ALL.len()],
     };
 
     /// As after KVM_ARM_VCPU_INIT; what user space and the interrupt controller know of it stays.
     fn reset(&mut self) {
         self.state = State::Ready;
-        (self.virtual_timer, self.physical_timer) = (VirtualTimer::new(), PhysicalTimer::new());
+        self.passage.restart();
         self.banked_spsr = [0; 4];
-        (self.split_eoi, self.inject_abort, self.abortable, self.access) = (false, false, false, None);
+        (self.abortable, self.access) = (false, None);
     }
 }
 
@@ -239,7 +231,7 @@ impl Kvm {
             return Err(Errno::Invalid);
         }
         one.reset();
-        one.virtual_timer.set_offset(cntvoff);
+        one.passage.virtual_timer.set_offset(cntvoff);
         (one.initialized, one.features) = (true, features[0]);
         self.psci.set_on(vcpu, features[0] & FEATURE_POWER_OFF == 0);
         Ok(())
@@ -307,8 +299,8 @@ impl Kvm {
 
     /// Exits of a vCPU for this reason.
     pub fn exits(&self, vcpu: usize, reason: u64) -> u64 {
-        let reason = usize::try_from(reason).unwrap_or(usize::MAX);
-        self.vcpus.get(vcpu).and_then(|vcpu| vcpu.exits.get(reason)).copied().unwrap_or(0)
+        let of = |vcpu: &Vcpu| ExitReason::from_x0(reason).map(|reason| vcpu.passage.exits(reason));
+        self.vcpus.get(vcpu).and_then(of).unwrap_or(0)
     }
 
     /// Accesses to system registers that nobody serves.

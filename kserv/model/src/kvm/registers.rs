@@ -353,8 +353,8 @@ impl Kvm {
             Behind::Fixed(value) => [value, 0],
             Behind::BankedSpsr(n) => [one.banked_spsr.get(n).copied().unwrap_or(0), 0],
             Behind::Timer(timer) => {
-                let (_, cval) = one.virtual_timer.registers();
-                let physical_timer = one.physical_timer;
+                let (_, cval) = one.passage.virtual_timer.registers();
+                let physical_timer = one.passage.physical_timer;
                 let value = match timer {
                     Timer::VirtualCtl => {
                         let met = core[0] & ENABLE != 0 && cval <= now.wrapping_sub(self.cntvoff);
@@ -399,22 +399,22 @@ impl Kvm {
                 core
             }
             Behind::Timer(timer) => {
-                let (ctl, cval) = one.virtual_timer.registers();
+                let (ctl, cval) = one.passage.virtual_timer.registers();
                 match timer {
                     Timer::VirtualCtl => {
-                        one.virtual_timer.set_registers(value[0], cval);
+                        one.passage.virtual_timer.set_registers(value[0], cval);
                         self.wait_anew(found.vcpu, now);
                         return Ok([value[0] & (ENABLE | IMASK), core[1]]);
                     }
                     Timer::VirtualCval => {
-                        one.virtual_timer.set_registers(ctl, value[0]);
-                        one.virtual_timer.set_offset(cntvoff);
+                        one.passage.virtual_timer.set_registers(ctl, value[0]);
+                        one.passage.virtual_timer.set_offset(cntvoff);
                         self.wait_anew(found.vcpu, now);
                         return Ok([value[0], core[1]]);
                     }
                     Timer::VirtualCount => self.set_count(now.wrapping_sub(value[0]), now),
-                    Timer::PhysicalCtl => one.physical_timer.write(Sysreg::CntpCtl, value[0], now),
-                    Timer::PhysicalCval => one.physical_timer.write(Sysreg::CntpCval, value[0], now),
+                    Timer::PhysicalCtl => one.passage.physical_timer.write(Sysreg::CntpCtl, value[0], now),
+                    Timer::PhysicalCval => one.passage.physical_timer.write(Sysreg::CntpCval, value[0], now),
                 }
                 self.wait_anew(found.vcpu, now);
                 core
@@ -431,7 +431,7 @@ impl Kvm {
         self.cntvoff = cntvoff;
         for vcpu in 0..self.vcpus.len() {
             if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| one.created) {
-                one.virtual_timer.set_offset(cntvoff);
+                one.passage.virtual_timer.set_offset(cntvoff);
                 self.kicks |= 1 << vcpu;
                 self.wait_anew(vcpu, now);
             }

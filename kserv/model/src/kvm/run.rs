@@ -2,21 +2,16 @@
 #![forbid(unsafe_code)]
 
 use corevisor_interface::guest::psci;
-use corevisor_interface::mailbox::{
-    ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox,
-};
+use corevisor_interface::mailbox::{ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox};
 
 use super::{Errno, Kvm, State};
 use crate::gic::GicVersion;
 use crate::layout::{PTIMER_INTID, VTIMER_INTID};
 use crate::mmio::Access;
+use crate::passage::Passage;
 use crate::psci::{PsciAction, result};
 use crate::sysreg::{Register, SysregAccess};
 
-/// VMCR: the VM ends and deactivates interrupts apart.
-const VMCR_EOIM: u64 = 1 << 9;
-/// MISR: an interrupt without list register ended.
-const MISR_LRENP: u64 = 1 << 2;
 /// Classes of exceptions: an instruction or a data access of a VM that has no memory there.
 const CLASS_FETCH: u64 = 0x20;
 const CLASS_DATA: u64 = 0x24;
@@ -81,19 +76,12 @@ impl Kvm {
         self.update_timers(vcpu, now);
         let count = self.list_registers();
         let one = &mut self.vcpus[vcpu];
-        let mut flags = 0;
-        if core::mem::take(&mut one.inject_abort) {
-            flags |= ENTRY_INJECT_ABORT;
-        }
-        if !one.virtual_timer.asserted(now) {
-            flags |= ENTRY_TIMER_UNMASK;
-        }
+        let mut flags = one.passage.entry_flags(now);
         (one.abortable, one.access, one.state) = (false, None, State::Running);
-        (mailbox.lr_count, mailbox.vgic_hcr) = (0, 0);
         if self.device.initialized {
-            let filled = self.gic.irqs.fill(vcpu, &mut mailbox.lr[..count], one.split_eoi);
-            (mailbox.lr_count, mailbox.vgic_hcr) = (filled.count as u64, filled.hcr);
+            one.passage.fill(&mut self.gic.irqs, vcpu, mailbox, count);
         } else {
+            (mailbox.lr_count, mailbox.vgic_hcr) = (0, 0);
             let [irq, fiq] = one.lines;
             flags |= if irq { ENTRY_VIRQ } else { 0 } | if fiq { ENTRY_VFIQ } else { 0 };
         }
@@ -117,17 +105,11 @@ impl Kvm {
         if !self.is_initialized(vcpu) {
             return (Action::Off, 0);
         }
-        let mut timer_ended = false;
-        if self.device.initialized {
-            let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
-            let count = self.list_registers();
-            self.gic.irqs.fold(vcpu, &mailbox.lr[..count], ends as u32);
-            timer_ended = self.gic.irqs.has_ended(vcpu, VTIMER_INTID);
-        }
+        let count = self.list_registers();
         let one = &mut self.vcpus[vcpu];
-        one.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
-        one.virtual_timer.observe(mailbox, reason == ExitReason::Timer, timer_ended);
-        one.exits[reason as usize] = one.exits[reason as usize].wrapping_add(1);
+        let irqs = self.device.initialized.then_some(&mut self.gic.irqs);
+        one.passage.take_back(irqs, vcpu, mailbox, count, reason == ExitReason::Timer);
+        one.passage.count(reason);
         one.state = State::Ready;
         self.update_timers(vcpu, now);
         let action = self.serve(vcpu, reason, mailbox, now);
@@ -171,20 +153,14 @@ impl Kvm {
         if !interrupt || self.wakes(vcpu, now) {
             return Action::Run;
         }
-        Action::Block(self.next_deadline(vcpu, now))
-    }
-
-    fn next_deadline(&self, vcpu: usize, now: u64) -> Option<u64> {
-        let one = &self.vcpus[vcpu];
-        let timers = [one.virtual_timer.deadline(), one.physical_timer.deadline()];
-        timers.into_iter().flatten().filter(|deadline| *deadline > now).min()
+        Action::Block(self.vcpus[vcpu].passage.deadline(now))
     }
 
     /// User space has changed the timers of a vCPU, which may be waiting for them.
     pub(super) fn wait_anew(&mut self, vcpu: usize, now: u64) {
-        let deadline = self.next_deadline(vcpu, now);
-        if let Some(State::Blocked { until }) = self.vcpus.get_mut(vcpu).map(|one| &mut one.state) {
-            *until = deadline;
+        let Some(one) = self.vcpus.get_mut(vcpu) else { return };
+        if let State::Blocked { until } = &mut one.state {
+            *until = one.passage.deadline(now);
         }
     }
 
@@ -194,13 +170,15 @@ impl Kvm {
         if self.device.initialized {
             self.gic.irqs.deliverable(vcpu)
         } else {
-            one.lines != [false; 2] || one.virtual_timer.asserted(now) || one.physical_timer.asserted(now)
+            one.lines != [false; 2]
+                || one.passage.virtual_timer.asserted(now)
+                || one.passage.physical_timer.asserted(now)
         }
     }
 
     fn access(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox) -> Action {
         let Some(access) = Access::decode(reason, mailbox) else {
-            self.vcpus[vcpu].inject_abort = true;
+            self.vcpus[vcpu].passage.inject_abort = true;
             return Action::Run;
         };
         if let Some(value) = self.gic_access(vcpu, &access) {
@@ -222,7 +200,7 @@ impl Kvm {
     /// The access or fault of the last exit ends with an external abort. Nothing happens if there was none.
     pub fn abort(&mut self, vcpu: usize) {
         if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| one.abortable) {
-            (one.inject_abort, one.access) = (true, None);
+            (one.passage.inject_abort, one.access) = (true, None);
         }
     }
 
@@ -235,7 +213,7 @@ impl Kvm {
                 let cntvoff = self.cntvoff;
                 if let Some(one) = self.vcpus.get_mut(target) {
                     one.reset();
-                    one.virtual_timer.set_offset(cntvoff);
+                    one.passage.virtual_timer.set_offset(cntvoff);
                     self.update_timers(target, now);
                     self.kicks |= 1 << target;
                 }
@@ -256,11 +234,7 @@ impl Kvm {
                 self.gic.send_sgi(vcpu, sgi, value);
             }
             (timer @ (Register::CntpCtl | Register::CntpCval | Register::CntpTval), write) => {
-                let one = &mut self.vcpus[vcpu].physical_timer;
-                match write {
-                    Some(value) => one.write(timer, value, now),
-                    None => value = one.read(timer, now),
-                }
+                value = self.vcpus[vcpu].passage.timer_register(timer, write, now);
                 self.update_timers(vcpu, now);
             }
             _ => self.unknown_registers = self.unknown_registers.wrapping_add(1),
@@ -277,7 +251,7 @@ impl Kvm {
 
     fn update_timers(&mut self, vcpu: usize, now: u64) {
         let Some(one) = self.vcpus.get(vcpu).filter(|_| self.device.initialized) else { return };
-        let lines = [one.virtual_timer.line(now), one.physical_timer.asserted(now)];
+        let lines = one.passage.lines(now);
         self.gic.irqs.set_line(vcpu, VTIMER_INTID, lines[0]);
         self.gic.irqs.set_line(vcpu, PTIMER_INTID, lines[1]);
     }
@@ -308,18 +282,18 @@ impl Kvm {
     /// When a vCPU that is about to run has to be made to exit, if nothing else does.
     pub fn run_until(&mut self, vcpu: usize, now: u64) -> Option<u64> {
         let in_kernel = self.device.initialized;
-        let one = self.vcpus.get_mut(vcpu)?;
+        let passage = &mut self.vcpus.get_mut(vcpu)?.passage;
         let look = match in_kernel {
-            true => one.virtual_timer.poll(now),
-            false => one.virtual_timer.asserted(now).then(|| now.saturating_add(LOOK)),
+            true => passage.virtual_timer.poll(now),
+            false => passage.virtual_timer.asserted(now).then(|| now.saturating_add(LOOK)),
         };
-        let physical_timer = one.physical_timer.deadline().filter(|deadline| *deadline > now);
-        [look, physical_timer].into_iter().flatten().min()
+        [look, passage.emulated_deadline(now)].into_iter().flatten().min()
     }
 
     /// Output of the timers, for an interrupt controller in user space: bit 0 virtual, bit 1 physical.
     pub fn irq_level(&self, vcpu: usize, now: u64) -> u32 {
         let Some(one) = self.vcpus.get(vcpu).filter(|_| !self.device.exists()) else { return 0 };
-        u32::from(one.virtual_timer.asserted(now)) | u32::from(one.physical_timer.asserted(now)) << 1
+        let Passage { virtual_timer, physical_timer, .. } = &one.passage;
+        u32::from(virtual_timer.asserted(now)) | u32::from(physical_timer.asserted(now)) << 1
     }
 }

@@ -10,7 +10,7 @@
 //! Beside this the VM needs its memory, its registers and its mailboxes, which say what the last exits are answered.
 #![forbid(unsafe_code)]
 
-use corevisor_interface::mailbox::{ENTRY_INJECT_ABORT, Mailbox};
+use corevisor_interface::mailbox::Mailbox;
 
 use super::{Gic, Vcpu, VcpuState, Vm};
 use crate::mmio::Bus;
@@ -53,7 +53,7 @@ impl<const V: usize, const S: usize> Vm<'_, V, S> {
             return;
         }
         // What is in list registers comes back at the next `on_entry`.
-        self.vcpus[vcpu].inject_abort |= mailbox.entry_flags & ENTRY_INJECT_ABORT != 0;
+        self.vcpus[vcpu].passage.refused(mailbox);
         self.ready_again(vcpu);
     }
 
@@ -96,7 +96,7 @@ impl<const V: usize, const S: usize> Vm<'_, V, S> {
 
 #[cfg(test)]
 mod tests {
-    use corevisor_interface::mailbox::ExitReason;
+    use corevisor_interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason};
 
     use super::*;
     use crate::gic::GicVersion;
