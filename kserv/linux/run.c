@@ -138,7 +138,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 
 	raw_spin_lock(&vm->model_lock);
 	if (reason < 0)
-		kserv_not_entered(vm->model, vcpu->id);
+		kserv_not_entered(vm->model, vcpu->id, vcpu->mailbox);
 	else
 		kserv_on_exit(vm->model, vcpu->id, reason, vcpu->mailbox, cv_now(), action, kick);
 	raw_spin_unlock(&vm->model_lock);

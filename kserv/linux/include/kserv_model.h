@@ -119,8 +119,8 @@ enum kserv_entry {
  * core to keep registers, are C's: it ORs the latter in.
  */
 enum kserv_entry kserv_on_entry(struct kserv_vm *vm, uint32_t vcpu, void *mailbox, uint64_t now);
-/* VcpuRun returned an error instead of a reason: the vCPU is ready as before. */
-void kserv_not_entered(struct kserv_vm *vm, uint32_t vcpu);
+/* VcpuRun returned an error instead of a reason: the vCPU is ready as before, and what the mailbox was filled with is due again. */
+void kserv_not_entered(struct kserv_vm *vm, uint32_t vcpu, const void *mailbox);
 
 enum kserv_action_kind {
 	KSERV_RUN = 0,		/* again */

@@ -286,8 +286,8 @@ pub extern "C" fn kserv_on_entry(vm: &mut Vm, vcpu: u32, mailbox: &mut Mailbox, 
 
 /// The entry did not happen.
 #[unsafe(no_mangle)]
-pub extern "C" fn kserv_not_entered(vm: &mut Vm, vcpu: u32) {
-    vm.not_entered(vcpu as usize);
+pub extern "C" fn kserv_not_entered(vm: &mut Vm, vcpu: u32, mailbox: &Mailbox) {
+    vm.not_entered(vcpu as usize, mailbox);
 }
 
 /// After an exit.

@@ -156,7 +156,8 @@ fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
                 // SAFETY: `kick` is the driver's.
                 unsafe { kserv_its_feed(driver.vm(), &bytes, rng.below(9) != 0, kick) };
             }
-            kserv_not_entered(driver.vm(), vcpu);
+            let mailbox = driver.mailboxes[0];
+            kserv_not_entered(driver.vm(), vcpu, &mailbox);
             kserv_first_run(driver.vm());
             kserv_gic_overlaps(driver.vm(), any(rng), any(rng));
             kserv_exits(driver.vm(), vcpu, any(rng));

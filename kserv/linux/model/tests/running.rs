@@ -255,9 +255,29 @@ fn an_entry_that_did_not_happen_leaves_the_vcpu_ready() {
     let mut driver = Driver::new(2, 0, 1);
     assert_eq!(driver.enter(0), 0);
     assert!(!kserv_runnable(driver.vm(), 0, START), "it runs");
-    kserv_not_entered(driver.vm(), 0);
+    not_entered(&mut driver, 0);
     assert!(kserv_runnable(driver.vm(), 0, START));
-    kserv_not_entered(driver.vm(), 99);
+    not_entered(&mut driver, 99);
+}
+
+#[test]
+fn an_abort_is_not_lost_with_an_entry_that_did_not_happen() {
+    let mut driver = Driver::new(2, 0, 1);
+    driver.run(0, ExitReason::MmioRead, |mailbox| (mailbox.esr, mailbox.ipa) = (0x24 << 26, 0x3fff_0000));
+    assert_eq!(driver.enter(0), 0);
+    assert_eq!(driver.mailboxes[0].entry_flags & ENTRY_INJECT_ABORT, ENTRY_INJECT_ABORT, "nobody can serve the access");
+    not_entered(&mut driver, 0);
+    for (due, when) in [(ENTRY_INJECT_ABORT, "the vCPU did not run"), (0, "it has run")] {
+        assert_eq!(driver.enter(0), 0);
+        assert_eq!(driver.mailboxes[0].entry_flags & ENTRY_INJECT_ABORT, due, "{when}");
+        driver.exit(0, ExitReason::Irq);
+    }
+}
+
+/// The core refuses an entry.
+fn not_entered(driver: &mut Driver, vcpu: u32) {
+    let mailbox = driver.mailboxes[0];
+    kserv_not_entered(driver.vm(), vcpu, &mailbox);
 }
 
 #[test]

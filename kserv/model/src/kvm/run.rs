@@ -93,10 +93,11 @@ impl Kvm {
         usize::try_from(self.machine.list_registers).unwrap_or(MAX_LIST_REGISTERS).min(MAX_LIST_REGISTERS)
     }
 
-    /// VcpuRun failed after [`Kvm::on_entry`]: the vCPU did not run.
-    pub fn not_entered(&mut self, vcpu: usize) {
+    /// VcpuRun failed after [`Kvm::on_entry`]: the vCPU did not run. What was due is due at the next entry.
+    pub fn not_entered(&mut self, vcpu: usize, mailbox: &Mailbox) {
         if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| one.state == State::Running) {
             one.state = State::Ready;
+            one.passage.refused(mailbox);
         }
     }
 
