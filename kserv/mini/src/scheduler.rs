@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use kserv_model::random::Random;
 use kserv_model::vm::VcpuState;
 use spin::{Mutex, Once};
 
@@ -265,7 +266,7 @@ pub fn run_for(microseconds: u64) {
 
 /// From now on vCPUs go to another CPU by chance after every turn; the same `seed` gives the same chances on each CPU.
 pub fn let_wander(seed: u64) {
-    WANDER.store(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, Ordering::Relaxed);
+    WANDER.store(Random::new(seed).next() | 1, Ordering::Relaxed);
 }
 
 /// How often a vCPU has gone from CPU to CPU.
@@ -273,15 +274,11 @@ pub fn moves() -> u64 {
     MOVES.load(Ordering::Relaxed)
 }
 
-/// The next random number of this CPU (splitmix64).
+/// The next random number of this CPU.
 fn random() -> u64 {
-    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
     let index = cpu::index();
     let start = WANDER.load(Ordering::Relaxed).wrapping_mul(index as u64 + 1);
-    let mut x = start.wrapping_add(CPUS[index].drawn.fetch_add(1, Ordering::Relaxed).wrapping_mul(STEP));
-    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ x >> 31
+    Random::new(start).nth(CPUS[index].drawn.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A vCPU that has had its turn here goes to another CPU's queue, if chance wants it.

@@ -4,7 +4,7 @@
 //! |-------------|-----------------------------------------------------------------------------------------|
 //! | [`vm`]      | a VM and its vCPUs as the host sees them; what to do after each exit, before each entry |
 //! | [`kvm`]     | the same as `/dev/kvm` shows it: for the Linux driver                                   |
-//! | `passage`   | a vCPU's way into a VM and out of it, as both models of a VM have it                      |
+//! | `passage`   | a vCPU's way into a VM and out of it, as both models of a VM have it                    |
 //! | [`memory`]  | a VM's memory: what is mapped, what to map next                                         |
 //! | [`irq`]     | the state of interrupts, and list registers: shared by both interrupt controllers       |
 //! | [`gic`]     | a VM's interrupt controller: one of the two below                                        |
@@ -21,6 +21,7 @@
 //! | [`boot_info`] | what a VM is about to start with, found in its memory                                 |
 //! | [`archive`] | newc archives, read in place                                                            |
 //! | [`config`]  | the text that names the VMs of the mini host                                            |
+//! | [`random`]  | random numbers that a seed gives again                                                   |
 //! | `fdt`       | a VM's device tree (feature `alloc`)                                                    |
 //!
 //! Nothing here is trusted by the core, and nothing here trusts the VM: any value in a mailbox is served without panic. No lock
@@ -51,6 +52,7 @@ pub mod mmio;
 mod passage;
 pub mod pl011;
 pub mod psci;
+pub mod random;
 pub mod sysreg;
 pub mod vm;
 pub mod vtimer;

@@ -2,13 +2,11 @@
 #![forbid(unsafe_code)]
 #![allow(missing_docs)]
 
-mod common;
-
-use common::Rng;
 use kserv_model::boot_info::{BootInfo, Image, Unknown};
 use kserv_model::fdt;
 use kserv_model::gic::GicVersion;
 use kserv_model::image::PlaceError;
+use kserv_model::random::Random;
 
 const RAM: u64 = 0x4000_0000;
 const KERNEL: u64 = 0x4020_0000;
@@ -153,7 +151,7 @@ fn what_is_no_manifest_is_refused() {
 
 #[test]
 fn damaged_memory_gives_an_answer_or_an_error_and_never_a_panic() {
-    let mut rng = Rng(7);
+    let mut rng = Random::new(7);
     let mut found = 0;
     for _ in 0..20_000 {
         let mut memory = memory(Some(INITRD));

@@ -1,14 +1,12 @@
 //! The registers of both interrupt controllers, as drivers use them, and under random accesses with fixed seeds.
 #![forbid(unsafe_code)]
 
-mod common;
-
-use common::Rng;
 use kserv_model::gicv2::GicV2;
 use kserv_model::gicv3::GicV3;
 use kserv_model::irq::{Form, ListRegister};
 use kserv_model::layout::GICR_STRIDE;
 use kserv_model::mmio::{Device, Width};
+use kserv_model::random::Random;
 use kserv_model::sysreg::Register;
 
 type V2 = GicV2<8, 64>;
@@ -203,7 +201,7 @@ fn v3_sgis_reach_the_affinities_named() {
 
 #[test]
 fn no_access_makes_a_distributor_panic_or_a_register_forget() {
-    let mut rng = Rng(7);
+    let mut rng = Random::new(7);
     let widths = [Width::Byte, Width::Half, Width::Word, Width::Word, Width::Word, Width::Double];
     let (mut v2, mut v3) = (GicV2::<8, 40>::new(5), GicV3::<3, 988>::new(3));
     let mut lrs = [[0u64; 4]; 8];

@@ -1,12 +1,10 @@
 //! What the mini host reads from its initrd: archive, config, kernels; right ones, wrong ones, and random ones with fixed seeds.
 #![forbid(unsafe_code)]
 
-mod common;
-
-use common::Rng;
 use kserv_model::archive::{Archive, ArchiveError};
 use kserv_model::config::{ConfigError, Kind, Line, VmConfig, Wrong, lines, number};
 use kserv_model::image::{ImageHeader, PlaceError, kind_of, place};
+use kserv_model::random::Random;
 
 fn entry(name: &str, mode: u32, data: &[u8]) -> Vec<u8> {
     let mut out = b"070701".to_vec();
@@ -175,7 +173,7 @@ fn what_cannot_be_placed_is_named() {
 
 /// Some bytes of a good file are changed, cut or doubled: 100,000 times.
 fn damaged(seed: u64, good: &[u8], check: impl Fn(&[u8])) {
-    let mut rng = Rng(seed);
+    let mut rng = Random::new(seed);
     for _ in 0..100_000 {
         let mut bytes = good.to_vec();
         for _ in 0..=rng.below(4) {

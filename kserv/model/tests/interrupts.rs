@@ -7,8 +7,9 @@
 
 mod common;
 
-use common::{Interface, Rng, Taken};
+use common::{Interface, Taken};
 use kserv_model::irq::{Bits, Engine, Form, HCR_LRENPIE, HCR_UIE, ListRegister};
+use kserv_model::random::Random;
 
 const SPIS: usize = 64;
 const IDS: usize = 32 + SPIS;
@@ -42,7 +43,7 @@ struct World {
 }
 
 impl World {
-    fn new(form: Form, vcpus: usize, lrs: usize, prompt: bool, rng: &mut Rng) -> Self {
+    fn new(form: Form, vcpus: usize, lrs: usize, prompt: bool, rng: &mut Random) -> Self {
         let mut world = Self {
             engine: Engine::new(form, vcpus),
             form,
@@ -190,7 +191,7 @@ impl World {
         self.known(vcpu, ended.intid).active_on = None;
     }
 
-    fn step(&mut self, rng: &mut Rng) {
+    fn step(&mut self, rng: &mut Random) {
         let vcpu = rng.below(self.vcpus as u64) as usize;
         // A few interrupts, so that they meet.
         let intid = rng.pick(&[1, 2, 3, 27, 30, 33, 34, 35, 36, 38, 40, 41, 64, 90]);
@@ -259,7 +260,7 @@ impl World {
 }
 
 fn run(form: Form, prompt: bool) {
-    let (mut rng, mut delivered, mut worlds) = (Rng(0x5eed + form as u64), 0, 0);
+    let (mut rng, mut delivered, mut worlds) = (Random::new(0x5eed + form as u64), 0, 0);
     for vcpus in [1, 2, 4] {
         for lrs in [1, 2, 4, 16] {
             for _ in 0..12 {

@@ -1,12 +1,10 @@
 //! A whole VM's host side: exits in, decisions out, as the core gives and takes them.
 #![forbid(unsafe_code)]
 
-mod common;
-
-use common::Rng;
 use corevisor_interface::mailbox::{ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ExitReason, Mailbox, START_PSTATE};
 use kserv_model::irq::{Form, ListRegister};
 use kserv_model::memory::{Chunk, MapRequest, Memory, Slot};
+use kserv_model::random::Random;
 use kserv_model::vm::{Action, Ended, GicVersion, VcpuState, Vm};
 
 const RAM: u64 = 0x4000_0000;
@@ -343,7 +341,7 @@ fn what_is_nowhere_reads_as_zero_and_is_counted() {
 fn no_mailbox_makes_the_model_panic() {
     let reasons = ExitReason::ALL;
     for gic in [GicVersion::V2, GicVersion::V3] {
-        let mut rng = Rng(11);
+        let mut rng = Random::new(11);
         for _ in 0..200 {
             let mut chunks = [Chunk::EMPTY; 2];
             let mut bench = Bench::new(&mut chunks, gic, 3);

@@ -3,9 +3,10 @@
 
 mod common;
 
-use common::{Driver, Rng};
+use common::Driver;
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_linux_model::*;
+use kserv_model::random::Random;
 
 const DIST: u64 = 0x800_0000;
 const REDIST: u64 = 0x80a_0000;
@@ -200,7 +201,7 @@ fn registers_of_v3(vcpus: u64) -> Vec<(u32, u64)> {
 }
 
 /// Anything that a VM can do to its interrupt controller, and devices to it.
-fn disturb(driver: &mut Driver, rng: &mut Rng, gic: u32, vcpus: u32) {
+fn disturb(driver: &mut Driver, rng: &mut Random, gic: u32, vcpus: u32) {
     let vcpu = rng.below(vcpus.into()) as u32;
     let value = rng.next() as u32;
     match rng.below(6) {
@@ -241,7 +242,7 @@ fn drain(driver: &mut Driver, vcpus: u32) -> Vec<(u32, Vec<u64>)> {
 fn what_is_saved_of_one_vm_and_restored_into_another_behaves_the_same() {
     for gic in [2, 3] {
         for seed in 0..12 {
-            let mut rng = Rng(seed);
+            let mut rng = Random::new(seed);
             let vcpus = 1 + (seed as u32 % 4);
             let registers = if gic == 2 { registers_of_v2(vcpus.into()) } else { registers_of_v3(vcpus.into()) };
             let mut one = Driver::new(gic.into(), gic, vcpus);

@@ -3,13 +3,14 @@
 
 mod common;
 
-use common::{Driver, Rng};
+use common::Driver;
 use corevisor_interface::mailbox::{ENTRY_INJECT_ABORT, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ};
 use kserv_linux_model::its::*;
 use kserv_linux_model::*;
+use kserv_model::random::Random;
 
 /// A number that is likely to mean something.
-fn any(rng: &mut Rng) -> u64 {
+fn any(rng: &mut Random) -> u64 {
     match rng.below(8) {
         0 => rng.next(),
         1 => rng.next() as u32 as u64,
@@ -22,7 +23,7 @@ fn any(rng: &mut Rng) -> u64 {
     }
 }
 
-fn some_mailbox(driver: &mut Driver, rng: &mut Rng, vcpu: u32) {
+fn some_mailbox(driver: &mut Driver, rng: &mut Random, vcpu: u32) {
     let Some(mailbox) = driver.mailboxes.get_mut(vcpu as usize) else { return };
     for x in &mut mailbox.x[..6] {
         *x = any(rng);
@@ -40,7 +41,7 @@ fn some_mailbox(driver: &mut Driver, rng: &mut Rng, vcpu: u32) {
     }
 }
 
-fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
+fn step(driver: &mut Driver, rng: &mut Random, ids: &[u64]) {
     let vcpu = rng.pick(&[0, 1, 2, 3, 15, 16, u32::MAX]);
     let kick = &raw mut driver.kicks;
     let bits = rng.below(40);
@@ -183,7 +184,7 @@ fn no_order_of_calls_and_no_mailbox_is_too_much() {
     // STEPS=1000000 for a long one.
     let steps: u64 = std::env::var("STEPS").ok().and_then(|steps| steps.parse().ok()).unwrap_or(4000);
     for seed in 0..24 {
-        let mut rng = Rng(seed);
+        let mut rng = Random::new(seed);
         let machine = [0, 2, 3][seed as usize % 3];
         let mut driver = match seed {
             0..12 => Driver::bare(machine),

@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{Driver, Rng};
+use common::Driver;
 use kserv_linux_model::*;
+use kserv_model::random::Random;
 
 const U64: u64 = 0x6030_0000_0000_0000;
 const PC: u64 = U64 | 0x0010_0000 | 64;
@@ -61,7 +62,7 @@ fn an_id_that_is_not_listed_does_not_exist() {
             }
         }
     }
-    let mut rng = Rng(1);
+    let mut rng = Random::new(1);
     for _ in 0..100_000 {
         let id = rng.pick(&ids) ^ 1 << rng.below(64);
         assert_eq!(driver.find(0, id).is_ok(), ids.contains(&id), "{id:#x}");

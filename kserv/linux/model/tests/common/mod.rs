@@ -11,27 +11,6 @@ use kserv_model::kvm::Machine;
 pub const GET_REG_SIZE: u64 = 0xf << 52;
 pub const START: u64 = 1_000_000;
 
-/// SplitMix64.
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
-
 /// A machine like QEMU's `max` with GICv3, or its Cortex-A72 with GICv2.
 pub fn machine(gic: u64) -> Machine {
     let a72 = [0x0000_2222, 0, 0x1030_5106, 0x1_1120, 0, 0, 0x1124, 0, 0];

@@ -3,14 +3,16 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use corevisor_interface::calls::{CallError, HostCall, VM_ORDINARY};
 use corevisor_interface::mailbox::{MAX_LIST_REGISTERS, Mailbox, START_PSTATE};
 use kserv_model::layout::RAM_BASE;
+use kserv_model::random::Random;
 use spin::Mutex;
 
-use super::draw::{self, Places, Random};
+use super::draw::{self, Places};
 use crate::arch::call::hvc;
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
@@ -48,31 +50,41 @@ pub struct Storm {
     pub places: Places,
     /// VMs of the storm.
     pub known: Mutex<Known>,
-    /// Calls made; of these, served; accesses to memory made; of these, refused; runs of vCPUs.
-    pub counts: [AtomicU64; 5],
+    /// What was done.
+    pub counts: Counts,
     /// What went wrong first.
     pub wrong: Mutex<Option<String>>,
 }
 
-/// Number of each in [`Storm::counts`].
-pub mod count {
-    /// Calls.
-    pub const CALLS: usize = 0;
+/// How often something was done, all CPUs together.
+#[derive(Debug, Default)]
+pub struct Counts {
+    calls: AtomicU64,
     /// Calls that did something.
-    pub const SERVED: usize = 1;
+    served: AtomicU64,
     /// Loads and stores.
-    pub const TOUCHES: usize = 2;
+    touches: AtomicU64,
     /// Of these, refused.
-    pub const DENIED: usize = 3;
+    denied: AtomicU64,
     /// Runs of vCPUs.
-    pub const RUNS: usize = 4;
+    runs: AtomicU64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { calls, served, touches, denied, runs } = self;
+        let [calls, served, touches, denied, runs] =
+            [calls, served, touches, denied, runs].map(|count| count.load(Ordering::Relaxed));
+        write!(f, "{calls} calls ({served} served), {runs} runs, {touches} accesses ({denied} refused)")
+    }
+}
+
+/// One more.
+fn count(what: &AtomicU64) {
+    what.fetch_add(1, Ordering::Relaxed);
 }
 
 impl Storm {
-    fn count(&self, what: usize) {
-        self.counts[what].fetch_add(1, Ordering::Relaxed);
-    }
-
     fn fail(&self, text: String) {
         self.wrong.lock().get_or_insert(text);
     }
@@ -135,7 +147,7 @@ impl Storm {
 
     /// Makes a call, and remembers what it gave.
     fn make(&self, call: HostCall, arguments: [u64; 5]) -> Option<[u64; 4]> {
-        self.count(count::CALLS);
+        count(&self.counts.calls);
         let x = hvc(call.function(), arguments);
         if let Some(error) = CallError::from_x0(x[0]) {
             if error == CallError::NotSupported && !is_about_seals(call) {
@@ -146,7 +158,7 @@ impl Storm {
         if (x[0] as i64) < 0 && !matches!(call, HostCall::CallUid) {
             self.fail(alloc::format!("{call:?} {arguments:x?}: an error without a name, {:#x}", x[0]));
         }
-        self.count(count::SERVED);
+        count(&self.counts.served);
         let mut known = self.known.lock();
         match call {
             HostCall::RegisterVm => known.vms.push(x[1]),
@@ -169,7 +181,7 @@ impl Storm {
 
     /// A load or a store somewhere.
     fn touch(&self, random: &mut Random) {
-        self.count(count::TOUCHES);
+        count(&self.counts.touches);
         let private = random.percent(40);
         let pa = if private { random.one_of(&self.places.private) } else { draw::arena(random, &self.places) };
         let at = pa + random.below(512) * 8;
@@ -179,7 +191,7 @@ impl Storm {
                 self.fail(alloc::format!("the host reached a private page at {at:#x}: {word:#x}"));
             }
             Ok(_) => {}
-            Err(abort) if abort.is_external() => self.count(count::DENIED),
+            Err(abort) if abort.is_external() => count(&self.counts.denied),
             Err(abort) => self.fail(alloc::format!("at {at:#x}: ESR {:#x} instead of an external abort", abort.esr)),
         }
     }
@@ -206,7 +218,7 @@ impl Storm {
         let x = hvc(HostCall::VcpuRun.function(), [vm, vcpu, 0, 0, 0]);
         cpu::set_deadline(None);
         if (x[0] as i64) >= 0 {
-            self.count(count::RUNS);
+            count(&self.counts.runs);
         }
         self.search(page);
     }

@@ -5,43 +5,9 @@ use alloc::vec::Vec;
 
 use corevisor_interface::calls::{HostCall, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS};
 use kserv_model::layout::RAM_BASE;
+use kserv_model::random::Random;
 
 use crate::pages::{BLOCK, PAGE};
-
-/// Random numbers: SplitMix64, so that a seed gives the same storm again.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// From a seed.
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// Any number.
-    pub const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// Below `limit`, which is not 0.
-    pub const fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// One of these; 0 if there is none.
-    pub fn one_of(&mut self, all: &[u64]) -> u64 {
-        if all.is_empty() { 0 } else { all[self.below(all.len() as u64) as usize] }
-    }
-
-    /// True in so many of a hundred.
-    pub const fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
 
 /// Addresses that the arguments are drawn from.
 #[derive(Debug)]

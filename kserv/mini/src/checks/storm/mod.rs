@@ -17,7 +17,7 @@ mod draw;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use corevisor_interface::calls::MAX_VMS;
 use kserv_model::layout::RAM_BASE;
@@ -30,7 +30,7 @@ use crate::guest::{Failure, Guest};
 use crate::pages::{self, BLOCK, PAGE};
 use crate::session::{bury, plan};
 use crate::{calls, jobs, scheduler};
-use attack::{Storm, count};
+use attack::{Counts, Storm};
 use draw::Places;
 
 /// Steps of each CPU.
@@ -66,7 +66,7 @@ pub fn storm(context: &Context<'_>) -> Result<String, Failure> {
             cpus: guest.cpus.iter().map(|cpu| cpu.load(Ordering::Relaxed)).collect(),
         },
         known: Mutex::default(),
-        counts: [const { AtomicU64::new(0) }; 5],
+        counts: Counts::default(),
         wrong: Mutex::new(None),
     });
     let shared = storm.clone();
@@ -82,13 +82,8 @@ pub fn storm(context: &Context<'_>) -> Result<String, Failure> {
         return Err(Failure::Text(alloc::format!("seed {seed}: {text}")));
     }
     end(&storm, &guest)?;
-    let [calls, served, touches, denied, runs] = [0, 1, 2, 3, 4].map(|n| storm.counts[n].load(Ordering::Relaxed));
-    debug_assert_eq!(count::RUNS, 4);
     pages::give(arena, ARENA / PAGE);
-    Ok(alloc::format!(
-        "seed {seed}, {} CPUs: {calls} calls ({served} served), {runs} runs, {touches} accesses ({denied} refused)",
-        scheduler::online()
-    ))
+    Ok(alloc::format!("seed {seed}, {} CPUs: {}", scheduler::online(), storm.counts))
 }
 
 /// Everything goes back: the storm's VMs, then the attacked one, which says itself how it is.
