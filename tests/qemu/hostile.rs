@@ -1,4 +1,5 @@
-//! A host that attacks at random, on every CPU at once (kserv/mini/src/checks/storm), while a protected VM keeps its secrets.
+//! A host that attacks (kserv/mini/src/checks): one attack by one, each by its name, on one CPU or from several; and at random, on every CPU at once (`storm`),
+//! while a protected VM keeps its secrets.
 
 use crate::{
     bed::{Bed, Checks, Failure, LIMIT},
@@ -6,6 +7,7 @@ use crate::{
 };
 use corevisor_tool::{
     machine::Machine,
+    outcome::Finished,
     run::{Boot, Run},
     vms::{Vm, Vms},
 };
@@ -24,21 +26,81 @@ pub fn cases() -> Vec<Case> {
         let name = format!("random calls, accesses and runs of {cpus} CPUs at once get nowhere, GICv{gic}");
         Case::new("hostile", name, move |bed: &Bed| storm(bed, gic, cpus, 1, rounds).map(drop))
     };
-    vec![storm(3, 2, 400), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)]
+    let mut cases =
+        vec![storm(3, 2, 400), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)];
+    for attack in ATTACKS {
+        for gic in [3, 2] {
+            let name = format!("{}, {} CPUs, GICv{gic}", attack.title, attack.cpus);
+            let case = Case::new("hostile", name, move |bed: &Bed| attack.run(bed, gic));
+            cases.push(case.only_in_full_if(gic != attack.gic));
+        }
+    }
+    cases
+}
+
+/// A check of the mini host.
+struct Attack {
+    /// What is true if it holds.
+    title: &'static str,
+    /// Its name.
+    check: &'static str,
+    cpus: u32,
+    /// The interrupt controller of the default selection.
+    gic: u32,
+    /// What it is made against.
+    vms: fn() -> Vms,
+    /// What else the console must say.
+    says: &'static [&'static str],
+}
+
+const ATTACKS: &[Attack] = &[
+    Attack {
+        title: "no load, store, atomic, DC ZVA or fetch reaches a page that left the host, whichever way it left",
+        check: "reach",
+        cpus: 1,
+        gic: 2,
+        vms: Vms::new,
+        says: &["5 ways, "],
+    },
+    Attack {
+        title: "a page that other CPUs use while it leaves the host is out of their reach at once, whatever their TLBs hold",
+        check: "stale-tlb",
+        cpus: 4,
+        gic: 3,
+        vms: Vms::new,
+        says: &["pages and blocks taken from under 3 CPUs"],
+    },
+];
+
+/// The machine of an attack or a storm.
+fn machine(gic: u32, cpus: u32) -> Machine {
+    Machine::virt().gic(gic).cpu(if gic == 2 { "cortex-a72" } else { "max" }).smp(cpus)
+}
+
+/// Every refused access is a warning of the core: thousands of them.
+fn run(bed: &Bed, machine: Machine, vms: Vms) -> Result<Finished, Failure> {
+    let run = Run::new(&bed.project, machine).timeout(LIMIT).append("corevisor.log=error").boot(Boot::Mini(vms));
+    let done = run.finish()?;
+    done.succeeded()?;
+    Ok(done)
+}
+
+impl Attack {
+    fn run(&self, bed: &Bed, gic: u32) -> Result<(), Failure> {
+        let done = run(bed, machine(gic, self.cpus), (self.vms)().line(format!("test={}", self.check)))?;
+        done.says(&format!("mini: test {}: ok, ", self.check))?;
+        self.says.iter().try_for_each(|line| done.says(line))
+    }
 }
 
 /// One storm: the line in which the mini host says what it did.
 fn storm(bed: &Bed, gic: u32, cpus: u32, seed: u64, rounds: u32) -> Result<String, Failure> {
-    let machine = Machine::virt().gic(gic).cpu(if gic == 2 { "cortex-a72" } else { "max" }).smp(cpus);
     let vms = Vms::new()
         .vm(Vm::guest("keeper").vcpus(2).protected(true))
         .line("test=storm")
         .line(format!("seed={seed}"))
         .line(format!("rounds={rounds}"));
-    // Every refused access is a warning of the core: thousands of them.
-    let done =
-        Run::new(&bed.project, machine).timeout(LIMIT).append("corevisor.log=error").boot(Boot::Mini(vms)).finish()?;
-    done.succeeded()?;
+    let done = run(bed, machine(gic, cpus), vms)?;
     done.says("guest keeper: ok, every secret as it was")?;
     let line = done.console.lines().find(|line| line.contains("mini: test storm: ok, "));
     line.map(|line| line.trim().to_owned()).ok_or_else(|| Failure::new("the storm did not say how it ended"))

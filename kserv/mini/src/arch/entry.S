@@ -143,8 +143,10 @@ switch_tables:
     isb
     ret
 
-// guarded_load(x0 = address, x1 = where the word goes): 0, or ESR_EL1 if the access failed. guarded_store(x0, x1 = word): the same.
-    .globl  guarded_load, guarded_store
+// Accesses that may fail: 0, or ESR_EL1 if the access at x0 failed. guarded_store(x0, x1 = word), guarded_zero(x0: DC ZVA); the others store the word
+// that they found at x1: guarded_load(x0, x1), and two that add 1: guarded_exclusive by LDXR and STXR, guarded_atomic by LDADD.
+    .arch_extension lse
+    .globl  guarded_load, guarded_store, guarded_zero, guarded_exclusive, guarded_atomic
 guarded_load:
 guarded_start:
     ldr     x2, [x0]
@@ -153,11 +155,39 @@ guarded_store:
     str     x1, [x0]
     dsb     sy
     b       2f
+guarded_zero:
+    dc      zva, x0
+    dsb     sy
+    b       2f
+guarded_exclusive:
+    ldxr    x2, [x0]
+    add     x3, x2, #1
+    stxr    w4, x3, [x0]
+    cbnz    w4, guarded_exclusive
+    b       1f
+guarded_atomic:
+    mov     x3, #1
+    ldadd   x3, x2, [x0]
+    b       1f
 guarded_end:
 1:  str     x2, [x1]
 2:  mov     x0, xzr
     ret
 guarded_failed:
+    mrs     x0, esr_el1
+    ret
+
+// guarded_call(x0 = address of code that changes x0 to x4 at most): 0, or ESR_EL1 if its first instruction was not fetched.
+    .globl  guarded_call
+guarded_call:
+    mov     x5, x30
+    mov     x6, x0
+    blr     x0
+    mov     x30, x5
+    mov     x0, xzr
+    ret
+guarded_call_failed:
+    mov     x30, x5
     mrs     x0, esr_el1
     ret
 
@@ -187,9 +217,17 @@ mini_vectors:
     cmp     x0, x1
     b.hs    1f
     adr     x0, guarded_failed
-    msr     elr_el1, x0
+0:  msr     elr_el1, x0
     ldp     x0, x1, [sp], #16
     eret
+1:  cmp     x0, x6                      // an instruction abort where guarded_call went
+    mrs     x1, esr_el1
+    lsr     x1, x1, #26
+    b.ne    1f
+    cmp     x1, #0x21
+    b.ne    1f
+    adr     x0, guarded_call_failed
+    b       0b
 1:  mov     x0, #4
     mrs     x1, esr_el1
     mrs     x2, elr_el1

@@ -39,6 +39,10 @@ global_asm!(
 unsafe extern "C" {
     fn guarded_load(address: u64, word: *mut u64) -> u64;
     fn guarded_store(address: u64, word: u64) -> u64;
+    fn guarded_zero(address: u64) -> u64;
+    fn guarded_exclusive(address: u64, word: *mut u64) -> u64;
+    fn guarded_atomic(address: u64, word: *mut u64) -> u64;
+    fn guarded_call(address: u64) -> u64;
     static _start: u8;
     static __image_end: u8;
 }
@@ -78,9 +82,44 @@ pub struct Abort {
 }
 
 impl Abort {
-    /// Whether it is a synchronous external abort: how the core refuses an access. Arm ARM D24.2.39, DFSC.
+    /// Whether it is a synchronous external abort, of data or of an instruction: how the core refuses an access. Arm ARM D24.2.39, DFSC and IFSC.
     pub const fn is_external(self) -> bool {
-        self.esr >> 26 == 0x25 && self.esr & 0x3f == 0x10
+        matches!(self.esr >> 26, 0x21 | 0x25) && self.esr & 0x3f == 0x10
+    }
+}
+
+/// A way to reach a word of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// A load.
+    Load,
+    /// A store of this word.
+    Store(u64),
+    /// LDXR and STXR: adds 1.
+    Exclusive,
+    /// LDADD: adds 1.
+    Atomic,
+    /// DC ZVA.
+    Zero,
+    /// A call of the code there, [`RETURN`].
+    Execute,
+}
+
+/// RET.
+pub const RETURN: u32 = 0xd65f_03c0;
+
+impl Access {
+    /// Every way that this CPU has; stores are of `word`.
+    pub fn all(word: u64) -> impl Iterator<Item = Self> {
+        let isar0: u64;
+        // SAFETY: reads a register.
+        unsafe {
+            core::arch::asm!("mrs {}, id_aa64isar0_el1", out(reg) isar0, options(nomem, nostack, preserves_flags))
+        };
+        let has_atomics = isar0 >> 20 & 0xf >= 2;
+        [Self::Load, Self::Store(word), Self::Exclusive, Self::Execute, Self::Zero, Self::Atomic]
+            .into_iter()
+            .filter(move |access| has_atomics || *access != Self::Atomic)
     }
 }
 
@@ -102,10 +141,27 @@ pub fn try_read(pa: u64) -> Result<u64, Abort> {
 /// # Errors
 /// [`Abort`] if the access was refused.
 pub fn try_write(pa: u64, word: u64) -> Result<(), Abort> {
+    try_access(Access::Store(word), pa).map(|_| ())
+}
+
+/// Reaches a physical address of free RAM in one of the ways there are: the word that was there, if this tells; else 0.
+///
+/// # Errors
+/// [`Abort`] if the access was refused.
+pub fn try_access(access: Access, pa: u64) -> Result<u64, Abort> {
     super::memory::assert_free(pa, 8);
-    // SAFETY: no Rust object lives in free RAM; a failing access is caught.
-    match unsafe { guarded_store(pa & !7, word) } {
-        0 => Ok(()),
-        esr => Err(Abort { esr }),
-    }
+    let (pa, mut word) = (pa & !7, 0);
+    // SAFETY: no Rust object lives in free RAM; a failing access is caught. What is executed is RET or ends the program: nothing else is ever
+    // put at where `Execute` is tried, and what is not this program's cannot be reached.
+    let esr = unsafe {
+        match access {
+            Access::Load => guarded_load(pa, &raw mut word),
+            Access::Store(word) => guarded_store(pa, word),
+            Access::Exclusive => guarded_exclusive(pa, &raw mut word),
+            Access::Atomic => guarded_atomic(pa, &raw mut word),
+            Access::Zero => guarded_zero(pa),
+            Access::Execute => guarded_call(pa),
+        }
+    };
+    if esr == 0 { Ok(word) } else { Err(Abort { esr }) }
 }

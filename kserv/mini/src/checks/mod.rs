@@ -5,6 +5,8 @@
 //! |-----------------|---------------------------------------------------------------------------------------------|
 //! | `refused-calls` | each call with wrong arguments gets its named error, and nothing has changed                |
 //! | `reclaim`       | memory of a protected VM is out of the host's reach, and comes back all zero                |
+//! | `reach`         | what left this host, by any way, is reached by no load, store, atomic, DC ZVA or fetch of it |
+//! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
@@ -14,6 +16,7 @@
 
 mod costs;
 mod life;
+mod reach;
 mod refused;
 mod snapshot;
 mod storm;
@@ -46,6 +49,8 @@ type Check = fn(&Context<'_>) -> Result<String, Failure>;
 const CHECKS: &[(&str, Check)] = &[
     ("refused-calls", refused::calls),
     ("reclaim", life::reclaim),
+    ("reach", reach::refused),
+    ("stale-tlb", reach::stale),
     ("lifecycle", life::lifecycle),
     ("many", life::many),
     ("storm", storm::storm),
@@ -54,7 +59,7 @@ const CHECKS: &[(&str, Check)] = &[
 ];
 
 /// Checks that `all` leaves out: they need something, or check nothing.
-const ONLY_BY_NAME: &[&str] = &["storm", "snapshot", "costs"];
+const ONLY_BY_NAME: &[&str] = &["stale-tlb", "storm", "snapshot", "costs"];
 
 /// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
 const TINY: [u32; 7] = [
@@ -122,21 +127,21 @@ impl Bare {
     /// State READY, with a pool of `pool` pages.
     fn new(kind: u64, pool: u64) -> Result<Self, Failure> {
         let root = page()?;
-        let id = match calls::register_vm(kind, 36, root) {
-            Ok(id) => id,
-            Err(error) => {
-                pages::give(root, 1);
-                return Err(Failure::Call("RegisterVm", error));
-            }
-        };
-        let mut vm = Self { id, held: alloc::vec![(root, 1)], mailboxes: Vec::new() };
+        let mut vm = Self::with_root(kind, root).inspect_err(|_| pages::give(root, 1))?;
+        vm.held.push((root, 1));
         let pa = pages::take_top(pool, PAGE).ok_or(Failure::Memory(pool * PAGE))?;
         vm.held.push((pa, pool));
-        let given = at("DonatePool", calls::donate_pool(id, pa, pool))?;
+        let given = at("DonatePool", calls::donate_pool(vm.id, pa, pool))?;
         if given != pool {
             return Err(Failure::Text(alloc::format!("DonatePool took {given} of {pool} pages")));
         }
         Ok(vm)
+    }
+
+    /// State READY, with the caller's page as its root, and no pool.
+    fn with_root(kind: u64, root: u64) -> Result<Self, Failure> {
+        let id = at("RegisterVm", calls::register_vm(kind, 36, root))?;
+        Ok(Self { id, held: Vec::new(), mailboxes: Vec::new() })
     }
 
     /// An ordinary one in state VERIFIED with vCPU 0.

@@ -1,0 +1,277 @@
+//! Pages that left the host, by every way that a page can leave by: nobody of this host reaches them in any way that a CPU has, by tables or
+//! by what a TLB remembers; what comes back is zero.
+#![forbid(unsafe_code)]
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+use corevisor_interface::calls::{MAX_PAGES, VM_PROTECTED};
+use kserv_model::layout::RAM_BASE;
+use spin::Mutex;
+
+use super::{Bare, Context, ensure, returned};
+use crate::arch::cpu;
+use crate::arch::entry::{Access, MAX_CPUS, RETURN, try_access, try_write};
+use crate::arch::memory;
+use crate::guest::{Failure, at};
+use crate::pages::{self, BLOCK, PAGE};
+use crate::{calls, jobs, scheduler};
+
+/// The upper half of what this host writes into its pages.
+const MARK: u64 = 0x4057_0000 << 32;
+/// Where in a page code is; before it there are words.
+const CODE: u64 = 1024;
+/// Where DC ZVA is tried: it zeroes up to 2 KiB around it.
+const ZEROED: u64 = 3072;
+/// Pages of a VM's pool.
+const POOL: u64 = 16;
+const ROUNDS: u64 = 4;
+/// How often each CPU reaches the page before it goes, and is refused after it went, at least.
+const WARM: u64 = 48;
+
+/// How a page leaves the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    /// As the root of a VM's tables.
+    Root,
+    /// For a VM's pool.
+    Pool,
+    /// As a page of a protected VM's image.
+    Image,
+    /// As a page of a protected VM's memory.
+    Page,
+    /// The same with all the block around it.
+    Block,
+}
+
+const WAYS: [Way; 5] = [Way::Root, Way::Pool, Way::Image, Way::Page, Way::Block];
+
+/// A VM that takes one page, after all that has to be done before.
+struct Taker {
+    way: Way,
+    vm: Option<Bare>,
+    image: u64,
+}
+
+impl Taker {
+    fn new(way: Way) -> Result<Self, Failure> {
+        let vm = if way == Way::Root { None } else { Some(Bare::new(VM_PROTECTED, POOL)?) };
+        let image = match &vm {
+            Some(vm) if way == Way::Image => at("SetBootInfo", calls::set_boot_info(vm.id, RAM_BASE, PAGE))?,
+            _ => 0,
+        };
+        Ok(Self { way, vm, image })
+    }
+
+    /// The page goes.
+    fn take(&mut self, pa: u64) -> Result<(), Failure> {
+        let Some(vm) = &self.vm else {
+            self.vm = Some(Bare::with_root(VM_PROTECTED, pa)?);
+            return Ok(());
+        };
+        let one = |call, result| at(call, result).and_then(|done: u64| ensure(done == 1, "not all was taken"));
+        match self.way {
+            Way::Root => Ok(()),
+            Way::Pool => one("DonatePool", calls::donate_pool(vm.id, pa, 1)),
+            Way::Image => at("RemapImagePage", calls::remap_image_page(vm.id, self.image, pa)),
+            Way::Page => one("MapMemory", calls::map_memory(vm.id, RAM_BASE, pa, 1, 0)),
+            Way::Block => {
+                let done = at("MapMemory", calls::map_memory(vm.id, RAM_BASE, pa & !(BLOCK - 1), MAX_PAGES, 0))?;
+                ensure(done == MAX_PAGES, "a block was not taken as one")
+            }
+        }
+    }
+
+    /// And comes back.
+    fn end(self) -> Result<(), Failure> {
+        self.vm.map_or(Ok(()), |vm| vm.end().map(|_| ()))
+    }
+}
+
+/// This host's words, and code, in a page.
+fn fill(pa: u64) -> Result<(), Failure> {
+    for at in (pa..pa + PAGE).step_by(8) {
+        let word = if at - pa < CODE { MARK } else { u64::from(RETURN) << 32 | u64::from(RETURN) };
+        ensure(try_write(at, word).is_ok(), "a free page cannot be written")?;
+    }
+    memory::clean_code(pa, PAGE);
+    Ok(())
+}
+
+fn place_of(access: Access, cpu: usize) -> u64 {
+    match access {
+        Access::Execute => CODE,
+        Access::Zero => ZEROED,
+        _ => 8 * cpu as u64,
+    }
+}
+
+/// Each way, each access: refused while the page is away.
+pub fn refused(_: &Context<'_>) -> Result<String, Failure> {
+    let block = pages::take(MAX_PAGES, BLOCK).ok_or(Failure::Memory(BLOCK))?;
+    // In the middle, so that what is around it is still this host's, but for a block.
+    let page = block + BLOCK / 2;
+    let mut count = 0;
+    for way in WAYS {
+        fill(page)?;
+        fill(page + PAGE)?;
+        for access in Access::all(MARK) {
+            ensure(
+                try_access(access, page + place_of(access, 0)).is_ok(),
+                "an access to this host's own page is refused",
+            )?;
+        }
+        fill(page)?;
+        let mut taker = Taker::new(way)?;
+        taker.take(page)?;
+        for access in Access::all(MARK) {
+            for offset in [0, CODE, ZEROED, PAGE - 8] {
+                match try_access(access, page + offset) {
+                    Err(abort) if abort.is_external() => count += 1,
+                    other => {
+                        return Err(Failure::Text(alloc::format!("{way:?}, {access:?} at {offset:#x}: {other:x?}")));
+                    }
+                }
+            }
+            let beside = try_access(access, page + PAGE + place_of(access, 0)).is_ok();
+            ensure(beside == (way != Way::Block), "the page beside it is not whose it should be")?;
+        }
+        taker.end()?;
+        returned(page)?;
+    }
+    pages::give(block, MAX_PAGES);
+    Ok(alloc::format!("{} ways, {count} accesses refused", WAYS.len()))
+}
+
+/// What the CPUs share while one of them gives a page away that the others use.
+#[derive(Default)]
+struct Bait {
+    /// The page that the others are to use; 0: none.
+    page: AtomicU64,
+    /// The page that is gone: it was given away, and the call is over.
+    gone: AtomicU64,
+    /// No more.
+    over: AtomicU64,
+    /// Successes and refusals of each CPU for this page; and the page that it has in hand.
+    reached: [AtomicU64; MAX_CPUS],
+    refused: [AtomicU64; MAX_CPUS],
+    hand: [AtomicU64; MAX_CPUS],
+    total: [AtomicU64; 2],
+    wrong: Mutex<Option<String>>,
+}
+
+impl Bait {
+    fn fail(&self, text: String) {
+        self.wrong.lock().get_or_insert(text);
+        self.over.store(1, SeqCst);
+    }
+
+    /// Waits until all other CPUs say so, or something is wrong.
+    fn all(&self, says: impl Fn(usize) -> bool) {
+        while self.over.load(SeqCst) == 0 && !(1..scheduler::online()).all(&says) {
+            core::hint::spin_loop();
+        }
+    }
+
+    /// A CPU that uses the page all the time.
+    fn use_it(&self, cpu: usize) {
+        let ways: alloc::vec::Vec<_> = Access::all(MARK | cpu as u64).filter(|way| *way != Access::Zero).collect();
+        for turn in 0.. {
+            if self.over.load(SeqCst) != 0 {
+                return;
+            }
+            let page = self.page.load(SeqCst);
+            self.hand[cpu].store(page, SeqCst);
+            if page == 0 || self.page.load(SeqCst) != page {
+                core::hint::spin_loop();
+                continue;
+            }
+            let gone = self.gone.load(SeqCst) == page;
+            let access: Access = ways[turn % ways.len()];
+            match try_access(access, page + place_of(access, cpu)) {
+                Ok(word) if gone => {
+                    return self.fail(alloc::format!("CPU {cpu}: {access:?} of a page that is away: {word:#x}"));
+                }
+                // Scrubbed while this CPU could still reach it.
+                Ok(word)
+                    if matches!(access, Access::Load | Access::Exclusive | Access::Atomic)
+                        && word >> 32 != MARK >> 32 =>
+                {
+                    return self.fail(alloc::format!("CPU {cpu}: {access:?} found {word:#x}, not this host's word"));
+                }
+                Ok(_) => _ = self.reached[cpu].fetch_add(1, SeqCst),
+                Err(abort) if abort.is_external() => {
+                    self.refused[cpu].fetch_add(u64::from(gone), SeqCst);
+                }
+                Err(abort) => return self.fail(alloc::format!("CPU {cpu}: {access:?}: ESR {:#x}", abort.esr)),
+            }
+        }
+    }
+
+    /// One page goes and comes back, under the others' hands.
+    ///
+    /// `apart`: the host's table has pages there before, not a block that must be split first, since a neighbour is away.
+    fn round(&self, way: Way, page: u64, apart: bool) -> Result<(), Failure> {
+        fill(page)?;
+        let neighbour = page + 2 * PAGE;
+        let other = if apart { Some(Bare::with_root(VM_PROTECTED, neighbour)?) } else { None };
+        let mut taker = Taker::new(way)?;
+        self.reached.iter().chain(&self.refused).for_each(|count| count.store(0, SeqCst));
+        self.page.store(page, SeqCst);
+        self.all(|cpu| self.reached[cpu].load(SeqCst) >= WARM);
+        taker.take(page)?;
+        self.gone.store(page, SeqCst);
+        self.all(|cpu| self.refused[cpu].load(SeqCst) >= WARM);
+        self.page.store(0, SeqCst);
+        self.all(|cpu| self.hand[cpu].load(SeqCst) == 0);
+        self.gone.store(0, SeqCst);
+        for (total, counts) in self.total.iter().zip([&self.reached, &self.refused]) {
+            total.fetch_add(counts.iter().map(|count| count.load(SeqCst)).sum(), SeqCst);
+        }
+        taker.end()?;
+        other.map_or(Ok(()), |vm| vm.end().and_then(|_| returned(neighbour)))?;
+        returned(page)
+    }
+
+    fn give_away(&self, page: u64, rounds: u64) -> Result<(), Failure> {
+        for round in 0..rounds {
+            for way in WAYS {
+                self.round(way, page, round % 2 == 1 && way != Way::Block)?;
+                if self.over.load(SeqCst) != 0 {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Other CPUs use a page, in every way, all the while that this one gives it away: from then on they are refused, whatever their TLBs held.
+pub fn stale(context: &Context<'_>) -> Result<String, Failure> {
+    let rounds = context.wishes.number("rounds").unwrap_or(ROUNDS);
+    ensure(scheduler::online() > 1, "it needs two CPUs")?;
+    let block = pages::take(MAX_PAGES, BLOCK).ok_or(Failure::Memory(BLOCK))?;
+    let bait = Arc::new(Bait::default());
+    let shared = bait.clone();
+    let job: jobs::Job = Arc::new(move || match cpu::index() {
+        0 => {
+            if let Err(failure) = shared.give_away(block + BLOCK / 2, rounds) {
+                shared.fail(alloc::format!("{failure}"));
+            }
+            shared.over.store(1, SeqCst);
+        }
+        cpu => shared.use_it(cpu),
+    });
+    jobs::everywhere(&job);
+    drop(job);
+    if let Some(text) = bait.wrong.lock().take() {
+        return Err(Failure::Text(text));
+    }
+    pages::give(block, MAX_PAGES);
+    let [reached, refused] = [0, 1].map(|n| bait.total[n].load(SeqCst));
+    let (given, others) = (rounds * WAYS.len() as u64, scheduler::online() - 1);
+    Ok(alloc::format!(
+        "{given} pages and blocks taken from under {others} CPUs: {reached} accesses before, {refused} refused after"
+    ))
+}
