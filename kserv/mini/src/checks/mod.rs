@@ -9,6 +9,7 @@
 //! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
+//! | `limits`        | every call with every argument at its limits and with addresses of everybody, in every state of a VM: a result or a named error, nothing lost; needs a VM; only by its name |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
 //! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
@@ -16,10 +17,12 @@
 
 mod costs;
 mod life;
+mod limits;
 mod reach;
 mod refused;
 mod snapshot;
 mod storm;
+mod victim;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -53,13 +56,14 @@ const CHECKS: &[(&str, Check)] = &[
     ("stale-tlb", reach::stale),
     ("lifecycle", life::lifecycle),
     ("many", life::many),
+    ("limits", limits::limits),
     ("storm", storm::storm),
     ("snapshot", snapshot::snapshot),
     ("costs", costs::costs),
 ];
 
 /// Checks that `all` leaves out: they need something, or check nothing.
-const ONLY_BY_NAME: &[&str] = &["stale-tlb", "storm", "snapshot", "costs"];
+const ONLY_BY_NAME: &[&str] = &["stale-tlb", "limits", "storm", "snapshot", "costs"];
 
 /// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
 const TINY: [u32; 7] = [
@@ -202,6 +206,12 @@ fn returned(pa: u64) -> Result<(), Failure> {
         Ok(_) if memory::is_zero(pa) => Ok(()),
         Ok(_) => Err(Failure::Text(alloc::format!("the page at {pa:#x} came back with something in it"))),
     }
+}
+
+/// Every page of `size` bytes from `start` on is the host's.
+fn all_back(start: u64, size: u64) -> Result<(), Failure> {
+    let lost = (start..start + size).step_by(PAGE as usize).filter(|page| try_read(*page).is_err()).count();
+    ensure(lost == 0, &alloc::format!("{lost} of the attacker's pages did not come back"))
 }
 
 /// Names what is wrong if `holds` is false.

@@ -6,26 +6,21 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use corevisor_interface::calls::{CallError, HostCall, VM_ORDINARY};
+use corevisor_interface::calls::{HostCall, VM_ORDINARY};
 use corevisor_interface::mailbox::{MAX_LIST_REGISTERS, Mailbox, START_PSTATE};
 use kserv_model::layout::RAM_BASE;
 use kserv_model::random::Random;
 use spin::Mutex;
 
+use super::super::victim::{self, TAG, secret_in};
 use super::draw::{self, Places};
 use crate::arch::call::hvc;
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
 use crate::pages::PAGE;
-use crate::scheduler;
 
-/// The upper half of every word that the attacked VM keeps secret (tests/guests/src/bin/keeper.rs).
-pub const TAG: u64 = 0x5ec2_e75e;
 /// Parts of a second after which a vCPU of the storm leaves.
 const RUN_FOR: u64 = 20_000;
-
-/// Turn of the attacked VM's vCPUs between the steps, in microseconds.
-const TURN_US: u64 = 200;
 
 /// What is left of the storm's calls.
 #[derive(Debug, Default)]
@@ -44,7 +39,6 @@ impl Known {
 }
 
 /// What the CPUs share.
-#[derive(Debug)]
 pub struct Storm {
     /// Where to attack.
     pub places: Places,
@@ -102,8 +96,7 @@ impl Storm {
                 _ => self.look(&mut random),
             }
             if step % 16 == 0 {
-                // Interrupts are taken, and the attacked VM's vCPUs have a turn where they are.
-                scheduler::run_for(if self.places.cpus.contains(&cpu::index()) { TURN_US } else { 0 });
+                self.places.victim.have_a_turn();
             }
             if self.wrong.lock().is_some() {
                 return;
@@ -118,7 +111,7 @@ impl Storm {
         for (slot, name) in arguments.iter_mut().zip(call.arguments()) {
             *slot = draw::argument(random, &self.places, &known, name);
         }
-        if !self.would_end_the_victim(call, &arguments) {
+        if !self.places.victim.would_end(call, &arguments) {
             self.make(call, arguments);
         }
     }
@@ -148,16 +141,13 @@ impl Storm {
     /// Makes a call, and remembers what it gave.
     fn make(&self, call: HostCall, arguments: [u64; 5]) -> Option<[u64; 4]> {
         count(&self.counts.calls);
-        let x = hvc(call.function(), arguments);
-        if let Some(error) = CallError::from_x0(x[0]) {
-            if error == CallError::NotSupported && !is_about_seals(call) {
-                self.fail(alloc::format!("{call:?} {arguments:x?}: the core does not know the call"));
+        let x = match victim::answer(call, &arguments, hvc(call.function(), arguments)) {
+            Ok(answer) => answer.ok()?,
+            Err(text) => {
+                self.fail(text);
+                return None;
             }
-            return None;
-        }
-        if (x[0] as i64) < 0 && !matches!(call, HostCall::CallUid) {
-            self.fail(alloc::format!("{call:?} {arguments:x?}: an error without a name, {:#x}", x[0]));
-        }
+        };
         count(&self.counts.served);
         let mut known = self.known.lock();
         match call {
@@ -169,21 +159,11 @@ impl Storm {
         Some(x)
     }
 
-    /// The host may stop any VM, and may take its vCPUs' exits away from who serves them: neither tells anything about the core.
-    fn would_end_the_victim(&self, call: HostCall, arguments: &[u64; 5]) -> bool {
-        arguments[0] == self.places.victim
-            && match call {
-                HostCall::PowerOffVm => true,
-                HostCall::VcpuRun => arguments[1] < self.places.victim_vcpus,
-                _ => false,
-            }
-    }
-
     /// A load or a store somewhere.
     fn touch(&self, random: &mut Random) {
         count(&self.counts.touches);
         let private = random.percent(40);
-        let pa = if private { random.one_of(&self.places.private) } else { draw::arena(random, &self.places) };
+        let pa = if private { random.one_of(&self.places.victim.private) } else { draw::arena(random, &self.places) };
         let at = pa + random.below(512) * 8;
         let result = if random.percent(50) { try_read(at) } else { try_write(at, random.next()).map(|()| 0) };
         match result {
@@ -232,20 +212,9 @@ impl Storm {
         }
     }
 
-    /// Takes a VM down; whether it is gone. It tries each step so often.
+    /// Takes a VM down, as [`victim::end`]; whether it is gone.
     pub fn end(&self, vm: u64, tries: u32) -> bool {
-        let call = |call: HostCall| hvc(call.function(), [vm, 0, 0, 0, 0])[0] as i64;
-        call(HostCall::PowerOffVm);
-        let mut left = tries;
-        while call(HostCall::ReclaimVm) != 0 && left != 0 {
-            scheduler::kick_all();
-            left -= 1;
-        }
-        let mut gone = false;
-        while !gone && left != 0 {
-            gone = call(HostCall::DestroyVm) == 0;
-            left -= 1;
-        }
+        let gone = victim::end(vm, tries);
         if gone {
             self.known.lock().forget(vm);
         }
@@ -254,25 +223,12 @@ impl Storm {
 
     /// Looks for secrets in a page, if the host can read it.
     pub fn search(&self, page: u64) {
-        for at in (page..page + PAGE).step_by(8) {
-            match try_read(at) {
-                Ok(word) if word >> 32 == TAG => {
-                    return self
-                        .fail(alloc::format!("a secret of the VM is in the host's memory at {at:#x}: {word:#x}"));
-                }
-                Ok(_) => {}
-                Err(_) => return,
-            }
+        if let Some((at, word)) = secret_in(page) {
+            self.fail(alloc::format!("a secret of the VM is in the host's memory at {at:#x}: {word:#x}"));
         }
     }
 
     fn look(&self, random: &mut Random) {
         self.search(draw::arena(random, &self.places));
     }
-}
-
-/// Snapshots need random numbers, which not every machine has.
-const fn is_about_seals(call: HostCall) -> bool {
-    use HostCall::{SealPage, SealVcpu, SealVm, UnsealPage, UnsealVcpu};
-    matches!(call, SealPage | SealVcpu | SealVm | UnsealPage | UnsealVcpu)
 }

@@ -7,26 +7,20 @@ use corevisor_interface::calls::{HostCall, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX
 use kserv_model::layout::RAM_BASE;
 use kserv_model::random::Random;
 
+use super::super::victim::Victim;
 use crate::pages::{BLOCK, PAGE};
 
 /// Addresses that the arguments are drawn from.
-#[derive(Debug)]
 pub struct Places {
     /// The pages that may be given away, in one piece, aligned to its size: a call for many pages may go on behind the first half, from
     /// which addresses are drawn, and stays in the second.
     pub arena: u64,
     /// Bytes of it.
     pub size: u64,
-    /// Private pages of the VM that is attacked.
-    pub private: Vec<u64>,
     /// Addresses that are nobody's to give: the core's, devices, holes.
     pub forbidden: Vec<u64>,
     /// The VM that is attacked.
-    pub victim: u64,
-    /// Its vCPUs.
-    pub victim_vcpus: u64,
-    /// The CPUs that they run on.
-    pub cpus: Vec<usize>,
+    pub victim: Victim,
 }
 
 /// How often a call is made, in relation to the others: those that a VM's life needs more often than those that end it.
@@ -92,7 +86,7 @@ fn few(random: &mut Random, usual: u64, limit: u64) -> u64 {
 fn vm(random: &mut Random, places: &Places, known: &[u64]) -> u64 {
     match random.below(100) {
         0..75 => random.one_of(known),
-        75..92 => places.victim,
+        75..92 => places.victim.id(),
         _ => random.one_of(&[0, MAX_VMS, MAX_VMS + 1, u64::MAX]),
     }
 }
@@ -103,7 +97,7 @@ pub fn physical(random: &mut Random, places: &Places) -> u64 {
         0..70 => arena(random, places),
         70..75 => places.arena + random.below(places.size / 2 / BLOCK) * BLOCK,
         75..80 => arena(random, places) + random.one_of(&[1, 8, 0x800]),
-        80..92 => random.one_of(&places.private),
+        80..92 => random.one_of(&places.victim.private),
         _ => random.one_of(&places.forbidden),
     }
 }
