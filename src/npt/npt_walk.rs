@@ -61,6 +61,13 @@ fn in_range(npt: &Npt, ia: Ia) -> bool {
 /// The leaf that maps `ia`, or what could be put there. An address beyond the table's input size is a hole for
 /// which [`set_npt`] has no place. K: `walk_npt`.
 pub fn walk_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Walk {
+    let mut table = None;
+    find(machine, npt, ia, &mut table)
+}
+
+/// [`walk_npt`], and the `table` whose entry said it: `None` if the address is out of range, or the root leads nowhere.
+fn find<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, table: &mut Option<Pa>) -> Walk {
+    *table = None;
     if !in_range(npt, ia) {
         return Walk::Hole(Level::L1);
     }
@@ -68,18 +75,21 @@ pub fn walk_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Walk {
     let Ok(pgd) = pt_walk::walk_pgd(machine, npt, ia, Alloc::No) else { return Walk::Hole(Level::L1) };
     let Kind::Table(pgd) = pgd.kind(None) else { return Walk::Hole(Level::L1) };
 
+    *table = Some(pgd);
     let Ok(pud) = pt_walk::walk_pud(machine, npt, pgd, ia, Alloc::No) else { return Walk::Hole(Level::L1) };
     let pud = match pud.kind(Some(Level::L1)) {
         Kind::Invalid => return Walk::Hole(Level::L1),
         Kind::Leaf(_) => return Walk::Mapped(Level::L1, pud),
         Kind::Table(pud) => pud,
     };
+    *table = Some(pud);
     let Ok(pmd) = pt_walk::walk_pmd(machine, npt, pud, ia, Alloc::No) else { return Walk::Hole(Level::L2) };
     let pmd = match pmd.kind(Some(Level::L2)) {
         Kind::Invalid => return Walk::Hole(Level::L2),
         Kind::Leaf(_) => return Walk::Mapped(Level::L2, pmd),
         Kind::Table(pmd) => pmd,
     };
+    *table = Some(pmd);
     let pte = pt_walk::walk_pte(machine, pmd, ia);
     match pte.kind(Some(Level::L3)) {
         Kind::Leaf(_) => Walk::Mapped(Level::L3, pte),
@@ -123,9 +133,16 @@ pub fn prepare_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, level: Level)
     if !in_range(npt, ia) {
         return Err(SetNptError::OutOfRange);
     }
-    match walk_npt(machine, npt, ia) {
+    let mut table = None;
+    match find(machine, npt, ia, &mut table) {
         Walk::Mapped(..) => return Err(SetNptError::Occupied),
         Walk::Hole(largest) if level < largest => return Err(SetNptError::Occupied),
+        Walk::Hole(largest)
+            if level == largest
+                && let Some(table) = table =>
+        {
+            return Ok(table);
+        }
         Walk::Hole(_) => {}
     }
     table_for(machine, npt, ia, level, Alloc::Yes)?.ok_or(SetNptError::Occupied)
@@ -133,9 +150,9 @@ pub fn prepare_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, level: Level)
 
 /// Takes the leaf that maps `ia` away and returns it. The TLBs still hold it. K: part of `clear_pfn_host`.
 pub fn clear_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Option<(Level, Desc)> {
-    let Walk::Mapped(level, leaf) = walk_npt(machine, npt, ia) else { return None };
-    let table = table_for(machine, npt, ia, level, Alloc::No).ok()??;
-    set_leaf(machine, level, table, ia, Desc::INVALID);
+    let mut table = None;
+    let Walk::Mapped(level, leaf) = find(machine, npt, ia, &mut table) else { return None };
+    set_leaf(machine, level, table?, ia, Desc::INVALID);
     Some((level, leaf))
 }
 
@@ -155,9 +172,9 @@ pub struct Split {
 /// # Errors
 /// [`OutOfTables`]. Nothing has changed then.
 pub fn split_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Result<Option<Split>, OutOfTables> {
-    let Walk::Mapped(level, block) = walk_npt(machine, npt, ia) else { return Ok(None) };
-    let Some(smaller) = level.below() else { return Ok(None) };
-    let Ok(Some(slot_table)) = table_for(machine, npt, ia, level, Alloc::No) else { return Ok(None) };
+    let mut slot_table = None;
+    let Walk::Mapped(level, block) = find(machine, npt, ia, &mut slot_table) else { return Ok(None) };
+    let (Some(slot_table), Some(smaller)) = (slot_table, level.below()) else { return Ok(None) };
     let new_table = match level {
         Level::L1 => pt_alloc::alloc_pud_page(machine, npt)?,
         Level::L2 | Level::L3 => pt_alloc::alloc_pmd_page(machine, npt)?,

@@ -98,11 +98,7 @@ pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
 
 /// See `Machine::clear_phys_page`.
 pub fn clear(pfn: Pfn) {
-    let zero = |at: u64| {
-        let page = PhysRange::between(Pa::new(at), Pa::new(at + PAGE_SIZE));
-        maintenance::zero(page);
-        maintenance::clean_and_invalidate_to_poc(page);
-    };
+    let zero = |at: u64| maintenance::zero_to_poc(PhysRange::between(Pa::new(at), Pa::new(at + PAGE_SIZE)));
     let at = pfn.addr();
     // Table pages have their owner's own address; it goes on using them.
     if pool::holds(at) || own_map::is_adopted(at) { zero(at.raw()) } else { visit(pfn, |page| zero(page.0 as u64)) }

@@ -5,7 +5,7 @@ use core::arch::asm;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable};
 
-use super::super::addr::{Ipa, PAGE_SHIFT, PhysRange};
+use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, PhysRange};
 use super::traps;
 
 /// DSB ISHST, ISB: table entries written before are seen by walks that start after.
@@ -83,17 +83,38 @@ pub fn flush_all_local() {
     }
 }
 
-/// Bytes of the smallest data cache line (CTR_EL0.DminLine), and of the smallest instruction cache line.
-fn line_sizes() -> (u64, u64) {
+/// Bytes of the smallest data cache line (CTR_EL0.DminLine).
+fn line_size() -> u64 {
     let ctr: u64;
     // SAFETY: reading an ID register.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
-    (4 << (ctr >> 16 & 0xf), 4 << (ctr & 0xf))
+    4 << (ctr >> 16 & 0xf)
+}
+
+/// Bytes that DC ZVA fills, or `None` where it may not be used (DCZID_EL0).
+fn zero_block_size() -> Option<u64> {
+    let dczid: u64;
+    // SAFETY: reading an ID register.
+    unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags)) };
+    (dczid >> 4 & 1 == 0).then_some(4 << (dczid & 0xf))
+}
+
+/// Executes instructions at every `$step` bytes of `$pages`, whole pages at their address `{0}`, four at a time: a page's way from one
+/// owner to the next is made of this. A step of more than a quarter of a page does the same thing more than once.
+macro_rules! throughout {
+    ($pages:expr, $step:expr, $($instruction:literal),+) => {{
+        let (pages, step): (PhysRange, u64) = ($pages, $step);
+        asm!(
+            "2:", ".rept 4", $($instruction,)+ "add {0}, {0}, {1}", ".endr", "cmp {0}, {2}", "b.lo 2b",
+            inout(reg) pages.base().raw() => _, in(reg) step.min(PAGE_SIZE / 4), in(reg) pages.end().raw(),
+            options(nostack),
+        )
+    }};
 }
 
 /// Cleans `range`, mapped at its physical address, to the point of coherency: a CPU with its caches off sees it.
 pub fn clean_to_poc(range: PhysRange) {
-    let (line, _) = line_sizes();
+    let line = line_size();
     let mut at = range.base().align_down(line).raw();
     while at < range.end().raw() {
         // SAFETY: cleaning changes no content; the range is mapped.
@@ -103,15 +124,10 @@ pub fn clean_to_poc(range: PhysRange) {
     barrier::dsb(barrier::SY);
 }
 
-/// The same, and drops the lines: the next access of whoever has the memory then comes from memory itself.
-pub fn clean_and_invalidate_to_poc(range: PhysRange) {
-    let (line, _) = line_sizes();
-    let mut at = range.base().align_down(line).raw();
-    while at < range.end().raw() {
-        // SAFETY: what is dirty is written back first, so no content changes; the range is mapped.
-        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
-        at += line;
-    }
+/// The same for whole pages, and drops the lines: the next access of whoever has the memory then comes from memory itself.
+pub fn clean_and_invalidate_to_poc(pages: PhysRange) {
+    // SAFETY: what is dirty is written back first, so no content changes; the pages are mapped.
+    unsafe { throughout!(pages, line_size(), "dc civac, {0}") };
     barrier::dsb(barrier::SY);
 }
 
@@ -121,24 +137,25 @@ pub fn invalidate_icache_all() {
     unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
 }
 
-/// Fills `range`, the core's own and mapped at its physical address, with zeroes, a block at a time where the CPU can
-/// (DC ZVA). Both ends are whole pages.
-pub fn zero(range: PhysRange) {
-    let dczid: u64;
-    // SAFETY: reading an ID register.
-    unsafe { asm!("mrs {}, dczid_el0", out(reg) dczid, options(nomem, nostack, preserves_flags)) };
-    let prohibited = dczid >> 4 & 1 == 1;
-    let block = 4_u64 << (dczid & 0xf);
-    let mut at = range.base().raw();
-    while at < range.end().raw() {
-        // SAFETY: the range is the caller's to overwrite; DC ZVA writes one aligned block, of at most 2 KiB.
-        unsafe {
-            if prohibited {
-                asm!("stp xzr, xzr, [{}]", in(reg) at, options(nostack, preserves_flags));
-            } else {
-                asm!("dc zva, {}", in(reg) at, options(nostack, preserves_flags));
-            }
+/// Fills whole pages, the core's own and mapped at their physical address, with zeroes, a block at a time where the CPU can (DC ZVA).
+pub fn zero(pages: PhysRange) {
+    // SAFETY: the pages are the caller's to overwrite; DC ZVA writes one aligned block, of at most 2 KiB, the other 16 bytes.
+    unsafe {
+        match zero_block_size() {
+            Some(block) => throughout!(pages, block, "dc zva, {0}"),
+            None => throughout!(pages, 16, "stp xzr, xzr, [{0}]"),
         }
-        at += if prohibited { 16 } else { block };
     }
+}
+
+/// [`zero`], then [`clean_and_invalidate_to_poc`]: in one go where a block of zeroes is a cache line.
+pub fn zero_to_poc(pages: PhysRange) {
+    let line = line_size();
+    if zero_block_size() != Some(line) {
+        zero(pages);
+        return clean_and_invalidate_to_poc(pages);
+    }
+    // SAFETY: as in `zero`. Both instructions are of one line: they happen in this order.
+    unsafe { throughout!(pages, line, "dc zva, {0}", "dc civac, {0}") };
+    barrier::dsb(barrier::SY);
 }
