@@ -29,11 +29,12 @@ pub fn cases() -> Vec<Case> {
     let mut cases =
         vec![storm(3, 2, 400), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)];
     for attack in ATTACKS {
-        for gic in [3, 2] {
-            let name = format!("{}, {} CPUs, GICv{gic}", attack.title, attack.cpus);
-            let case = Case::new("hostile", name, move |bed: &Bed| attack.run(bed, machine(gic, attack.cpus)));
-            cases.push(case.only_in_full_if(gic != attack.gic));
-        }
+        let case = |gic, cpus| {
+            let name = format!("{}, {cpus} CPUs, GICv{gic}", attack.title);
+            Case::new("hostile", name, move |bed: &Bed| attack.run(bed, machine(gic, cpus)))
+        };
+        let other = 5 - attack.gic;
+        cases.extend([case(attack.gic, attack.cpus[0]), case(other, attack.cpus[1]).only_in_full_if(true)]);
     }
     let name = format!("{}, on a Raspberry Pi 4, where RAM begins with page 0", LIMITS.title);
     cases.push(Case::new("hostile", name, |bed: &Bed| LIMITS.run(bed, Machine::raspi4b())));
@@ -46,8 +47,9 @@ struct Attack {
     title: &'static str,
     /// Its name.
     check: &'static str,
-    cpus: u32,
-    /// The interrupt controller of the default selection.
+    /// CPUs in the default selection, and with `--full`.
+    cpus: [u32; 2],
+    /// The interrupt controller of the default selection; the other one with `--full`.
     gic: u32,
     /// What it is made against.
     vms: fn() -> Vms,
@@ -55,10 +57,15 @@ struct Attack {
     says: &'static [&'static str],
 }
 
+/// A race, with more CPUs if `--full`.
+const fn race(check: &'static str, cpus: [u32; 2], gic: u32, title: &'static str) -> Attack {
+    Attack { title, check, cpus, gic, vms: Vms::new, says: &[] }
+}
+
 const LIMITS: Attack = Attack {
     title: "every call with every argument at its limits, in every state of a VM, gets a result or a named error, and nothing is lost",
     check: "limits",
-    cpus: 1,
+    cpus: [1, 2],
     gic: 3,
     vms: || Vms::new().vm(Vm::guest("keeper").protected(true)),
     says: &["in 10 states; ", "guest keeper: ok, every secret as it was"],
@@ -69,7 +76,7 @@ const ATTACKS: &[Attack] = &[
     Attack {
         title: "no load, store, atomic, DC ZVA or fetch reaches a page that left the host, whichever way it left",
         check: "reach",
-        cpus: 1,
+        cpus: [1, 2],
         gic: 2,
         vms: Vms::new,
         says: &["5 ways, "],
@@ -77,11 +84,47 @@ const ATTACKS: &[Attack] = &[
     Attack {
         title: "a page that other CPUs use while it leaves the host is out of their reach at once, whatever their TLBs hold",
         check: "stale-tlb",
-        cpus: 4,
+        cpus: [2, 4],
         gic: 3,
         vms: Vms::new,
-        says: &["pages and blocks taken from under 3 CPUs"],
+        says: &["20 pages and blocks taken from under "],
     },
+    race(
+        "run-and-destroy",
+        [2, 4],
+        2,
+        "vCPUs that run while their VM is switched off, emptied and destroyed write nothing afterwards",
+    ),
+    race(
+        "power-off",
+        [3, 4],
+        3,
+        "a VM that switches itself off while its siblings run gives its memory back when they have left, and not before",
+    ),
+    race(
+        "fault-and-reclaim",
+        [2, 3],
+        2,
+        "pages of a protected VM on their way back are external aborts, then zeroes, and never anything else",
+    ),
+    race(
+        "fault-and-off",
+        [2, 4],
+        3,
+        "a VM that faults while it is switched off gets no page after its last was taken, and none stays lent",
+    ),
+    race(
+        "unmap-and-run",
+        [2, 4],
+        2,
+        "a VM that writes into lent pages all the time writes nothing once they are taken back",
+    ),
+    race(
+        "resolvers",
+        [2, 4],
+        3,
+        "of several CPUs that map the same page, or at the same address, one wins and the others keep what they have",
+    ),
 ];
 
 /// The machine of an attack or a storm.

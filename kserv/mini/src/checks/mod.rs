@@ -9,6 +9,7 @@
 //! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
+//! | the races       | as `races/mod.rs` says of each: `run-and-destroy`, `power-off`, `fault-and-reclaim`, `fault-and-off`, `unmap-and-run`, `resolvers`; only by name, with 2 CPUs or more |
 //! | `limits`        | every call with every argument at its limits and with addresses of everybody, in every state of a VM: a result or a named error, nothing lost; needs a VM; only by its name |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
 //! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
@@ -18,9 +19,11 @@
 mod costs;
 mod life;
 mod limits;
+mod races;
 mod reach;
 mod refused;
 mod snapshot;
+mod stage;
 mod storm;
 mod victim;
 
@@ -57,13 +60,31 @@ const CHECKS: &[(&str, Check)] = &[
     ("lifecycle", life::lifecycle),
     ("many", life::many),
     ("limits", limits::limits),
+    ("run-and-destroy", races::run_and_destroy),
+    ("power-off", races::power_off),
+    ("fault-and-reclaim", races::fault_and_reclaim),
+    ("fault-and-off", races::fault_and_off),
+    ("unmap-and-run", races::unmap_and_run),
+    ("resolvers", races::resolvers),
     ("storm", storm::storm),
     ("snapshot", snapshot::snapshot),
     ("costs", costs::costs),
 ];
 
-/// Checks that `all` leaves out: they need something, or check nothing.
-const ONLY_BY_NAME: &[&str] = &["stale-tlb", "limits", "storm", "snapshot", "costs"];
+/// Checks that `all` leaves out: they need something (a VM, two CPUs), or check nothing.
+const ONLY_BY_NAME: &[&str] = &[
+    "stale-tlb",
+    "limits",
+    "run-and-destroy",
+    "power-off",
+    "fault-and-reclaim",
+    "fault-and-off",
+    "unmap-and-run",
+    "resolvers",
+    "storm",
+    "snapshot",
+    "costs",
+];
 
 /// The smallest guest: one character to the serial port, then PSCI SYSTEM_OFF.
 const TINY: [u32; 7] = [

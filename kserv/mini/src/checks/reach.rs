@@ -8,15 +8,14 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use corevisor_interface::calls::{MAX_PAGES, VM_PROTECTED};
 use kserv_model::layout::RAM_BASE;
-use spin::Mutex;
 
+use super::stage::{Stage, play};
 use super::{Bare, Context, ensure, returned};
-use crate::arch::cpu;
 use crate::arch::entry::{Access, MAX_CPUS, RETURN, try_access, try_write};
 use crate::arch::memory;
 use crate::guest::{Failure, at};
 use crate::pages::{self, BLOCK, PAGE};
-use crate::{calls, jobs, scheduler};
+use crate::{calls, scheduler};
 
 /// The upper half of what this host writes into its pages.
 const MARK: u64 = 0x4057_0000 << 32;
@@ -151,35 +150,25 @@ struct Bait {
     page: AtomicU64,
     /// The page that is gone: it was given away, and the call is over.
     gone: AtomicU64,
-    /// No more.
-    over: AtomicU64,
     /// Successes and refusals of each CPU for this page; and the page that it has in hand.
     reached: [AtomicU64; MAX_CPUS],
     refused: [AtomicU64; MAX_CPUS],
     hand: [AtomicU64; MAX_CPUS],
     total: [AtomicU64; 2],
-    wrong: Mutex<Option<String>>,
 }
 
 impl Bait {
-    fn fail(&self, text: String) {
-        self.wrong.lock().get_or_insert(text);
-        self.over.store(1, SeqCst);
-    }
-
     /// Waits until all other CPUs say so, or something is wrong.
-    fn all(&self, says: impl Fn(usize) -> bool) {
-        while self.over.load(SeqCst) == 0 && !(1..scheduler::online()).all(&says) {
-            core::hint::spin_loop();
-        }
+    fn all(stage: &Stage, says: impl Fn(usize) -> bool) {
+        stage.wait(|| (1..scheduler::online()).all(&says));
     }
 
     /// A CPU that uses the page all the time.
-    fn use_it(&self, cpu: usize) {
+    fn use_it(&self, stage: &Stage, cpu: usize) -> Result<(), Failure> {
         let ways: alloc::vec::Vec<_> = Access::all(MARK | cpu as u64).filter(|way| *way != Access::Zero).collect();
         for turn in 0.. {
-            if self.over.load(SeqCst) != 0 {
-                return;
+            if stage.is_over() {
+                break;
             }
             let page = self.page.load(SeqCst);
             self.hand[cpu].store(page, SeqCst);
@@ -191,40 +180,41 @@ impl Bait {
             let access: Access = ways[turn % ways.len()];
             match try_access(access, page + place_of(access, cpu)) {
                 Ok(word) if gone => {
-                    return self.fail(alloc::format!("CPU {cpu}: {access:?} of a page that is away: {word:#x}"));
+                    return Err(Failure::Text(alloc::format!("{access:?} of a page that is away: {word:#x}")));
                 }
                 // Scrubbed while this CPU could still reach it.
                 Ok(word)
                     if matches!(access, Access::Load | Access::Exclusive | Access::Atomic)
                         && word >> 32 != MARK >> 32 =>
                 {
-                    return self.fail(alloc::format!("CPU {cpu}: {access:?} found {word:#x}, not this host's word"));
+                    return Err(Failure::Text(alloc::format!("{access:?} found {word:#x}, not this host's word")));
                 }
                 Ok(_) => _ = self.reached[cpu].fetch_add(1, SeqCst),
                 Err(abort) if abort.is_external() => {
                     self.refused[cpu].fetch_add(u64::from(gone), SeqCst);
                 }
-                Err(abort) => return self.fail(alloc::format!("CPU {cpu}: {access:?}: ESR {:#x}", abort.esr)),
+                Err(abort) => return Err(Failure::Text(alloc::format!("{access:?}: ESR {:#x}", abort.esr))),
             }
         }
+        Ok(())
     }
 
     /// One page goes and comes back, under the others' hands.
     ///
     /// `apart`: the host's table has pages there before, not a block that must be split first, since a neighbour is away.
-    fn round(&self, way: Way, page: u64, apart: bool) -> Result<(), Failure> {
+    fn round(&self, stage: &Stage, way: Way, page: u64, apart: bool) -> Result<(), Failure> {
         fill(page)?;
         let neighbour = page + 2 * PAGE;
         let other = if apart { Some(Bare::with_root(VM_PROTECTED, neighbour)?) } else { None };
         let mut taker = Taker::new(way)?;
         self.reached.iter().chain(&self.refused).for_each(|count| count.store(0, SeqCst));
         self.page.store(page, SeqCst);
-        self.all(|cpu| self.reached[cpu].load(SeqCst) >= WARM);
+        Self::all(stage, |cpu| self.reached[cpu].load(SeqCst) >= WARM);
         taker.take(page)?;
         self.gone.store(page, SeqCst);
-        self.all(|cpu| self.refused[cpu].load(SeqCst) >= WARM);
+        Self::all(stage, |cpu| self.refused[cpu].load(SeqCst) >= WARM);
         self.page.store(0, SeqCst);
-        self.all(|cpu| self.hand[cpu].load(SeqCst) == 0);
+        Self::all(stage, |cpu| self.hand[cpu].load(SeqCst) == 0);
         self.gone.store(0, SeqCst);
         for (total, counts) in self.total.iter().zip([&self.reached, &self.refused]) {
             total.fetch_add(counts.iter().map(|count| count.load(SeqCst)).sum(), SeqCst);
@@ -234,13 +224,10 @@ impl Bait {
         returned(page)
     }
 
-    fn give_away(&self, page: u64, rounds: u64) -> Result<(), Failure> {
-        for round in 0..rounds {
-            for way in WAYS {
-                self.round(way, page, round % 2 == 1 && way != Way::Block)?;
-                if self.over.load(SeqCst) != 0 {
-                    return Ok(());
-                }
+    fn give_away(&self, stage: &Stage, page: u64, rounds: u64) -> Result<(), Failure> {
+        for (round, way) in (0..rounds).flat_map(|round| WAYS.map(|way| (round, way))) {
+            if !stage.is_over() {
+                self.round(stage, way, page, round % 2 == 1 && way != Way::Block)?;
             }
         }
         Ok(())
@@ -250,24 +237,13 @@ impl Bait {
 /// Other CPUs use a page, in every way, all the while that this one gives it away: from then on they are refused, whatever their TLBs held.
 pub fn stale(context: &Context<'_>) -> Result<String, Failure> {
     let rounds = context.wishes.number("rounds").unwrap_or(ROUNDS);
-    ensure(scheduler::online() > 1, "it needs two CPUs")?;
     let block = pages::take(MAX_PAGES, BLOCK).ok_or(Failure::Memory(BLOCK))?;
     let bait = Arc::new(Bait::default());
     let shared = bait.clone();
-    let job: jobs::Job = Arc::new(move || match cpu::index() {
-        0 => {
-            if let Err(failure) = shared.give_away(block + BLOCK / 2, rounds) {
-                shared.fail(alloc::format!("{failure}"));
-            }
-            shared.over.store(1, SeqCst);
-        }
-        cpu => shared.use_it(cpu),
-    });
-    jobs::everywhere(&job);
-    drop(job);
-    if let Some(text) = bait.wrong.lock().take() {
-        return Err(Failure::Text(text));
-    }
+    play(move |stage, cpu| match cpu {
+        0 => shared.give_away(stage, block + BLOCK / 2, rounds),
+        cpu => shared.use_it(stage, cpu),
+    })?;
     pages::give(block, MAX_PAGES);
     let [reached, refused] = [0, 1].map(|n| bait.total[n].load(SeqCst));
     let (given, others) = (rounds * WAYS.len() as u64, scheduler::online() - 1);
