@@ -1,9 +1,12 @@
-/* kvm-probe api|run|life ROUNDS|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not. */
+/* kvm-probe api|run|life ROUNDS|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not.
+ * kvm-probe bench|bench-protected IMAGE TREE GIC: runs the payload of scripts/bench. kvm-probe mark before|after: a mark of its plugin. */
 #include "probe.h"
 #include <fcntl.h>
 
 int main(int argc, char **argv)
 {
+    if (argc == 3 && !strcmp(argv[1], "mark"))
+        return mark(argv[2]);
     kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
     if (kvm < 0) {
         perror("/dev/kvm");
@@ -13,6 +16,8 @@ int main(int argc, char **argv)
     said(size >= 4096 && size % 4096 == 0, "kvm_run has %d bytes", size);
     run_size = size > 0 ? size : 4096;
     const char *what = argc > 1 ? argv[1] : "";
+    if (argc == 5 && !strncmp(what, "bench", 5))
+        return bench(argv[2], argv[3], argv[4], !strcmp(what, "bench-protected"));
     if (!strcmp(what, "api")) {
         test_system();
         test_memory();
@@ -25,7 +30,7 @@ int main(int argc, char **argv)
     } else if (!strcmp(what, "fuzz") && argc == 4) {
         fuzz(atoi(argv[2]), atoi(argv[3]));
     } else {
-        fprintf(stderr, "usage: kvm-probe api | run | life ROUNDS | fuzz SEED ROUNDS\n");
+        fprintf(stderr, "usage: kvm-probe api | run | life ROUNDS | fuzz SEED ROUNDS | bench[-protected] IMAGE TREE GIC | mark before|after\n");
         return 2;
     }
     return verdict();

@@ -5,15 +5,18 @@
 //! each figure means.
 
 pub mod image;
+mod kvm;
 pub mod profile;
 pub mod table;
 mod vms;
 
 use crate::{
     error::{FileError, create_dir, read},
+    kvm::KvmError,
     machine::{Board, Machine},
     project::Project,
     run::{Boot, Finished, Run, RunError},
+    sign::SignError,
 };
 use image::SizesError;
 use profile::{Count, HOST_STARTS, NoSymbols, Profile, ProfileError, Symbols, Whose};
@@ -70,6 +73,8 @@ pub struct Bench {
     pub quick: bool,
     /// The rows of VMs only.
     pub vms_only: bool,
+    /// The rows of a Linux host's VMs only.
+    pub kvm_only: bool,
     /// Every run twice, to see whether they are the same.
     pub twice: bool,
     /// That many functions of the core that take the most instructions, and the most room.
@@ -96,6 +101,12 @@ pub enum BenchError {
     /// The core's symbols cannot be read.
     #[error(transparent)]
     Symbols(#[from] NoSymbols),
+    /// A Linux host that runs VMs cannot be made.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Its protected VM cannot be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
     /// The host did not do its work.
     #[error("the run {name} failed: {story}; its last lines:\n{tail}")]
     Failed {
@@ -157,6 +168,11 @@ impl Bench {
         if self.vms_only {
             let mut table = Table::new(self.about(project));
             self.vms(project, &mut table, &mut progress)?;
+            return Ok(table);
+        }
+        if self.kvm_only {
+            let mut table = Table::new(self.about(project));
+            self.kvm(project, &mut table, &mut progress)?;
             return Ok(table);
         }
         let mut runs = Vec::new();

@@ -85,6 +85,13 @@ impl Profile {
         &self.marks
     }
 
+    /// What follows the mark `from` until the next of `ends`, or until the run's end: its marks only.
+    pub fn part(&self, from: u32, ends: &[u32]) -> Option<Self> {
+        let behind = &self.marks[self.index(from).ok()? + 1..];
+        let marks = behind.iter().take_while(|(mark, _)| !ends.contains(mark)).copied().collect();
+        Some(Self { marks, ..Self::default() })
+    }
+
     fn index(&self, mark: u32) -> Result<usize, ProfileError> {
         self.marks.iter().position(|(number, _)| *number == mark).ok_or(ProfileError::Missing(mark))
     }
@@ -228,6 +235,18 @@ mod tests {
         let profile = Profile::parse(text).unwrap();
         assert_eq!(profile.least_step(3, 9), Some(7));
         assert_eq!((profile.least_step(3, 10), profile.least_step(2, 9)), (None, None));
+    }
+
+    #[test]
+    fn a_part_of_a_run_has_its_own_marks_only() {
+        let profile =
+            Profile::parse("mark 2 1 0\nmark 100 2 0\nmark 2 3 0\nmark 3 4 0\nmark 101 5 0\nmark 2 6 0\n").unwrap();
+        let marks = |from, ends: &[u32]| {
+            profile.part(from, ends).map(|part| part.marks().iter().map(|mark| mark.1.all).collect())
+        };
+        assert_eq!(marks(100, &[100, 101]), Some(vec![3, 4]));
+        assert_eq!(marks(101, &[100, 101]), Some(vec![6]));
+        assert_eq!(marks(102, &[]), None);
     }
 
     #[test]

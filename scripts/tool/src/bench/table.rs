@@ -35,7 +35,13 @@ impl Row {
 
     /// Two whole numbers: with the core and without it.
     pub fn compared(id: &str, what: &str, with: u64, without: u64) -> Self {
-        Self { without: Some(without as f64), ..Self::count(id, what, with) }
+        Self::count(id, what, with).beside(without as f64)
+    }
+
+    /// The same with what it is without the core.
+    #[must_use]
+    pub fn beside(self, without: f64) -> Self {
+        Self { without: Some(without), ..self }
     }
 
     /// A small number.
@@ -47,6 +53,11 @@ impl Row {
     #[must_use]
     pub fn budget(self, budget: Budget) -> Self {
         Self { budget: Some(budget), ..self }
+    }
+
+    /// Its name for programs.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     fn is_met(&self) -> Option<bool> {

@@ -16,11 +16,11 @@ use crate::{
 use std::{collections::BTreeMap, time::Duration};
 
 /// Pages of it are given in blocks, but for the last MiB.
-const MEMORY: u64 = 17 << 20;
+pub(super) const MEMORY: u64 = 17 << 20;
 /// What a protected VM's row may be of an ordinary one's.
 const NOT_MORE_THAN: f64 = 1.1;
 /// A CPU whose interrupt controller can be a GICv2.
-const GICV2_CPU: &str = "cortex-a72";
+pub(super) const GICV2_CPU: &str = "cortex-a72";
 /// Memory of the machine in which a VM has 4 GiB.
 const COSTS_MEMORY: &str = "8G";
 /// Where the core puts the mini host: behind its own block.
@@ -32,9 +32,9 @@ const ROUNDS: u64 = 32;
 const FAULT_AROUND: u64 = 16;
 
 /// A row of the guest.
-struct Path {
+pub(super) struct Path {
     /// As the guest calls it.
-    name: &'static str,
+    pub(super) name: &'static str,
     what: &'static str,
     /// The guest's number of the row, whose marks stand around it; `None`: by its virtual counter only.
     row: Option<u32>,
@@ -48,7 +48,7 @@ const fn path(name: &'static str, what: &'static str, row: u32, budget: Option<f
 }
 
 /// Budgets: blueprint, section 9.
-const PATHS: &[Path] = &[
+pub(super) const PATHS: &[Path] = &[
     path("psci_version", "PSCI_VERSION", 1, Some(100.0)),
     path("affinity_info", "AFFINITY_INFO (the core's answer)", 3, None),
     path("id_register", "ID register read (ID_AA64PFR0_EL1)", 2, Some(120.0)),
@@ -267,13 +267,13 @@ fn number(console: &str, before: &str) -> Option<u64> {
 }
 
 /// The batch of a row that took the least.
-fn least(profile: &Profile, row: u32) -> Option<Count> {
+pub(super) fn least(profile: &Profile, row: u32) -> Option<Count> {
     let batches = profile.marks().windows(2).filter(|two| two[0].0 == 2 * row && two[1].0 == 2 * row + 1);
     batches.map(|two| two[1].1 - two[0].1).min_by_key(|count| count.all)
 }
 
 /// What one turn takes, and of that in the core. `None`: the guest has no such row.
-fn cost(path: &Path, profile: &Profile, console: &str, empty: Count) -> Option<(f64, Option<f64>)> {
+pub(super) fn cost(path: &Path, profile: &Profile, console: &str, empty: Count) -> Option<(f64, Option<f64>)> {
     let per_turn = |count: u64| count as f64 / path.rounds as f64;
     match path.row {
         Some(row) => {

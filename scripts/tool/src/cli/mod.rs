@@ -120,6 +120,8 @@ struct BenchArgs {
     quick: bool,
     #[arg(long, conflicts_with_all = ["quick", "twice"])]
     vms: bool,
+    #[arg(long, conflicts_with_all = ["vms", "twice", "top", "rounds"])]
+    kvm: bool,
     #[arg(long)]
     check: bool,
     #[arg(long)]
@@ -247,6 +249,7 @@ fn bench(args: BenchArgs) -> Result<ExitCode, CliError> {
         rounds: args.rounds.unwrap_or(if args.quick { 4 } else { 8 }),
         quick: args.quick,
         vms_only: args.vms,
+        kvm_only: args.kvm,
         twice: args.twice,
         top: args.top,
         lines: args.lines,
