@@ -215,6 +215,10 @@ void cv_vcpu_free(struct cv_vcpu *vcpu);
 long cv_vcpu_run(struct cv_vcpu *vcpu);
 enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);
 
+/* timer.c */
+int cv_timer_module_init(void);
+void cv_timer_module_exit(void);
+
 /* reg.c */
 int cv_vcpu_pull(struct cv_vcpu *vcpu);
 int cv_load_registers(struct cv_vcpu *vcpu);

@@ -116,9 +116,12 @@ static int __init cv_init(void)
 	error = cv_find_core();
 	if (error)
 		return error;
-	error = cv_irq_module_init();
+	error = cv_timer_module_init();
 	if (error)
 		return error;
+	error = cv_irq_module_init();
+	if (error)
+		goto no_irqs;
 	cv_debugfs_init();
 	error = misc_register(&cv_dev);
 	if (error) {
@@ -132,6 +135,8 @@ static int __init cv_init(void)
 no_device:
 	cv_debugfs_exit();
 	cv_irq_module_exit();
+no_irqs:
+	cv_timer_module_exit();
 	return error;
 }
 
@@ -140,6 +145,7 @@ static void __exit cv_exit(void)
 	misc_deregister(&cv_dev);
 	cv_debugfs_exit();
 	cv_irq_module_exit();
+	cv_timer_module_exit();
 	cv_manifest_free();
 }
 
