@@ -16,6 +16,7 @@
 //! | [`hostile`]      | a host that attacks at random; `--soak`                                |
 //! | [`vms`]          | virtual machines under the mini host                                   |
 //! | [`kvm`]          | virtual machines of a Linux host, by `/dev/kvm`                        |
+//! | [`kvm_timer`]    | when such a machine hears of its timer                                 |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
 //! | [`host_tree`]    | what the host's device tree must say                                   |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
@@ -30,6 +31,7 @@ mod host_life;
 mod host_tree;
 mod hostile;
 mod kvm;
+mod kvm_timer;
 mod made;
 mod matrix;
 mod placed;
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
         vms::cases(),
         hostile::cases(),
         kvm::cases(),
+        kvm_timer::cases(),
     ];
     runner::run(cases.into_iter().flatten().collect(), &bed)
 }

@@ -5,7 +5,7 @@
 //! each figure means.
 
 pub mod image;
-mod kvm;
+pub mod kvm;
 pub mod profile;
 pub mod table;
 mod vms;
