@@ -143,6 +143,8 @@ mod fields {
 
         /// GICH_HCR and ICH_HCR_EL2, what they have in common.
         pub VGIC_HCR [
+            /// Interrupts that the VM ended and no list register has.
+            EOICOUNT OFFSET(27) NUMBITS(5) [],
             /// Interrupt when no list register is pending.
             NPIE OFFSET(3) NUMBITS(1) [],
             /// Interrupt when the VM ends an interrupt that no list register has.

@@ -68,7 +68,7 @@ impl VgicInfo {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum VgicWord {
-    /// GICH_HCR or ICH_HCR_EL2. Before an entry: what is wanted (the machine adds En); maintenance interrupt enables only.
+    /// GICH_HCR or ICH_HCR_EL2. Before an entry: what is wanted (the machine adds En); maintenance interrupt enables only. After it, if LRENPIE was one of them: as the VM left it.
     Hcr = 16,
     /// GICH_VMCR or ICH_VMCR_EL2.
     Vmcr = 17,

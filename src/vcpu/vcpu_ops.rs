@@ -124,6 +124,9 @@ const MAINTENANCE: u64 = VGIC_HCR::UIE.mask << VGIC_HCR::UIE.shift
     | VGIC_HCR::LRENPIE.mask << VGIC_HCR::LRENPIE.shift
     | VGIC_HCR::NPIE.mask << VGIC_HCR::NPIE.shift;
 
+/// What the host is told of the register: how many interrupts ended that it has to find itself.
+const ENDED: u64 = VGIC_HCR::EOICOUNT.mask << VGIC_HCR::EOICOUNT.shift;
+
 /// A list register as the host wants it, without the bits that mean nothing.
 ///
 /// # Errors
@@ -220,6 +223,7 @@ pub fn save_shadow_kvm_regs(
         page.write(word!(lr) + n, *lr);
     }
     page.write(word!(lr_count), lrs as u64);
+    page.write(word!(vgic_hcr), ctxt.get(VgicWord::Hcr.reg()) & ENDED);
     page.write(word!(vgic_vmcr), ctxt.get(VgicWord::Vmcr.reg()));
     page.write(word!(vgic_misr), ctxt.get(VgicWord::Misr.reg()));
     page.write(word!(cntv_ctl), ctxt.get(CNTV_CTL));

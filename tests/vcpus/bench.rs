@@ -120,6 +120,7 @@ pub fn word_of(field: &str) -> usize {
         "ipa" => core::mem::offset_of!(Mailbox, ipa),
         "lr_count" => core::mem::offset_of!(Mailbox, lr_count),
         "lr" => core::mem::offset_of!(Mailbox, lr),
+        "vgic_hcr" => core::mem::offset_of!(Mailbox, vgic_hcr),
         "cntv_ctl" => core::mem::offset_of!(Mailbox, cntv_ctl),
         "exits" => core::mem::offset_of!(Mailbox, exits),
         "powered" => core::mem::offset_of!(Mailbox, powered),

@@ -7,7 +7,7 @@ use crate::common::Rng;
 use crate::common::vms::PAGE;
 use corevisor::abstract_machine::per_cpu::Event;
 use corevisor::abstract_machine::shadow::{BankReg, Context};
-use corevisor::abstract_machine::{ExitCode, Machine};
+use corevisor::abstract_machine::{ExitCode, Machine, VgicWord};
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::guest::psci;
 use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason, Register};
@@ -193,6 +193,20 @@ fn a_call_on_a_long_range_is_done_in_steps_between_which_interrupts_get_in() {
             assert_eq!(info[1], state);
         }
     }
+}
+
+#[test]
+fn the_host_learns_how_many_interrupts_ended_that_no_list_register_has() {
+    const LRENPIE: u64 = 1 << 2;
+    let bench = Bench::started(VM_ORDINARY);
+    bench.write_mailbox(&[(word_of("vgic_hcr"), LRENPIE | 7 << 27)]);
+    bench.next(|context| {
+        assert_eq!(context.vgic[VgicWord::Hcr as usize], LRENPIE, "the count is not the host's to set");
+        context.vgic[VgicWord::Hcr as usize] |= 1 | 2 << 27;
+        ExitCode::Irq
+    });
+    assert_eq!(bench.run(), Ok(ExitReason::Irq));
+    assert_eq!(bench.mailbox()[word_of("vgic_hcr")], 2 << 27);
 }
 
 #[test]

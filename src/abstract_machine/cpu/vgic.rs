@@ -22,6 +22,7 @@ static GICH: AtomicU64 = AtomicU64::new(0);
 const HCR_EN: u64 = 1;
 /// UIE, LRENPIE, NPIE: what a host may ask for.
 const HCR_ENABLES: u64 = 0b1110;
+const HCR_LRENPIE: u64 = 1 << 2;
 /// Most list registers that a GIC has.
 pub const MOST_LRS: usize = 16;
 const SRE: u64 = 0b111;
@@ -92,8 +93,13 @@ fn off(version: u8) {
 /// Saves the interface into `context`, with its first `used` list registers, and turns it off.
 pub fn save(world: &World, context: &mut Context, used: usize) {
     let words = &mut context.vgic;
+    // EOIcount is what the host wants of this register, and wants only if it let more interrupts be active than list registers hold.
+    let counts = words[VgicWord::Hcr as usize] & HCR_LRENPIE != 0;
     match world.vgic.version {
         2 => {
+            if counts {
+                words[VgicWord::Hcr as usize] = gich_read(Gich::Hcr, 0);
+            }
             words[VgicWord::Misr as usize] = gich_read(Gich::Misr, 0);
             words[VgicWord::Vmcr as usize] = gich_read(Gich::Vmcr, 0);
             words[VgicWord::Ap0r as usize] = gich_read(Gich::Apr, 0);
@@ -102,6 +108,9 @@ pub fn save(world: &World, context: &mut Context, used: usize) {
         3 => {
             // What the VM did through the interface is in the registers after this (IHI 0069 4.2.6).
             barrier::dsb(barrier::SY);
+            if counts {
+                words[VgicWord::Hcr as usize] = sysreg::IchHcr::get().get();
+            }
             words[VgicWord::Misr as usize] = sysreg::IchMisr::get().get();
             words[VgicWord::Vmcr as usize] = sysreg::IchVmcr::get().get();
             words.iter_mut().take(used).enumerate().for_each(|(n, word)| *word = ich_lr(n));

@@ -109,7 +109,8 @@ pub struct Mailbox {
     /// in and out: the first `lr_count` list registers, in the form of the machine's GIC: GICH_LR<n> or ICH_LR<n>_EL2. Hardware-linked ones (HW) are refused
     /// except for the VM's own timer.
     pub lr: [u64; MAX_LIST_REGISTERS],
-    /// in: maintenance interrupt enables of GICH_HCR or ICH_HCR_EL2 (UIE, NPIE, LRENPIE); other bits are the core's.
+    /// in: maintenance interrupt enables of GICH_HCR or ICH_HCR_EL2 (UIE, NPIE, LRENPIE); other bits are the core's. out: its EOIcount, the number of interrupts
+    /// that the VM has ended and that no list register holds.
     pub vgic_hcr: u64,
     /// out: GICH_VMCR or ICH_VMCR_EL2.
     pub vgic_vmcr: u64,
