@@ -173,6 +173,7 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
     }
     if wishes.has("fill") {
         say!("every register of this host as it was, switches: {}", registers::switches());
+        say!("of these in streaming mode: {}", registers::streaming_switches());
     }
     Ok(())
 }

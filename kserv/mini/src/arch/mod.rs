@@ -9,6 +9,7 @@
 //! | [`cpu`]       | this CPU: number, counter, deadline, waiting; starting the others                 |
 //! | [`call`]      | HVC and SMC                                                                       |
 //! | [`registers`] | runs of a VM with every register full                                             |
+//! | [`sme`]       | the same for streaming mode and ZA                                                |
 //! | [`gic`]       | the machine's own GICv2 or GICv3                                                  |
 //! | [`uart`]      | PL011 and the Raspberry Pi's mini-UART                                            |
 //!
@@ -24,6 +25,7 @@ pub mod heap;
 pub mod memory;
 pub mod mmu;
 pub mod registers;
+pub mod sme;
 pub mod uart;
 
 /// Registers of a device: 32-bit accesses at byte offsets.

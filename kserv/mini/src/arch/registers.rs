@@ -2,13 +2,16 @@
 //! which must be there again afterwards. The option `fill` of `config` asks for it.
 //!
 //! Filled: x4 to x28, q0 to q31 or all of SVE (z0-z31, p0-p15, FFR), FPSR, FPCR, and the system registers in [`run`]'s list. Those that this
-//! program lives by (SCTLR_EL1, TCR_EL1, TTBR0_EL1, ...) are only compared.
+//! program lives by (SCTLR_EL1, TCR_EL1, TTBR0_EL1, ...) are only compared. Where the CPU has SME, some runs are made in streaming mode,
+//! some with ZA ([`super::sme`]), some with both.
 
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alloc::boxed::Box;
 use alloc::string::String;
+
+use super::sme;
 
 /// Words for vectors, predicates and FFR of the longest length (256 bytes).
 const VECTOR_WORDS: usize = (32 * 256 + 17 * 32) / 8;
@@ -17,12 +20,21 @@ const GENERAL: usize = 29;
 /// The first of these that the call leaves alone.
 const FIRST_KEPT: usize = 4;
 
-/// What the assembly loads or stores.
+/// What `run_filled` moves: SVE's registers, not the q registers only; FFR, too; SVCR, which the CPU has.
+const MOVE_SVE: u64 = 1 << 0;
+const MOVE_FFR: u64 = 1 << 1;
+const MOVE_SVCR: u64 = 1 << 2;
+
+/// What the assembly loads or stores; `fp` is FPSR, FPCR and SVCR.
 #[repr(C, align(16))]
 struct File {
     general: [u64; GENERAL],
     fp: [u64; 3],
     vectors: [u64; VECTOR_WORDS],
+}
+
+impl File {
+    const EMPTY: Self = Self { general: [0; GENERAL], fp: [0; 3], vectors: [0; VECTOR_WORDS] };
 }
 
 const _: () = assert!(core::mem::offset_of!(File, fp) == 232 && core::mem::offset_of!(File, vectors) == 256);
@@ -33,7 +45,7 @@ global_asm!(
     .arch_extension simd
     .arch_extension sve
     .section .text.run_filled, "ax"
-    // run_filled(values, found, with SVE): loads all, HVC, stores all.
+    // run_filled(values, found, MOVE_*): loads all, HVC, stores all. Afterwards streaming mode is over; ZA stays.
     .global run_filled
 run_filled:
     sub     sp, sp, #112
@@ -44,17 +56,21 @@ run_filled:
     stp     x27, x28, [sp, #64]
     stp     x29, x30, [sp, #80]
     stp     x1, x2, [sp, #96]
-    add     x9, x0, #256
-    cbnz    x2, 1f
+    tbz     x2, #2, 0f
+    ldr     x10, [x0, #248]
+    msr     S3_3_C4_C2_2, x10           // SVCR
+0:  add     x9, x0, #256
+    tbnz    x2, #0, 1f
     .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     ldr     q\n, [x9, #(16 * \n)]
     .endr
     b       2f
 1:  rdvl    x10, #16
     add     x10, x9, x10, lsl #1
+    tbz     x2, #1, 3f
     ldr     p0, [x10, #16, mul vl]
     wrffr   p0.b
-    .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+3:  .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
     ldr     p\n, [x10, #\n, mul vl]
     .endr
     .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
@@ -100,7 +116,10 @@ run_filled:
     stp     x10, x11, [x30, #232]
     add     x9, x30, #256
     ldr     x2, [sp, #104]
-    cbnz    x2, 1f
+    tbz     x2, #2, 0f
+    mrs     x10, S3_3_C4_C2_2           // SVCR
+    str     x10, [x30, #248]
+0:  tbnz    x2, #0, 1f
     .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
     str     q\n, [x9, #(16 * \n)]
     .endr
@@ -113,9 +132,12 @@ run_filled:
     .irp    n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
     str     p\n, [x10, #\n, mul vl]
     .endr
+    tbz     x2, #1, 2f
     rdffr   p0.b
     str     p0, [x10, #16, mul vl]
-2:  ldp     x19, x20, [sp, #0]
+2:  tbz     x2, #2, 3f
+    msr     S0_3_C4_C2_3, xzr           // SMSTOP SM
+3:  ldp     x19, x20, [sp, #0]
     ldp     x21, x22, [sp, #16]
     ldp     x23, x24, [sp, #32]
     ldp     x25, x26, [sp, #48]
@@ -127,11 +149,12 @@ run_filled:
 );
 
 unsafe extern "C" {
-    fn run_filled(values: *const File, found: *mut File, sve: u64);
+    fn run_filled(values: *const File, found: *mut File, moves: u64);
 }
 
 static WANTED: AtomicBool = AtomicBool::new(false);
 static SWITCHES: AtomicU64 = AtomicU64::new(0);
+static STREAMING: AtomicU64 = AtomicU64::new(0);
 
 /// From now on every VcpuRun is made with full registers.
 pub fn fill() {
@@ -148,8 +171,13 @@ pub fn switches() -> u64 {
     SWITCHES.load(Ordering::Acquire)
 }
 
+/// How often of these in streaming mode.
+pub fn streaming_switches() -> u64 {
+    STREAMING.load(Ordering::Acquire)
+}
+
 /// A number that depends on both inputs (splitmix64).
-fn mix(seed: u64, number: u64) -> u64 {
+pub fn mix(seed: u64, number: u64) -> u64 {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(number).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ x >> 30).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ x >> 31
@@ -257,64 +285,110 @@ pub fn run(function: u64, vm: u64, vcpu: u64) -> Result<u64, String> {
     let count = SWITCHES.fetch_add(1, Ordering::AcqRel);
     let seed = mix(count, super::cpu::index() as u64);
     let (sve, keys) = (has_sve(), has_keys());
-    // FPEN, and ZEN where there is SVE; vectors of the longest length.
-    write!("cpacr_el1", 0b11 << 20 | if sve { 0b11 << 16 } else { 0_u64 });
+    let mode = sme::Mode::choose(seed);
+    enable(sve);
+    sme::start(mode, seed);
+    if mode.is_streaming() {
+        STREAMING.fetch_add(1, Ordering::AcqRel);
+    }
+
+    let shape = Shape::of(sve, mode);
+    let values = full([function, vm, vcpu], seed, mode, &shape);
+    let mut found = Box::new(File::EMPTY);
+    write_plain(seed);
+    if keys {
+        write_keys(seed);
+    }
+    let before = (read_plain(), read_keys_if(keys), read_own(), sme::read_registers());
+    // SAFETY: it keeps the calling convention, but for FP and SVE registers, which nothing here uses.
+    unsafe { run_filled(&raw const *values, &raw mut *found, shape.moves) };
+    let after = (read_plain(), read_keys_if(keys), read_own(), sme::read_registers());
+    let of_za = sme::stop(mode, seed);
+    differs(&before.0, &after.0)
+        .or_else(|| differs(&before.1, &after.1))
+        .or_else(|| differs(&before.2, &after.2))
+        .or_else(|| differs(&before.3, &after.3))
+        .or_else(|| differs_in_files(&values, &found, &shape))
+        .or(of_za)
+        .map_or(Ok(found.general[0]), Err)
+}
+
+/// FP, and SVE and SME where they are, for EL1; vectors of the longest length.
+fn enable(sve: bool) {
+    const FPEN: u64 = 0b11 << 20;
+    const ZEN: u64 = 0b11 << 16;
+    write!("cpacr_el1", FPEN | if sve { ZEN } else { 0 } | sme::cpacr());
+    // SAFETY: what is written before takes effect.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
     if sve {
         write!("S3_0_C1_C2_0", 0xf_u64);
     }
-    // SAFETY: what is written before takes effect.
+    // SAFETY: as above.
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
+}
 
+/// How much of a [`File`] there is.
+struct Shape {
+    /// MOVE_*.
+    moves: u64,
+    /// Bytes of a vector, and words of all vectors, predicates and FFR.
+    vector: usize,
+    words: usize,
+}
+
+impl Shape {
+    fn of(sve: bool, mode: sme::Mode) -> Self {
+        let vector = if mode.is_streaming() { sme::vector_bytes() } else { vector_bytes() };
+        let moves = if sme::is_there() { MOVE_SVCR } else { 0 };
+        if !sve && !mode.is_streaming() {
+            return Self { moves, vector: 16, words: 64 };
+        }
+        let predicates = if mode.has_ffr() { 17 } else { 16 };
+        let moves = moves | MOVE_SVE | if mode.has_ffr() { MOVE_FFR } else { 0 };
+        Self { moves, vector, words: (32 * vector + predicates * vector / 8) / 8 }
+    }
+}
+
+/// Values for every register.
+fn full(call: [u64; 3], seed: u64, mode: sme::Mode, shape: &Shape) -> Box<File> {
     let word = |number: usize| mix(seed, number as u64);
-    let mut values = Box::new(File { general: core::array::from_fn(word), fp: [0; 3], vectors: [0; VECTOR_WORDS] });
-    values.general[..3].copy_from_slice(&[function, vm, vcpu]);
+    let mut values = Box::new(File::EMPTY);
+    values.general = core::array::from_fn(word);
+    values.general[..3].copy_from_slice(&call);
     // Flags; rounding modes.
-    values.fp = [word(100) & 0x9f, word(101) & 0x00c0_0000, 0];
-    values.vectors.iter_mut().enumerate().for_each(|(number, value)| *value = mix(seed, 200 + number as u64));
-    let bytes = if sve { vector_bytes() } else { 16 };
-    let used = if sve { (32 * bytes + 17 * bytes / 8) / 8 } else { 64 };
-    if sve {
+    values.fp = [word(100) & 0x9f, word(101) & 0x00c0_0000, mode.svcr];
+    values.vectors.iter_mut().enumerate().for_each(|(number, value)| *value = word(200 + number));
+    if shape.moves & MOVE_FFR != 0 {
         // FFR is a run of ones from the lowest bit on.
-        let ffr = &mut values.vectors[(32 * bytes + 16 * bytes / 8) / 8..used];
+        let ffr = &mut values.vectors[(32 * shape.vector + 16 * shape.vector / 8) / 8..shape.words];
         ffr.fill(0);
         if let Some(first) = ffr.first_mut() {
             *first = (1 << (seed % 16)) - 1;
         }
     }
-    let mut found = Box::new(File { general: [0; GENERAL], fp: [0; 3], vectors: [0; VECTOR_WORDS] });
-    write_plain(seed);
-    if keys {
-        write_keys(seed);
+    values
+}
+
+fn differs_in_files(values: &File, found: &File, shape: &Shape) -> Option<String> {
+    if let Some(n) = (FIRST_KEPT..GENERAL).find(|n| values.general[*n] != found.general[*n]) {
+        return Some(alloc::format!("x{n} was {:#x} before a run, {:#x} after", values.general[n], found.general[n]));
     }
-    let before = (read_plain(), read_keys_if(keys), read_own());
-    // SAFETY: it keeps the calling convention, but for FP and SVE registers, which nothing here uses.
-    unsafe { run_filled(&raw const *values, &raw mut *found, u64::from(sve)) };
-    let after = (read_plain(), read_keys_if(keys), read_own());
-    if let Some(text) =
-        differs(&before.0, &after.0).or_else(|| differs(&before.1, &after.1)).or_else(|| differs(&before.2, &after.2))
-    {
-        return Err(text);
+    if values.fp != found.fp {
+        return Some(alloc::format!("FPSR, FPCR, SVCR were {:x?} before a run, {:x?} after", values.fp, found.fp));
     }
-    let general = (FIRST_KEPT..GENERAL).find(|n| values.general[*n] != found.general[*n]);
-    let vector = (0..used).find(|n| values.vectors[*n] != found.vectors[*n]);
-    match (general, vector) {
-        (Some(n), _) => {
-            Err(alloc::format!("x{n} was {:#x} before a run, {:#x} after", values.general[n], found.general[n]))
-        }
-        (_, Some(n)) => Err(alloc::format!("word {n} of the vectors ({bytes} bytes each) changed in a run")),
-        _ if values.fp != found.fp => {
-            Err(alloc::format!("FPSR, FPCR were {:x?} before a run, {:x?} after", values.fp, found.fp))
-        }
-        _ => Ok(found.general[0]),
-    }
+    let n = (0..shape.words).find(|n| values.vectors[*n] != found.vectors[*n])?;
+    Some(alloc::format!("word {n} of the vectors ({} bytes each) changed in a run", shape.vector))
 }
 
 fn read_keys_if(there: bool) -> [(&'static str, u64); KEYS] {
     if there { read_keys() } else { [("", 0); KEYS] }
 }
 
-/// Bytes of a vector.
+/// Bytes of a vector out of streaming mode.
 fn vector_bytes() -> usize {
+    if !has_sve() {
+        return 16;
+    }
     let bytes: usize;
     // SAFETY: reads how long a vector is, on a CPU with SVE.
     unsafe { asm!(".arch_extension sve", "rdvl {}, #1", out(reg) bytes, options(nomem, nostack, preserves_flags)) };

@@ -90,7 +90,8 @@ mod bare {
         25: mov     x0, #2000
         26: subs    x0, x0, #1
             b.ne    26b
-        30: ldr     x0, [sp]
+        30: mov     v0.16b, v0.16b          // in streaming mode, the host's, there is no such instruction
+            ldr     x0, [sp]
             stp     x1, x2, [x0, #8]
             stp     x3, x4, [x0, #24]
             stp     x5, x6, [x0, #40]
