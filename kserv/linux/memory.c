@@ -19,19 +19,46 @@
 
 /* ---- lending and taking back ---------------------------------------------------------------------------------------------- */
 
-/*
- * A vCPU starts with its caches off: memory must hold what the caches hold, and no stale instruction may be left.
- */
-void cv_clean_page(struct page *page)
+/* Of so many lines the instruction cache is emptied as a whole, as KVM does. */
+#define MAX_LINES PTRS_PER_PTE
+
+static void clean_to_memory(struct page *page)
 {
 	unsigned long at = (unsigned long)page_address(page), end = at + PAGE_SIZE;
-	unsigned long line = 4UL << (read_sysreg(ctr_el0) >> 16 & 0xf);
-	unsigned long address;
+	unsigned long line = min(4UL << (read_sysreg(ctr_el0) >> 16 & 0xf), PAGE_SIZE / 4);
 
-	for (address = at; address < end; address += line)
-		asm volatile("dc civac, %0" : : "r"(address) : "memory");
+	for (; at < end;)
+		asm volatile("dc civac, %0\n\tadd %0, %0, %1\n\t"
+			     "dc civac, %0\n\tadd %0, %0, %1\n\t"
+			     "dc civac, %0\n\tadd %0, %0, %1\n\t"
+			     "dc civac, %0\n\tadd %0, %0, %1"
+			     : "+r"(at)
+			     : "r"(line)
+			     : "memory");
+}
+
+/* A vCPU starts with its caches off: memory must hold what the caches hold, and no stale instruction may be left. */
+static void clean_pages(struct page **pages, unsigned long count)
+{
+	unsigned long lines = PAGE_SIZE / (4UL << (read_sysreg(ctr_el0) & 0xf)), at, n;
+
+	for (n = 0; n < count; n++)
+		clean_to_memory(pages[n]);
 	dsb(sy);
-	caches_clean_inval_pou(at, end);
+	if (count * lines > MAX_LINES) {
+		icache_inval_all_pou();
+		isb();
+		return;
+	}
+	for (n = 0; n < count; n++) {
+		at = (unsigned long)page_address(pages[n]);
+		caches_clean_inval_pou(at, at + PAGE_SIZE);
+	}
+}
+
+void cv_clean_page(struct page *page)
+{
+	clean_pages(&page, 1);
 }
 
 /*
@@ -180,11 +207,12 @@ static long pin_around(struct cv_slot *slot, u64 n, struct page **pages, u64 *fi
 		if (pinned <= 0)
 			return pinned ? pinned : -EFAULT;
 	}
-	for (k = 0; k < pinned; k++) {
-		if (!(slot->flags & KVM_MEM_READONLY))
+	for (k = 0; k < pinned && !(slot->flags & KVM_MEM_READONLY); k++) {
+		/* The pages of a huge one are dirty together. */
+		if (!k || compound_head(pages[k]) != compound_head(pages[k - 1]))
 			set_page_dirty_lock(pages[k]);
-		cv_clean_page(pages[k]);
 	}
+	clean_pages(pages, pinned);
 	return pinned;
 }
 
@@ -259,25 +287,42 @@ void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page)
 	spin_unlock(&vm->mmu_lock);
 }
 
-/* Memory of a protected VM's own for the place `n` of `slot`: a block if one can be had and fits, else a page. */
+/* New pages for the place `n` of `slot` and what is around it: a block if one can be had and fits, else a few, else one. */
+static struct page *new_pages(struct cv_slot *slot, u64 n, u64 *first, u64 *count)
+{
+	static const u64 sizes[] = { CV_BLOCK_PAGES, CV_FAULT_AROUND };
+	u64 gfn = (slot->gpa >> PAGE_SHIFT) + n, from;
+	struct page *page;
+	int k;
+
+	for (k = 0; k < ARRAY_SIZE(sizes); k++) {
+		if (n < gfn % sizes[k])
+			continue;
+		from = n - gfn % sizes[k];
+		if (from + sizes[k] > slot->npages || memchr_inv(&slot->pages[from], 0, sizes[k] * sizeof(slot->pages[0])))
+			continue;
+		page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY, ilog2(sizes[k]));
+		if (!page)
+			continue;
+		split_page(page, ilog2(sizes[k]));
+		*first = from;
+		*count = sizes[k];
+		return page;
+	}
+	*first = n;
+	*count = 1;
+	return alloc_page(GFP_KERNEL_ACCOUNT);
+}
+
+/* Memory of a protected VM's own for the place `n` of `slot`. */
 static int serve_protected_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n)
 {
-	u64 gfn = (slot->gpa >> PAGE_SHIFT) + n, first = n, count = 1, k, within = gfn % CV_BLOCK_PAGES;
-	struct page *page = NULL;
+	u64 first, count, k;
+	struct page *page;
 	s64 done;
 	int error;
 
-	if (n >= within && n - within + CV_BLOCK_PAGES <= slot->npages &&
-	    !memchr_inv(&slot->pages[n - within], 0, CV_BLOCK_PAGES * sizeof(slot->pages[0]))) {
-		page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY, ilog2(CV_BLOCK_PAGES));
-		if (page) {
-			split_page(page, ilog2(CV_BLOCK_PAGES));
-			first = n - within;
-			count = CV_BLOCK_PAGES;
-		}
-	}
-	if (!page)
-		page = alloc_page(GFP_KERNEL_ACCOUNT);
+	page = new_pages(slot, n, &first, &count);
 	if (!page)
 		return -ENOMEM;
 	for (;;) {
