@@ -187,6 +187,8 @@ static int create_gic(struct cv_vm *vm, u32 version)
 			error = cv_with_model(vm, kserv_its_create(vm->model));
 		else
 			error = cv_with_model(vm, kserv_gic_create(vm->model, version));
+		if (!error && version != ITS)
+			WRITE_ONCE(vm->has_gic, true);
 		cv_unlock_vcpus(vm);
 	}
 	mutex_unlock(&vm->lock);

@@ -106,6 +106,8 @@ struct cv_vcpu {
 	bool emulated;
 	u64 syndrome;
 	bool abort_asked;
+	/* Its timer ended a run, and is masked by the core since. */
+	bool timer_masked;
 	bool sigset_active;
 	sigset_t sigset;
 	u32 irq_level_told;
@@ -137,6 +139,8 @@ struct cv_vm {
 	struct mutex lock;
 	struct cv_vcpu *vcpus[CV_MAX_VCPUS];
 	bool nisv_to_user;
+	/* The model has an interrupt controller: user space is not told of timers' outputs. */
+	bool has_gic;
 
 	struct rw_semaphore life;
 	bool up;		/* the core has the VM */
@@ -218,6 +222,8 @@ enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);
 /* timer.c */
 int cv_timer_module_init(void);
 void cv_timer_module_exit(void);
+void cv_timer_hold(void);
+void cv_timer_release(void);
 
 /* reg.c */
 int cv_vcpu_pull(struct cv_vcpu *vcpu);

@@ -39,13 +39,18 @@ static void set_timer(struct cv_vcpu *vcpu, u64 at)
 /* Without an interrupt controller in the kernel user space is told when a timer's output changes. */
 static bool irq_level_changed(struct cv_vcpu *vcpu)
 {
-	u32 level = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
+	u32 level;
 
+	if (READ_ONCE(vcpu->vm->has_gic))
+		return false;
+	level = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
 	return level != vcpu->irq_level_told;
 }
 
 static void show_irq_level(struct cv_vcpu *vcpu)
 {
+	if (READ_ONCE(vcpu->vm->has_gic))
+		return;
 	vcpu->irq_level_told = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
 	vcpu->run->s.regs.device_irq_level = vcpu->irq_level_told;
 }
@@ -73,29 +78,54 @@ static void wait_for_work(struct cv_vcpu *vcpu)
 static int be_in_core(struct cv_vcpu *vcpu)
 {
 	struct cv_vm *vm = vcpu->vm;
-	u64 cntvoff;
-	int error = 0;
+	int error;
 
 	while (!vm->up) {
+		/* Only one that can run brings the core's VM to life. */
+		if (!has_work(vcpu))
+			return -EAGAIN;
 		up_read(&vm->life);
 		mutex_lock(&vm->lock);
-		down_write(&vm->life);
-		error = cv_vm_build(vm);
-		up_write(&vm->life);
+		error = 0;
+		/* Nobody holds `life` for long while there is none, so nobody needs to be told. */
+		if (!READ_ONCE(vm->up)) {
+			down_write(&vm->life);
+			error = cv_vm_build(vm);
+			up_write(&vm->life);
+		}
 		mutex_unlock(&vm->lock);
 		down_read(&vm->life);
 		if (error)
 			return error;
 	}
-	cntvoff = cv_with_model(vm, kserv_cntvoff(vm->model));
-	/* A protected VM's clock is not for the host to turn. */
-	if (cntvoff != READ_ONCE(vm->cntvoff) && !vm->protected) {
-		error = cv_errno(cv_call2(CV_CALL_SET_CNTVOFF, vm->id, cntvoff));
+	if (!vcpu->in_core && vcpu->by_user && !vm->protected)
+		return cv_load_registers(vcpu);
+	return 0;
+}
+
+/* The VM's clock, where it was turned. A protected VM's is not for the host to turn. */
+static s64 set_clock(struct cv_vm *vm, u64 cntvoff)
+{
+	s64 result;
+
+	if (likely(cntvoff == READ_ONCE(vm->cntvoff)) || vm->protected)
+		return 0;
+	result = cv_call2(CV_CALL_SET_CNTVOFF, vm->id, cntvoff);
+	if (!result)
 		WRITE_ONCE(vm->cntvoff, cntvoff);
-	}
-	if (!error && !vcpu->in_core && vcpu->by_user && !vm->protected)
-		error = cv_load_registers(vcpu);
-	return error;
+	return result;
+}
+
+/* The core masks a timer that fires while the vCPU runs; one that has fired before must not end the run at once. Whether it is held. */
+static bool hold_timer(struct cv_vcpu *vcpu)
+{
+	bool due = !(*cv_mailbox(vcpu, CV_MAILBOX_ENTRY_FLAGS) & CV_ENTRY_TIMER_UNMASK);
+
+	vcpu->timer_masked &= due;
+	if (!due || vcpu->timer_masked)
+		return false;
+	cv_timer_hold();
+	return true;
 }
 
 /* One entry, with interrupts off around it. The exit's reason, CV_ERR_*, -EAGAIN if something else is to be done first, -EINTR if the vCPU is off. */
@@ -103,8 +133,9 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 {
 	struct cv_vm *vm = vcpu->vm;
 	enum kserv_entry entry;
-	u64 until = KSERV_NEVER, now;
+	u64 until = KSERV_NEVER, cntvoff, now;
 	s64 reason;
+	bool held;
 
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
@@ -118,6 +149,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	entry = kserv_on_entry(vm->model, vcpu->id, vcpu->mailbox, now);
 	if (entry == KSERV_ENTRY_RUN)
 		until = kserv_run_until(vm->model, vcpu->id, now);
+	cntvoff = kserv_cntvoff(vm->model);
 	raw_spin_unlock(&vm->model_lock);
 	if (entry != KSERV_ENTRY_RUN) {
 		reason = -EINTR;
@@ -132,8 +164,11 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	if (until != KSERV_NEVER)
 		set_timer(vcpu, until);
 
+	held = hold_timer(vcpu);
 	trace_kvm_entry(vcpu->id);
-	reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
+	reason = set_clock(vm, cntvoff);
+	if (!reason)
+		reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
 	trace_kvm_exit(vcpu->id, reason, *cv_mailbox(vcpu, CV_MAILBOX_ESR), *cv_mailbox(vcpu, CV_MAILBOX_IPA));
 
 	raw_spin_lock(&vm->model_lock);
@@ -142,10 +177,13 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	else
 		kserv_on_exit(vm->model, vcpu->id, reason, vcpu->mailbox, cv_now(), action, kick);
 	raw_spin_unlock(&vm->model_lock);
+	if (held)
+		cv_timer_release();
 	if (reason >= 0) {
 		vcpu->in_core = true;
 		vcpu->by_user = false;
 		vcpu->abort_asked = false;
+		vcpu->timer_masked |= reason == CV_EXIT_TIMER;
 		vcpu->last_reason = reason;
 		vcpu->unfinished = reason != CV_EXIT_IRQ && reason != CV_EXIT_TIMER;
 	}
@@ -309,7 +347,8 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	if (result)
 		return result;
 	reason = enter(vcpu, &action, &kick);
-	cv_kick(vcpu->vm, kick);
+	if (kick)
+		cv_kick(vcpu->vm, kick);
 	if (reason == -EAGAIN)
 		return 0;
 	if (reason == -EINTR)
@@ -332,10 +371,17 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	return result;
 }
 
+/* Whether nothing wants anything of this thread or of `life`. */
+static bool undisturbed(struct cv_vcpu *vcpu)
+{
+	return !signal_pending(current) && !need_resched() && !atomic_read(&vcpu->vm->pausing) && !irq_level_changed(vcpu);
+}
+
 static int run_loop(struct cv_vcpu *vcpu)
 {
 	struct cv_vm *vm = vcpu->vm;
-	bool ended = false;
+	/* Whether the last turn left the vCPU so that it goes on. */
+	bool ready = false, ended = false;
 	int result;
 
 	for (;;) {
@@ -344,16 +390,18 @@ static int run_loop(struct cv_vcpu *vcpu)
 			return interrupted(vcpu);
 		if (irq_level_changed(vcpu))
 			return interrupted(vcpu);
-		/* Only one that can run brings the core's VM to life. */
-		if (!has_work(vcpu)) {
+		if (!ready && !has_work(vcpu)) {
 			wait_for_work(vcpu);
 			continue;
 		}
 		down_read(&vm->life);
-		result = turn(vcpu, &ended);
+		do
+			result = turn(vcpu, &ended);
+		while (!result && undisturbed(vcpu));
 		up_read(&vm->life);
 		if (ended)
 			cv_vm_retire(vm);
+		ready = !result;
 		if (result == -EAGAIN)
 			wait_for_work(vcpu);
 		else if (result)

@@ -60,6 +60,20 @@ static unsigned int map_interrupt(void)
 	return irq;
 }
 
+/*
+ * This CPU does not hear of the virtual timer until cv_timer_release(): it has fired before the VM is entered, and the VM has its interrupt in a list register.
+ * The entry would end at once otherwise. With interrupts off.
+ */
+void cv_timer_hold(void)
+{
+	disable_percpu_irq(timer_irq);
+}
+
+void cv_timer_release(void)
+{
+	enable_percpu_irq(timer_irq, irq_get_trigger_type(timer_irq));
+}
+
 int cv_timer_module_init(void)
 {
 	int error = -ENODEV;

@@ -10,7 +10,8 @@ build_driver_object() { # OBJECT
     local object=$1 header=$root/kserv/linux/include/kserv_model.h build=$root/target/driver/model library name roots=()
     library=$build/aarch64-unknown-none-softfloat/release/libkserv_linux_model.a
     # Kernel modules are relocated when they are loaded; the kernel has no unwinder for us, but it walks frame pointers.
-    (cd "$root" && RUSTFLAGS="-Crelocation-model=static -Cforce-frame-pointers=yes" \
+    # Made fast, not small, as the mini host is: every exit of every VM goes through it.
+    (cd "$root" && CARGO_PROFILE_RELEASE_OPT_LEVEL=3 RUSTFLAGS="-Crelocation-model=static -Cforce-frame-pointers=yes" \
         no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package kserv-linux-model --target-dir "$build")
     if [ "$object" -nt "$library" ] && [ "$object" -nt "$header" ] && [ "$object" -nt "${BASH_SOURCE[0]}" ]; then return 0; fi
     mapfile -t roots < <(driver_object_functions "$header")

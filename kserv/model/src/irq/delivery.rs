@@ -72,16 +72,17 @@ impl Best {
 impl<const V: usize, const S: usize> Engine<V, S> {
     /// Whether any interrupt has any state that may concern `vcpu`.
     fn is_any_hot(&self, vcpu: usize) -> bool {
-        let shared = self.hot_shared.get(1..S.div_ceil(32) + 1).unwrap_or_default();
-        self.hot_private.get(vcpu).is_some_and(|hot| *hot != 0) || shared.iter().any(|hot| *hot != 0)
+        self.hot_words != 0 || self.hot_private.get(vcpu).is_some_and(|hot| *hot != 0)
     }
 
     /// Calls `each` for every interrupt with any state that concerns `vcpu`.
     fn each_hot(&self, vcpu: usize, mut each: impl FnMut(usize, &Irq)) {
-        let words = S.div_ceil(32) + 1;
-        let private = self.hot_private.get(vcpu).copied().unwrap_or(0);
-        for word in 0..words.min(self.hot_shared.len()) {
-            let mut hot = if word == 0 { private } else { self.hot_shared[word] };
+        // Word 0 is the vCPU's own.
+        let mut words = self.hot_words | 1;
+        while words != 0 {
+            let word = words.trailing_zeros() as usize;
+            words &= words - 1;
+            let mut hot = if word == 0 { self.hot_private.get(vcpu).copied().unwrap_or(0) } else { self.hot_shared[word] };
             while hot != 0 {
                 let intid = word * 32 + hot.trailing_zeros() as usize;
                 hot &= hot - 1;

@@ -132,6 +132,8 @@ pub struct Engine<const V: usize, const S: usize> {
     /// Which interrupts have any state: most have none.
     hot_private: [u32; V],
     hot_shared: [u32; MAX_INTIDS.div_ceil(32)],
+    /// Which words of `hot_shared` are not 0.
+    hot_words: u32,
     /// Group 0, group 1.
     enables: [bool; 2],
     placed: [[u16; MAX_LRS]; V],
@@ -159,6 +161,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             shared: [Irq { group1: v3, ..Irq::RESET }; S],
             hot_private: [0; V],
             hot_shared: [0; MAX_INTIDS.div_ceil(32)],
+            hot_words: 0,
             enables: [false; 2],
             placed: [[0; MAX_LRS]; V],
             placed_count: [0; V],
@@ -194,7 +197,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         (self.lpis, self.lpi_numbers) = (0, [0; S]);
         self.private.fill(Self::bank(form));
         self.shared.fill(Irq { group1: form == Form::V3, ..Irq::RESET });
-        (self.hot_private, self.hot_shared) = ([0; V], [0; MAX_INTIDS.div_ceil(32)]);
+        (self.hot_private, self.hot_shared, self.hot_words) = ([0; V], [0; MAX_INTIDS.div_ceil(32)], 0);
         (self.enables, self.placed_count, self.ended) = ([false; 2], [0; V], [0; V]);
         (self.watched, self.ended_shared) = ([0; MAX_INTIDS.div_ceil(32)], [0; MAX_INTIDS.div_ceil(32)]);
         self.kicks = 0;
@@ -256,6 +259,10 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             _ => &mut self.hot_shared[intid / 32],
         };
         *hot = *hot & !(1 << (intid % 32)) | u32::from(irq.is_hot()) << (intid % 32);
+        if intid >= PRIVATE {
+            let word = intid / 32;
+            self.hot_words = self.hot_words & !(1 << word) | u32::from(*hot != 0) << word;
+        }
         let kicked = if irq.placed.is_some() {
             Some(usize::from(irq.holder))
         } else if irq.pending() && !irq.active && self.may_signal(&irq) {
@@ -267,10 +274,14 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     }
 
     /// The line of a PPI (of `vcpu`) or SPI. A rising line makes an edge where the interrupt is edge-triggered.
+    #[inline(always)]
     pub fn set_line(&mut self, vcpu: usize, intid: usize, level: bool) {
-        if intid < SGIS || self.irq(vcpu, intid).is_none_or(|irq| irq.line == level) {
-            return;
+        if intid >= SGIS && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
+            self.change_line(vcpu, intid, level);
         }
+    }
+
+    fn change_line(&mut self, vcpu: usize, intid: usize, level: bool) {
         self.change(vcpu, intid, |irq| {
             irq.latch |= irq.edge && level;
             irq.line = level;
