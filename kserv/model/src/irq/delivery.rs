@@ -82,7 +82,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         while words != 0 {
             let word = words.trailing_zeros() as usize;
             words &= words - 1;
-            let mut hot = if word == 0 { self.hot_private.get(vcpu).copied().unwrap_or(0) } else { self.hot_shared[word] };
+            let mut hot =
+                if word == 0 { self.hot_private.get(vcpu).copied().unwrap_or(0) } else { self.hot_shared[word] };
             while hot != 0 {
                 let intid = word * 32 + hot.trailing_zeros() as usize;
                 hot &= hot - 1;
