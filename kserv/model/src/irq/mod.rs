@@ -277,15 +277,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     #[inline(always)]
     pub fn set_line(&mut self, vcpu: usize, intid: usize, level: bool) {
         if intid >= SGIS && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
-            self.change_line(vcpu, intid, level);
+            self.change(vcpu, intid, |irq| {
+                irq.latch |= irq.edge && level;
+                irq.line = level;
+            });
         }
-    }
-
-    fn change_line(&mut self, vcpu: usize, intid: usize, level: bool) {
-        self.change(vcpu, intid, |irq| {
-            irq.latch |= irq.edge && level;
-            irq.line = level;
-        });
     }
 
     /// An edge on a PPI or SPI.
