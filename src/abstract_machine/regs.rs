@@ -332,6 +332,12 @@ impl Syndrome {
         )
     }
 
+    /// Whether the trapped access reads one of the ID registers that trap together (HCR_EL2.TID3): op0 3, op1 0, CRn 0, CRm 1 to 7.
+    pub fn is_id_register_read(self) -> bool {
+        let group = ESR::SYS_OP0.val(3) + ESR::SYS_OP1.val(0) + ESR::SYS_CRN.val(0) + ESR::SYS_READ::SET;
+        self.0.matches_all(group) && (1..=7).contains(&self.0.read(ESR::SYS_CRM))
+    }
+
     /// Whether the trapped access is MRS.
     pub fn is_sys_read(self) -> bool {
         self.0.is_set(ESR::SYS_READ)

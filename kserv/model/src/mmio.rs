@@ -66,6 +66,7 @@ pub struct Access {
 
 impl Access {
     /// The access of an exit. `None` if the reason is another, or the syndrome says nothing (the core does not send that).
+    #[inline(always)]
     pub fn decode(reason: ExitReason, mailbox: &Mailbox) -> Option<Self> {
         let esr = mailbox.esr;
         let write = match reason {
@@ -91,6 +92,7 @@ impl Access {
     }
 
     /// Ends a load with `value`. Nothing to do for a store, or for a load into XZR (K A8).
+    #[inline(always)]
     pub fn finish(&self, value: u64, mailbox: &mut Mailbox) {
         if self.write.is_some() || self.register == 31 {
             return;

@@ -63,22 +63,29 @@ pub const fn outcome(reg: SysregId) -> Outcome {
 }
 
 /// The vCPU's next step is the access to a system register that `syndrome` describes. K: `core_handle_sys64`.
-#[inline(never)]
+#[inline]
 pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndrome) -> Action {
+    // What a kernel of the VM reads often, and measures: nothing else stands before it.
+    if syndrome.is_id_register_read() && !is_el0(ctxt.get(ShadowReg::Pstate)) {
+        let (machine, reg) = (core.machine(), syndrome.sys_register());
+        let gic_registers = || machine.vgic_info().version == 3;
+        let value = machine.id_register(reg, |raw| id_registers::visible(reg, raw, gic_registers()));
+        return served(ctxt, Some((syndrome.sys_rt(), value)));
+    }
+    other_access(core, ctxt, syndrome)
+}
+
+/// An access that is no kernel's read of an ID register.
+#[inline(never)]
+fn other_access<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
-    let reg = syndrome.sys_register();
     let is_read = syndrome.is_sys_read();
-    let outcome = match outcome(reg) {
+    let outcome = match outcome(syndrome.sys_register()) {
         // A process of the VM reaches the timer only if its kernel lets it, and nothing else that traps here.
         outcome if outcome != Outcome::Host && is_el0(ctxt.get(ShadowReg::Pstate)) => Outcome::Undefined,
         outcome => outcome,
     };
     match outcome {
-        Outcome::Id if is_read => {
-            let gic_registers = || machine.vgic_info().version == 3;
-            let value = machine.id_register(reg, |raw| id_registers::visible(reg, raw, gic_registers()));
-            served(ctxt, Some((syndrome.sys_rt(), value)))
-        }
         Outcome::Fixed(value) if is_read => served(ctxt, Some((syndrome.sys_rt(), value))),
         Outcome::Fixed(_) => served(ctxt, None),
         Outcome::Host => Action::ToHost(ExitReason::Sysreg),
@@ -92,6 +99,7 @@ pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrom
 }
 
 /// The access is over. Register 31 is XZR: what is read to it is lost (A8); a shadow context has none.
+#[inline]
 fn served(ctxt: &mut Context, read: Option<(u8, u64)>) -> Action {
     if let Some((rt, value)) = read {
         ctxt.set(ShadowReg::X(rt), value);
