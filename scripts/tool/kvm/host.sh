@@ -93,6 +93,37 @@ vm_of_script() {
     return "$said"
 }
 
+# A VM in the background whose console goes to /tmp/guest, and whose QEMU takes orders: `qmp`. Its process is $vmm.
+vm_with_monitor() {
+    rm -f /tmp/qmp.in /tmp/qmp.out
+    mkfifo /tmp/qmp.in /tmp/qmp.out
+    exec 3<> /tmp/qmp.in 4<> /tmp/qmp.out
+    vm -chardev pipe,id=qmp,path=/tmp/qmp -mon chardev=qmp,mode=control "$@" < /dev/null > /tmp/guest 2>&1 3<&- 4<&- &
+    vmm=$!
+    qmp qmp_capabilities
+}
+
+# Gives QEMU an order, and its answer on standard output; the status says whether it is an error.
+qmp() { # COMMAND [ARGUMENTS]
+    echo "{\"execute\": \"$1\"${2:+, \"arguments\": $2}}" >&3
+    while read -r -t 100 answer <&4; do
+        case $answer in
+        *'"return"'*) echo "$answer"; return 0 ;;
+        *'"error"'*) echo "$answer"; return 1 ;;
+        esac
+    done
+    echo "QEMU does not answer to $1"
+    return 1
+}
+
+# An order to QEMU's monitor for people, which is content if it says nothing.
+hmp() { # COMMAND LINE
+    case $(qmp human-monitor-command "{\"command-line\": \"$*\"}") in
+    '{"return": ""}'*) ;;
+    *) echo "QEMU does not do '$*': $answer"; return 1 ;;
+    esac
+}
+
 # A VM on the host's own console, for somebody at the keyboard.
 vm_of_terminal() {
     read -r consoles < /sys/class/tty/console/active
