@@ -59,6 +59,30 @@ static void show_vcpu(struct seq_file *seq, struct cv_vm *vm, struct cv_vcpu *vc
 	seq_printf(seq, " halts %llu user %llu signal %llu\n", vcpu->halts, vcpu->exits_user, vcpu->exits_signal);
 }
 
+/* 6.1 has no length(). */
+static unsigned int length(const struct list_head *list)
+{
+	const struct list_head *at;
+	unsigned int n = 0;
+
+	list_for_each(at, list)
+		n++;
+	return n;
+}
+
+static void show_vm(struct seq_file *seq, struct cv_vm *vm)
+{
+	unsigned int irqfds, ioeventfds;
+	unsigned long flags;
+
+	spin_lock_irqsave(&vm->io_lock, flags);
+	irqfds = length(&vm->irqfds);
+	ioeventfds = length(&vm->ioeventfds);
+	spin_unlock_irqrestore(&vm->io_lock, flags);
+	seq_printf(seq, "vm %lld: %s, %u bits, %llu pages lent, %u irqfds, %u ioeventfds\n", vm->up ? (s64)vm->id : -1,
+		   vm->protected ? "protected" : "ordinary", vm->ipa_bits, vm->lent, irqfds, ioeventfds);
+}
+
 static int vms_show(struct seq_file *seq, void *unused)
 {
 	struct cv_vm *vm;
@@ -66,8 +90,7 @@ static int vms_show(struct seq_file *seq, void *unused)
 
 	mutex_lock(&cv_vms_lock);
 	list_for_each_entry(vm, &cv_vms, link) {
-		seq_printf(seq, "vm %lld: %s, %u bits, %llu pages lent\n", vm->up ? (s64)vm->id : -1,
-			   vm->protected ? "protected" : "ordinary", vm->ipa_bits, vm->lent);
+		show_vm(seq, vm);
 		for (n = 0; n < CV_MAX_VCPUS; n++) {
 			if (READ_ONCE(vm->vcpus[n]))
 				show_vcpu(seq, vm, vm->vcpus[n]);

@@ -336,8 +336,6 @@ static int irqfd_assign(struct cv_vm *vm, const struct kvm_irqfd *args)
 			error = PTR_ERR(irqfd->resample);
 			goto put_context;
 		}
-		cv_with_model(vm, kserv_watch_spi(vm->model, vm->gsis[irqfd->gsi].pin, true));
-		WRITE_ONCE(vm->has_resampler, true);
 	}
 
 	error = 0;
@@ -354,6 +352,10 @@ static int irqfd_assign(struct cv_vm *vm, const struct kvm_irqfd *args)
 	spin_unlock_irqrestore(&vm->io_lock, flags);
 	if (error)
 		goto put_resample;
+	if (irqfd->resample) {
+		cv_with_model(vm, kserv_watch_spi(vm->model, vm->gsis[irqfd->gsi].pin, true));
+		WRITE_ONCE(vm->has_resampler, true);
+	}
 
 	init_waitqueue_func_entry(&irqfd->wait, irqfd_wakeup);
 	init_poll_funcptr(&irqfd->poll, irqfd_queue);
@@ -403,11 +405,11 @@ int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args)
 
 	if (args->flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) || args->gsi >= CV_MAX_GSIS)
 		return -EINVAL;
-	if (!kserv_gic_version(vm->model))
-		return -EINVAL;
 	mutex_lock(&vm->lock);
 	if (args->flags & KVM_IRQFD_FLAG_DEASSIGN)
 		result = irqfd_deassign(vm, args);
+	else if (!cv_with_model(vm, kserv_gic_initialized(vm->model)))
+		result = -EAGAIN;
 	else
 		result = irqfd_assign(vm, args);
 	mutex_unlock(&vm->lock);

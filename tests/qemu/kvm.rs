@@ -64,9 +64,13 @@ impl Host {
         Self { cpu, ..self }
     }
 
+    fn kernel(self, kernel: &'static str) -> Self {
+        Self { kernel, ..self }
+    }
+
     fn name(&self) -> String {
         let Self { whose, gic, cpu, kernel } = self;
-        format!("{}, {cpu}, GICv{gic}, host {kernel}", whose.name())
+        format!("{}, {cpu}, GICv{gic}, {kernel} host", whose.name())
     }
 
     fn machine(&self) -> Machine {

@@ -2,9 +2,9 @@
 # beside it a disk with Debian's QEMU, one with the guest's kernel, /guest/initrd, and the driver, if there is one; for a protected
 # guest also /guest/manifest, which was signed, and /guest/dtb.
 #
-# A VM is what these say: VCPUS, MEMORY, GIC (off: QEMU's own; 2, 3: the host kernel's), APPEND.
+# A VM is what these say: VCPUS, MEMORY, GIC (off: QEMU's own; 2, 3: the host kernel's), ITS (GICv3's, for MSIs: on, off), APPEND.
 
-: "${VCPUS:=1}" "${MEMORY:=256M}" "${GIC:=off}" "${APPEND:=}"
+: "${VCPUS:=1}" "${MEMORY:=256M}" "${GIC:=off}" "${ITS:=on}" "${APPEND:=}"
 
 no_kvm() { echo "corevisor-kvm: $*"; exit 1; }
 
@@ -53,12 +53,12 @@ kvm_up() {
     if [ -e /guest/manifest ]; then protected_up "$@"; else driver_up "$@"; fi
 }
 
-# The -M of a VM.
+# The -M of a VM. A protected guest has no interrupt translation service: its tables would be in memory that nobody else reads.
 vm_machine() {
+    [ ! -e /guest/manifest ] || ITS=off
     case $GIC in
     off) echo virt,kernel-irqchip=off,gic-version=2 ;;
-    # No test has a guest's MSIs through the driver's interrupt translation service yet: it stays off.
-    3) [ -e /lib/corevisor_kvm.ko ] && echo virt,gic-version=3,its=off || echo virt,gic-version=3 ;;
+    3) echo "virt,gic-version=3,its=$ITS" ;;
     *) echo "virt,gic-version=$GIC" ;;
     esac
 }

@@ -1,4 +1,4 @@
-/* kvm-probe api|run|life ROUNDS|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not.
+/* kvm-probe api|run|irq|life|four ROUNDS|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not.
  * kvm-probe bench|bench-protected IMAGE TREE GIC: runs the payload of scripts/bench. kvm-probe mark before|after: a mark of its plugin. */
 #include "probe.h"
 #include <fcntl.h>
@@ -15,6 +15,7 @@ int main(int argc, char **argv)
     int size = ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
     said(size >= 4096 && size % 4096 == 0, "kvm_run has %d bytes", size);
     run_size = size > 0 ? size : 4096;
+    catch_alarms();
     const char *what = argc > 1 ? argv[1] : "";
     if (argc == 5 && !strncmp(what, "bench", 5))
         return bench(argv[2], argv[3], argv[4], !strcmp(what, "bench-protected"));
@@ -25,12 +26,16 @@ int main(int argc, char **argv)
         test_registers();
     } else if (!strcmp(what, "run")) {
         test_runs();
+    } else if (!strcmp(what, "irq")) {
+        test_interrupts();
     } else if (!strcmp(what, "life") && argc == 3) {
         test_lifecycle(atoi(argv[2]));
+    } else if (!strcmp(what, "four") && argc == 3) {
+        test_four(atoi(argv[2]));
     } else if (!strcmp(what, "fuzz") && argc == 4) {
         fuzz(atoi(argv[2]), atoi(argv[3]));
     } else {
-        fprintf(stderr, "usage: kvm-probe api | run | life ROUNDS | fuzz SEED ROUNDS | bench[-protected] IMAGE TREE GIC | mark before|after\n");
+        fprintf(stderr, "usage: kvm-probe api | run | irq | life ROUNDS | four ROUNDS | fuzz SEED ROUNDS | bench[-protected] IMAGE TREE GIC | mark before|after\n");
         return 2;
     }
     return verdict();

@@ -178,7 +178,74 @@ guest_second:
     str     x12, [x10]
 2:  done
 
+/* x1: version of the interrupt controller. SPI 40 comes by edge, 41 by level. The VMM sees each interrupt twice: as it is taken, and as it has ended. */
+    begin guest_gic
+    adr     x0, gic_vectors
+    msr     vbar_el1, x0
+    movz    x12, #0x0800, lsl #16
+    movz    x13, #0x0801, lsl #16
+    mov     x14, x1
+    movz    w0, #2, lsl #16
+    str     w0, [x12, #0xc08]
+    movz    w0, #0x300
+    str     w0, [x12, #0x104]
+    cmp     x14, #3
+    b.eq    3f
+    movz    w0, #0x0101
+    movk    w0, #0x0101, lsl #16
+    str     w0, [x12, #0x828]
+    movz    w0, #1
+    str     w0, [x12]
+    movz    w0, #0xff
+    str     w0, [x13, #4]
+    movz    w0, #1
+    str     w0, [x13]
+    b       4f
+3:  movn    w0, #0
+    str     w0, [x12, #0x84]
+    movz    w0, #0x12
+    str     w0, [x12]
+    mov     x0, #7
+    msr     s3_0_c12_c12_5, x0
+    isb
+    mov     x0, #0xff
+    msr     s3_0_c4_c6_0, x0
+    mov     x0, #1
+    msr     s3_0_c12_c12_7, x0
+    isb
+4:  msr     daifclr, #2
+    str     wzr, [x9, #0x50]
+1:  wfi
+    b       1b
+
+/* Stores for which eventfds wait, and some for which none does. */
+    begin guest_bells
+    movz    w0, #7
+    str     w0, [x9, #0x60]
+    movz    w1, #8
+    str     w1, [x9, #0x60]
+    strh    w0, [x9, #0x60]
+    strb    w0, [x9, #0x68]
+    str     x0, [x9, #0x68]
+    done
+
     .balign 2048
+gic_vectors:
+    .org    gic_vectors + 0x280
+    cmp     x14, #3
+    b.eq    3f
+    ldr     w15, [x13, #0xc]
+    str     w15, [x9, #0x70]
+    str     w15, [x13, #0x10]
+    b       4f
+3:  mrs     x15, s3_0_c12_c12_0
+    str     w15, [x9, #0x70]
+    msr     s3_0_c12_c12_1, x15
+    isb
+4:  str     w15, [x9, #0x78]
+    eret
+    .org    gic_vectors + 0x800
+
 vectors:
     .org    vectors + 0x280
     add     x11, x11, #1

@@ -53,6 +53,10 @@ void start_at(struct vm *vm, const char *label);
 int memory(struct vm *vm, uint32_t slot, uint32_t flags, uint64_t gpa, uint64_t size, const void *hva);
 /* Runs a vCPU once, again after signals. The exit's reason, or -errno. */
 int run_once(struct vm *vm, int vcpu);
+/* SIGALRM ends a run and nothing else. */
+void catch_alarms(void);
+/* Runs vCPU 0 and a while later ends the run by a signal, if nothing else has: whether nothing else has. */
+bool stays_inside(struct vm *vm);
 /* Runs vCPU 0 until it accesses DONE; other exits are counted and answered with zero. Whether it came there. */
 bool run_to_done(struct vm *vm, int *exits);
 
@@ -61,14 +65,16 @@ bool run_to_done(struct vm *vm, int *exits);
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
 
 extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
-    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[];
+    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[];
 
 void test_system(void);
 void test_memory(void);
 void test_vcpu(void);
 void test_registers(void);
 void test_runs(void);
+void test_interrupts(void);
 void test_lifecycle(int rounds);
+void test_four(int rounds);
 void fuzz(unsigned seed, unsigned rounds);
 int bench(const char *image, const char *tree, const char *gic, bool protected);
 int mark(const char *what);

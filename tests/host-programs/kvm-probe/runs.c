@@ -2,7 +2,6 @@
 #include "probe.h"
 #include <pthread.h>
 #include <signal.h>
-#include <sys/time.h>
 
 static uint64_t result(struct vm *vm, int n) { return ((uint64_t *)(vm->ram + RESULTS - GUEST_RAM))[n]; }
 
@@ -68,18 +67,10 @@ static void ends(const char *label, uint32_t type, const char *what)
     end_vm(vm);
 }
 
-static void on_alarm(int signal) { (void)signal; }
-
 static void interrupted(struct vm *vm, const char *label, const char *what)
 {
-    struct itimerval soon = {.it_value.tv_usec = 100000}, never = {0};
     start_at(vm, label);
-    setitimer(ITIMER_REAL, &soon, NULL);
-    errno = 0;
-    int status = ioctl(vm->vcpus[0], KVM_RUN, 0);
-    said(status == -1 && errno == EINTR, "a signal ends a run %s: %d", what, status);
-    said(vm->run[0]->exit_reason == KVM_EXIT_INTR, "with its exit reason");
-    setitimer(ITIMER_REAL, &never, NULL);
+    said(stays_inside(vm), "a signal ends a run %s, with its exit reason", what);
 }
 
 static void immediate(struct vm *vm)
@@ -192,16 +183,12 @@ static void interrupts(void)
         irq.level = 0;
         ioctl(vm->fd, KVM_IRQ_LINE, &irq);
     }
-    struct itimerval soon = {.it_value.tv_usec = 100000};
-    setitimer(ITIMER_REAL, &soon, NULL);
-    said(ioctl(vm->vcpus[0], KVM_RUN, 0) == -1 && errno == EINTR, "with the line down no more of them");
+    said(stays_inside(vm), "with the line down no more of them");
     end_vm(vm);
 }
 
 void test_runs(void)
 {
-    struct sigaction action = {.sa_handler = on_alarm};
-    sigaction(SIGALRM, &action, NULL);
     struct vm *vm = make_vm(1);
     if (!vm)
         return;

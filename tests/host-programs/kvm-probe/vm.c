@@ -1,5 +1,7 @@
 #include "probe.h"
+#include <signal.h>
 #include <stdarg.h>
+#include <sys/time.h>
 
 int kvm = -1;
 size_t run_size;
@@ -122,6 +124,25 @@ int run_once(struct vm *vm, int vcpu)
         if (errno != EINTR && errno != EAGAIN)
             return -errno;
     return vm->run[vcpu]->exit_reason;
+}
+
+static void on_alarm(int signal) { (void)signal; }
+
+void catch_alarms(void)
+{
+    struct sigaction action = {.sa_handler = on_alarm};
+    sigaction(SIGALRM, &action, NULL);
+}
+
+bool stays_inside(struct vm *vm)
+{
+    /* More than one: the first may come before the run. */
+    struct itimerval soon = {{.tv_usec = 100000}, {.tv_usec = 100000}}, never = {0};
+    setitimer(ITIMER_REAL, &soon, NULL);
+    errno = 0;
+    bool inside = ioctl(vm->vcpus[0], KVM_RUN, 0) == -1 && errno == EINTR;
+    setitimer(ITIMER_REAL, &never, NULL);
+    return inside && vm->run[0]->exit_reason == KVM_EXIT_INTR;
 }
 
 bool run_to_done(struct vm *vm, int *exits)

@@ -11,6 +11,7 @@ pub fn cases() -> Vec<Case> {
     use {GuestGic::*, Whose::*};
     let mut cases = vec![
         told(driver(), "two guests at once", two).only_in_full_if(true),
+        told(driver(), "two guests talk to each other over a bridge of the host", talk).only_in_full_if(true),
         told(driver(), "a guest reboots in the same QEMU", reboots).only_in_full_if(true),
     ];
     for (host, guest) in [
@@ -22,9 +23,10 @@ pub fn cases() -> Vec<Case> {
         (Host::new(Driver, 3), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (Host::new(Driver, 3), Guest { gic: V3, vcpus: 4, bus: "pci" }),
         (Host::new(Driver, 3).cpu("neoverse-n2"), Guest { gic: V3, vcpus: 4, bus: "pci" }),
+        (driver().kernel("6.1"), Guest { gic: V2, vcpus: 2, bus: "device" }),
         (Host::new(Own, 2), Guest { gic: Off, vcpus: 1, bus: "device" }),
     ] {
-        let default = host.whose == Driver && guest.vcpus == 2;
+        let default = host.whose == Driver && host.kernel == "6.12" && guest.vcpus == 2;
         let act = move |bed: &Bed| debian(bed, &host, &guest);
         cases.push(Case::new("kvm", format!("{}: {}", guest.name(), host.name()), act).only_in_full_if(!default));
     }
@@ -52,25 +54,42 @@ impl Guest {
     }
 }
 
+/// Disk and network send messages, and each vCPU has got some.
+const MESSAGES: &str = r#"
+grep ITS /proc/interrupts
+is "devices that interrupt by messages" "$(grep -c 'ITS.*virtio.-\(req\.0\|input\.0\)' /proc/interrupts)" 2
+"#;
+
 /// Debian in QEMU in Debian: CPUs, memory, disk both ways, network, power-off.
 fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
     let Guest { gic, vcpus, bus } = guest;
-    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt\n{HEALTH}\nexit 0\n"))?;
+    let messages = if (*gic, *bus) == (GuestGic::V3, "pci") { MESSAGES } else { "" };
+    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt\n{HEALTH}\n{messages}\nexit 0\n"))?;
+    // A disk that a thread of its own serves interrupts by an eventfd that leads to a message.
+    let (thread, watch) =
+        if messages.is_empty() { ("", "") } else { (",iothread=io -object iothread,id=io", "seen_eventfds &") };
     let rom = if *bus == "pci" { ",romfile=" } else { "" };
     let script = format!(
         r#"
         VCPUS={vcpus} GIC={} APPEND='{NO_CLOCK} {NO_SELF_TESTS}'
         kvm_up
+        seen_eventfds() {{
+            mount -t debugfs debugfs /sys/kernel/debug
+            until grep ' [1-9][0-9]* irqfds, [1-9]' /sys/kernel/debug/corevisor_kvm/vms; do sleep 1; done
+        }}
+        {watch}
         seq 1 200000 | head -c 1048576 > /tmp/disk.img
         head -c 1048576 /dev/zero >> /tmp/disk.img
-        vm_of_script -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-{bus},drive=disk \
+        vm_of_script -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-{bus},drive=disk{thread} \
             -netdev user,id=net -device virtio-net-{bus},netdev=net{rom} || fail "the guest's status is $?"
         head -c 1048576 /tmp/disk.img > /tmp/first
         tail -c 1048576 /tmp/disk.img | cmp - /tmp/first || fail "the disk does not hold what the guest wrote"
         "#,
         gic.name(),
     );
-    finish(run, &script)?.says("corevisor-guest: script ended with status 0")
+    let done = finish(run, &script)?;
+    done.says("corevisor-guest: script ended with status 0")?;
+    if watch.is_empty() { Ok(()) } else { done.says(" irqfds, ") }
 }
 
 /// Two guests with two vCPUs each, at the same time.
@@ -88,6 +107,50 @@ fn two(bed: &Bed, host: &Host) -> Result<(), Failure> {
         echo "both came to their ends"
     "#;
     finish(run, script)?.says("\nboth came to their ends")
+}
+
+/// The first gets from the second what it sends, once they have heard of each other.
+const TALK: &str = r#"
+who=$(sed -n 's/.* who=\([12]\).*/\1/p' /proc/cmdline)
+ip address flush dev eth0
+ip address add 10.9.0.$who/24 dev eth0
+other=10.9.0.$((3 - who)) tries=0
+until ping -q -c 1 -W 1 $other; do
+    tries=$((tries + 1))
+    [ $tries -lt 100 ] || fail "the other is not heard"
+done
+if [ $who = 1 ]; then
+    # It would end what it hears when it has nothing more to say.
+    mkfifo /tmp/silence
+    nc -l -p 77 <> /tmp/silence > /tmp/file
+else
+    seq 1 150000 > /tmp/file
+    until nc -w 9 $other 77 < /tmp/file; do sleep 1; done
+fi
+echo "file: $(wc -c < /tmp/file) bytes, $(md5sum < /tmp/file)"
+exit 0
+"#;
+
+fn talk(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let script = r#"
+        GIC=2
+        kvm_up
+        brctl addbr br0
+        ip link set br0 up
+        for who in 1 2; do
+            APPEND="who=$who" vm -netdev tap,id=net,ifname=tap$who,script=no,downscript=no \
+                -device virtio-net-device,netdev=net,mac=52:54:00:00:00:0$who < /dev/null > /tmp/guest.$who 2>&1 &
+            until ip link set tap$who up 2>/dev/null; do sleep 1; done
+            brctl addif br0 tap$who || fail "tap$who does not go on the bridge"
+        done
+        wait
+        for who in 1 2; do
+            grep '^file: ' /tmp/guest.$who > /tmp/file.$who || { cat /tmp/guest.$who; fail "guest $who"; }
+        done
+        cmp /tmp/file.1 /tmp/file.2 || fail "they had different files: $(cat /tmp/file.1 /tmp/file.2)"
+        cat /tmp/file.1
+    "#;
+    finish(host.run(bed, &format!("{FUNCTIONS}\n{TALK}"))?, script)?.says("\nfile: 938895 bytes, ")
 }
 
 /// The disk remembers how often the guest has started.

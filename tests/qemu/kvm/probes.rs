@@ -2,24 +2,32 @@
 
 use super::{Host, Whose, driver, finish, told};
 use crate::{
-    bed::{Bed, Checks, Failure},
+    bed::{Bed, Checks, Failure, LIMIT},
     made,
     runner::Case,
 };
-use corevisor_tool::{outcome::Finished, run::Boot};
+use corevisor_tool::{
+    machine::Machine,
+    outcome::Finished,
+    run::{Boot, Run},
+};
 
 pub fn cases() -> Vec<Case> {
     use Whose::*;
     let mut cases = vec![
+        Case::new("kvm", "on a Raspberry Pi 4 the probe's guests run, and eventfds interrupt them", on_raspi)
+            .only_in_full_if(true),
         Case::new("kvm", "the driver says what it found, and does not load without the core", loads),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
+        told(driver(), "four VMs at once, 500 times, leave nothing behind", four).only_in_full_if(true),
         told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
     ];
-    let hosts = [driver(), Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3)];
+    let hosts = [driver(), Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3), driver().kernel("6.1")];
     for host in hosts {
-        let default = host.whose == Driver && host.gic == 2;
+        let default = host.whose == Driver && host.gic == 2 && host.kernel == "6.12";
         cases.push(told(host, "the API answers the probe as it should", answers).only_in_full_if(!default));
         cases.push(told(host, "the probe's guests run as they should", runs).only_in_full_if(!default));
+        cases.push(told(host, "eventfds interrupt and are rung as they should", eventfds).only_in_full_if(!default));
     }
     cases
 }
@@ -32,6 +40,10 @@ fn runs(bed: &Bed, host: &Host) -> Result<(), Failure> {
     probe(bed, host, "run").map(|_| ())
 }
 
+fn eventfds(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    probe(bed, host, "irq").map(|_| ())
+}
+
 fn loads(bed: &Bed) -> Result<(), Failure> {
     let driver = driver();
     let script = "kvm_up\ndmesg | grep corevisor_kvm\nrmmod corevisor_kvm || fail 'it does not go'\n[ ! -e /dev/kvm ] || fail 'it left /dev/kvm'";
@@ -41,10 +53,31 @@ fn loads(bed: &Bed) -> Result<(), Failure> {
     finish(bed.run(driver.machine()).boot(Boot::NoCore).file("/lib/driver.ko", module), script).map(|_| ())
 }
 
+/// QEMU's raspi4b has no disk for Debian's QEMU.
+fn on_raspi(bed: &Bed) -> Result<(), Failure> {
+    let module = std::fs::read(made::driver(bed, driver().kernel)?)?;
+    for what in ["run", "irq"] {
+        let run = bed.run(Machine::raspi4b()).file("/lib/driver.ko", module.clone());
+        let run = run.file("/bin/kvm-probe", made::kvm_probe(bed)?);
+        probed(run, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what, 250)))?;
+    }
+    Ok(())
+}
+
+fn ask(what: &str, seconds: u32) -> String {
+    format!("timeout {seconds} kvm-probe {what} || fail 'the probe ends with status' $?")
+}
+
 fn probe(bed: &Bed, host: &Host, what: &str) -> Result<Finished, Failure> {
-    let run = host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?);
-    let done =
-        finish(run, &format!("driver_up\ntimeout 200 kvm-probe {what} || fail 'the probe ends with status' $?"))?;
+    probed(with_probe(bed, host)?, &format!("driver_up\n{}", ask(what, 250)))
+}
+
+fn with_probe(bed: &Bed, host: &Host) -> Result<Run, Failure> {
+    Ok(host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?))
+}
+
+fn probed(run: Run, script: &str) -> Result<Finished, Failure> {
+    let done = finish(run, script)?;
     done.check(done.console.lines().any(|line| line.ends_with("are not so")), "the probe came to no end")?;
     done.says_times("\nnot ok", 0)?;
     Ok(done)
@@ -54,6 +87,12 @@ fn lives(bed: &Bed, host: &Host) -> Result<(), Failure> {
     let done = probe(bed, host, "life 200")?;
     done.says("200 times a VM that lives")?;
     done.says("50 times a VMM that is killed")
+}
+
+fn four(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let run = with_probe(bed, host)?.timeout(LIMIT * 3);
+    let script = format!("driver_up\n{}", ask("four 500", 850));
+    probed(run, &script)?.says("500 times four VMs that live at once")
 }
 
 fn fuzzed(bed: &Bed, host: &Host) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! Protected guests of Debian's unmodified QEMU.
 
-use super::{Host, driver, finish, told};
+use super::{Host, Whose, driver, finish, told};
 use crate::{
     bed::{Bed, Checks, Failure},
     runner::Case,
@@ -12,20 +12,32 @@ use corevisor_tool::{
 };
 
 pub fn cases() -> Vec<Case> {
-    vec![
-        told(driver(), "a protected Debian in QEMU runs its script and powers off", protected).only_in_full_if(true),
-        told(driver(), "a protected Debian whose initrd was tampered with is refused", tampered).only_in_full_if(true),
-    ]
+    let mut cases = vec![told(driver(), "a protected Debian whose initrd was tampered with is refused", tampered)];
+    for (host, vcpus, gic, its) in [
+        (driver(), 1, GuestGic::Off, "QEMU's GICv2"),
+        (driver(), 2, GuestGic::V2, "an in-kernel GICv2"),
+        (Host::new(Whose::Driver, 3), 2, GuestGic::V3, "an in-kernel GICv3"),
+    ] {
+        let name = format!("a protected Debian in QEMU, {its}, {vcpus} vCPUs, runs its script and powers off");
+        let act = move |bed: &Bed| protected(bed, &host, shape(vcpus, gic));
+        cases.push(Case::new("kvm", format!("{name}: {}", host.name()), act));
+    }
+    cases.into_iter().map(|case| case.only_in_full_if(true)).collect()
+}
+
+fn shape(vcpus: u8, gic: GuestGic) -> GuestShape {
+    GuestShape { vcpus, memory: "256M".into(), gic, append: String::new() }
 }
 
 /// A key of the test's own; the manifest is made on this machine, by its QEMU, and the guest runs in the host's.
-fn with_protected_guest(host: KvmHost) -> KvmHost {
-    let shape = GuestShape { vcpus: 1, memory: "256M".into(), gic: GuestGic::Off, append: String::new() };
-    host.protected(shape, Key::from_seed([5; 32])).guest_script("grep MemTotal /proc/meminfo && exit 7")
+fn with_guest(host: KvmHost, shape: GuestShape) -> KvmHost {
+    host.protected(shape, Key::from_seed([5; 32]))
+        .guest_script("grep MemTotal /proc/meminfo && echo guest: $(nproc) CPUs && exit 7")
 }
 
-fn protected(bed: &Bed, host: &Host) -> Result<(), Failure> {
-    let run = host.run_with(bed, with_protected_guest)?;
+fn protected(bed: &Bed, host: &Host, shape: GuestShape) -> Result<(), Failure> {
+    let (vcpus, gic) = (shape.vcpus, shape.gic.name());
+    let run = host.run_with(bed, |host| with_guest(host, shape))?;
     let script = r#"
         kvm_up
         vm_of_script &
@@ -35,14 +47,15 @@ fn protected(bed: &Bed, host: &Host) -> Result<(), Failure> {
         wait $vmm
         [ $? = 7 ] || fail "the guest's script ends otherwise"
     "#;
-    let done = finish(run, script)?;
+    let done = finish(run, &format!("VCPUS={vcpus} GIC={gic}\n{script}"))?;
     done.says(": protected, 40 bits, ")?;
+    done.says(&format!("\nguest: {vcpus} CPUs"))?;
     done.says("corevisor-guest: script ended with status 7")
 }
 
 /// QEMU stops the VM and waits for its monitor: it is ended here.
 fn tampered(bed: &Bed, host: &Host) -> Result<(), Failure> {
-    let run = host.run_with(bed, |host| with_protected_guest(host).tampered())?;
+    let run = host.run_with(bed, |host| with_guest(host, shape(1, GuestGic::Off)).tampered())?;
     let script = r#"
         kvm_up
         if vm_of_script > /tmp/said 2>&1; then fail 'QEMU says that all is well'; fi
