@@ -109,8 +109,7 @@ pub fn set_cntvoff(vm: u64, offset: u64) -> Result<(), CallError> {
 
 /// Runs a vCPU until something is to do.
 pub fn vcpu_run(vm: u64, vcpu: u64) -> Result<ExitReason, CallError> {
-    one(HostCall::VcpuRun, [vm, vcpu, 0, 0, 0])
-        .and_then(|reason| ExitReason::from_x0(reason).ok_or(CallError::NotSupported))
+    one(HostCall::VcpuRun, [vm, vcpu, 0, 0, 0]).and_then(exit_of)
 }
 
 /// The same, with every register of this host full.
@@ -118,11 +117,19 @@ pub fn vcpu_run(vm: u64, vcpu: u64) -> Result<ExitReason, CallError> {
 /// # Errors
 /// The outer one names the register that is not what it was.
 pub fn vcpu_run_filled(vm: u64, vcpu: u64) -> Result<Result<ExitReason, CallError>, String> {
-    let x0 = registers::run(HostCall::VcpuRun.function(), vm, vcpu)?;
-    Ok(match CallError::from_x0(x0) {
+    let [x0, ..] = registers::run(HostCall::VcpuRun.function(), vm, vcpu)?;
+    Ok(exit_of(x0))
+}
+
+/// What VcpuRun's x0 says.
+///
+/// # Errors
+/// Why it did not run.
+pub fn exit_of(x0: u64) -> Result<ExitReason, CallError> {
+    match CallError::from_x0(x0) {
         Some(error) => Err(error),
         None => ExitReason::from_x0(x0).ok_or(CallError::NotSupported),
-    })
+    }
 }
 
 /// A register of a vCPU.

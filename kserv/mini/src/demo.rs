@@ -36,14 +36,16 @@ pub fn exits_of(model: &Model) -> u64 {
 
 /// Exits by reason, those that there were: "1234, Irq 200, MmioWrite 34".
 pub fn exits(model: &Model) -> String {
-    let all = exits_of(model);
+    exits_by(|reason| model.exits(reason))
+}
+
+/// The same of any counts.
+pub fn exits_by(count: impl Fn(ExitReason) -> u64) -> String {
+    let counts = ExitReason::ALL.map(|reason| (reason, count(reason)));
     let mut text = String::new();
-    let _ = write!(text, "{all}");
-    for reason in ExitReason::ALL {
-        let count = model.exits(reason);
-        if count != 0 {
-            let _ = write!(text, ", {reason:?} {count}");
-        }
+    let _ = write!(text, "{}", counts.iter().map(|(_, count)| count).sum::<u64>());
+    for (reason, count) in counts.iter().filter(|(_, count)| *count != 0) {
+        let _ = write!(text, ", {reason:?} {count}");
     }
     text
 }

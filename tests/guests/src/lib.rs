@@ -10,6 +10,7 @@
 //! | [`console`] | the PL011; `say!`                                                   |
 //! | [`calls`]   | PSCI, SMCCC, sharing                                                |
 //! | [`gic`]     | GICv2 and GICv3: enough for one timer and inter-processor interrupts |
+//! | [`leave`]   | leaving the VM with all registers full                              |
 //! | [`tree`]    | what a guest wants of its device tree, found without parsing it      |
 //!
 //! The MMU stays off, so that every system register is free for the tests. Nothing is atomic but plain loads and stores: without
@@ -24,6 +25,8 @@ pub mod calls;
 pub mod console;
 #[cfg(target_os = "none")]
 pub mod gic;
+#[cfg(target_os = "none")]
+pub mod leave;
 #[cfg(target_os = "none")]
 pub mod tree;
 

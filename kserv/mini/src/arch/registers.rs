@@ -277,11 +277,11 @@ fn has_keys() -> bool {
     read!("id_aa64isar1_el1") & 0xff00_0ff0 != 0
 }
 
-/// Makes the call `function(vm, vcpu)`, which runs a VM, with full registers: its x0.
+/// Makes the call `function(vm, vcpu)`, which runs a VM, with full registers: its x0 to x3.
 ///
 /// # Errors
 /// The register that is not what it was.
-pub fn run(function: u64, vm: u64, vcpu: u64) -> Result<u64, String> {
+pub fn run(function: u64, vm: u64, vcpu: u64) -> Result<[u64; 4], String> {
     let count = SWITCHES.fetch_add(1, Ordering::AcqRel);
     let seed = mix(count, super::cpu::index() as u64);
     let (sve, keys) = (has_sve(), has_keys());
@@ -310,7 +310,7 @@ pub fn run(function: u64, vm: u64, vcpu: u64) -> Result<u64, String> {
         .or_else(|| differs(&before.3, &after.3))
         .or_else(|| differs_in_files(&values, &found, &shape))
         .or(of_za)
-        .map_or(Ok(found.general[0]), Err)
+        .map_or_else(|| Ok([0, 1, 2, 3].map(|n| found.general[n])), Err)
 }
 
 /// FP, and SVE and SME where they are, for EL1; vectors of the longest length.

@@ -10,13 +10,17 @@
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
 //! | the races       | as `races/mod.rs` says of each: `run-and-destroy`, `power-off`, `fault-and-reclaim`, `fault-and-off`, `unmap-and-run`, `resolvers`; only by name, with 2 CPUs or more |
+//! | `canaries`      | after each kind of exit nothing that this host reads has a secret in it, and what it lies with reaches no register; wants --vm guest:canary --vcpus 2 --protected; only by its name |
+//! | `mailbox`       | the same VM finds all as it left it while other CPUs write anything into its mailboxes; the same, with 2 CPUs or more |
 //! | `limits`        | every call with every argument at its limits and with addresses of everybody, in every state of a VM: a result or a named error, nothing lost; needs a VM; only by its name |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
 //! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
+mod canaries;
 mod costs;
+mod drive;
 mod life;
 mod limits;
 mod races;
@@ -66,6 +70,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("fault-and-off", races::fault_and_off),
     ("unmap-and-run", races::unmap_and_run),
     ("resolvers", races::resolvers),
+    ("canaries", canaries::canaries),
+    ("mailbox", canaries::mailbox),
     ("storm", storm::storm),
     ("snapshot", snapshot::snapshot),
     ("costs", costs::costs),
@@ -81,6 +87,8 @@ const ONLY_BY_NAME: &[&str] = &[
     "fault-and-off",
     "unmap-and-run",
     "resolvers",
+    "canaries",
+    "mailbox",
     "storm",
     "snapshot",
     "costs",

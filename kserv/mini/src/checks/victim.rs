@@ -160,10 +160,21 @@ const fn is_about_seals(call: HostCall) -> bool {
     matches!(call, SealPage | SealVcpu | SealVm | UnsealPage | UnsealVcpu)
 }
 
-/// The first secret in a page, and where, if the host can read the page.
+/// Whether a word has a secret of tests/guests/src/bin/canary.rs in it: whole, or as much as a register of 32 bits, or of addresses, holds.
+pub const fn is_canary(word: u64) -> bool {
+    const LOW: u64 = 0xf;
+    word >> 32 == TAG || (word & 0xffff_ffff) & !LOW == TAG & !LOW
+}
+
+/// The first secret of the keeper's in a page, and where, if the host can read the page.
 pub fn secret_in(page: u64) -> Option<(u64, u64)> {
-    let words = (page..page + PAGE).step_by(8).map_while(|at| try_read(at).ok().map(|word| (at, word)));
-    words.into_iter().find(|(_, word)| word >> 32 == TAG)
+    found_in(page, |word| word >> 32 == TAG)
+}
+
+/// The first word of a page that is such a one, and where, if the host can read the page.
+pub fn found_in(page: u64, is_it: impl Fn(u64) -> bool) -> Option<(u64, u64)> {
+    let mut words = (page..page + PAGE).step_by(8).map_while(|at| try_read(at).ok().map(|word| (at, word)));
+    words.find(|(_, word)| is_it(*word))
 }
 
 /// Addresses around this host's memory that it cannot reach, and some where nothing is.

@@ -15,14 +15,14 @@ mod resolvers;
 
 use alloc::vec::Vec;
 
-use corevisor_interface::calls::{CallError, HostCall};
+use corevisor_interface::calls::CallError;
 use corevisor_interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 use kserv_model::layout::RAM_BASE;
 
 use super::{Bare, Context, ensure, page};
+use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
 use crate::arch::memory;
-use crate::arch::{call, cpu};
 use crate::guest::{Failure, at};
 use crate::pages::{self, PAGE};
 use crate::{calls, scheduler};
@@ -158,12 +158,9 @@ impl Small {
 /// Runs a vCPU once, and takes what interrupts this CPU.
 fn run(vm: u64, vcpu: usize) -> Result<ExitReason, CallError> {
     cpu::set_deadline(Some(cpu::counter() + cpu::frequency() / RUN_FOR));
-    let x = call::hvc(HostCall::VcpuRun.function(), [vm, vcpu as u64, 0, 0, 0]);
+    let exit = calls::vcpu_run(vm, vcpu as u64);
     scheduler::run_for(0);
-    match CallError::from_x0(x[0]) {
-        Some(error) => Err(error),
-        None => ExitReason::from_x0(x[0]).ok_or(CallError::NotSupported),
-    }
+    exit
 }
 
 /// All memory of a VM that is off or goes off by itself: how often a vCPU still ran.
