@@ -60,6 +60,11 @@ struct Attack {
     says: &'static [&'static str],
 }
 
+/// An attack of one CPU on nobody in particular.
+const fn alone(check: &'static str, gic: u32, title: &'static str) -> Attack {
+    Attack { title, check, cpus: [1, 2], gic, vms: Vms::new, says: &[] }
+}
+
 /// A race, with more CPUs if `--full`.
 const fn race(check: &'static str, cpus: [u32; 2], gic: u32, title: &'static str) -> Attack {
     Attack { title, check, cpus, gic, vms: Vms::new, says: &[] }
@@ -110,6 +115,37 @@ const ATTACKS: &[Attack] = &[
         2,
         "a VM whose mailboxes other CPUs overwrite all the time finds every register as it left it",
     ),
+    Attack {
+        title: "vCPUs start in no other state than the one, a protected VM's nowhere else than it was signed for, and its registers are not the host's",
+        check: "entries",
+        cpus: [1, 2],
+        gic: 2,
+        vms: || Vms::new().vm(Vm::guest("canary").vcpus(2).protected(true)),
+        says: &[" entries and registers refused"],
+    },
+    Attack {
+        title: "no PSCI call starts a CPU in what is the core's, a VM's or nobody's",
+        check: "psci-entries",
+        cpus: [2, 2],
+        gic: 3,
+        vms: Vms::new,
+        says: &[" calls refused, "],
+    },
+    alone("smc-numbers", 2, "SMCs to every owner there can be do not exist"),
+    alone("read-only", 2, "what is lent read-only a VM reads and never writes, until it is lent for writing"),
+    alone(
+        "unaligned",
+        3,
+        "blocks that are not aligned on both sides become pages, all where they should be and nothing beside them",
+    ),
+    Attack {
+        title: "of a page that a VM shows and takes back all the time the host finds nothing secret and changes nothing",
+        check: "share-and-touch",
+        cpus: [2, 4],
+        gic: 2,
+        vms: || Vms::new().vm(Vm::guest("sharer").protected(true)),
+        says: &["300 times shown and taken back"],
+    },
     race(
         "run-and-destroy",
         [2, 4],

@@ -11,6 +11,7 @@ use kserv_model::random::Random;
 use kserv_model::vm::VcpuState;
 use spin::{Mutex, Once};
 
+use crate::arch::call::Conduit;
 use crate::arch::cpu;
 use crate::arch::entry::MAX_CPUS;
 use crate::arch::gic::Gic;
@@ -88,6 +89,17 @@ pub fn start_cpu() -> Result<(), &'static str> {
     CPUS[cpu::index()].affinity.call_once(|| (cpu::affinity(), gic.interface()));
     ONLINE.fetch_add(1, Ordering::AcqRel);
     Ok(())
+}
+
+/// Affinity of a CPU that has started.
+pub fn affinity_of(cpu: usize) -> Option<u64> {
+    CPUS.get(cpu)?.affinity.get().map(|(affinity, _)| *affinity)
+}
+
+/// This CPU, the last that started, switches itself off; it comes again like one that was never there.
+pub fn leave_cpu(conduit: Conduit) {
+    ONLINE.fetch_sub(1, Ordering::AcqRel);
+    cpu::off(conduit);
 }
 
 /// CPUs that have started.

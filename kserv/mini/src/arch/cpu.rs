@@ -7,6 +7,8 @@ use super::memory;
 
 /// PSCI CPU_ON, 64 bit.
 const CPU_ON: u64 = 0xc400_0003;
+/// PSCI CPU_OFF.
+const CPU_OFF: u64 = 0x8400_0002;
 /// CNTP_CTL_EL0.ENABLE.
 const ENABLE: u64 = 1;
 
@@ -59,6 +61,11 @@ pub fn set_deadline(at: Option<u64>) {
 pub fn wait() {
     // SAFETY: changes nothing.
     unsafe { asm!("dsb sy", "wfi", options(nostack)) };
+}
+
+/// Switches this CPU off. It comes back only if that was refused.
+pub fn off(conduit: Conduit) {
+    psci(conduit, CPU_OFF, [0; 3]);
 }
 
 /// Starts the CPU with this affinity as number `index`. By PSCI: its status.

@@ -41,7 +41,8 @@ pub struct Driven {
     pub guest: Arc<Guest>,
     /// Where each vCPU's mailbox is.
     pub mailboxes: Vec<u64>,
-    entry: u64,
+    /// Where it was signed to start.
+    pub entry: u64,
     /// vCPUs that are on, by bit.
     on: AtomicU64,
     /// Exits for each reason.

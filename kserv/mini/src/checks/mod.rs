@@ -7,9 +7,14 @@
 //! | `reclaim`       | memory of a protected VM is out of the host's reach, and comes back all zero                |
 //! | `reach`         | what left this host, by any way, is reached by no load, store, atomic, DC ZVA or fetch of it |
 //! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
+//! | `unaligned`     | blocks that are not aligned on one side or both become pages, all where they should be      |
+//! | `read-only`     | a VM never writes into a page that is lent read-only                                        |
+//! | `smc-numbers`   | SMCs that nobody knows do not exist                                                         |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
-//! | the races       | as `races/mod.rs` says of each: `run-and-destroy`, `power-off`, `fault-and-reclaim`, `fault-and-off`, `unmap-and-run`, `resolvers`; only by name, with 2 CPUs or more |
+//! | the races       | as `races/mod.rs` says of each: `run-and-destroy`, `power-off`, `fault-and-reclaim`, `fault-and-off`, `unmap-and-run`, `share-and-touch`, `resolvers`; only by name, with 2 CPUs or more |
+//! | `psci-entries`  | no CPU starts where it is not the host's; only by its name, with 2 CPUs                     |
+//! | `entries`       | vCPUs start in no other state, and a protected VM's nowhere else; as `canaries`            |
 //! | `canaries`      | after each kind of exit nothing that this host reads has a secret in it, and what it lies with reaches no register; wants --vm guest:canary --vcpus 2 --protected; only by its name |
 //! | `mailbox`       | the same VM finds all as it left it while other CPUs write anything into its mailboxes; the same, with 2 CPUs or more |
 //! | `limits`        | every call with every argument at its limits and with addresses of everybody, in every state of a VM: a result or a named error, nothing lost; needs a VM; only by its name |
@@ -29,6 +34,7 @@ mod refused;
 mod snapshot;
 mod stage;
 mod storm;
+mod tricks;
 mod victim;
 
 use alloc::string::String;
@@ -61,6 +67,9 @@ const CHECKS: &[(&str, Check)] = &[
     ("reclaim", life::reclaim),
     ("reach", reach::refused),
     ("stale-tlb", reach::stale),
+    ("unaligned", tricks::unaligned),
+    ("read-only", races::read_only),
+    ("smc-numbers", tricks::smc_numbers),
     ("lifecycle", life::lifecycle),
     ("many", life::many),
     ("limits", limits::limits),
@@ -70,6 +79,9 @@ const CHECKS: &[(&str, Check)] = &[
     ("fault-and-off", races::fault_and_off),
     ("unmap-and-run", races::unmap_and_run),
     ("resolvers", races::resolvers),
+    ("share-and-touch", races::share_and_touch),
+    ("psci-entries", tricks::psci_entries),
+    ("entries", tricks::entries),
     ("canaries", canaries::canaries),
     ("mailbox", canaries::mailbox),
     ("storm", storm::storm),
@@ -87,6 +99,9 @@ const ONLY_BY_NAME: &[&str] = &[
     "fault-and-off",
     "unmap-and-run",
     "resolvers",
+    "share-and-touch",
+    "psci-entries",
+    "entries",
     "canaries",
     "mailbox",
     "storm",

@@ -72,6 +72,14 @@ mod bare {
             check(n, "a call of the host's", Value(NOT_SUPPORTED), || hvc(0xc600_8000 + call, [1, 0, 0]));
         }
         check(n, "HVC #1", Harmless, does!("hvc #1"));
+        // Every owner of SMCCC but those that are somebody's: Arm's own calls, PSCI, the hypervisor's.
+        for owner in (0..64).filter(|owner| ![0, 4, 6].contains(owner)) {
+            for call in [0x8000_0000, 0xc000_0000, 0x4000_0000, 0] {
+                let function = call | owner << 24 | owner;
+                check(n, "an SMC to anybody", Value(NOT_SUPPORTED), || smc(function, [u64::MAX; 3]));
+                check(n, "an HVC to anybody", Value(NOT_SUPPORTED), || hvc(function, [u64::MAX; 3]));
+            }
+        }
 
         // Sharing what cannot be shared.
         check(n, "share an address within a page", Error, || calls::share(arch::SHARED + 8));
@@ -85,6 +93,11 @@ mod bare {
         // PSCI with wrong arguments.
         check(n, "start itself", Value(calls::ALREADY_ON), || calls::cpu_on(0));
         check(n, "start nobody", Value(calls::INVALID_PARAMETERS), || calls::cpu_on(0xff_ffff_ffff));
+        for entry in [0, u64::MAX, 0x0900_0000, 1 << 47, arch::SHARED + 2] {
+            check(n, "start nobody, anywhere", Value(calls::INVALID_PARAMETERS), || {
+                hvc(0xc400_0003, [15 << 8, entry, 0])
+            });
+        }
         check(n, "PSCI function that is not there", Value(NOT_SUPPORTED), || hvc(0x8400_001f, none));
 
         // Registers above it, and beside it.
@@ -142,6 +155,25 @@ mod bare {
             0
         });
         check(n, "an address that nothing has", Answered, does!("ldr x9, [{}]", in(reg) 0x0a00_0000_u64));
+
+        // Accesses to devices that no syndrome describes: the host ends them.
+        let device = 0x0900_0018_u64;
+        check(n, "a pair from a device", Answered, does!("ldp x9, xzr, [{}]", in(reg) device));
+        check(n, "a pair to a device", Answered, does!("stp xzr, xzr, [{}]", in(reg) device));
+        check(n, "an exclusive load from a device", Answered, does!("ldxr x9, [{}]", in(reg) device));
+        check(
+            n,
+            "a load with writeback from a device",
+            Answered,
+            does!("mov x9, {}", "ldr wzr, [x9], #4", in(reg) device),
+        );
+        check(n, "an unaligned load from a device", Answered, does!("ldur w9, [{}, #2]", in(reg) device));
+        check(n, "DC ZVA of a device", Answered, does!("dc zva, {}", in(reg) device));
+        check(n, "DC CIVAC of a device", Nothing, does!("dc civac, {}", in(reg) device));
+        // Register 31 is nobody's.
+        check(n, "a load to XZR from a device", Nothing, does!("ldr wzr, [{}]", in(reg) device));
+        check(n, "a signed load to XZR from a device", Nothing, does!("ldrsw xzr, [{}]", in(reg) device));
+        check(n, "a store of XZR to a device", Nothing, does!("str wzr, [{}]", in(reg) 0x0900_0038_u64));
 
         // Exceptions of its own stay its own.
         check(n, "SMC #1", Harmless, does!("smc #1"));

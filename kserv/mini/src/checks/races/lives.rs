@@ -7,7 +7,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-use corevisor_interface::calls::{CallError, HostCall, MAX_PAGES, VM_ORDINARY, VM_PROTECTED};
+use corevisor_interface::calls::{CallError, HostCall, MAP_READ_ONLY, MAX_PAGES, VM_ORDINARY, VM_PROTECTED};
 use corevisor_interface::mailbox::ExitReason;
 use kserv_model::layout::RAM_BASE;
 
@@ -171,6 +171,33 @@ pub fn unmap_and_run(context: &Context<'_>) -> Result<String, Failure> {
     })?;
     let faults: u64 = shared.faults.iter().map(|count| count.load(SeqCst)).sum();
     Ok(alloc::format!("{}, {faults} faults", told(rounds, &shared)?))
+}
+
+/// Not a race, but with the same VM: a page that it writes into all the time is lent read-only, and for writing.
+pub fn read_only(_: &Context<'_>) -> Result<String, Failure> {
+    const TRIES: u64 = 20;
+    let small = Small::new(&[Work::Write])?;
+    let lend = |flags| {
+        at("UnmapMemory", calls::raw(HostCall::UnmapMemory, [small.vm.id, DATA, 1, 0, 0]))?;
+        at("MapMemory", calls::map_memory(small.vm.id, DATA, small.data, 1, flags))
+    };
+    lend(MAP_READ_ONLY)?;
+    let mut faults = 0;
+    for _ in 0..TRIES {
+        match run(small.vm.id, 0) {
+            Ok(ExitReason::MemoryFault) => faults += 1,
+            Ok(ExitReason::Irq) => {}
+            other => return Err(strange("VcpuRun", other)),
+        }
+    }
+    ensure(faults != 0 && small.words(1) == [0], "a VM writes into what is lent read-only")?;
+    lend(0)?;
+    while small.words(1) == [0] {
+        run(small.vm.id, 0).map_err(|error| Failure::Call("VcpuRun", error))?;
+    }
+    small.take_down()?;
+    small.end()?;
+    Ok(alloc::format!("{faults} faults"))
 }
 
 /// Pages that a wandering VM can have.

@@ -7,11 +7,13 @@
 //! | `fault-and-reclaim` | the host faults on a protected VM's pages; these come back             | external aborts, then zeroes; never anything else             |
 //! | `fault-and-off`     | a VM faults and its host maps; power off and reclaim                   | no mapping after the last page; no page stays lent            |
 //! | `unmap-and-run`     | a VM writes into lent pages; these are taken back                      | nothing is written after UnmapMemory is over                  |
+//! | `share-and-touch`   | a protected VM shows a page and takes it back; the host loads, stores, adds to it | nothing secret is found, nothing of the VM's is changed; wants --vm guest:sharer --protected |
 //! | `resolvers`         | map the same page at one address; other pages at one address; a page at several; a block and its pages | exactly one wins; the others get named errors and keep their pages |
 #![forbid(unsafe_code)]
 
 mod lives;
 mod resolvers;
+mod shares;
 
 use alloc::vec::Vec;
 
@@ -27,8 +29,9 @@ use crate::guest::{Failure, at};
 use crate::pages::{self, PAGE};
 use crate::{calls, scheduler};
 
-pub use lives::{fault_and_off, fault_and_reclaim, power_off, run_and_destroy, unmap_and_run};
+pub use lives::{fault_and_off, fault_and_reclaim, power_off, read_only, run_and_destroy, unmap_and_run};
 pub use resolvers::resolvers;
+pub use shares::share_and_touch;
 
 /// Parts of a second after which a vCPU leaves.
 const RUN_FOR: u64 = 10_000;
