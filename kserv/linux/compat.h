@@ -9,6 +9,15 @@
 #include <linux/kvm.h>
 #include <linux/version.h>
 
+#ifndef KVM_SET_USER_MEMORY_REGION2
+struct kvm_userspace_memory_region2 {
+	struct kvm_userspace_memory_region region;
+	__u64 guest_memfd_and_room[16];
+};
+#define KVM_SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct kvm_userspace_memory_region2)
+#define KVM_CAP_USER_MEMORY2 231
+#endif
+
 static inline void cv_eventfd_signal(struct eventfd_ctx *context)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)

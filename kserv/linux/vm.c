@@ -6,6 +6,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "compat.h"
 #include "driver.h"
 
 LIST_HEAD(cv_vms);
@@ -22,6 +23,7 @@ int cv_check_extension(struct cv_vm *vm, unsigned long extension)
 {
 	switch (extension) {
 	case KVM_CAP_USER_MEMORY:
+	case KVM_CAP_USER_MEMORY2:
 	case KVM_CAP_DESTROY_MEMORY_REGION_WORKS:
 	case KVM_CAP_JOIN_MEMORY_REGIONS_WORKS:
 	case KVM_CAP_SYNC_MMU:
@@ -227,6 +229,8 @@ static long vm_ioctl(struct file *file, unsigned int ioctl, unsigned long arg)
 	case KVM_ENABLE_CAP:
 		return with_argument(struct kvm_enable_cap, enable_cap(vm, &argument));
 	case KVM_SET_USER_MEMORY_REGION:
+	/* It begins as the other; what follows is looked at if a flag says so, which is refused. */
+	case KVM_SET_USER_MEMORY_REGION2:
 		return with_argument(struct kvm_userspace_memory_region, cv_memory_set(vm, &argument));
 	case KVM_GET_DIRTY_LOG:
 		return with_argument(struct kvm_dirty_log, cv_memory_dirty_log(vm, &argument));

@@ -35,6 +35,27 @@ void test_system(void)
     close(vm);
 }
 
+/* As linux/kvm.h has it from 6.8 on. */
+struct newer_region {
+    struct kvm_userspace_memory_region region;
+    uint64_t guest_memfd_and_room[16];
+};
+#define SET_NEWER_REGION _IOW(KVMIO, 0x49, struct newer_region)
+enum { NEWER_REGION = 231, OF_GUEST_MEMFD = 1 << 2 };
+
+static void regions_of_the_newer_kind(struct vm *vm, uint64_t gpa)
+{
+    struct newer_region region = {.region = {3, 0, gpa, 4096, (uintptr_t)vm->ram}};
+    said(extension(vm->fd, NEWER_REGION) == 1, "regions of the newer kind are there");
+    WORKS(ioctl(vm->fd, SET_NEWER_REGION, &region));
+    FAILS(EEXIST, memory(vm, 1, 0, gpa, 4096, vm->ram));
+    region.region.memory_size = 0;
+    WORKS(ioctl(vm->fd, SET_NEWER_REGION, &region));
+    region.region.memory_size = 4096;
+    region.region.flags = OF_GUEST_MEMFD;
+    FAILS(EINVAL, ioctl(vm->fd, SET_NEWER_REGION, &region));
+}
+
 void test_memory(void)
 {
     struct vm *vm = make_vm(1);
@@ -60,6 +81,7 @@ void test_memory(void)
     FAILS(EINVAL, memory(vm, 1, KVM_MEM_READONLY, GUEST_RAM + RAM_SIZE, page, ram));
     FAILS(EINVAL, memory(vm, 1, 0, GUEST_RAM + RAM_SIZE, page, ram + page));
     FAILS(EEXIST, memory(vm, 1, 0, GUEST_RAM + page, page, ram));
+    regions_of_the_newer_kind(vm, gpa + 2 * page);
     WORKS(memory(vm, 1, 0, gpa, page, ram));
     WORKS(memory(vm, 2, KVM_MEM_READONLY, gpa + page, page, ram + page));
     WORKS(memory(vm, 1, 0, 0, 0, NULL));
