@@ -7,6 +7,7 @@
 //! | 15    | [`page_manager`]  | one record a page: owner and state, in 8 bytes                 |
 //! | 16    | [`mem_manager`]   | transitions: the only place where a page changes hands         |
 //! | 17    | [`memory_ops`]    | the same over ranges                                           |
+//! | -     | `oracle`          | test builds: whether records and tables agree                  |
 //!
 //! This file holds the state that these layers share.
 #![forbid(unsafe_code)]
@@ -14,6 +15,8 @@
 pub mod mem_manager;
 pub mod mem_region;
 pub mod memory_ops;
+#[cfg(any(feature = "test-hooks", not(target_os = "none")))]
+pub mod oracle;
 pub mod page_index;
 pub mod page_manager;
 

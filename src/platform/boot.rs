@@ -320,9 +320,13 @@ pub extern "C" fn trap_lower_sync(frame: &mut TrapFrame) {
 /// A hypercall of the host, with its x0 to x5: from boot/vectors.S.
 pub extern "C" fn trap_lower_hvc(args: &mut [u64; 6]) {
     #[cfg(feature = "test-hooks")]
+    let asked = *args;
+    #[cfg(feature = "test-hooks")]
     failure::provoke::if_asked(args);
     if let Some(core) = CORE.get() {
         trap_handler::host_hvc_handler(core, args);
+        #[cfg(feature = "test-hooks")]
+        failure::provoke::judge(core.memory(), &asked);
     }
 }
 
@@ -340,6 +344,8 @@ pub fn report_end(leave: &Leave) {
         return;
     }
     log::info!("host ends the run: {leave:?}");
+    #[cfg(feature = "test-hooks")]
+    log::info!("the oracle found nothing wrong, calls: {}", failure::provoke::judged());
     if log::max_level() >= LevelFilter::Debug {
         for event in Event::ALL {
             let count: u64 = cpu::all().iter().map(|data| data.counted(event)).sum();

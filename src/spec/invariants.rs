@@ -16,6 +16,7 @@
 //! | [`bijection`]          | §6.4 a: a VM's own page is mapped where its record says, and nowhere else       |
 //! | [`vm_tables_in_pool`]  | §6.4 b: a VM's tables stand in pages that the host gave for them, the core's now |
 //! | [`counts`]             | §6.4 j: a page is lent as often as it is mapped or held                         |
+//! | [`on_target`]          | what the oracle of the test build finds on target, it finds here          |
 //! | [`nothing_remembered`] | §6.4 g, A7: no TLB knows a VM that has lost its memory                          |
 //!
 //! §6.1 17 is in [`super::replay`]. The lock order (§6.4 i) is checked at every acquisition, in [`crate::locks`].
@@ -29,9 +30,9 @@ use std::vec::Vec;
 use crate::abstract_machine::addr::{BLOCK_2M, Pa, Pfn, PhysRange, VmId};
 use crate::abstract_machine::sim::Sim;
 use crate::abstract_machine::sim::walker::{AccessKind, Leaf, TableAt};
-use crate::memory::Memory;
 use crate::memory::mem_region::{RegionKind, mem_region_search};
 use crate::memory::page_manager::{PageState, get_pfn_state, host_may_access_block};
+use crate::memory::{Memory, oracle};
 use crate::npt::npt_ops::vm::{VmTable, vm_s2pt};
 use crate::npt::{Level, VM_SLOTS, VmKind};
 
@@ -104,7 +105,8 @@ impl<'a> View<'a> {
         bijection(self)?;
         vm_tables_in_pool(self)?;
         counts(self, mailboxes)?;
-        nothing_remembered(self)
+        nothing_remembered(self)?;
+        on_target(self)
     }
 }
 
@@ -215,6 +217,11 @@ pub fn counts(view: &View<'_>, mailboxes: &BTreeMap<Pfn, u8>) -> Checked {
     let recorded: BTreeMap<Pfn, u64> = recorded.collect();
     let differ = lent.iter().find(|(pfn, count)| recorded.get(pfn) != Some(count));
     ensure(recorded.len() == lent.len() && differ.is_none(), || format!("counts: {differ:?} by the tables"))
+}
+
+/// The oracle that runs on target is as content with a state as the checks here are.
+pub fn on_target(view: &View<'_>) -> Checked {
+    oracle::check(view.mem).map_err(|broken| format!("the oracle on target: {broken:x?}"))
 }
 
 /// K §6.4 g, §8.3 A7.

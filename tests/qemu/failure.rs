@@ -44,6 +44,11 @@ pub fn cases() -> Vec<Case> {
         ),
         new("the core's data cannot be executed", "3", &["synchronous exception in the core", "ESR_EL2 0x8600000f"]),
         new("an SError of the core's own is told", "5", &["SError in the core", "ESR_EL2 0xbe000011", "serror"]),
+        new(
+            "the oracle of the test build stops a core whose record gives a page away that the host's table maps",
+            "7",
+            &["panic: oracle: HostIso", "judge"],
+        ),
         Case::new("failure", "an SError while the host runs is the host's, which judges it", hosts_serror),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
     ]

@@ -31,6 +31,13 @@ pub fn cases() -> Vec<Case> {
     };
     let mut cases =
         vec![storm(3, 2, 400), storm(2, 4, 2000).only_in_full_if(true), storm(3, 4, 2000).only_in_full_if(true)];
+    for (gic, cpus, rounds, default) in [(3, 2, 100, true), (2, 4, 100, false)] {
+        let name = format!(
+            "in a storm of {cpus} CPUs the oracle finds records and tables agree after every call that changes something, GICv{gic}"
+        );
+        let case = Case::new("hostile", name, move |bed: &Bed| watched(bed, gic, cpus, rounds));
+        cases.push(case.only_in_full_if(!default));
+    }
     for attack in ATTACKS {
         let case = |gic, cpus| {
             let name = format!("{}, {cpus} CPUs, GICv{gic}", attack.title);
@@ -189,9 +196,13 @@ fn machine(gic: u32, cpus: u32) -> Machine {
     Machine::virt().gic(gic).cpu(if gic == 2 { "cortex-a72" } else { "max" }).smp(cpus)
 }
 
-fn run(bed: &Bed, machine: Machine, vms: Vms, log: &str) -> Result<Finished, Failure> {
+fn run(bed: &Bed, machine: Machine, vms: Vms, log: &str) -> Run {
     let run = Run::new(&bed.project, machine).timeout(LIMIT).append(format!("corevisor.log={log}"));
-    let done = run.boot(Boot::Mini(vms)).finish()?;
+    run.boot(Boot::Mini(vms))
+}
+
+fn finish(run: Run) -> Result<Finished, Failure> {
+    let done = run.finish()?;
     done.succeeded()?;
     Ok(done)
 }
@@ -200,7 +211,7 @@ impl Attack {
     fn run(&self, bed: &Bed, machine: Machine) -> Result<(), Failure> {
         // The core's log is searched, too. Elsewhere every refused access is a warning of the core: thousands of them.
         let log = if self.check == "canaries" { "trace" } else { "error" };
-        let done = run(bed, machine, (self.vms)().line(format!("test={}", self.check)), log)?;
+        let done = finish(run(bed, machine, (self.vms)().line(format!("test={}", self.check)), log))?;
         done.check(!done.console.to_lowercase().contains(SECRET), "a secret is on the console")?;
         done.says(&format!("mini: test {}: ok, ", self.check))?;
         self.says.iter().try_for_each(|line| done.says(line))
@@ -209,16 +220,30 @@ impl Attack {
 
 /// One storm: the line in which the mini host says what it did.
 fn storm(bed: &Bed, gic: u32, cpus: u32, seed: u64, rounds: u32) -> Result<String, Failure> {
-    let vms = Vms::new()
-        .vm(Vm::guest("keeper").vcpus(2).protected(true))
-        .line("test=storm")
-        .line(format!("seed={seed}"))
-        .line(format!("rounds={rounds}"));
     // Every refused access is a warning.
-    let done = run(bed, machine(gic, cpus), vms, "error")?;
+    weathered(&finish(run(bed, machine(gic, cpus), storm_of(seed, rounds), "error"))?)
+}
+
+fn storm_of(seed: u64, rounds: u32) -> Vms {
+    let vms = Vms::new().vm(Vm::guest("keeper").vcpus(2).protected(true)).line("test=storm");
+    vms.line(format!("seed={seed}")).line(format!("rounds={rounds}"))
+}
+
+fn weathered(done: &Finished) -> Result<String, Failure> {
     done.says("guest keeper: ok, every secret as it was")?;
     let line = done.console.lines().find(|line| line.contains("mini: test storm: ok, "));
     line.map(|line| line.trim().to_owned()).ok_or_else(|| Failure::new("the storm did not say how it ended"))
+}
+
+/// A storm in the test build, whose oracle compares records and tables after each call of the host that may change something, but VcpuRun, and stops the machine where they disagree.
+fn watched(bed: &Bed, gic: u32, cpus: u32, rounds: u32) -> Result<(), Failure> {
+    // It looks at every page of RAM.
+    let machine = machine(gic, cpus).memory("128M");
+    let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
+    let done = finish(run(bed, machine, storm_of(1, rounds), "info").core(hooks))?;
+    weathered(&done)?;
+    let calls = done.number("the oracle found nothing wrong, calls: ")?;
+    done.check(calls >= u64::from(cpus * rounds) / 2, format!("the oracle looked after {calls} calls only"))
 }
 
 /// One storm after another with new seeds, on each interrupt controller in turn, for so many minutes.
