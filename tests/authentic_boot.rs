@@ -192,6 +192,16 @@ fn what_lies_behind_an_images_end_is_zeroes_and_not_the_hosts_choice() {
 }
 
 #[test]
+fn a21_the_zeroes_behind_an_images_end_are_clean_in_memory() {
+    let (mut host, vm) = loaded(&[]);
+    let image = image(KERNEL, 5000);
+    let base = host.next;
+    host.load(vm, &[image]);
+    // When it became the VM's, and again after the core wrote to it.
+    assert_eq!((host.cleaned(base), host.cleaned(base + PAGE)), (1, 2));
+}
+
+#[test]
 fn a17_a_manifest_that_changes_between_two_steps_starts_the_check_anew() {
     let (host, vm) = loaded(&images());
     let good = manifest().sign(&key(1));

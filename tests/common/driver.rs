@@ -96,7 +96,11 @@ pub enum Machines {
 
 /// One machine and its sequence: number of calls compared, number of memory states replayed.
 pub fn run(seed: u64, machines: Machines, steps: usize, sabotage: Option<Sabotage>) -> (usize, usize) {
-    let rng = &mut Rng::new(seed);
+    run_with(&mut Rng::new(seed), machines, steps, sabotage)
+}
+
+/// The same with these numbers, until they are used up.
+pub fn run_with(rng: &mut Rng, machines: Machines, steps: usize, sabotage: Option<Sabotage>) -> (usize, usize) {
     let layout = match machines {
         Machines::WithVms => vm_layout(rng),
         other => random_layout(rng, other == Machines::Large),
@@ -119,6 +123,9 @@ pub fn run(seed: u64, machines: Machines, steps: usize, sabotage: Option<Sabotag
         world.sim().sabotage(sabotage);
     }
     for n in 0..steps {
+        if rng.is_spent() {
+            break;
+        }
         // Replay is dear: every eighth step.
         let before = (n % 8 == 0).then(|| world.sim().snapshot());
         world.sim().start_log();

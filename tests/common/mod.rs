@@ -3,35 +3,14 @@
 #![allow(dead_code, missing_docs)]
 
 pub mod driver;
+pub mod lives;
+pub mod rng;
+pub mod snapshots;
 pub mod vm_steps;
 pub mod vms;
 
 use corevisor::spec::world::Layout;
-
-/// xorshift64*: small, fast, and the same on every machine.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-}
+pub use rng::Rng;
 
 /// A number from the environment, for longer runs: `COREVISOR_TEST_FACTOR=20 cargo test`.
 pub fn factor() -> u64 {

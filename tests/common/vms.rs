@@ -136,6 +136,11 @@ impl Host {
         panic!("DestroyVm never ends")
     }
 
+    /// How often the page at `base` was cleaned in memory.
+    pub fn cleaned(&self, base: u64) -> usize {
+        self.world.sim().synced().iter().filter(|range| range.contains(Pa::new(base))).count()
+    }
+
     pub fn state(&self, vm: u64) -> u64 {
         self.call(HostCall::VmInfo, &[vm]).unwrap()[1]
     }

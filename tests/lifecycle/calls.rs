@@ -123,6 +123,15 @@ fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
 }
 
 #[test]
+fn a_vm_whose_tables_go_is_not_switched_off_once_more() {
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        let (host, vm) = vm_in(VmState::Dying, kind);
+        host.done(HostCall::PowerOffVm, &[vm]).unwrap();
+        assert_eq!(host.state(vm), VmState::Dying as u64);
+    }
+}
+
+#[test]
 fn d7_d8_no_number_of_the_host_reaches_beyond_a_table() {
     let (host, vm) = vm_in(VmState::Verified, VM_ORDINARY);
     let wild = [0, MAX_VMS + 1, 0x1_0001, u64::MAX, 1 << 63, 1 << 16, (1 << 32) + 1];

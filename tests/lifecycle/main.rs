@@ -11,5 +11,4 @@ mod lives;
 
 /// The GIC's virtual CPU interface.
 const GICV: u64 = 0x0804_0000;
-/// The last page of RAM.
-const SCRATCH: u64 = 0x43ff_f000;
+use common::lives::SCRATCH;

@@ -159,43 +159,102 @@ fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
     }
 }
 
+/// A protected VM with two vCPUs, whose mailboxes say the right start.
+struct Pair {
+    host: Host,
+    vm: u64,
+    mailbox: u64,
+}
+
+impl Pair {
+    fn new() -> Self {
+        run_as(0);
+        let mut host = Host::default();
+        let vm = host.vm(VM_PROTECTED, 30);
+        let mailbox = host.pages(2);
+        host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]).unwrap();
+        host.done(HostCall::RegisterVcpu, &[vm, 1, mailbox + PAGE]).unwrap();
+        let images = [image(ENTRY, PAGE as usize)];
+        host.load(vm, &images);
+        host.verify(vm, &TestManifest::of(&images, ENTRY, TREE).sign(&key(1))).unwrap();
+        let pair = Self { host, vm, mailbox };
+        for vcpu in 0..2 {
+            (0..512).for_each(|word| pair.write(vcpu, word, 0));
+            pair.write(vcpu, word_of("pc"), ENTRY);
+            pair.write(vcpu, word_of("pstate"), START_PSTATE);
+        }
+        pair
+    }
+
+    fn write(&self, vcpu: u64, word: usize, value: u64) {
+        self.host.world.sim().write_page(Pfn::containing(Pa::new(self.mailbox + vcpu * PAGE)), word, &[value]);
+    }
+
+    fn run(&self, vcpu: u64) -> u64 {
+        host_vcpu_run_handler(&self.host.world.core, self.vm, vcpu)
+    }
+
+    /// The vCPU calls with x0 to x3, after it did `act` to its registers.
+    fn call(&self, vcpu: u64, x: [u64; 4], act: fn(&mut Context)) -> u64 {
+        self.host.world.sim().set_script(Box::new(move |context| {
+            act(context);
+            context.syndrome[0] = 0x16 << 26;
+            context.x[..4].copy_from_slice(&x);
+            ExitCode::Trap
+        }));
+        self.run(vcpu)
+    }
+
+    /// The registers with which the vCPU goes on.
+    fn entered(&self, vcpu: u64) -> Context {
+        let seen = Arc::new(Mutex::new(None));
+        let saved = seen.clone();
+        self.host.world.sim().set_script(Box::new(move |context| {
+            *saved.lock().unwrap() = Some(*context);
+            ExitCode::Irq
+        }));
+        assert_eq!(self.run(vcpu), ExitReason::Irq as u64);
+        let context = seen.lock().unwrap().take();
+        context.unwrap()
+    }
+}
+
+const ON: [u64; 4] = [psci::CPU_ON, 1, 0x4020_0040, 0x77];
+
 #[test]
 fn a_vcpu_that_the_vm_starts_starts_where_the_vm_says() {
-    run_as(0);
-    let mut host = Host::default();
-    let vm = host.vm(VM_PROTECTED, 30);
-    let mailbox = host.pages(2);
-    host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]).unwrap();
-    host.done(HostCall::RegisterVcpu, &[vm, 1, mailbox + PAGE]).unwrap();
-    let images = [image(ENTRY, PAGE as usize)];
-    host.load(vm, &images);
-    host.verify(vm, &TestManifest::of(&images, ENTRY, TREE).sign(&key(1))).unwrap();
-    let write = |page: u64, word: usize, value: u64| {
-        host.world.sim().write_page(Pfn::containing(Pa::new(page)), word, &[value]);
-    };
-    for page in [mailbox, mailbox + PAGE] {
-        (0..512).for_each(|word| write(page, word, 0));
-        write(page, word_of("pc"), ENTRY);
-        write(page, word_of("pstate"), START_PSTATE);
-    }
-    let run = |vcpu: u64| host_vcpu_run_handler(&host.world.core, vm, vcpu);
-    assert_eq!(run(1), CallError::WrongState.x0(), "the host cannot start it");
-    host.world.sim().set_script(Box::new(|context| {
-        context.syndrome[0] = 0x16 << 26;
-        context.x[..4].copy_from_slice(&[psci::CPU_ON, 1, 0x4020_0040, 0x77]);
-        ExitCode::Trap
-    }));
-    assert_eq!(run(0), ExitReason::Psci as u64);
-    let seen = Arc::new(Mutex::new(None));
-    let saved = seen.clone();
-    host.world.sim().set_script(Box::new(move |context| {
-        *saved.lock().unwrap() = Some(*context);
-        ExitCode::Irq
-    }));
-    assert_eq!(run(1), ExitReason::Irq as u64);
-    let context = seen.lock().unwrap().unwrap();
+    let pair = Pair::new();
+    assert_eq!(pair.run(1), CallError::WrongState.x0(), "the host cannot start it");
+    assert_eq!(pair.call(0, ON, |_| ()), ExitReason::Psci as u64);
+    let context = pair.entered(1);
     assert_eq!((context.pc, context.x[0], context.x[1], context.pstate), (0x4020_0040, 0x77, 0, START_PSTATE));
     assert_eq!(context.bank[BankReg::Mpidr as usize], 1 << 31 | 1);
+}
+
+#[test]
+fn the_host_answers_a_psci_call_with_x0_and_nothing_else() {
+    let pair = Pair::new();
+    assert_eq!(pair.call(0, ON, |_| ()), ExitReason::Psci as u64);
+    (0..31).for_each(|n| pair.write(0, word_of("x") + n, 0xbad0 + n as u64));
+    let context = pair.entered(0);
+    assert_eq!(context.x[..4], [0xbad0, ON[1], ON[2], ON[3]]);
+    assert!(context.x[4..31].iter().all(|x| *x == 0));
+}
+
+#[test]
+fn a_vcpu_that_is_started_again_has_nothing_of_its_first_life() {
+    let pair = Pair::new();
+    pair.call(0, ON, |_| ());
+    let off = pair.call(1, [psci::CPU_OFF, 0, 0, 0], |context| {
+        (context.x, context.q, context.fp_control) = ([7; 32], [7; 64], [7; 2]);
+        context.bank.iter_mut().filter(|reg| **reg == 0).for_each(|reg| *reg = 7);
+    });
+    assert_eq!(off, ExitReason::Psci as u64);
+    assert_eq!(pair.run(1), CallError::WrongState.x0(), "it is off");
+    assert_eq!(pair.call(0, ON, |_| ()), ExitReason::Psci as u64);
+    let context = pair.entered(1);
+    assert_eq!((context.x[0], context.q, context.fp_control), (0x77, [0; 64], [0; 2]));
+    assert!(context.x[1..31].iter().chain(&context.bank).all(|value| *value != 7));
 }
 
 #[test]

@@ -1,17 +1,21 @@
 //! How a VM leaves, by example: what the host is shown of it, and what the VM finds when it goes on.
 
 use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread;
 
 use crate::bench::{Bench, RELEASED, assert_none_shown, fill, random_trap, word_of};
 use crate::common::Rng;
 use crate::common::vms::PAGE;
 use corevisor::abstract_machine::per_cpu::Event;
 use corevisor::abstract_machine::shadow::{BankReg, Context};
+use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::{ExitCode, Machine, VgicWord};
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::guest::psci;
 use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason, Register};
 use corevisor::interface::{CallError, HostCall};
+use corevisor::vm::host_calls::vm_call;
 
 #[test]
 fn m1_every_exception_class_of_a_vm_has_a_decided_outcome() {
@@ -166,6 +170,33 @@ fn a_vm_that_was_switched_off_while_it_ran_leaves_and_shows_nothing() {
         assert_eq!(bench.run(), Err(CallError::WrongState));
         bench.host.destroy(bench.vm);
     }
+}
+
+#[test]
+fn a_vm_that_another_cpu_switches_off_shows_nothing_of_its_last_exit() {
+    let bench = Bench::started(VM_PROTECTED);
+    let (vm, vms) = (bench.vm, bench.host.world.core.vms());
+    let (ask, asked) = channel();
+    let (answer, answered) = channel();
+    bench.next(move |context| {
+        fill(&mut Rng::new(1), context);
+        // A store to a device, which would show its register.
+        context.syndrome = [0x24 << 26 | 1 << 24 | 2 << 22 | 1 << 6 | 0b00_0111, 0, 0x0900_0000 >> 8];
+        ask.send(()).unwrap();
+        answered.recv().unwrap();
+        ExitCode::Trap
+    });
+    thread::scope(|threads| {
+        threads.spawn(move || {
+            run_as(1);
+            asked.recv().unwrap();
+            vm_call(vms, HostCall::PowerOffVm, [vm, 0, 0, 0, 0]).unwrap();
+            answer.send(()).unwrap();
+        });
+        assert_eq!(bench.run(), Ok(ExitReason::Stopped));
+    });
+    assert_none_shown(&bench.mailbox(), &[], "stopped");
+    assert_eq!(bench.mailbox()[word_of("esr")..=word_of("ipa")], [0, 0]);
 }
 
 #[test]

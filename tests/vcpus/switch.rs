@@ -1,5 +1,8 @@
 //! The world switch: the order of its steps, what it flushes, and the timer that it watches over.
 
+use std::sync::mpsc::channel;
+use std::thread;
+
 use crate::bench::{Bench, word_of};
 use crate::common::vms::Host;
 use corevisor::abstract_machine::addr::{Pa, Pfn, VcpuId, VmId};
@@ -7,11 +10,12 @@ use corevisor::abstract_machine::shadow::BankReg;
 use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::sim::worlds::{Switch, Whose};
 use corevisor::abstract_machine::{ExitCode, Machine, VirtualLines};
-use corevisor::interface::HostCall;
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::guest::psci;
 use corevisor::interface::mailbox::{ENTRY_TIMER_UNMASK, ExitReason, START_PSTATE};
+use corevisor::interface::{CallError, HostCall};
 use corevisor::trap::trap_handler::host_vcpu_run_handler;
+use corevisor::vm::host_calls::vm_call;
 
 #[test]
 fn the_world_switch_has_the_order_of_k_3_7() {
@@ -51,6 +55,31 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         Switch::FpsimdRestoreState(Whose::Host),
     ];
     assert_eq!(switches, expected);
+}
+
+#[test]
+fn a7_no_table_goes_while_a_cpu_walks_it_on_its_way_out() {
+    let bench = Bench::started(VM_PROTECTED);
+    let (vm, vms) = (bench.vm, bench.host.world.core.vms());
+    let (ask, asked) = channel();
+    let (answer, answered) = channel();
+    bench.host.world.sim().set_leaving(Box::new(move || {
+        ask.send(()).unwrap();
+        answered.recv().unwrap();
+    }));
+    thread::scope(|threads| {
+        // Another CPU, while this one has the VM's tables.
+        let other = threads.spawn(move || {
+            run_as(1);
+            asked.recv().unwrap();
+            vm_call(vms, HostCall::PowerOffVm, [vm, 0, 0, 0, 0]).unwrap();
+            let reclaimed = vm_call(vms, HostCall::ReclaimVm, [vm, 0, 0, 0, 0]);
+            answer.send(()).unwrap();
+            reclaimed
+        });
+        assert_eq!(bench.run(), Ok(ExitReason::Irq));
+        assert_eq!(other.join().unwrap(), Err(CallError::Busy));
+    });
 }
 
 #[test]

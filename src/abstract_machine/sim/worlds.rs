@@ -74,6 +74,7 @@ pub(super) struct WorldState {
     cpus: BTreeMap<usize, Registers>,
     log: Vec<(usize, Switch)>,
     script: Option<Script>,
+    leaving: Option<Box<dyn FnMut() + Send>>,
     raced: Option<Pfn>,
     vgic: VgicInfo,
     entropy: u64,
@@ -128,6 +129,11 @@ impl Sim {
     /// What every VM does from now on.
     pub fn set_script(&self, script: Script) {
         self.worlds().script = Some(script);
+    }
+
+    /// What happens elsewhere whenever a CPU is about to leave a VM's tables for the host's.
+    pub fn set_leaving(&self, act: Box<dyn FnMut() + Send>) {
+        self.worlds().leaving = Some(act);
     }
 
     /// From now on the host, on another CPU, changes a word of `page` as soon as it was read.
@@ -321,6 +327,12 @@ impl Worlds for Sim {
     }
 
     fn host_el2_restore_state(&self) {
+        // What happens may use the machine.
+        let leaving = self.worlds().leaving.take();
+        if let Some(mut act) = leaving {
+            act();
+            self.worlds().leaving = Some(act);
+        }
         self.worlds().note(Switch::HostEl2RestoreState);
     }
 
