@@ -176,9 +176,9 @@ impl ImageHeader {
         Ok(Self { text_offset: le64(header, 8) & (BLOCK_2M - 1), image_size: le64(header, 16) })
     }
 
-    /// Bytes of memory that the kernel needs, whose file has `file_size` bytes; whole pages.
+    /// Bytes of memory that the kernel needs, whose file has `file_size` bytes: whole pages, or all there can be if it says so.
     pub fn memory_size(&self, file_size: u64) -> u64 {
-        self.image_size.max(file_size).div_ceil(PAGE_SIZE) * PAGE_SIZE
+        self.image_size.max(file_size).div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE)
     }
 
     /// Whether the kernel can run where it is.
@@ -255,6 +255,8 @@ mod tests {
         let header = ImageHeader::parse(at, &image).unwrap();
         assert_eq!((header.text_offset, header.memory_size(0x100)), (0, 0x13000));
         assert!(header.may_run_at(at) && !header.may_run_at(Pa::new(0x4048_0000)));
+        image[16..24].fill(0xff);
+        assert_eq!(ImageHeader::parse(at, &image).unwrap().memory_size(0x100), u64::MAX, "no machine has room for it");
         image[24] = 1;
         assert_eq!(ImageHeader::parse(at, &image), Err(HostImageError::BigEndian));
     }

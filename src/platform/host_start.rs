@@ -120,7 +120,7 @@ fn settle(header: &ImageHeader, file: PhysRange, plan: &mut Plan<'_>) -> Result<
     }
     let no_room = BootError::Image(HostImageError::NoRoom { size });
     plan.take(file)?;
-    let room = plan.place("the host kernel", size + header.text_offset, BLOCK_2M).map_err(|_| no_room)?;
+    let room = plan.place("the host kernel", size.saturating_add(header.text_offset), BLOCK_2M).map_err(|_| no_room)?;
     let target = PhysRange::between(Pa::new(room.base().raw() + header.text_offset), room.end());
     log::info!("host kernel moved from {} to {}", file.base(), target.base());
     own_map::with_bytes(file, |source| {

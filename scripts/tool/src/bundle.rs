@@ -32,6 +32,9 @@ pub enum BundleError {
     /// The kernel's file is not a plain arm64 Image.
     #[error("the host kernel cannot be carried: {0}")]
     Kernel(NotAnImage),
+    /// The kernel's header says more than there are addresses.
+    #[error("the host kernel's header says that it needs {0:#x} bytes of memory; the file is damaged")]
+    KernelMemory(u64),
 }
 
 /// Puts the core's flat image and a host kernel into one bootable file.
@@ -44,10 +47,11 @@ pub fn bundle(core: &[u8], kernel: &[u8]) -> Result<Vec<u8>, BundleError> {
     }
     image_size(core).map_err(BundleError::Core)?;
     let kernel_memory = image_size(kernel).map_err(BundleError::Kernel)?;
+    let memory = kernel_memory.checked_add(KERNEL_OFFSET as u64).and_then(|end| end.checked_next_multiple_of(4096));
+    let memory = memory.ok_or(BundleError::KernelMemory(kernel_memory))?;
 
     let mut file = Vec::with_capacity(KERNEL_OFFSET + kernel.len());
     file.extend_from_slice(core);
-    let memory = (KERNEL_OFFSET as u64).saturating_add(kernel_memory).next_multiple_of(4096);
     file[IMAGE_SIZE_OFFSET..IMAGE_SIZE_OFFSET + 8].copy_from_slice(&memory.to_le_bytes());
     file.resize(HEADER_OFFSET, 0);
     file.extend_from_slice(&header(kernel));
@@ -135,6 +139,15 @@ mod tests {
         assert_eq!(size(0), 0x20_6000);
         assert_eq!(size(0x7_0000), 0x27_0000);
         assert_eq!(size(0x7_0001), 0x27_1000);
+    }
+
+    #[test]
+    fn a_kernel_that_needs_all_addresses_is_refused() {
+        for size in [u64::MAX, u64::MAX - KERNEL_OFFSET as u64, u64::MAX - KERNEL_OFFSET as u64 - 0xffe] {
+            let mut kernel = image(64, 0);
+            kernel[16..24].copy_from_slice(&size.to_le_bytes());
+            assert_eq!(bundle(&image(64, 0), &kernel), Err(BundleError::KernelMemory(size)));
+        }
     }
 
     #[test]

@@ -1,6 +1,10 @@
-//! A random generator with a fixed seed, and a CPU interface that takes list registers as the architecture says.
+//! Random numbers, and a CPU interface that takes list registers as the architecture says.
 #![forbid(unsafe_code)]
 #![allow(dead_code, missing_docs)]
+
+#[path = "../../../../tests/common/rng.rs"]
+pub mod rng;
+pub mod world;
 
 use kserv_model::irq::{Filled, Form, HCR_LRENPIE, HCR_NPIE, HCR_UIE, ListRegister};
 
