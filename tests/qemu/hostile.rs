@@ -123,6 +123,14 @@ const ATTACKS: &[Attack] = &[
         "a VM whose mailboxes other CPUs overwrite all the time finds every register as it left it",
     ),
     Attack {
+        title: "of what a VM writes into every system register that there may be nothing is in any of the host's",
+        check: "sweep",
+        cpus: [1, 1],
+        gic: 3,
+        vms: || Vms::new().vm(Vm::guest("sweep").protected(true)),
+        says: &[" registers read; of the VM's "],
+    },
+    Attack {
         title: "vCPUs start in no other state than the one, a protected VM's nowhere else than it was signed for, and its registers are not the host's",
         check: "entries",
         cpus: [1, 2],

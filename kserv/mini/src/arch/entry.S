@@ -177,12 +177,14 @@ guarded_failed:
     mrs     x0, esr_el1
     ret
 
-// guarded_call(x0 = address of code that changes x0 to x4 at most): 0, or ESR_EL1 if its first instruction was not fetched.
+// guarded_call(x0 = address of code that changes x0 and x2 to x4 at most, x1 = where its x2 goes): 0, or ESR_EL1 if its first instruction was not fetched, or
+// is none.
     .globl  guarded_call
 guarded_call:
     mov     x5, x30
     mov     x6, x0
     blr     x0
+    str     x2, [x1]
     mov     x30, x5
     mov     x0, xzr
     ret
@@ -220,11 +222,7 @@ mini_vectors:
 0:  msr     elr_el1, x0
     ldp     x0, x1, [sp], #16
     eret
-1:  cmp     x0, x6                      // an instruction abort where guarded_call went
-    mrs     x1, esr_el1
-    lsr     x1, x1, #26
-    b.ne    1f
-    cmp     x1, #0x21
+1:  cmp     x0, x6                      // the first instruction of where guarded_call went
     b.ne    1f
     adr     x0, guarded_call_failed
     b       0b

@@ -42,7 +42,7 @@ unsafe extern "C" {
     fn guarded_zero(address: u64) -> u64;
     fn guarded_exclusive(address: u64, word: *mut u64) -> u64;
     fn guarded_atomic(address: u64, word: *mut u64) -> u64;
-    fn guarded_call(address: u64) -> u64;
+    fn guarded_call(address: u64, word: *mut u64) -> u64;
     static _start: u8;
     static __image_end: u8;
 }
@@ -101,7 +101,7 @@ pub enum Access {
     Atomic,
     /// DC ZVA.
     Zero,
-    /// A call of the code there, [`RETURN`].
+    /// A call of the code there: [`RETURN`], or one instruction and RETURN. The word is its x2.
     Execute,
 }
 
@@ -151,7 +151,7 @@ pub fn try_write(pa: u64, word: u64) -> Result<(), Abort> {
 pub fn try_access(access: Access, pa: u64) -> Result<u64, Abort> {
     super::memory::assert_free(pa, 8);
     let (pa, mut word) = (pa & !7, 0);
-    // SAFETY: no Rust object lives in free RAM; a failing access is caught. What is executed is RET or ends the program: nothing else is ever
+    // SAFETY: no Rust object lives in free RAM; a failing access is caught. What is executed is RET, or MRS to x2 and RET: nothing else is ever
     // put at where `Execute` is tried, and what is not this program's cannot be reached.
     let esr = unsafe {
         match access {
@@ -160,7 +160,7 @@ pub fn try_access(access: Access, pa: u64) -> Result<u64, Abort> {
             Access::Exclusive => guarded_exclusive(pa, &raw mut word),
             Access::Atomic => guarded_atomic(pa, &raw mut word),
             Access::Zero => guarded_zero(pa),
-            Access::Execute => guarded_call(pa),
+            Access::Execute => guarded_call(pa, &raw mut word),
         }
     };
     if esr == 0 { Ok(word) } else { Err(Abort { esr }) }

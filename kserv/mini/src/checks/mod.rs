@@ -16,6 +16,7 @@
 //! | `psci-entries`  | no CPU starts where it is not the host's; only by its name, with 2 CPUs                     |
 //! | `entries`       | vCPUs start in no other state, and a protected VM's nowhere else; as `canaries`            |
 //! | `canaries`      | after each kind of exit nothing that this host reads has a secret in it, and what it lies with reaches no register; wants --vm guest:canary --vcpus 2 --protected; only by its name |
+//! | `sweep`         | no system register of this host has what a VM wrote into every one that there may be; wants --vm guest:sweep --protected; only by its name |
 //! | `mailbox`       | the same VM finds all as it left it while other CPUs write anything into its mailboxes; the same, with 2 CPUs or more |
 //! | `limits`        | every call with every argument at its limits and with addresses of everybody, in every state of a VM: a result or a named error, nothing lost; needs a VM; only by its name |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
@@ -34,6 +35,7 @@ mod refused;
 mod snapshot;
 mod stage;
 mod storm;
+mod sweep;
 mod tricks;
 mod victim;
 
@@ -84,6 +86,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("entries", tricks::entries),
     ("canaries", canaries::canaries),
     ("mailbox", canaries::mailbox),
+    ("sweep", sweep::sweep),
     ("storm", storm::storm),
     ("snapshot", snapshot::snapshot),
     ("costs", costs::costs),
@@ -104,6 +107,7 @@ const ONLY_BY_NAME: &[&str] = &[
     "entries",
     "canaries",
     "mailbox",
+    "sweep",
     "storm",
     "snapshot",
     "costs",
