@@ -102,6 +102,7 @@ const ATTACKS: &[Attack] = &[
         vms: Vms::new,
         says: &["5 ways, "],
     },
+    alone("walks", 3, "no walk of this host's own tables goes through a page that left it"),
     Attack {
         title: "a page that other CPUs use while it leaves the host is out of their reach at once, whatever their TLBs hold",
         check: "stale-tlb",

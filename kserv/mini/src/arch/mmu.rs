@@ -1,8 +1,11 @@
 //! The identity map, 39 bits: a gigabyte block where all is alike, else 2 MiB blocks. RAM is normal memory; what is no RAM is device
 //! memory and never executes. What belongs to the core or to protected VMs is refused by the core's own tables, whatever stands here.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ops::Range;
+
+use super::entry::{Abort, try_read};
 
 const BLOCK_1G: u64 = 1 << 30;
 const BLOCK_2M: u64 = 1 << 21;
@@ -75,4 +78,41 @@ fn any_ram(ram: &[Range<u64>], base: u64, size: u64) -> bool {
 
 fn all_ram(ram: &[Range<u64>], base: u64, size: u64) -> bool {
     ram.iter().any(|bank| bank.start <= base && base + size <= bank.end)
+}
+
+/// Opens the upper half of the addresses in TCR_EL1: 39 bits from TTBR1, as the lower half is.
+const UPPER_HALF: u64 = 25 << 16 | 1 << 24 | 1 << 26 | 3 << 28 | 2 << 30;
+/// TCR_EL1.EPD1.
+const NO_UPPER_HALF: u64 = 1 << 23;
+/// Where the upper half begins.
+const UPPER: u64 = 0xffff_ff80_0000_0000;
+
+/// A descriptor of the first or second level that leads to the table at `pa`.
+pub const fn table(pa: u64) -> u64 {
+    pa | TABLE_DESC
+}
+
+/// What stands at `offset` of the addresses that the table at `root` translates, whatever that is.
+///
+/// # Errors
+/// [`Abort`] if the access, or the walk, was refused.
+pub fn try_through(root: u64, offset: u64) -> Result<u64, Abort> {
+    let tcr: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, tcr_el1", out(reg) tcr, options(nomem, nostack, preserves_flags)) };
+    set_upper(root, tcr & !NO_UPPER_HALF | UPPER_HALF);
+    let result = try_read(UPPER + offset);
+    set_upper(0, tcr);
+    result
+}
+
+/// Nothing of this program is in the upper half.
+fn set_upper(root: u64, tcr: u64) {
+    // SAFETY: what this program lives in is in the lower half, which stays as it is.
+    unsafe {
+        asm!(
+            "msr tcr_el1, {closed}", "isb", "msr ttbr1_el1, {root}", "isb", "tlbi vmalle1", "dsb nsh", "msr tcr_el1, {tcr}", "isb",
+            closed = in(reg) tcr | NO_UPPER_HALF, root = in(reg) root, tcr = in(reg) tcr, options(nostack)
+        );
+    }
 }

@@ -6,6 +6,7 @@
 //! | `refused-calls` | each call with wrong arguments gets its named error, and nothing has changed                |
 //! | `reclaim`       | memory of a protected VM is out of the host's reach, and comes back all zero                |
 //! | `reach`         | what left this host, by any way, is reached by no load, store, atomic, DC ZVA or fetch of it |
+//! | `walks`         | nor by tables of this host that stand in it                                                 |
 //! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
 //! | `unaligned`     | blocks that are not aligned on one side or both become pages, all where they should be      |
 //! | `read-only`     | a VM never writes into a page that is lent read-only                                        |
@@ -68,6 +69,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("refused-calls", refused::calls),
     ("reclaim", life::reclaim),
     ("reach", reach::refused),
+    ("walks", reach::walked),
     ("stale-tlb", reach::stale),
     ("unaligned", tricks::unaligned),
     ("read-only", races::read_only),

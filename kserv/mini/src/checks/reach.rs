@@ -12,7 +12,7 @@ use kserv_model::layout::RAM_BASE;
 use super::stage::{Stage, play};
 use super::{Bare, Context, ensure, returned};
 use crate::arch::entry::{Access, MAX_CPUS, RETURN, try_access, try_write};
-use crate::arch::memory;
+use crate::arch::{memory, mmu};
 use crate::guest::{Failure, at};
 use crate::pages::{self, BLOCK, PAGE};
 use crate::{calls, scheduler};
@@ -141,6 +141,40 @@ pub fn refused(_: &Context<'_>) -> Result<String, Failure> {
     }
     pages::give(block, MAX_PAGES);
     Ok(alloc::format!("{} ways, {count} accesses refused", WAYS.len()))
+}
+
+/// This host's tables of stage 1 in pages that left: as a root, and as a table of the second level.
+pub fn walked(_: &Context<'_>) -> Result<String, Failure> {
+    /// What a level-1 entry maps.
+    const GIB: u64 = 1 << 30;
+    let block = pages::take(MAX_PAGES, BLOCK).ok_or(Failure::Memory(BLOCK))?;
+    let (data, root, gone) = (block, block + PAGE, block + BLOCK / 2);
+    let mut count = 0;
+    for way in WAYS.into_iter().filter(|way| *way != Way::Block) {
+        let put = |at, word| ensure(try_write(at, word).is_ok(), "a free page cannot be written");
+        [root, gone].into_iter().for_each(|page| memory::zero(page, PAGE));
+        put(data, MARK)?;
+        // The same translation, by a root and by a second level.
+        put(gone, data & !(GIB - 1) | mmu::NORMAL_BLOCK)?;
+        let through_root = || mmu::try_through(gone, data % GIB);
+        ensure(through_root() == Ok(MARK), "a table of this host's own does not work")?;
+        put(gone, data & !(BLOCK - 1) | mmu::NORMAL_BLOCK)?;
+        put(root, mmu::table(gone))?;
+        let through_both = || mmu::try_through(root, data % BLOCK);
+        ensure(through_both() == Ok(MARK), "two tables of this host's own do not work")?;
+        let mut taker = Taker::new(way)?;
+        taker.take(gone)?;
+        for result in [through_root(), through_both(), through_root(), through_both()] {
+            match result {
+                Err(abort) if abort.is_external() => count += 1,
+                other => return Err(Failure::Text(alloc::format!("{way:?}: a walk through it: {other:x?}"))),
+            }
+        }
+        taker.end()?;
+        returned(gone)?;
+    }
+    pages::give(block, MAX_PAGES);
+    Ok(alloc::format!("{count} walks refused"))
 }
 
 /// What the CPUs share while one of them gives a page away that the others use.
