@@ -250,7 +250,6 @@ int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write);
 int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write);
 struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa);
 void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
-void cv_clean_page(struct page *page);
 
 /* protected.c */
 extern const struct file_operations cv_manifest_fops;

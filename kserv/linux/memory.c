@@ -5,6 +5,8 @@
  * A fault pins the page, or the huge page around it, and lends it. It stays so until its slot goes, the VM ends, or the VMM changes its
  * own mapping of it (MMU notifier): the page is taken back from the VM first, then unpinned. What the notifier takes may be being faulted in
  * meanwhile, so a fault looks at `mmu_seq` before it pins and again before it lends, as KVM does.
+ *
+ * A vCPU starts with its caches off. The core cleans to memory what it maps, and empties the instruction caches: nothing is left to do here.
  */
 #include <linux/hugetlb.h>
 #include <linux/mm.h>
@@ -13,53 +15,9 @@
 #include <linux/uaccess.h>
 #include <linux/vmalloc.h>
 
-#include <asm/cacheflush.h>
-
 #include "driver.h"
 
 /* ---- lending and taking back ---------------------------------------------------------------------------------------------- */
-
-/* Of so many lines the instruction cache is emptied as a whole, as KVM does. */
-#define MAX_LINES PTRS_PER_PTE
-
-static void clean_to_memory(struct page *page)
-{
-	unsigned long at = (unsigned long)page_address(page), end = at + PAGE_SIZE;
-	unsigned long line = min(4UL << (read_sysreg(ctr_el0) >> 16 & 0xf), PAGE_SIZE / 4);
-
-	for (; at < end;)
-		asm volatile("dc civac, %0\n\tadd %0, %0, %1\n\t"
-			     "dc civac, %0\n\tadd %0, %0, %1\n\t"
-			     "dc civac, %0\n\tadd %0, %0, %1\n\t"
-			     "dc civac, %0\n\tadd %0, %0, %1"
-			     : "+r"(at)
-			     : "r"(line)
-			     : "memory");
-}
-
-/* A vCPU starts with its caches off: memory must hold what the caches hold, and no stale instruction may be left. */
-static void clean_pages(struct page **pages, unsigned long count)
-{
-	unsigned long lines = PAGE_SIZE / (4UL << (read_sysreg(ctr_el0) & 0xf)), at, n;
-
-	for (n = 0; n < count; n++)
-		clean_to_memory(pages[n]);
-	dsb(sy);
-	if (count * lines > MAX_LINES) {
-		icache_inval_all_pou();
-		isb();
-		return;
-	}
-	for (n = 0; n < count; n++) {
-		at = (unsigned long)page_address(pages[n]);
-		caches_clean_inval_pou(at, at + PAGE_SIZE);
-	}
-}
-
-void cv_clean_page(struct page *page)
-{
-	clean_pages(&page, 1);
-}
 
 /*
  * Unmaps the run of lent pages [n, n + *run) at the core. A part of a block can be cut out only with a page for a table: without one the whole block
@@ -212,7 +170,6 @@ static long pin_around(struct cv_slot *slot, u64 n, struct page **pages, u64 *fi
 		if (!k || compound_head(pages[k]) != compound_head(pages[k - 1]))
 			set_page_dirty_lock(pages[k]);
 	}
-	clean_pages(pages, pinned);
 	return pinned;
 }
 

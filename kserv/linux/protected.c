@@ -104,7 +104,6 @@ static int give_page(struct cv_vm *vm, u64 index, u64 gpa, u32 bytes)
 	if (error)
 		goto free;
 	memset(page_address(page) + bytes, 0, PAGE_SIZE - bytes);
-	cv_clean_page(page);
 	while ((result = cv_call3(CV_CALL_REMAP_IMAGE_PAGE, vm->id, index, page_to_phys(page))) == CV_ERR_NO_MEMORY) {
 		error = cv_vm_more_pool(vm, 8);
 		if (error)
