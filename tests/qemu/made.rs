@@ -29,6 +29,32 @@ pub fn driver(bed: &Bed, kernel: &str) -> Result<PathBuf, Failure> {
     Ok(bed.project.driver(kernel))
 }
 
+/// What DKMS does with the folder of `build-driver --source-only`: it is copied, and the line of its dkms.conf executed. Nothing of this project is used
+/// for that; only the compiler is named, which is not the one that Debian built the kernel with.
+const DKMS: &str = r#"
+    set -eu
+    source=$("$1/scripts/build-driver" --source-only)
+    "$1/scripts/setup" "module-headers:$3"
+    kernel_source_dir=$1/target/host/$3/headers/build dkms_tree=$2
+    . "$source/dkms.conf"
+    build=$dkms_tree/$PACKAGE_NAME/$PACKAGE_VERSION/build
+    rm -rf "$build"
+    mkdir -p "$build"
+    cp -r "$source/." "$build"
+    cd "$build"
+    export MAKEFLAGS='ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc CONFIG_DEBUG_INFO_BTF_MODULES='
+    eval "${MAKE[0]}"
+    cp "${BUILT_MODULE_NAME[0]}.ko" "$dkms_tree/"
+"#;
+
+/// The driver as DKMS builds it.
+pub fn driver_by_dkms(bed: &Bed, kernel: &str) -> Result<PathBuf, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = bed.project.root().join("target/test/dkms");
+    make(Command::new("bash").args(["-c", DKMS, "dkms"]).arg(bed.project.root()).arg(&dir).arg(kernel))?;
+    Ok(dir.join("corevisor_kvm.ko"))
+}
+
 /// The static program `tests/host-<name>/<name>.c`.
 pub fn program(bed: &Bed, name: &str) -> Result<Vec<u8>, Failure> {
     let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,6 +18,7 @@ pub fn cases() -> Vec<Case> {
         Case::new("kvm", "on a Raspberry Pi 4 the probe's guests run, and eventfds interrupt them", on_raspi)
             .only_in_full_if(true),
         Case::new("kvm", "the driver says what it found, and does not load without the core", loads),
+        Case::new("kvm", "the driver as DKMS builds it loads", by_dkms).only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
         told(driver(), "four VMs at once, 500 times, leave nothing behind", four).only_in_full_if(true),
         told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
@@ -51,6 +52,12 @@ fn loads(bed: &Bed) -> Result<(), Failure> {
     let module = std::fs::read(made::driver(bed, driver.kernel)?)?;
     let script = "insmod /lib/driver.ko && fail 'it loads'\n[ ! -e /dev/kvm ] || fail 'there is a /dev/kvm'";
     finish(bed.run(driver.machine()).boot(Boot::NoCore).file("/lib/driver.ko", module), script).map(|_| ())
+}
+
+fn by_dkms(bed: &Bed) -> Result<(), Failure> {
+    let module = std::fs::read(made::driver_by_dkms(bed, driver().kernel)?)?;
+    let script = "insmod /lib/driver.ko || fail 'it does not load'\n[ -c /dev/kvm ] || fail 'there is no /dev/kvm'\nrmmod corevisor_kvm || fail 'it does not go'";
+    finish(bed.run(driver().machine()).file("/lib/driver.ko", module), script).map(|_| ())
 }
 
 /// QEMU's raspi4b has no disk for Debian's QEMU.
