@@ -12,9 +12,9 @@ use corevisor_interface::mailbox::ExitReason;
 use kserv_model::layout::RAM_BASE;
 
 use super::super::stage::{Stage, play};
-use super::{Bare, Context, DATA, Small, Work, ensure, linger, reclaim, rounds, run, strange};
+use super::{Bare, Context, DATA, RUN_FOR, Small, Work, ensure, linger, reclaim, rounds, run, run_for, strange};
 use crate::arch::entry::{MAX_CPUS, try_read, try_write};
-use crate::arch::memory;
+use crate::arch::{cpu, memory};
 use crate::calls;
 use crate::checks::returned;
 use crate::guest::{Failure, at};
@@ -49,12 +49,21 @@ fn others() -> usize {
 
 /// A CPU that runs its vCPU for as long as the round takes, whatever becomes of the VM.
 fn keep_running(shared: &Shared, stage: &Stage, cpu: usize) -> Result<(), Failure> {
+    run_again_and_again(shared, stage, cpu, cpu::frequency() / RUN_FOR)
+}
+
+/// The same, with runs so long that it is not their end by which a CPU forgets what it knew of the VM.
+fn keep_running_long(shared: &Shared, stage: &Stage, cpu: usize) -> Result<(), Failure> {
+    run_again_and_again(shared, stage, cpu, cpu::frequency() / 50)
+}
+
+fn run_again_and_again(shared: &Shared, stage: &Stage, cpu: usize, ticks: u64) -> Result<(), Failure> {
     loop {
         let vm = shared.vm.load(SeqCst);
         if vm == 0 || stage.is_over() {
             return Ok(());
         }
-        match run(vm, cpu - 1) {
+        match run_for(vm, cpu - 1, ticks) {
             Ok(ExitReason::Irq | ExitReason::Timer | ExitReason::Stopped | ExitReason::SystemOff) => {
                 add(&shared.runs, 1)
             }
@@ -138,9 +147,11 @@ pub fn power_off(context: &Context<'_>) -> Result<String, Failure> {
         stage.meet();
         add(&shared.busy, reclaim(small.vm.id)?);
         small.is_still(vcpus)?;
+        // No sibling is in it any more, though all still try.
+        small.end()?;
         shared.vm.store(0, SeqCst);
         stage.meet();
-        small.end()
+        Ok(())
     })?;
     told(rounds, &shared)
 }
@@ -148,7 +159,7 @@ pub fn power_off(context: &Context<'_>) -> Result<String, Failure> {
 /// Lent pages are taken back from under vCPUs that write into them all the time.
 pub fn unmap_and_run(context: &Context<'_>) -> Result<String, Failure> {
     let (rounds, shared) = (rounds(context, 20), Arc::new(Shared::default()));
-    rounds_of(1, &shared, keep_running, move |_, shared, stage| {
+    rounds_of(1, &shared, keep_running_long, move |_, shared, stage| {
         let vcpus = others();
         let small = Small::new(&vec![Work::Write; vcpus])?;
         shared.vm.store(small.vm.id, SeqCst);

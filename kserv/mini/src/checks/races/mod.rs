@@ -160,7 +160,12 @@ impl Small {
 
 /// Runs a vCPU once, and takes what interrupts this CPU.
 fn run(vm: u64, vcpu: usize) -> Result<ExitReason, CallError> {
-    cpu::set_deadline(Some(cpu::counter() + cpu::frequency() / RUN_FOR));
+    run_for(vm, vcpu, cpu::frequency() / RUN_FOR)
+}
+
+/// The same for so many ticks, if the vCPU does not leave before.
+fn run_for(vm: u64, vcpu: usize, ticks: u64) -> Result<ExitReason, CallError> {
+    cpu::set_deadline(Some(cpu::counter() + ticks));
     let exit = calls::vcpu_run(vm, vcpu as u64);
     scheduler::run_for(0);
     exit
