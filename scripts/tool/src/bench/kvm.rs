@@ -208,7 +208,7 @@ fn script(host: &Host<'_>, driver: bool) -> String {
     let probe =
         |kind: &str| format!("kvm-probe bench{kind} /bench/payload /bench/tree {gic} || no_kvm \"the payload\"\n");
     let guest = "kvm-probe mark before; vm_of_script || no_kvm \"the guest\"; kvm-probe mark after\n";
-    // The machine has no source of random numbers: until the kernel has made some itself, each system call hashes for 9,000 instructions, and QEMU
+    // Not every CPU has a source of random numbers: until the kernel has made some itself, each system call hashes for 9,000 instructions, and QEMU
     // would wait for a second or two.
     let mut script = format!("{USE}GIC={gic} APPEND='{QUIET}'\nhead -c 16 /dev/random > /dev/null\n");
     if driver {
