@@ -17,12 +17,15 @@ use crate::common::{Rng, lives};
 /// Most steps of one input.
 const STEPS: usize = 200;
 
+/// The same where everything is compared after each.
+const FEW: usize = 30;
+
 /// A machine as the bytes say, and calls, traps and accesses on it.
 pub fn host_calls(bytes: &[u8]) {
     run_as(0);
     let rng = &mut Rng::of(bytes);
     let machines = rng.pick(&[Machines::WithVms, Machines::Small]);
-    run_with(rng, machines, STEPS, None);
+    run_with(rng, machines, FEW, None);
 }
 
 /// Lives of VMs.
