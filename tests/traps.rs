@@ -296,4 +296,13 @@ fn d1_after_a_failure_on_any_cpu_a_trap_is_stopped_before_anything_is_done() {
     let call = std::panic::AssertUnwindSafe(|| world.call(0, HVC, 0, [HostCall::CoreVersion.function(), 0, 0, 0]));
     assert!(std::panic::catch_unwind(call).is_err());
     assert_eq!(world.sim().counted(Event::HostHypercall), 0);
+    // Whatever the trap is.
+    for class in [0x00, 0x16, 0x17, 0x18, 0x20, 0x24] {
+        let mut world = self::world();
+        world.sim().halt();
+        let trapped = Trapped { esr: class << 26 | 1 << 25, pc: 0x1000, pstate: 0x5, ..Trapped::default() };
+        let trap = std::panic::AssertUnwindSafe(|| world.trap(0, trapped, std::array::from_fn(|_| 0)));
+        let stopped = std::panic::catch_unwind(trap).err().and_then(|panic| panic.downcast::<&str>().ok());
+        assert!(stopped.is_some_and(|text| text.contains("the machine is halted")), "class {class:#x}");
+    }
 }

@@ -1,97 +1,93 @@
 //! The kill table of the layers: each fault is planted in a copy of the sources, and some test must notice it.
 //!
-//! The quick test only checks that each fault can still be planted. The long one plants them, one after the other, in
-//! `target/seeded_faults`: `cargo test --test seeded_faults -- --ignored --nocapture`; some minutes for each fault on a
-//! busy machine, over an hour for all on an idle one. It prints which tests noticed which fault.
+//! The quick tests check that each fault can still be planted, and that `docs/kill-table.md` has a row for each. The long one, which
+//! `scripts/kill-table` runs, plants them and writes that file.
 #![forbid(unsafe_code)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::{env, fs, io};
-
+mod copy;
 mod faults;
+mod runner;
+mod table;
 
-use faults::FAULTS;
+use std::path::PathBuf;
+use std::{env, fs};
 
-/// Those that take a second, and those that are asked if nobody has noticed yet.
-const TESTS: [&[&str]; 2] = [
-    &["tables", "pages", "vm_pages", "traps", "noninterference", "small_world", "locks_explored", "concurrency"],
-    &["lib", "lifecycle", "vcpus", "authentic_boot", "small_vm_world", "kill_table", "refinement"],
-];
+use faults::{Fault, all};
+use runner::{Outcome, Runner};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
+fn table_file() -> PathBuf {
+    root().join("docs/kill-table.md")
+}
+
 #[test]
 fn every_fault_can_be_planted() {
-    for fault in FAULTS {
+    for fault in all() {
         let text = fs::read_to_string(root().join(fault.file)).unwrap();
         assert_eq!(text.matches(fault.from).count(), 1, "{}: {} has changed", fault.name, fault.file);
+        assert_ne!(fault.from, fault.to, "{}", fault.name);
     }
-}
-
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    if !from.is_dir() {
-        return fs::copy(from, to).map(|_| ());
-    }
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        if entry.file_name() != "target" {
-            copy(&entry.path(), &to.join(entry.file_name()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Runs tests in `place`; the names of those that failed, or `None` if none did.
-fn failures(place: &Path, tests: &[&str]) -> Option<Vec<String>> {
-    // A fault may hang a test: that is noticed too.
-    let mut cargo = Command::new("timeout");
-    cargo.args(["300", env!("CARGO"), "test", "--offline", "--quiet", "--no-fail-fast"]);
-    tests.iter().for_each(|test| {
-        let target: &[&str] = if *test == "lib" { &["--lib"] } else { &["--test", test] };
-        cargo.args(target);
-    });
-    cargo.current_dir(place).env("CARGO_TARGET_DIR", place.join("target")).env("RUST_BACKTRACE", "0");
-    let output = cargo.env("RUSTFLAGS", "-Awarnings").stdin(Stdio::null()).output().unwrap();
-    if output.status.success() {
-        return None;
-    }
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(!text.contains("could not compile"), "{text}");
-    let names = text.lines().filter_map(|line| line.strip_prefix("    "));
-    let mut names: Vec<_> = names.filter(|name| !name.contains([' ', '`'])).map(String::from).collect();
-    names.sort();
-    names.dedup();
-    Some(names)
 }
 
 #[test]
-#[ignore = "long: builds and runs all tests once for each fault"]
+fn no_two_faults_have_one_name() {
+    let mut names: Vec<_> = all().map(|fault| fault.name).collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+}
+
+#[test]
+fn the_table_in_docs_has_exactly_these_faults() {
+    let text = fs::read_to_string(table_file()).unwrap();
+    let rows: Vec<_> = table::rows(&text).map(|row| row.name).collect();
+    let names: Vec<_> = all().map(|fault| fault.name.to_owned()).collect();
+    assert_eq!(rows, names, "scripts/kill-table makes the table anew");
+}
+
+#[test]
+fn every_test_that_the_table_names_is_there() {
+    let text = fs::read_to_string(table_file()).unwrap();
+    let mut sources = String::new();
+    for part in ["src", "tests"] {
+        copy::files_below(&root().join(part), &mut |file| sources += &fs::read_to_string(file).unwrap_or_default());
+    }
+    let missing: Vec<_> = table::rows(&text)
+        .flat_map(|row| row.tests)
+        .filter(|test| !sources.contains(&format!("fn {}(", test.rsplit("::").next().unwrap())))
+        .collect();
+    assert!(missing.is_empty(), "scripts/kill-table asks anew: {missing:?}");
+}
+
+#[test]
+#[ignore = "long: scripts/kill-table"]
 fn every_fault_planted_in_the_layers_is_noticed() {
-    let place = root().join("target/seeded_faults");
-    fs::create_dir_all(&place).unwrap();
-    for part in ["src", "tests", "scripts", "kserv", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml"] {
-        if part == "src" || part == "tests" {
-            let _ = fs::remove_dir_all(place.join(part));
+    let parts = env::var("COREVISOR_FAULTS").unwrap_or_default();
+    let parts: Vec<_> = parts.lines().filter(|part| !part.is_empty()).collect();
+    let faults: Vec<&Fault> = all().collect();
+    let only_known = env::var_os("COREVISOR_ONLY_KNOWN").is_some();
+    let chosen =
+        |fault: &Fault| !only_known && (parts.is_empty() || parts.iter().any(|part| fault.name.contains(part)));
+    assert!(only_known || faults.iter().any(|fault| chosen(fault)), "no fault has one of {parts:?} in its name");
+
+    let mut runner = Runner::new(&root(), env::var_os("COREVISOR_AGAIN").is_some());
+    let mut wrong = vec![];
+    for (n, fault) in faults.iter().enumerate().filter(|(_, fault)| chosen(fault)) {
+        print!("[{}/{}] {}: ", n + 1, faults.len(), fault.name);
+        let outcome = runner.outcome(fault);
+        println!("{outcome}");
+        match (&outcome, fault.survives) {
+            (Outcome::Caught { .. }, None) | (Outcome::Survived, Some(_)) => {}
+            (Outcome::Caught { .. }, Some(_)) => wrong.push(format!("{}: caught, and explained", fault.name)),
+            (Outcome::Survived, None) => wrong.push(format!("{}: nothing notices it", fault.name)),
+            (Outcome::Unbuilt(_), _) => wrong.push(format!("{}: does not compile", fault.name)),
         }
-        copy(&root().join(part), &place.join(part)).unwrap();
     }
-    TESTS.iter().for_each(|tests| assert_eq!(failures(&place, tests), None, "without a fault"));
-    let only = env::var("COREVISOR_FAULT").unwrap_or_default();
-    let mut survived = vec![];
-    for fault in FAULTS.iter().filter(|fault| fault.name.contains(&only)) {
-        let file = place.join(fault.file);
-        let text = fs::read_to_string(&file).unwrap();
-        fs::write(&file, text.replacen(fault.from, fault.to, 1)).unwrap();
-        let failed = TESTS.iter().find_map(|tests| failures(&place, tests));
-        fs::write(&file, text).unwrap();
-        match failed {
-            Some(names) => println!("noticed by {:2}: {}: {}", names.len(), fault.name, names.join(" ")),
-            None => survived.push(fault.name),
-        }
-    }
-    assert!(survived.is_empty(), "not noticed: {survived:?}");
+    let rows: Vec<_> = faults.iter().map(|fault| (*fault, runner.known(fault))).collect();
+    let earlier = fs::read_to_string(table_file()).unwrap_or_default();
+    fs::write(table_file(), table::text(&root(), &rows, &earlier)).unwrap();
+    println!("written: {}", table_file().display());
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
