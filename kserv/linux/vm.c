@@ -298,7 +298,7 @@ static struct cv_vm *alloc_vm(u32 ipa_bits, bool protected)
 	INIT_LIST_HEAD(&vm->slots);
 	INIT_LIST_HEAD(&vm->dead_slots);
 	cv_irq_init(vm);
-	kserv_vm_init(vm->model, &cv_core.machine, cv_now());
+	kserv_vm_init(vm->model, &cv_core.machine, ipa_bits, cv_now());
 	return vm;
 }
 

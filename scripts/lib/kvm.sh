@@ -88,3 +88,34 @@ get_kvm_host() {
     mv "$new" "$kvm_host"
     say "Debian's QEMU for the host that runs VMs is in target/host/kvm/root.img ($(megabytes "$(stat -c %s "$kvm_host/root.img")"))"
 }
+
+have_kvm_selftests() { [ -e "$host/kvm-selftests/package" ]; }
+
+# target/host/kvm-selftests: the KVM selftests of the very source that host:6.12's kernel was built from, as static programs.
+get_kvm_selftests() {
+    local suite version new=$host/.kvm-selftests.new folder program
+    have_host 6.12 || get_host 6.12
+    have_cross || get_cross
+    have gcc || install_packages "programs that the kernel's build runs" '' gcc libc6-dev
+    suite=$(sed -n 's/^suite //p' "$host/6.12/package")
+    version=$(sed -n 's/^version //p;T;q' "$host/6.12/package")
+    debian_download "$suite" arm64 "linux-source-6.12=$version" "the kernel's KVM selftests" || exit 1
+    rm -rf "$new"
+    mkdir -p "$new/source" "$new/made"
+    dpkg-deb --fsys-tarfile "$deb" | tar -x -O ./usr/src/linux-source-6.12.tar.xz |
+        tar -x -J -C "$new/source" --strip-components=1 --wildcards '*/tools/*' '*/include/*' '*/arch/arm64/*' '*/scripts/*' '*/Makefile' '*/Kbuild' '*/Kconfig'
+    say "building the kernel's KVM selftests, $version"
+    local make=(make -s ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu-)
+    quietly kvm-selftests "${make[@]}" -C "$new/source" headers || exit 1
+    folder=$new/source/tools/testing/selftests/kvm
+    quietly kvm-selftests "${make[@]}" -C "$folder" LDFLAGS="-static -pthread" OUTPUT="$new/made" || exit 1
+    find "$new/made" -type f -perm -u+x -exec cp {} "$new/" \;
+    for program in "$new"/*; do
+        if [ -f "$program" ]; then aarch64-linux-gnu-strip "$program"; fi
+    done
+    rm -rf "$new/source" "$new/made"
+    { deb_facts "$deb"; echo "suite $suite"; } >"$new/package"
+    rm -rf "${host:?}/kvm-selftests"
+    mv "$new" "$host/kvm-selftests"
+    say "the kernel's KVM selftests are in target/host/kvm-selftests"
+}

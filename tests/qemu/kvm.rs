@@ -9,11 +9,13 @@
 //! | [`debian`]    | Debian in Debian's QEMU: machines, vCPUs, several at once      |
 //! | [`life`]      | stop and go on, save and bring back, kill                      |
 //! | [`protected`] | the same as a protected guest                                  |
+//! | [`selftests`] | the kernel's own                                               |
 
 mod debian;
 mod life;
 mod probes;
 mod protected;
+mod selftests;
 
 use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure},
@@ -95,7 +97,10 @@ impl Host {
 
 /// The cases. By default few run: a guest in a guest is slow. What the driver cannot do yet is in docs/status.md, not here.
 pub fn cases() -> Vec<Case> {
-    [probes::cases(), debian::cases(), life::cases(), protected::cases()].into_iter().flatten().collect()
+    [probes::cases(), debian::cases(), life::cases(), protected::cases(), selftests::cases()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// The usual host with the driver.

@@ -78,6 +78,13 @@ pub fn kvm_probe(bed: &Bed) -> Result<Vec<u8>, Failure> {
     Ok(std::fs::read(program)?)
 }
 
+/// The kernel's KVM selftests: the folder of their programs.
+pub fn kvm_selftests(bed: &Bed) -> Result<PathBuf, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    make(Command::new(bed.project.root().join("scripts/setup")).arg("kvm-selftests"))?;
+    Ok(bed.project.root().join("target/host/kvm-selftests"))
+}
+
 fn places(bed: &Bed, name: &str) -> Result<(PathBuf, PathBuf), Failure> {
     let dir = bed.project.root().join("target/test").join(name);
     std::fs::create_dir_all(&dir)?;

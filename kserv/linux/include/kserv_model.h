@@ -47,8 +47,8 @@ struct kserv_machine {
 
 size_t kserv_vm_size(void);
 size_t kserv_vm_align(void);
-/* A VM without vCPUs and without interrupt controller. `cntvoff`: its virtual counter starts there (the time now). */
-void kserv_vm_init(struct kserv_vm *vm, const struct kserv_machine *machine, uint64_t cntvoff);
+/* A VM without vCPUs and without interrupt controller, with addresses of so many bits. `cntvoff`: its virtual counter starts there (the time now). */
+void kserv_vm_init(struct kserv_vm *vm, const struct kserv_machine *machine, uint32_t ipa_bits, uint64_t cntvoff);
 
 /* KVM_CREATE_VCPU. -EINVAL: number too large; -EEXIST; -EBUSY: the interrupt controller is initialised already; -E2BIG: more than it can have. */
 int kserv_vcpu_create(struct kserv_vm *vm, uint32_t vcpu);

@@ -50,18 +50,16 @@ static void no_leak(int rounds, long before, const char *what)
     said(before > 0 && lost < allowed, "%d times %s: %ld KiB lost, %ld allowed", rounds, what, lost, allowed);
 }
 
-static bool one_life(void)
+static void one_life(void)
 {
     int exits;
     struct vm *vm = make_vm(1);
     if (!vm)
-        return false;
+        return;
     start_at(vm, guest_calls);
-    bool done = run_to_done(vm, &exits);
-    if (!done)
+    if (!run_to_done(vm, &exits))
         said(false, "a VM of many runs");
     end_vm(vm);
-    return done;
 }
 
 /* A child with a VM that computes, ended at a moment that the seed decides. */
@@ -98,33 +96,6 @@ void test_lifecycle(int rounds)
         killed_child(n);
     no_leak(rounds / 4, before, "a VMM that is killed");
     one_life();
-}
-
-/* A VM in each of four processes, at once. */
-static void four_lives(void)
-{
-    pid_t children[4];
-    fflush(stdout);
-    for (int n = 0; n < 4; n++) {
-        children[n] = fork();
-        if (children[n] == 0)
-            _exit(one_life() ? 0 : 1);
-    }
-    for (int n = 0; n < 4; n++) {
-        int status;
-        if (waitpid(children[n], &status, 0) != children[n] || !WIFEXITED(status) || WEXITSTATUS(status))
-            said(false, "a VM of four lives: status %#x", status);
-    }
-}
-
-void test_four(int rounds)
-{
-    for (int n = 0; n < 5; n++)
-        four_lives();
-    long before = settled();
-    for (int n = 0; n < rounds; n++)
-        four_lives();
-    no_leak(rounds, before, "four VMs that live at once");
 }
 
 /* xorshift: the same calls for the same seed. */

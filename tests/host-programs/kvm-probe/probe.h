@@ -74,7 +74,6 @@ void test_registers(void);
 void test_runs(void);
 void test_interrupts(void);
 void test_lifecycle(int rounds);
-void test_four(int rounds);
 void fuzz(unsigned seed, unsigned rounds);
 int bench(const char *image, const char *tree, const char *gic, bool protected);
 int mark(const char *what);

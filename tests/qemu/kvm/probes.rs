@@ -2,7 +2,7 @@
 
 use super::{Host, Whose, driver, finish, told};
 use crate::{
-    bed::{Bed, Checks, Failure, LIMIT},
+    bed::{Bed, Checks, Failure},
     made,
     runner::Case,
 };
@@ -20,7 +20,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("kvm", "the driver says what it found, and does not load without the core", loads),
         Case::new("kvm", "the driver as DKMS builds it loads", by_dkms).only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
-        told(driver(), "four VMs at once, 500 times, leave nothing behind", four).only_in_full_if(true),
         told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
     ];
     let hosts = [driver(), Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3), driver().kernel("6.1")];
@@ -66,21 +65,18 @@ fn on_raspi(bed: &Bed) -> Result<(), Failure> {
     for what in ["run", "irq"] {
         let run = bed.run(Machine::raspi4b()).file("/lib/driver.ko", module.clone());
         let run = run.file("/bin/kvm-probe", made::kvm_probe(bed)?);
-        probed(run, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what, 250)))?;
+        probed(run, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what)))?;
     }
     Ok(())
 }
 
-fn ask(what: &str, seconds: u32) -> String {
-    format!("timeout {seconds} kvm-probe {what} || fail 'the probe ends with status' $?")
+fn ask(what: &str) -> String {
+    format!("timeout 250 kvm-probe {what} || fail 'the probe ends with status' $?")
 }
 
 fn probe(bed: &Bed, host: &Host, what: &str) -> Result<Finished, Failure> {
-    probed(with_probe(bed, host)?, &format!("driver_up\n{}", ask(what, 250)))
-}
-
-fn with_probe(bed: &Bed, host: &Host) -> Result<Run, Failure> {
-    Ok(host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?))
+    let run = host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?);
+    probed(run, &format!("driver_up\n{}", ask(what)))
 }
 
 fn probed(run: Run, script: &str) -> Result<Finished, Failure> {
@@ -94,12 +90,6 @@ fn lives(bed: &Bed, host: &Host) -> Result<(), Failure> {
     let done = probe(bed, host, "life 200")?;
     done.says("200 times a VM that lives")?;
     done.says("50 times a VMM that is killed")
-}
-
-fn four(bed: &Bed, host: &Host) -> Result<(), Failure> {
-    let run = with_probe(bed, host)?.timeout(LIMIT * 3);
-    let script = format!("driver_up\n{}", ask("four 500", 850));
-    probed(run, &script)?.says("500 times four VMs that live at once")
 }
 
 fn fuzzed(bed: &Bed, host: &Host) -> Result<(), Failure> {

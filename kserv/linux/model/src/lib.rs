@@ -143,11 +143,11 @@ pub extern "C" fn kserv_vm_align() -> usize {
 /// # Safety
 /// `vm`: writable memory of [`kserv_vm_size`] bytes; the rest as this module says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn kserv_vm_init(vm: *mut Vm, machine: &Machine, cntvoff: u64) {
+pub unsafe extern "C" fn kserv_vm_init(vm: *mut Vm, machine: &Machine, ipa_bits: u32, cntvoff: u64) {
     // SAFETY: the caller's promise; the template is another place.
     unsafe {
         ptr::copy_nonoverlapping(&raw const TEMPLATE, vm, 1);
-        (*vm).init(*machine, cntvoff);
+        (*vm).init(*machine, ipa_bits, cntvoff);
     }
 }
 

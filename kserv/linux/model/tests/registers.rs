@@ -121,6 +121,22 @@ fn registers_that_user_space_writes_are_what_the_core_gets() {
 }
 
 #[test]
+fn what_aarch32_is_like_reads_as_zero_and_ignores_writes() {
+    let mut driver = Driver::new(2, 0, 1);
+    let id = |crm: u64, op2: u64| 0x6030_0000_0013_c000 | crm << 3 | op2;
+    // ID_PFR0, ID_MMFR3, ID_ISAR6, MVFR2, ID_PFR2, ID_MMFR5.
+    for (crm, op2) in [(1, 0), (1, 7), (2, 7), (3, 2), (3, 4), (3, 6)] {
+        assert_eq!(driver.set(0, id(crm, op2), [0x1bad_c0de, 0]), 0, "{crm} {op2}");
+        assert_eq!(driver.get(0, id(crm, op2)), Ok([0, 0]));
+    }
+    // ID_AFR0, nobody's, ID_DFR1.
+    for (crm, op2) in [(1, 3), (3, 3), (3, 5)] {
+        assert_eq!(driver.set(0, id(crm, op2), [0x1bad_c0de, 0]), EINVAL, "{crm} {op2}");
+        assert_eq!((driver.get(0, id(crm, op2)), driver.set(0, id(crm, op2), [0, 0])), (Ok([0, 0]), 0));
+    }
+}
+
+#[test]
 fn a_processor_state_that_the_core_would_refuse_is_refused_here() {
     let mut driver = Driver::new(2, 0, 1);
     assert_eq!(driver.get(0, PSTATE), Ok([0x3c5, 0]));

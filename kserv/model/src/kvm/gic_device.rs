@@ -36,8 +36,6 @@ const V2_CPU_SIZE: u64 = 0x2000;
 const V3_DIST_SIZE: u64 = 0x1_0000;
 /// KVM's number of interrupts if nobody says one.
 const DEFAULT_IRQS: u32 = 256;
-/// Behind the addresses that a VM can have.
-const END: u64 = 1 << 48;
 
 /// Types of KVM_IRQ_LINE: bits 27:24.
 const LINE_CPU: u32 = 0;
@@ -245,13 +243,14 @@ impl Kvm {
         if said {
             return Err(Errno::Exists);
         }
-        if base >= END || size > END - base {
-            return Err(Errno::TooBig);
-        }
-        if !base.is_multiple_of(align) || self.gic_overlaps(base, size) {
+        if !base.is_multiple_of(align) {
             return Err(Errno::Invalid);
         }
-        Ok(())
+        let end = 1 << self.ipa_bits;
+        if base >= end || size > end - base {
+            return Err(Errno::TooBig);
+        }
+        if self.gic_overlaps(base, size) { Err(Errno::Invalid) } else { Ok(()) }
     }
 
     /// Bits 63:52 how many, 51:16 where, 15:12 zero, 11:0 index: only one region, 0, is taken.

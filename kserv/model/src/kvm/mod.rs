@@ -160,6 +160,7 @@ pub struct Kvm {
     its: Its,
     has_its: bool,
     its_base: Option<u64>,
+    ipa_bits: u32,
     cntvoff: u64,
     has_run: bool,
     kicks: u32,
@@ -178,6 +179,7 @@ impl Kvm {
             its: Its::new(),
             has_its: false,
             its_base: None,
+            ipa_bits: 0,
             cntvoff: 0,
             has_run: false,
             kicks: 0,
@@ -185,9 +187,10 @@ impl Kvm {
         }
     }
 
-    /// On this machine; its virtual counter is zero at `cntvoff`.
-    pub const fn init(&mut self, machine: Machine, cntvoff: u64) {
+    /// On this machine, with addresses of so many bits, 48 at most; its virtual counter is zero at `cntvoff`.
+    pub const fn init(&mut self, machine: Machine, ipa_bits: u32, cntvoff: u64) {
         self.machine = machine;
+        self.ipa_bits = if ipa_bits < 48 { ipa_bits } else { 48 };
         self.cntvoff = cntvoff;
     }
 

@@ -161,6 +161,8 @@ pub(super) enum Behind {
     Pstate,
     /// Nobody changes it.
     Fixed(u64),
+    /// Zero, whatever is written: what AArch32 is like, which no VM has. KVM has them so, and old VMMs write them.
+    Nothing,
     Timer(Timer),
     BankedSpsr(usize),
     /// A register of the interrupt controller, in module `gic_registers`.
@@ -324,9 +326,10 @@ impl Kvm {
             TIMER_CNT => Behind::Timer(Timer::VirtualCount),
             PTIMER_CTL => Behind::Timer(Timer::PhysicalCtl),
             PTIMER_CVAL => Behind::Timer(Timer::PhysicalCval),
-            _ if (ID_FIRST..ID_FIRST + ID_COUNT).contains(&id) => {
-                Behind::Fixed(self.id_register((id >> 3 & 7) as u8, (id & 7) as u8))
-            }
+            _ if (ID_FIRST..ID_FIRST + ID_COUNT).contains(&id) => match ((id >> 3 & 7) as u8, (id & 7) as u8) {
+                (1, 0..=2 | 4..=7) | (2, _) | (3, 0..=2 | 4 | 6) => Behind::Nothing,
+                (crm, op2) => Behind::Fixed(self.id_register(crm, op2)),
+            },
             _ if id & 0xfff_0000 == GROUP_CORE => core_behind(id).ok_or(Errno::NoEntry)?,
             _ => {
                 let n = EL1.iter().position(|(_, other)| *other == id && id != 0).ok_or(Errno::NoEntry)?;
@@ -351,6 +354,7 @@ impl Kvm {
             Behind::Core32(_) => [core[0] & u64::from(u32::MAX), 0],
             Behind::Core128(_) => core,
             Behind::Fixed(value) => [value, 0],
+            Behind::Nothing => [0; 2],
             Behind::BankedSpsr(n) => [one.banked_spsr.get(n).copied().unwrap_or(0), 0],
             Behind::Timer(timer) => {
                 let (_, cval) = one.passage.virtual_timer.registers();
@@ -393,7 +397,7 @@ impl Kvm {
             }
             Behind::Pstate => [value[0], core[1]],
             Behind::Fixed(fixed) if fixed != value[0] => return Err(Errno::Invalid),
-            Behind::Fixed(_) => core,
+            Behind::Fixed(_) | Behind::Nothing => core,
             Behind::BankedSpsr(n) => {
                 one.banked_spsr.get_mut(n).into_iter().for_each(|spsr| *spsr = value[0]);
                 core

@@ -90,7 +90,7 @@ impl Driver {
         // SAFETY: the layout is not empty; the memory is as large as kserv_vm_init wants it.
         let vm = unsafe { alloc_zeroed(layout) }.cast::<Vm>();
         // SAFETY: writable memory of the right size and alignment.
-        unsafe { kserv_vm_init(vm, &machine(machine_gic), START) };
+        unsafe { kserv_vm_init(vm, &machine(machine_gic), 40, START) };
         Self { vm, layout, cores: vec![[0; 256]; 16], mailboxes: vec![Mailbox::EMPTY; 16], kicks: 0, now: START }
     }
 
