@@ -157,7 +157,19 @@ pub fn vm_info(vm: u64) -> Result<(u64, u64, u64), CallError> {
     raw(HostCall::VmInfo, [vm, 0, 0, 0, 0]).map(|x| (x[1], x[2], x[3]))
 }
 
-/// What a page of a VM is (0 not mapped, 1 private, 2 shared, 3 lent, 4 window), and where, if it is shared or lent.
+/// What PageInfo says of a page.
+pub mod page_state {
+    /// Nothing is mapped.
+    pub const NOTHING: u64 = 0;
+    /// The VM's own.
+    pub const PRIVATE: u64 = 1;
+    /// The VM's own, shown to this host.
+    pub const SHARED: u64 = 2;
+    /// This host's, lent to the VM.
+    pub const LENT: u64 = 3;
+}
+
+/// What a page of a VM is ([`page_state`], or 4: a window), and where, if it is shared or lent.
 pub fn page_info(vm: u64, gpa: u64) -> Result<(u64, u64), CallError> {
     raw(HostCall::PageInfo, [vm, gpa, 0, 0, 0]).map(|x| (x[1], x[2]))
 }

@@ -14,7 +14,7 @@ use kserv_model::vm::VcpuState;
 
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
-use crate::calls::{self, CoreInfo, raw};
+use crate::calls::{self, CoreInfo, page_state, raw};
 use crate::guest::{Failure, Guest, Model};
 use crate::pages::{self, PAGE};
 use crate::say;
@@ -24,10 +24,6 @@ use crate::session::{Wishes, finish, plan};
 /// Status lines for each VM before the host tries what it may not.
 const STATUS_LINES: u64 = 3;
 const STATUS_MS: u64 = 500;
-/// PageInfo: the page is private.
-const PRIVATE: u64 = 1;
-/// PageInfo: the page is shown to the host.
-const SHARED: u64 = 2;
 
 /// Number of exits of a VM.
 pub fn exits_of(model: &Model) -> u64 {
@@ -171,8 +167,8 @@ fn shown(guest: &Guest) -> Result<(), Failure> {
     let mut private = 0;
     for gpa in mapped {
         match raw(HostCall::PageInfo, [guest.id, gpa, 0, 0, 0]).map_err(|error| Failure::Call("PageInfo", error))? {
-            [_, PRIVATE, ..] => private += 1,
-            [_, SHARED, pa, _] => match try_read(pa) {
+            [_, page_state::PRIVATE, ..] => private += 1,
+            [_, page_state::SHARED, pa, _] => match try_read(pa) {
                 Ok(word) => {
                     let text = word.to_le_bytes();
                     let text = core::str::from_utf8(&text).unwrap_or("not text");

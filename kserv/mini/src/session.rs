@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use corevisor_interface::calls::INTERFACE_VERSION;
+use corevisor_interface::guest::psci::SYSTEM_OFF;
 use kserv_model::archive::Archive;
 use kserv_model::config::{self, Kind, Line, VmConfig};
 use kserv_model::image;
@@ -23,8 +24,6 @@ use crate::guest::{Failure, Guest, Image, Plan};
 use crate::machine::Machine;
 use crate::{checks, demo, jobs, pages, say, scheduler};
 
-/// PSCI SYSTEM_OFF.
-const SYSTEM_OFF: u64 = 0x8400_0008;
 /// One part in so many of RAM is the heap's.
 const HEAP_SHARE: u64 = 64;
 

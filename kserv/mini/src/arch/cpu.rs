@@ -2,13 +2,11 @@
 
 use core::arch::asm;
 
+use corevisor_interface::guest::psci::{CPU_OFF, CPU_ON};
+
 use super::call::{Conduit, psci};
 use super::memory;
 
-/// PSCI CPU_ON, 64 bit.
-const CPU_ON: u64 = 0xc400_0003;
-/// PSCI CPU_OFF.
-const CPU_OFF: u64 = 0x8400_0002;
 /// CNTP_CTL_EL0.ENABLE.
 const ENABLE: u64 = 1;
 

@@ -11,12 +11,12 @@ use corevisor_interface::calls::{CallError, HostCall};
 use corevisor_interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason, Mailbox};
 use kserv_model::random::Random;
 
-use super::drive::{Driven, interrupt_in};
+use super::drive::{Driven, interrupt_in, run};
 use super::stage::play;
 use super::victim::{TAG, found_in, is_canary};
 use super::{Context, ensure};
 use crate::arch::entry::try_write;
-use crate::arch::{cpu, registers};
+use crate::arch::registers;
 use crate::calls;
 use crate::guest::{Failure, at};
 use crate::pages::PAGE;
@@ -153,10 +153,7 @@ pub fn mailbox(context: &Context<'_>) -> Result<String, Failure> {
         while !over && !stage.is_over() {
             for vcpu in (0..driven.mailboxes.len()).filter(|vcpu| driven.is_on(*vcpu)) {
                 driven.prepare(vcpu);
-                interrupt_in(cpu::frequency() / 10_000);
-                let exit = calls::vcpu_run(driven.guest.id, vcpu as u64);
-                scheduler::run_for(0);
-                match exit {
+                match run(driven.guest.id, vcpu as u64) {
                     Ok(exit) => over |= driven.serve(vcpu, exit)?,
                     // What was written is nothing that may be; or the vCPU is off, whatever the mailbox said.
                     Err(CallError::InvalidParameter | CallError::WrongState) => _ = refused.fetch_add(1, SeqCst),

@@ -9,31 +9,42 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use corevisor_interface::calls::CallError;
+use corevisor_interface::guest::psci;
 use corevisor_interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
-use kserv_model::layout::{DTB_BASE, RAM_BASE};
+use kserv_model::layout::{DTB_BASE, RAM_BASE, UART_BASE};
 use spin::Mutex;
 
 use super::{Context, ensure};
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
-use crate::guest::{Failure, Guest};
+use crate::calls::{self, page_state};
+use crate::guest::{Failure, Guest, Plan};
 use crate::pages::PAGE;
 use crate::session::plan;
-use crate::{calls, demo, say, scheduler};
+use crate::{demo, say, scheduler};
 
 /// The page that guests show (tests/guests/src/arch.rs).
 pub const SHARED: u64 = 0x400f_0000;
-/// PageInfo: shared.
-const SHOWN: u64 = 2;
-/// The serial port's registers: data, flags; nothing was received.
-const UART: u64 = 0x0900_0000;
-const FLAGS: u64 = UART + 0x18;
+/// The serial port's flags; nothing was received. Its first register is for data.
+const FLAGS: u64 = UART_BASE + 0x18;
 const EMPTY: u64 = 1 << 4;
+/// Parts of a second after which a vCPU leaves.
+pub const RUN_FOR: u64 = 10_000;
 /// A VM that leaves more often is lost.
 const MOST_EXITS: u64 = 100_000;
-/// PSCI CPU_ON, CPU_OFF.
-const CPU_ON: u64 = 0xc400_0003;
-const CPU_OFF: u64 = 0x8400_0002;
+
+/// The first protected VM of the configuration, ready to run.
+///
+/// # Errors
+/// There is none, or it cannot be made.
+pub fn protected_guest<'a>(context: &Context<'a>) -> Result<(Plan<'a>, Arc<Guest>), Failure> {
+    let Some(vm) = context.wishes.vms.iter().find(|vm| vm.protected) else {
+        return Err(Failure::Text("it needs a protected VM: --vm guest:NAME --protected".into()));
+    };
+    let plan = plan(vm, context.archive, false)?;
+    let guest = Guest::make(&plan, context.info, scheduler::cpus_for(plan.vcpus))?;
+    Ok((plan, guest))
+}
 
 /// The VM.
 pub struct Driven {
@@ -56,11 +67,7 @@ impl Driven {
     /// # Errors
     /// There is none.
     pub fn new(context: &Context<'_>) -> Result<Self, Failure> {
-        let Some(vm) = context.wishes.vms.iter().find(|vm| vm.protected) else {
-            return Err(Failure::Text("it needs a protected VM".into()));
-        };
-        let plan = plan(vm, context.archive, false)?;
-        let guest = Guest::make(&plan, context.info, scheduler::cpus_for(plan.vcpus))?;
+        let (plan, guest) = protected_guest(context)?;
         let mailboxes = guest.mailboxes();
         let exits = [const { AtomicU64::new(0) }; ExitReason::ALL.len()];
         Ok(Self { guest, mailboxes, entry: plan.entry, on: AtomicU64::new(1), exits, line: Mutex::default() })
@@ -110,7 +117,7 @@ impl Driven {
         match exit {
             ExitReason::Irq | ExitReason::Timer | ExitReason::Wfx => {}
             ExitReason::MmioRead => self.put_x(vcpu, (esr >> 16 & 31) as usize, if ipa == FLAGS { EMPTY } else { 0 }),
-            ExitReason::MmioWrite if ipa == UART => self.print(self.x(vcpu, (esr >> 16 & 31) as usize) as u8),
+            ExitReason::MmioWrite if ipa == UART_BASE => self.print(self.x(vcpu, (esr >> 16 & 31) as usize) as u8),
             ExitReason::MmioWrite => {}
             ExitReason::MemoryFault => self.map(ipa)?,
             ExitReason::Psci => self.switch(vcpu),
@@ -140,9 +147,9 @@ impl Driven {
     /// vCPUs are switched on and off; the core knows better, if the mailbox lies.
     fn switch(&self, vcpu: usize) {
         let (function, target) = (self.x(vcpu, 0), self.x(vcpu, 1));
-        if function == CPU_OFF {
+        if function == psci::CPU_OFF {
             self.on.fetch_and(!(1 << vcpu), SeqCst);
-        } else if function == CPU_ON && target < self.mailboxes.len() as u64 {
+        } else if function == psci::CPU_ON && target < self.mailboxes.len() as u64 {
             self.on.fetch_or(1 << target, SeqCst);
         }
         self.put_x(vcpu, 0, 0);
@@ -164,7 +171,7 @@ impl Driven {
     /// It shows none: it found something that was not as it left it, and its line says what.
     pub fn verdict(&self) -> Result<[u64; 2], Failure> {
         let (state, pa) = calls::page_info(self.guest.id, SHARED).unwrap_or_default();
-        ensure(state == SHOWN, "the VM does not say that all was as it left it")?;
+        ensure(state == page_state::SHARED, "the VM does not say that all was as it left it")?;
         let words = [pa, pa + 8].map(try_read);
         match words {
             [Ok(word), Ok(other)] => Ok([word, other]),
@@ -192,4 +199,17 @@ impl Driven {
 /// This CPU's next interrupt comes soon.
 pub fn interrupt_in(ticks: u64) {
     cpu::set_deadline(Some(cpu::counter() + ticks));
+}
+
+/// Runs a vCPU once, for so many ticks at most, and takes what interrupts this CPU.
+pub fn run_for(vm: u64, vcpu: u64, ticks: u64) -> Result<ExitReason, CallError> {
+    interrupt_in(ticks);
+    let exit = calls::vcpu_run(vm, vcpu);
+    scheduler::run_for(0);
+    exit
+}
+
+/// The same for so short a time that others soon have a turn.
+pub fn run(vm: u64, vcpu: u64) -> Result<ExitReason, CallError> {
+    run_for(vm, vcpu, cpu::frequency() / RUN_FOR)
 }

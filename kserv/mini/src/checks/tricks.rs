@@ -6,31 +6,28 @@ use alloc::vec::Vec;
 use core::mem::offset_of;
 
 use corevisor_interface::calls::{CallError, HostCall, MAX_PAGES, VM_ORDINARY, VM_PROTECTED};
+use corevisor_interface::guest::NOT_SUPPORTED;
+use corevisor_interface::guest::psci::{AFFINITY_INFO, CPU_ON, CPU_SUSPEND};
 use corevisor_interface::mailbox::{ENTRY_KEEP_REGISTERS, ExitReason, Mailbox, Register, START_PSTATE};
 use kserv_model::layout::RAM_BASE;
+use kserv_model::psci::result::OFF;
 
-use super::drive::{Driven, interrupt_in};
+use super::drive::{Driven, run};
 use super::stage::play;
 use super::victim::forbidden;
 use super::{Bare, Context, ensure, page};
 use crate::arch::call::{Conduit, psci};
 use crate::arch::entry::{try_read, try_write};
 use crate::arch::{cpu, memory};
-use crate::calls::{self, CoreInfo};
+use crate::calls::{self, CoreInfo, page_state};
 use crate::guest::{Failure, at};
 use crate::pages::{self, BLOCK, PAGE};
 use crate::scheduler;
 
-/// PSCI's errors.
-const NOT_SUPPORTED: u64 = -1_i64 as u64;
+/// PSCI's error for an entry point.
 const INVALID_ADDRESS: u64 = -9_i64 as u64;
-/// PSCI, 64 bit.
-const CPU_SUSPEND: u64 = 0xc400_0001;
-const CPU_ON: u64 = 0xc400_0003;
-const AFFINITY_INFO: u64 = 0xc400_0004;
+/// PSCI SYSTEM_SUSPEND, 64 bit: a VM has none.
 const SYSTEM_SUSPEND: u64 = 0xc400_000e;
-/// AFFINITY_INFO: off.
-const OFF: u64 = 1;
 /// CPU_SUSPEND: a state in which the CPU begins anew.
 const POWER_DOWN: u64 = 1 << 16;
 
@@ -153,13 +150,6 @@ fn ask(mailbox: u64, flags: u64, pc: u64, pstate: u64) {
     words.into_iter().for_each(|(offset, word)| _ = try_write(mailbox + offset as u64, word));
 }
 
-fn run(vm: u64, vcpu: u64) -> Result<ExitReason, CallError> {
-    interrupt_in(cpu::frequency() / 10_000);
-    let exit = calls::vcpu_run(vm, vcpu);
-    scheduler::run_for(0);
-    exit
-}
-
 fn refused(what: &str, got: Result<ExitReason, CallError>, wanted: CallError) -> Result<(), Failure> {
     ensure(got == Err(wanted), &alloc::format!("{what}: {got:?}"))
 }
@@ -269,13 +259,20 @@ pub fn unaligned(context: &Context<'_>) -> Result<String, Failure> {
             for n in 0..MAX_PAGES {
                 let (state, where_) = at("PageInfo", calls::page_info(vm.id, gpa + n * PAGE))?;
                 let lent = kind == VM_ORDINARY;
-                let right = if lent { (state, where_) == (3, pa + n * PAGE) } else { state == 1 };
+                let right = if lent {
+                    (state, where_) == (page_state::LENT, pa + n * PAGE)
+                } else {
+                    state == page_state::PRIVATE
+                };
                 ensure(right, &alloc::format!("page {n}, by {gpa_by} and {pa_by}: {state} at {where_:#x}"))?;
                 ensure(try_read(pa + n * PAGE).is_ok() == lent, "the host reaches a page, or not, against what it is")?;
                 looked += 1;
             }
             for beside in [gpa - PAGE, gpa + BLOCK] {
-                ensure(calls::page_info(vm.id, beside) == Ok((0, 0)), "more is mapped than was asked for")?;
+                ensure(
+                    calls::page_info(vm.id, beside) == Ok((page_state::NOTHING, 0)),
+                    "more is mapped than was asked for",
+                )?;
             }
             for beside in [pa - PAGE, pa + BLOCK] {
                 ensure(try_read(beside).is_ok(), "a page beside the block is gone")?;

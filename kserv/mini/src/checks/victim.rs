@@ -10,25 +10,23 @@ use core::sync::atomic::Ordering;
 use corevisor_interface::calls::{CallError, HostCall, MAX_VMS};
 use kserv_model::layout::RAM_BASE;
 
+use super::drive::{SHARED, protected_guest};
 use super::{Context, ensure};
 use crate::arch::call::hvc;
 use crate::arch::cpu;
 use crate::arch::entry::try_read;
+use crate::calls::{self, page_state};
 use crate::guest::{Failure, Guest};
 use crate::pages::{BLOCK, PAGE};
-use crate::session::{bury, plan};
-use crate::{calls, scheduler};
+use crate::scheduler;
+use crate::session::bury;
 
 /// The upper half of every word that VMs of the tests keep secret.
 pub const TAG: u64 = 0x5ec2_e75e;
 /// How long it may take until its secrets are there.
 const START_MS: u64 = 200;
-/// PageInfo: private.
-const PRIVATE: u64 = 1;
 /// Its turn between two attacks, in microseconds.
 const TURN_US: u64 = 200;
-/// The page that the guest shows now and then (tests/guests/src/arch.rs).
-const SHARED: u64 = 0x400f_0000;
 
 /// The VM.
 pub struct Victim {
@@ -49,17 +47,13 @@ impl Victim {
     /// # Errors
     /// There is none, or it does not start.
     pub fn start(context: &Context<'_>) -> Result<Self, Failure> {
-        let Some(vm) = context.wishes.vms.iter().find(|vm| vm.protected) else {
-            return Err(Failure::Text("it needs a VM to attack: --vm guest:keeper --protected".into()));
-        };
-        let plan = plan(vm, context.archive, false)?;
-        let guest = Guest::make(&plan, context.info, scheduler::cpus_for(plan.vcpus))?;
+        let (plan, guest) = protected_guest(context)?;
         scheduler::add(&guest);
         let until = cpu::counter() + cpu::frequency() * START_MS / 1000;
         scheduler::run(|| cpu::counter() >= until);
         let own = |n: &u64| {
             let gpa = RAM_BASE + n * PAGE;
-            gpa != SHARED && calls::page_info(guest.id, gpa).is_ok_and(|(state, _)| state == PRIVATE)
+            gpa != SHARED && calls::page_info(guest.id, gpa).is_ok_and(|(state, _)| state == page_state::PRIVATE)
         };
         let private: Vec<u64> = (0..guest.ram.1).filter(own).map(|n| guest.ram.0 + n * PAGE).collect();
         ensure(private.len() >= 16, "the VM has no secrets yet")?;

@@ -11,8 +11,9 @@ use corevisor_interface::calls::{CallError, HostCall, MAP_READ_ONLY, MAX_PAGES, 
 use corevisor_interface::mailbox::ExitReason;
 use kserv_model::layout::RAM_BASE;
 
+use super::super::drive::{RUN_FOR, run, run_for};
 use super::super::stage::{Stage, play};
-use super::{Bare, Context, DATA, RUN_FOR, Small, Work, ensure, linger, reclaim, rounds, run, run_for, strange};
+use super::{Bare, Context, DATA, Small, Work, ensure, linger, reclaim, rounds, strange};
 use crate::arch::entry::{MAX_CPUS, try_read, try_write};
 use crate::arch::{cpu, memory};
 use crate::calls;
@@ -69,7 +70,7 @@ fn run_again_and_again(shared: &Shared, stage: &Stage, cpu: usize, ticks: u64) -
         if vm == 0 || stage.is_over() {
             return Ok(());
         }
-        match run_for(vm, cpu - 1, ticks) {
+        match run_for(vm, cpu as u64 - 1, ticks) {
             Ok(ExitReason::Irq | ExitReason::Timer | ExitReason::Stopped | ExitReason::SystemOff) => {
                 add(&shared.runs, 1)
             }
@@ -265,7 +266,7 @@ fn resolve(shared: &Shared, stage: &Stage, cpu: usize) -> Result<(), Failure> {
         if vm == 0 || stage.is_over() {
             return Ok(());
         }
-        match run(vm, cpu - 1) {
+        match run(vm, cpu as u64 - 1) {
             Ok(ExitReason::MemoryFault) => {
                 // All vCPUs go through the same pages: whoever is second finds them mapped.
                 let (gone, n) = (shared.gone.load(SeqCst), mapped % WANDERED);

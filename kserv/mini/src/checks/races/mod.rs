@@ -18,9 +18,10 @@ mod shares;
 use alloc::vec::Vec;
 
 use corevisor_interface::calls::CallError;
-use corevisor_interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
+use corevisor_interface::mailbox::{Mailbox, START_PSTATE};
 use kserv_model::layout::RAM_BASE;
 
+use super::drive::RUN_FOR;
 use super::{Bare, Context, ensure, page};
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
@@ -33,8 +34,6 @@ pub use lives::{fault_and_off, fault_and_reclaim, power_off, read_only, run_and_
 pub use resolvers::resolvers;
 pub use shares::share_and_touch;
 
-/// Parts of a second after which a vCPU leaves.
-const RUN_FOR: u64 = 10_000;
 /// Pages of a VM's pool.
 const POOL: u64 = 12;
 
@@ -156,19 +155,6 @@ impl Small {
         let words = self.words(vcpus);
         ensure(words.iter().all(|word| *word == STILL), &alloc::format!("the VM still writes: {words:x?}"))
     }
-}
-
-/// Runs a vCPU once, and takes what interrupts this CPU.
-fn run(vm: u64, vcpu: usize) -> Result<ExitReason, CallError> {
-    run_for(vm, vcpu, cpu::frequency() / RUN_FOR)
-}
-
-/// The same for so many ticks, if the vCPU does not leave before.
-fn run_for(vm: u64, vcpu: usize, ticks: u64) -> Result<ExitReason, CallError> {
-    cpu::set_deadline(Some(cpu::counter() + ticks));
-    let exit = calls::vcpu_run(vm, vcpu as u64);
-    scheduler::run_for(0);
-    exit
 }
 
 /// All memory of a VM that is off or goes off by itself: how often a vCPU still ran.

@@ -8,10 +8,10 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use kserv_model::layout::RAM_BASE;
 
-use super::super::drive::{Driven, SHARED};
+use super::super::drive::{Driven, SHARED, run};
 use super::super::stage::{Stage, play};
 use super::super::victim::is_canary;
-use super::{Context, ensure, run, strange};
+use super::{Context, ensure, strange};
 use crate::arch::entry::{Access, try_access};
 use crate::guest::Failure;
 use crate::scheduler;
