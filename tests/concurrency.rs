@@ -7,7 +7,6 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Rng, factor};
 use corevisor::abstract_machine::addr::{Gfn, Ipa, Pfn, VmId};
 use corevisor::abstract_machine::regs::TrapFrame;
 use corevisor::abstract_machine::sim::walker::AccessKind;
@@ -21,6 +20,7 @@ use corevisor::spec::invariants::View;
 use corevisor::spec::world::{Layout, World};
 use corevisor::trap::Core;
 use corevisor::trap::trap_handler::host_trap_handler;
+use corevisor_evidence::{Rng, factor, tell};
 
 const RAM: u64 = 0x4000_0000;
 const POOL: u64 = RAM + (8 << 20);
@@ -149,10 +149,14 @@ fn all_cpus(seeds: u64, times: u64, work: Work) -> usize {
 
 #[test]
 fn no_cpu_reaches_a_page_while_it_is_a_vms() {
-    println!("{} lives of VMs on {CPUS} CPUs at once", all_cpus(4 * factor(), 12, one_vm));
+    let seeds = 4 * factor();
+    let lives = all_cpus(seeds, 12, one_vm);
+    tell("concurrency: lives of VMs", &[("seeds", seeds), ("CPUs", CPUS as u64), ("lives", lives as u64)]);
 }
 
 #[test]
 fn no_cpu_reaches_a_page_while_it_is_the_cores() {
-    println!("{} steps of {CPUS} CPUs at once", all_cpus(16 * factor(), 1500, one_cpu));
+    let seeds = 16 * factor();
+    let steps = all_cpus(seeds, 1500, one_cpu);
+    tell("concurrency: pages of the core", &[("seeds", seeds), ("CPUs", CPUS as u64), ("steps", steps as u64)]);
 }

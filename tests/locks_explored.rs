@@ -5,6 +5,7 @@
 //! that reports every access that is not ordered after the last one.
 #![forbid(unsafe_code)]
 
+use corevisor_evidence::tell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering as O};
 
@@ -113,7 +114,7 @@ fn add<W: Words>(turn: &Turn<Cell<u32>, W>, rounds: u32) {
 #[test]
 fn two_cpus_exclude_each_other_and_see_what_the_other_wrote() {
     let runs = explore(None, || count_together::<Right>(2, 2));
-    println!("{runs} interleavings of two CPUs, all there are");
+    tell("locks_explored: all interleavings", &[("CPUs", 2), ("interleavings", runs as u64)]);
     assert!(runs > 10);
 }
 
@@ -218,7 +219,8 @@ fn three_cpus_are_served_one_at_a_time_and_who_came_first_is_served_first() {
         assert_eq!(held.served, *places.lock().unwrap());
         pass_lock(held);
     });
-    println!("{runs} interleavings of three CPUs, at most 4 preemptions and {POLLS} polls each");
+    let bounds = [("CPUs", 3), ("most preemptions", 4), ("most polls", POLLS as u64), ("interleavings", runs as u64)];
+    tell("locks_explored: bounded interleavings", &bounds);
     assert!(runs > 100);
 }
 

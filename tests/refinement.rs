@@ -6,7 +6,7 @@
 mod common;
 
 use common::driver::{Machines, run};
-use common::factor;
+use corevisor_evidence::{factor, tell};
 
 /// Many seeds, on two threads.
 fn run_all(name: &str, machines: Machines, sequences: u64, steps: usize) {
@@ -35,7 +35,14 @@ fn run_all(name: &str, machines: Machines, sequences: u64, steps: usize) {
             states += more_states;
         }
     });
-    println!("{name}: {} sequences of {steps} steps, {calls} calls compared, {states} states replayed", seeds.len());
+    let counts = [
+        ("sequences", seeds.len() as u64),
+        ("steps of each", steps as u64),
+        ("calls", calls as u64),
+        ("states replayed", states as u64),
+    ];
+    let first = seeds.first().copied().unwrap_or(0);
+    tell(&format!("refinement: {name}"), &[[("first seed", first)].as_slice(), &counts].concat());
 }
 
 #[test]

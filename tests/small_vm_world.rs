@@ -5,6 +5,7 @@
 //! state count as one there.
 #![forbid(unsafe_code)]
 
+use corevisor_evidence::tell;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -152,18 +153,20 @@ fn every_state(depth: usize) -> (usize, usize) {
 #[test]
 fn every_sequence_of_up_to_three_calls_agrees_with_the_specification() {
     let counts: Vec<usize> = (1..=3).map(every_sequence).collect();
-    println!("{counts:?} sequences of 1 to 3 calls, all there are over {} calls", ACTS.len());
+    let sequences = counts.iter().sum::<usize>() as u64;
+    let bounds = [("different calls", ACTS.len() as u64), ("most calls", 3), ("sequences", sequences)];
+    tell("small_vm_world: every sequence", &bounds);
 }
 
 #[test]
 fn every_call_from_every_state_within_three_calls_agrees_with_the_specification() {
     let (states, calls) = every_state(4);
-    println!("{calls} sequences of up to 4 calls, to {states} abstract states");
+    tell("small_vm_world: every state", &[("most calls", 4), ("sequences", calls as u64), ("states", states as u64)]);
 }
 
 #[test]
 #[ignore = "long: cargo test --test small_vm_world -- --ignored"]
 fn every_call_from_every_state_within_five_calls_agrees_with_the_specification() {
     let (states, calls) = every_state(6);
-    println!("{calls} sequences of up to 6 calls, to {states} abstract states");
+    tell("small_vm_world: every state", &[("most calls", 6), ("sequences", calls as u64), ("states", states as u64)]);
 }

@@ -5,6 +5,7 @@
 use corevisor::abstract_machine::addr::{Ipa, Pfn};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::spec::world::{Layout, World};
+use corevisor_evidence::tell;
 
 const BLOCK: u64 = 0x4000_0000;
 const PAGES: u64 = 0x8000_0000;
@@ -70,15 +71,21 @@ fn every_sequence(depth: u32) -> usize {
     count
 }
 
+/// All sequences there are of so many calls.
+fn told(most: u64, sequences: usize) {
+    let bounds = [("different calls", ACTS.len() as u64), ("most calls", most), ("sequences", sequences as u64)];
+    tell("small_world: every sequence", &bounds);
+}
+
 #[test]
 fn every_sequence_of_up_to_four_calls_agrees_with_the_specification() {
     let counts: Vec<usize> = (1..=4).map(every_sequence).collect();
-    println!("{counts:?} sequences of 1 to 4 calls, all there are over {} calls", ACTS.len());
+    told(4, counts.iter().sum());
 }
 
 /// Half a minute and 2 GiB.
 #[test]
 #[ignore = "long: cargo test --test small_world -- --ignored"]
 fn every_sequence_of_five_calls_agrees_with_the_specification() {
-    println!("{} sequences of 5 calls", every_sequence(5));
+    told(5, every_sequence(5));
 }

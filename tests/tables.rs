@@ -5,7 +5,6 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::{Rng, factor};
 use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use corevisor::abstract_machine::sim::Sim;
@@ -15,6 +14,7 @@ use corevisor::npt::npt_walk::SetNptError;
 use corevisor::npt::pt_alloc::{OutOfTables, alloc_root};
 use corevisor::npt::{Level, Npts, Shape, TableOwner, VM_SLOTS, no_vm, npt_ops};
 use corevisor::spec::npt::{self, Leaf, Table};
+use corevisor_evidence::{Rng, factor, tell};
 
 const POOL: u64 = 0x100_0000_0000 - 0x100_0000;
 
@@ -247,5 +247,5 @@ fn a_table_and_its_map_agree_after_every_random_operation() {
         assert_clean(&npts);
     }
     assert_eq!(outcomes.len(), 5, "every result was seen: {outcomes:?}");
-    println!("{operations} operations on tables compared with their map");
+    tell("tables", &[("operations", operations as u64)]);
 }

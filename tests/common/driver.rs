@@ -10,7 +10,9 @@ use corevisor::spec::replay;
 use corevisor::spec::world::{Layout, World};
 
 use super::vm_steps::{self, belongs_to_vm};
-use super::{Rng, interesting, random_layout, vm_layout};
+use corevisor_evidence::Rng;
+
+use super::{interesting, random_layout, vm_layout};
 
 const KINDS: [AccessKind; 3] = [AccessKind::Read, AccessKind::Write, AccessKind::Execute];
 

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use corevisor::spec::vm::{Answer, Call, Manifest};
 use corevisor::spec::vm_world::{GICV, VmWorld};
 
-use super::Rng;
 use super::vms::{PAGE, layout};
+use corevisor_evidence::Rng;
 
 /// The last page of RAM.
 pub const SCRATCH: u64 = 0x43ff_f000;
@@ -34,7 +34,7 @@ impl Chooser<'_> {
     }
 
     fn gfn(&mut self) -> u64 {
-        let base = self.rng.pick(&[0, 0, 512, 0x4_0000, 0x4_0200, (1 << 20) - 4, (1 << 28) - 3]);
+        let base = self.rng.pick(&[0, 0x3_fffd, 0x4_0000, 0x4_0000, 0x4_0200, (1 << 20) - 4, (1 << 28) - 3]);
         base + if self.rng.below(3) == 0 { 0 } else { self.rng.below(6) }
     }
 

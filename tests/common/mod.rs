@@ -1,21 +1,15 @@
-//! What the tests of this directory share: a small generator of random numbers, and random machines.
+//! What the tests of this directory share: random machines, and what is done to them.
 #![forbid(unsafe_code)]
 #![allow(dead_code, missing_docs)]
 
 pub mod driver;
 pub mod lives;
-pub mod rng;
 pub mod snapshots;
 pub mod vm_steps;
 pub mod vms;
 
 use corevisor::spec::world::Layout;
-pub use rng::Rng;
-
-/// A number from the environment, for longer runs: `COREVISOR_TEST_FACTOR=20 cargo test`.
-pub fn factor() -> u64 {
-    std::env::var("COREVISOR_TEST_FACTOR").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
+use corevisor_evidence::Rng;
 
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 1 << 21;

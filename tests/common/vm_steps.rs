@@ -8,7 +8,7 @@ use corevisor::npt::VmKind;
 use corevisor::npt::descriptor::Stage2Access;
 use corevisor::spec::world::World;
 
-use super::Rng;
+use corevisor_evidence::Rng;
 
 /// The VMs of a test machine.
 pub const VMS: [VmId; 3] = [VmId::new(1), VmId::new(2), VmId::new(3)];

@@ -154,7 +154,7 @@ pub struct TestImage {
 
 /// `bytes` bytes of no pattern at `gpa`.
 pub fn image(gpa: u64, bytes: usize) -> TestImage {
-    let mut rng = super::Rng::new(gpa ^ bytes as u64);
+    let mut rng = corevisor_evidence::Rng::new(gpa ^ bytes as u64);
     TestImage { gpa, bytes: (0..bytes).map(|_| rng.next() as u8).collect() }
 }
 

@@ -2,7 +2,9 @@
 
 use crate::SCRATCH;
 use crate::common::vms::{PAGE, layout};
-use crate::common::{Rng, lives};
+use corevisor_evidence::{Rng, factor, tell};
+
+use crate::common::lives;
 use corevisor::interface::CallError;
 use corevisor::spec::vm::{Answer, Call, Manifest, Power, Start};
 use corevisor::spec::vm_world::VmWorld;
@@ -10,10 +12,12 @@ use corevisor::spec::vm_world::VmWorld;
 #[test]
 fn random_lives_of_vms_are_what_the_specification_says() {
     let mut counts = lives::Counts::new();
-    for seed in 0..40 * crate::common::factor() {
+    let seeds = 40 * factor();
+    for seed in 0..seeds {
         lives::run(&mut Rng::new(seed), 400, &mut counts);
     }
-    println!("{counts:?}");
+    let (done, refused) = counts.values().fold((0, 0), |sum, (done, refused)| (sum.0 + done, sum.1 + refused));
+    tell("lifecycle: random lives", &[("seeds", seeds), ("calls done", done), ("calls refused", refused)]);
     assert!(counts.values().all(|(done, _)| *done > 10), "a call that never succeeds tests little: {counts:?}");
 }
 

@@ -14,6 +14,7 @@ mod common;
 mod lives;
 mod pages;
 
+use corevisor_evidence::tell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
@@ -97,7 +98,7 @@ fn same(model: &BTreeSet<String>, spec: &BTreeSet<String>, what: &str) {
 
 fn seeds(count: u64) -> Vec<u64> {
     let only = std::env::var("COREVISOR_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    only.map_or_else(|| (1..=count * common::factor()).collect(), |seed| vec![seed])
+    only.map_or_else(|| (1..=count * corevisor_evidence::factor()).collect(), |seed| vec![seed])
 }
 
 /// Says which seed failed.
@@ -121,6 +122,10 @@ fn counted(counts: &mut Counts, asked: &str, answer: &str) {
 
 fn report(name: &str, most: &str, seeds: &[u64], steps: usize, counts: &Counts) {
     let done: u64 = counts.values().map(|(done, refused)| done + refused).sum();
+    tell(
+        &format!("proved_model: {name}"),
+        &[("sequences", seeds.len() as u64), ("steps of each", steps as u64), ("operations compared", done)],
+    );
     println!(
         "{name}: model and Rust agree, {done} operations compared with the whole state after each; seeds {:?}, {steps} steps each, at most {most} at once; (done, refused): {counts:?}",
         (seeds.first(), seeds.last())

@@ -5,6 +5,7 @@ use crate::{
     bed::{Bed, Checks, Failure, LIMIT},
     runner::Case,
 };
+use corevisor_evidence::tell;
 use corevisor_tool::{
     machine::Machine,
     outcome::Finished,
@@ -230,7 +231,13 @@ impl Attack {
 /// One storm: the line in which the mini host says what it did.
 fn storm(bed: &Bed, gic: u32, cpus: u32, seed: u64, rounds: u32) -> Result<String, Failure> {
     // Every refused access is a warning.
-    weathered(&finish(run(bed, machine(gic, cpus), storm_of(seed, rounds), "error"))?)
+    let line = weathered(&finish(run(bed, machine(gic, cpus), storm_of(seed, rounds), "error"))?)?;
+    let done = line.rsplit(": ").next().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
+    let done = done.filter_map(|number| number.parse().ok());
+    let names = ["calls", "served", "runs of vCPUs", "accesses", "refused"];
+    let counts: Vec<(&str, u64)> = names.into_iter().zip(done).collect();
+    tell(&format!("storm of {cpus} CPUs, GICv{gic}"), &[[("seed", seed)].as_slice(), &counts].concat());
+    Ok(line)
 }
 
 fn storm_of(seed: u64, rounds: u32) -> Vms {

@@ -2,7 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common::Rng;
 use crate::common::vms::{Host, PAGE, TestManifest, image, key};
 use corevisor::abstract_machine::addr::{Pa, Pfn};
 use corevisor::abstract_machine::shadow::{BankReg, Context};
@@ -14,6 +13,7 @@ use corevisor::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::spec::vcpu::Vcpu;
 use corevisor::trap::trap_handler::host_vcpu_run_handler;
+use corevisor_evidence::Rng;
 
 pub const ENTRY: u64 = 0x4020_0000;
 pub const TREE: u64 = 0x4000_0000;

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use crate::bench::{Bench, ENTRY, TREE, random_trap, view, word_of};
-use crate::common::Rng;
 use crate::common::vms::{Host, PAGE, TestManifest, image, key};
 use corevisor::abstract_machine::addr::{Pa, Pfn, VmId};
 use corevisor::abstract_machine::shadow::{BankReg, Context};
@@ -17,6 +16,7 @@ use corevisor::interface::mailbox::{
 };
 use corevisor::interface::{CallError, HostCall};
 use corevisor::trap::trap_handler::host_vcpu_run_handler;
+use corevisor_evidence::Rng;
 
 #[test]
 fn a_program_counter_that_the_host_sets_is_where_the_vcpu_goes_on() {

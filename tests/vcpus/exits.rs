@@ -5,7 +5,6 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use crate::bench::{Bench, RELEASED, assert_none_shown, fill, random_trap, word_of};
-use crate::common::Rng;
 use crate::common::vms::PAGE;
 use corevisor::abstract_machine::per_cpu::Event;
 use corevisor::abstract_machine::shadow::{BankReg, Context};
@@ -16,6 +15,7 @@ use corevisor::interface::guest::psci;
 use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason, Register};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::vm::host_calls::vm_call;
+use corevisor_evidence::Rng;
 
 #[test]
 fn m1_every_exception_class_of_a_vm_has_a_decided_outcome() {

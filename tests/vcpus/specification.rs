@@ -2,7 +2,6 @@
 
 use crate::bench::{Bench, ENTRY, assert_none_shown, fill, random_trap, view, word_of};
 use crate::common::vms::PAGE;
-use crate::common::{Rng, factor};
 use corevisor::abstract_machine::regs::SysregId;
 use corevisor::abstract_machine::shadow::Context;
 use corevisor::abstract_machine::{ExitCode, Machine, VgicInfo};
@@ -11,6 +10,7 @@ use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason};
 use corevisor::spec::vcpu::{self as spec, Around, Next};
 use corevisor::trap::fault_handler::id_registers;
+use corevisor_evidence::{Rng, factor, tell};
 
 #[test]
 fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_the_host() {
@@ -95,5 +95,5 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
         }
         assert!(sim.violations().is_empty(), "{:?}", sim.violations());
     }
-    println!("{compared} exits compared");
+    tell("vcpus: exits and entries", &[("exits", compared as u64)]);
 }

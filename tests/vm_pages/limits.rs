@@ -125,5 +125,4 @@ fn what_it_costs_to_reclaim_a_vm_depends_on_what_it_had_and_on_nothing_else() {
     };
     let alone = cost(8 * BLOCK_2M, false);
     assert_eq!(cost(BLOCK_1G + 64 * BLOCK_2M, true), alone);
-    println!("{alone} steps on tables");
 }

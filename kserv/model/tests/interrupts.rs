@@ -7,8 +7,8 @@
 
 mod common;
 
-use common::rng::Rng;
 use common::world::{SPIS, World};
+use corevisor_evidence::{Rng, tell};
 use kserv_model::irq::{Bits, Engine, Form, HCR_LRENPIE, HCR_UIE, ListRegister};
 
 fn run(form: Form, prompt: bool) {
@@ -26,7 +26,7 @@ fn run(form: Form, prompt: bool) {
             }
         }
     }
-    println!("{worlds} worlds, {delivered} interrupts");
+    tell(&format!("interrupts: {form:?}"), &[("worlds", worlds), ("interrupts", delivered as u64)]);
     assert!(delivered > 10_000);
 }
 

@@ -12,7 +12,9 @@ use corevisor::vm::VmState;
 use crate::common::driver::{Machines, run_with};
 use crate::common::snapshots::{KERNEL, PAGES, empty, inside, ran, restore, save};
 use crate::common::vms::{Host, PAGE, TestManifest, image, key};
-use crate::common::{Rng, lives};
+use corevisor_evidence::Rng;
+
+use crate::common::lives;
 
 /// Most steps of one input.
 const STEPS: usize = 200;

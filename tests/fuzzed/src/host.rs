@@ -1,5 +1,6 @@
 //! Targets of the host's own part: device models, and the driver's C interface.
 
+use corevisor_evidence::Rng;
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_model::gicv2::GicV2;
 use kserv_model::gicv3::GicV3;
@@ -10,7 +11,6 @@ use kserv_model::pl011::Pl011;
 use kserv_model::sysreg::{Register, SysregAccess};
 
 use crate::driver::steps;
-use crate::interface::rng::Rng;
 use crate::interface::world::World;
 
 /// Most steps of one input.
@@ -99,8 +99,6 @@ pub fn kvm(bytes: &[u8]) {
     let rng = &mut Rng::of(bytes);
     let mut driver = steps::driver(rng.below(24));
     let ids = driver.ids();
-    // The driver's numbers are of its own copy of the generator.
-    let rng = &mut crate::driver::rng::Rng::of(bytes.get(1..).unwrap_or_default());
     for _ in 0..STEPS {
         if rng.is_spent() {
             break;

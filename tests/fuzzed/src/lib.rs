@@ -12,10 +12,6 @@
 //! | `devices`    | accesses to interrupt controllers and serial port    | registers that forget nothing, a value as wide as its access |
 //! | `kvm`        | calls over the driver's C interface                  | what its header promises; memory, by AddressSanitizer        |
 #![allow(missing_docs)]
-#![allow(
-    clippy::duplicate_mod,
-    reason = "each of the tests whose parts are taken has its random numbers in a module of its own"
-)]
 
 #[path = "../../common/mod.rs"]
 mod common;
@@ -55,7 +51,7 @@ pub fn run(name: &str, bytes: &[u8]) {
 
 /// `count` bytes of no pattern.
 pub fn numbers(seed: u64, count: usize) -> Vec<u8> {
-    let mut rng = common::Rng::new(seed);
+    let mut rng = corevisor_evidence::Rng::new(seed);
     (0..count).map(|_| rng.below(256) as u8).collect()
 }
 

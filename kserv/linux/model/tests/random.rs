@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::rng::Rng;
 use common::steps::{driver, step};
+use corevisor_evidence::Rng;
 
 #[test]
 fn no_order_of_calls_and_no_mailbox_is_too_much() {

@@ -1,9 +1,7 @@
-//! Random numbers, and a CPU interface that takes list registers as the architecture says.
+//! A CPU interface that takes list registers as the architecture says.
 #![forbid(unsafe_code)]
 #![allow(dead_code, missing_docs)]
 
-#[path = "../../../../tests/common/rng.rs"]
-pub mod rng;
 pub mod world;
 
 use kserv_model::irq::{Filled, Form, HCR_LRENPIE, HCR_NPIE, HCR_UIE, ListRegister};

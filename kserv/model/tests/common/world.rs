@@ -4,8 +4,8 @@
 
 use kserv_model::irq::{Bits, Engine, Form};
 
-use super::rng::Rng;
 use super::{Interface, Taken};
+use corevisor_evidence::Rng;
 
 pub const SPIS: usize = 64;
 pub const IDS: usize = 32 + SPIS;

@@ -6,7 +6,7 @@ use kserv_linux_model::its::*;
 use kserv_linux_model::*;
 
 use super::Driver;
-use super::rng::Rng;
+use corevisor_evidence::Rng;
 
 /// A number that is likely to mean something.
 fn any(rng: &mut Rng) -> u64 {

@@ -1,14 +1,15 @@
 //! Numbers that decide what a test does: random ones with a fixed seed, or what a fuzzer thought of.
 #![forbid(unsafe_code)]
-#![allow(dead_code, missing_docs)]
 
 /// xorshift64*: small, fast, and the same on every machine. Or bytes that were given, one after the other.
+#[derive(Clone, Debug)]
 pub struct Rng {
     state: u64,
     given: Option<Vec<u8>>,
 }
 
 impl Rng {
+    /// From `seed` on.
     pub fn new(seed: u64) -> Self {
         Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, given: None }
     }
@@ -23,6 +24,8 @@ impl Rng {
         self.given.as_ref().is_some_and(Vec::is_empty)
     }
 
+    /// The next number of 64 bits.
+    #[expect(clippy::should_implement_trait, reason = "it never ends")]
     pub fn next(&mut self) -> u64 {
         if let Some(given) = &mut self.given {
             return (0..8).fold(0, |number, n| number | u64::from(given.pop().unwrap_or(0)) << (8 * n));
@@ -44,6 +47,10 @@ impl Rng {
         }
     }
 
+    /// One of `from`.
+    ///
+    /// # Panics
+    /// If there is none.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
