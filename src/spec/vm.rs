@@ -346,6 +346,10 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             let vm = s.vm(id, BUILT)?;
             vm.has(gfn, pages)?;
             let protected = vm.protected;
+            let ends = [gfn, gfn + pages - 1];
+            if protected && !ends.iter().all(|page| (0x4_0000..0x400_0000).contains(page)) {
+                return Err(CallError::InvalidParameter); // K §3.5: a device stays one
+            }
             until_refused(run_of(gfn, pfn, pages), |n| {
                 if protected { give(s, id, gfn + n, pfn + n) } else { lend(s, id, gfn + n, pfn + n) }
             })

@@ -3,7 +3,6 @@
 //! | primitive              | decides                                                       | lock       |
 //! |------------------------|---------------------------------------------------------------|------------|
 //! | [`handle_vm_abort`]    | memory that the host may add, a device, or an abort in the VM | Vm; Npt    |
-//! | [`is_vm_memory`]       | whether an address can be memory of a VM                      | none       |
 //!
 //! What it decides, in this order:
 //!
@@ -28,7 +27,7 @@
 
 use super::Core;
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, Ipa, VmId};
+use crate::abstract_machine::addr::{Gfn, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{ExceptionClass, FaultKind, Syndrome, hpfar_of_ipa};
 use crate::abstract_machine::shadow::{Context, ShadowReg};
@@ -38,17 +37,10 @@ use crate::vcpu::Action;
 use crate::vcpu::el1::VmEl1;
 use crate::vcpu::vcpu_ops_aux::{step_over, take_external_abort};
 use crate::vm::mmio_guard;
-
-/// Where a VM can have memory; everything else is devices. K §3.5: the window rule.
-const MEMORY: core::ops::Range<u64> = 0x4000_0000..0x40_0000_0000;
+use crate::vm::vm_memory::is_vm_memory;
 
 /// No table of a VM takes more bits of address; what is beyond is no address of a device either.
 const MOST_IPA_BITS: u32 = 48;
-
-/// Whether `ipa` can be memory of a VM.
-pub fn is_vm_memory(ipa: Ipa) -> bool {
-    MEMORY.contains(&ipa.raw())
-}
 
 /// Decides what follows from the data or instruction abort `syndrome` of the vCPU that this CPU runs.
 #[inline(never)]

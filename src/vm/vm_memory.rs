@@ -9,6 +9,7 @@
 //! | [`reclaim_vm`]                     | PowerOff         | its memory becomes the host's again                       | Vm, below it S2Page, Npt |
 //! | [`get_register`], [`set_register`] | not Dying        | a register of an ordinary VM's vCPU that does not run     | Vm   |
 //! | [`vm_info`], [`page_info`]         | any              | state and pages                                           | Vm; Npt |
+//! | [`is_vm_memory`]                   |                  | whether an address can be memory of a VM                  | none |
 //!
 //! Each holds the VM's lock all the while: nothing is mapped for a VM that somebody else switches off, reclaims or destroys meanwhile,
 //! and no vCPU starts while memory goes back (K §8.3 A7).
@@ -18,7 +19,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Vcpu, VcpuState, VmState, Vms};
-use crate::abstract_machine::addr::{Gfn, PAGE_SIZE, Pa, Pfn, PhysRange, VcpuId, VmId};
+use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VcpuId, VmId};
 use crate::abstract_machine::shadow::{BankReg, DIRTY_PC, ShadowReg};
 use crate::abstract_machine::{Machine, VgicWord};
 use crate::interface::CallError;
@@ -27,6 +28,20 @@ use crate::interface::mailbox::Register;
 use crate::memory::memory_ops;
 use crate::memory::page_manager::PageState;
 use crate::npt::VmKind;
+
+/// Where a VM has memory; everything else is devices. K §3.5: the window rule.
+const MEMORY: core::ops::Range<u64> = 0x4000_0000..0x40_0000_0000;
+
+/// Whether `ipa` can be memory of a VM, and is no device's.
+pub fn is_vm_memory(ipa: Ipa) -> bool {
+    MEMORY.contains(&ipa.raw())
+}
+
+/// Whether all of the `pages` pages from `gfn` on can be; there is one at least.
+fn are_vm_memory(gfn: Gfn, pages: u64) -> bool {
+    let last = gfn.checked_add(pages.saturating_sub(1));
+    is_vm_memory(gfn.addr()) && last.is_some_and(|last| is_vm_memory(last.addr()))
+}
 
 const BUILT: &[VmState] = &[VmState::Ready, VmState::Verified];
 
@@ -53,10 +68,11 @@ pub fn pool_info<M: Machine>(vms: &Vms<M>, id: VmId) -> Result<(u64, u64), CallE
 }
 
 /// Memory for the VM at `gfn`, from the host's page `pfn` on: a protected VM's own from now on, scrubbed; an ordinary VM's to use. Pages mapped.
+/// Where a protected VM has its devices it gets no memory: what it tells a device must not end in a page that nobody reads.
 ///
 /// # Errors
-/// [`CallError::WrongState`]; [`CallError::InvalidParameter`] for 0 pages, addresses that the VM does not have, `read_only` for a protected VM;
-/// as [`memory_ops::prot_and_map_vm_s2pt`] or [`memory_ops::lend_pages_to_vm`], if the first page was refused.
+/// [`CallError::WrongState`]; [`CallError::InvalidParameter`] for 0 pages, addresses that the VM does not have, and for a protected VM those of
+/// devices ([`is_vm_memory`]) and `read_only`; as [`memory_ops::prot_and_map_vm_s2pt`] or [`memory_ops::lend_pages_to_vm`], if the first page was refused.
 pub fn map_memory<M: Machine>(
     vms: &Vms<M>,
     id: VmId,
@@ -70,7 +86,7 @@ pub fn map_memory<M: Machine>(
     vm.has_range(gfn, pages)?;
     let mem = vms.memory();
     match vm.kind {
-        VmKind::Protected if read_only => Err(CallError::InvalidParameter),
+        VmKind::Protected if read_only || !are_vm_memory(gfn, pages) => Err(CallError::InvalidParameter),
         VmKind::Protected => Ok(memory_ops::prot_and_map_vm_s2pt(mem, id, gfn, pfn, pages)?),
         VmKind::Ordinary => Ok(memory_ops::lend_pages_to_vm(mem, id, gfn, pfn, pages, read_only)?),
     }

@@ -268,10 +268,10 @@ fn d14_what_was_given_for_a_vm_is_the_hosts_again_when_it_is_gone() {
         world.step(Call::DonatePool { vm: 1, pfn: base + 2, pages: 40 }).unwrap();
         world.step(Call::RegisterVcpu { vm: 1, vcpu: 3, mailbox: base + 100 }).unwrap();
         assert_eq!(
-            world.step(Call::MapMemory { vm: 1, gfn: 512, pfn: base + 512, pages: 700 }),
+            world.step(Call::MapMemory { vm: 1, gfn: 0x4_0200, pfn: base + 512, pages: 700 }),
             Ok(Answer::Number(512))
         );
-        world.step(Call::MapMemory { vm: 1, gfn: 1, pfn: base + 110, pages: 7 }).unwrap();
+        world.step(Call::MapMemory { vm: 1, gfn: 0x4_0001, pfn: base + 110, pages: 7 }).unwrap();
         world.step(Call::MapIo { vm: 1, gfn: 0x8000, pfn: GICV / PAGE, pages: 2 }).unwrap();
         world.check();
         world.step(Call::PowerOffVm { vm: 1 }).unwrap();
@@ -328,6 +328,24 @@ fn a16_the_only_window_of_a_vm_is_the_gics_virtual_cpu_interface() {
     }
     assert_eq!(host.call(HostCall::MapIo, &[vm, 0x0801_0000, GICV, 2]), Ok([2, 0, 0, 0]));
     assert_eq!(host.call(HostCall::PageInfo, &[vm, 0x0801_1000]), Ok([0, 4, 0, 0]));
+}
+
+#[test]
+fn where_a_protected_vm_has_its_devices_the_host_puts_no_memory() {
+    const LAST: u64 = 0x40_0000_0000 - PAGE;
+    let (mut host, vm) = vm_in(VmState::Verified, VM_PROTECTED);
+    let pages = host.pages(2);
+    for gpa in [0, 0x0900_0000, 0x4000_0000 - PAGE, LAST, LAST + PAGE] {
+        // In each of them at least one of two pages is a device's.
+        assert_eq!(host.call(HostCall::MapMemory, &[vm, gpa, pages, 2]), Err(CallError::InvalidParameter), "{gpa:#x}");
+        assert_eq!(host.call(HostCall::PageInfo, &[vm, gpa]), Ok([0; 4]), "{gpa:#x}");
+    }
+    assert_eq!(host.call(HostCall::MapMemory, &[vm, 0x4000_0000, pages, 1]).unwrap()[0], 1);
+    assert_eq!(host.call(HostCall::MapMemory, &[vm, LAST, pages + PAGE, 1]).unwrap()[0], 1);
+    // An ordinary VM's memory is the host's, wherever it is: a flash memory, for one.
+    let (mut host, vm) = vm_in(VmState::Verified, VM_ORDINARY);
+    let page = host.pages(1);
+    assert_eq!(host.call(HostCall::MapMemory, &[vm, 0, page, 1]).unwrap()[0], 1);
 }
 
 #[test]

@@ -107,9 +107,9 @@
 #define CV_CALL_VERIFY_VM 0xc6008016ULL
 
 /* (vm, gpa, pa, pages, flags)
- * Protected VM: the host's pages become the VM's, private, at `gpa`, scrubbed first (K §8.3 A18). Ordinary VM: they are lent to it. As
- * blocks where both sides are aligned. x0 = pages mapped (a whole 2 MiB block, or up to `pages`); what is mapped already is
- * refused (A4). State READY or VERIFIED.
+ * Protected VM: the host's pages become the VM's, private, at `gpa`, scrubbed first (K §8.3 A18); only from 1 GiB to 256 GiB, what is
+ * elsewhere is for devices. Ordinary VM: they are lent to it. As blocks where both sides are aligned. x0 = pages mapped (a whole 2 MiB
+ * block, or up to `pages`); what is mapped already is refused (A4). State READY or VERIFIED.
  */
 #define CV_CALL_MAP_MEMORY 0xc6008017ULL
 

@@ -101,9 +101,9 @@ calls! {
     /// A wrong signature or digest leaves the VM READY as it was, its pages with it. Works in steps: returns
     /// [`CallError::Again`] until done. K: `verify_and_load_images`.
     VerifyVm(vm, manifest) = HOST_BASE + 0x16,
-    /// Protected VM: the host's pages become the VM's, private, at `gpa`, scrubbed first (K §8.3 A18). Ordinary VM: they are lent to it. As
-    /// blocks where both sides are aligned. x0 = pages mapped (a whole 2 MiB block, or up to `pages`); what is mapped already is
-    /// refused (A4). State READY or VERIFIED.
+    /// Protected VM: the host's pages become the VM's, private, at `gpa`, scrubbed first (K §8.3 A18); only from 1 GiB to 256 GiB, what is
+    /// elsewhere is for devices. Ordinary VM: they are lent to it. As blocks where both sides are aligned. x0 = pages mapped (a whole 2 MiB
+    /// block, or up to `pages`); what is mapped already is refused (A4). State READY or VERIFIED.
     MapMemory(vm, gpa, pa, pages, flags) = HOST_BASE + 0x17,
     /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.
     UnmapMemory(vm, gpa, pages) = HOST_BASE + 0x18,
