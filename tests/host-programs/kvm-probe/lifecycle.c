@@ -32,7 +32,7 @@ static long available(void)
 }
 
 /* What the kernel gives back late is waited for a while: the best of some measurements. */
-static long settled(void)
+long settled(void)
 {
     long best = available();
     for (int n = 0; n < 5; n++) {
@@ -44,7 +44,7 @@ static long settled(void)
 }
 
 /* Rounds of work are leaks if each costs a page or more. */
-static void no_leak(int rounds, long before, const char *what)
+void no_leak(int rounds, long before, const char *what)
 {
     long lost = before - settled(), allowed = 2048 + 2L * rounds;
     said(before > 0 && lost < allowed, "%d times %s: %ld KiB lost, %ld allowed", rounds, what, lost, allowed);
@@ -100,7 +100,14 @@ void test_lifecycle(int rounds)
 
 /* xorshift: the same calls for the same seed. */
 static uint64_t state;
-static uint64_t chance(void)
+void seed_chance(unsigned seed)
+{
+    state = 0x9e3779b97f4a7c15ULL ^ seed;
+    for (int n = 0; n < 10; n++)
+        chance();
+}
+
+uint64_t chance(void)
 {
     state ^= state << 13;
     state ^= state >> 7;
@@ -141,9 +148,7 @@ static void *structure(unsigned char *ram)
 static void random_calls(unsigned seed)
 {
     int fds[64], count = 0;
-    state = 0x9e3779b97f4a7c15ULL ^ seed;
-    for (int n = 0; n < 10; n++)
-        chance();
+    seed_chance(seed);
     struct vm *vm = make_vm(1);
     if (!vm)
         _exit(1);

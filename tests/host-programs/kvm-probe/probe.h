@@ -67,6 +67,13 @@ bool run_to_done(struct vm *vm, int *exits);
 extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
     guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[];
 
+/* KiB of memory that can be had, the best of some looks; and whether `rounds` of work lost a page each since it was `before`. */
+long settled(void);
+void no_leak(int rounds, long before, const char *what);
+/* Random numbers, the same for the same seed. */
+void seed_chance(unsigned seed);
+uint64_t chance(void);
+
 void test_system(void);
 void test_memory(void);
 void test_vcpu(void);
@@ -74,6 +81,7 @@ void test_registers(void);
 void test_runs(void);
 void test_interrupts(void);
 void test_lifecycle(int rounds);
+void fours(int rounds, unsigned seed, bool killed);
 void fuzz(unsigned seed, unsigned rounds);
 int bench(const char *image, const char *tree, const char *gic, bool protected);
 int mark(const char *what);

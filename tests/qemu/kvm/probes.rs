@@ -2,7 +2,7 @@
 
 use super::{Host, Whose, driver, finish, told};
 use crate::{
-    bed::{Bed, Checks, Failure},
+    bed::{Bed, Checks, Failure, LIMIT},
     made,
     runner::Case,
 };
@@ -18,10 +18,17 @@ pub fn cases() -> Vec<Case> {
         Case::new("kvm", "on a Raspberry Pi 4 the probe's guests run, and eventfds interrupt them", on_raspi)
             .only_in_full_if(true),
         Case::new("kvm", "the driver says what it found, and does not load without the core", loads),
-        Case::new("kvm", "the driver as DKMS builds it loads", by_dkms).only_in_full_if(true),
+        Case::new("kvm", "the driver that Debian's dkms added, built and installed loads", by_dkms)
+            .only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
         told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
     ];
+    for host in [driver(), Host::new(Driver, 3), Host::new(Own, 2)] {
+        cases.push(
+            told(host, "500 times four VMs start and stop, and 500 times four VMMs are killed", fours)
+                .only_in_full_if(true),
+        );
+    }
     let hosts = [driver(), Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3), driver().kernel("6.1")];
     for host in hosts {
         let default = host.whose == Driver && host.gic == 2 && host.kernel == "6.12";
@@ -94,4 +101,27 @@ fn lives(bed: &Bed, host: &Host) -> Result<(), Failure> {
 
 fn fuzzed(bed: &Bed, host: &Host) -> Result<(), Failure> {
     probe(bed, host, "fuzz 1 60")?.says("a VM lives afterwards")
+}
+
+/// Four small guests at once, and as often four whose VMMs are killed.
+fn fours(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let run = host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?).timeout(LIMIT * 3);
+    let script = r#"
+        driver_up
+        for how in fours fours-killed; do timeout 700 kvm-probe $how 500 1 || fail "$how: the probe ends with status $?"; done
+        if [ -e /lib/corevisor_kvm.ko ]; then
+            mount -t debugfs debugfs /sys/kernel/debug
+            is "VMs that the driver still has" "$(grep -c '^vm' /sys/kernel/debug/corevisor_kvm/vms)" 0
+            rmmod corevisor_kvm || fail "the driver does not go"
+        fi
+    "#;
+    let done = probed(run, script)?;
+    done.says("500 of 500 times four VMMs come and go")?;
+    done.says("2000 VMs came to their ends")?;
+    done.says("500 of 500 times four VMMs are killed")?;
+    if host.whose == Whose::Driver {
+        done.counted("host accesses denied", 0)?;
+        done.counted("VM exits: failed", 0)?;
+    }
+    Ok(())
 }
