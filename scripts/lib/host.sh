@@ -81,6 +81,9 @@ get_busybox() {
 have_uboot() { [ -e "$host/u-boot/qemu_arm64.bin" ]; }
 get_uboot() { get_file u-boot-qemu '*/qemu_arm64/u-boot.bin' "$host/u-boot/qemu_arm64.bin" "booting with booti, in tests"; }
 
+have_dkms() { [ -e "$host/dkms" ]; }
+get_dkms() { get_file dkms './usr/sbin/dkms' "$host/dkms" "building the driver as an administrator does, in tests"; }
+
 have_rpi_dtb() { [ -e "$host/bcm2711-rpi-4-b.dtb" ]; }
 get_rpi_dtb() {
     have_host 6.12 || get_host 6.12

@@ -119,3 +119,34 @@ get_kvm_selftests() {
     mv "$new" "$host/kvm-selftests"
     say "the kernel's KVM selftests are in target/host/kvm-selftests"
 }
+
+have_stress_ng() { [ -e "$host/stress-ng/package" ]; }
+
+# target/host/stress-ng: Debian's stress-ng, unmodified, and beside it the libraries that it loads and their loader.
+get_stress_ng() {
+    local packages new=$host/.stress-ng.new program
+    have_cross || get_cross # its readelf
+    # libgbm's package wants Mesa's drivers, which libgbm loads only for a picture.
+    packages=$(debian_closure "$kvm_suite" arm64 stress-ng | grep -vE '^(libllvm|libz3|mesa-libgallium|libx11-data)') || exit 1
+    [ -n "$packages" ] || die "$kvm_suite has no package stress-ng (arm64): scripts/lib/kvm.sh must follow"
+    rm -rf "$new"
+    mkdir -p "$new/tree" "$new/files"
+    say "downloading stress-ng for arm64 and what it needs from $kvm_suite ($(wc -l <<<"$packages") packages, about 14 MB): load with verification, in tests"
+    # shellcheck disable=SC2086 # one a word
+    debian_download_all "$kvm_suite" arm64 $packages || exit 1
+    for deb in "${debs[@]}"; do
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner --exclude='./usr/share' --exclude='./var' --exclude='./etc'
+        { echo; deb_facts "$deb"; } >>"$new/package.new"
+    done
+    if [ -d "$new/tree/lib" ]; then cp -a "$new/tree/lib/." "$new/tree/usr/lib/"; fi
+    program=$new/tree/usr/bin/stress-ng
+    [ -x "$program" ] || die "stress-ng of $kvm_suite has no usr/bin/stress-ng: scripts/lib/kvm.sh must follow"
+    elf_closure "$new/tree" "$program" "$new/tree/usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1" | sort -u >"$new/list"
+    while read -r file; do
+        cp -L "$file" "$new/files/"
+    done <"$new/list"
+    { echo "suite $kvm_suite"; cat "$new/package.new"; } >"$new/package"
+    rm -rf "$new/tree" "$new/list" "$new/package.new" "${host:?}/stress-ng"
+    mv "$new" "$host/stress-ng"
+    say "Debian's stress-ng and its libraries are in target/host/stress-ng/files ($(megabytes "$(du -sb "$host/stress-ng/files" | cut -f1)"))"
+}
