@@ -10,15 +10,17 @@
 //! | [`life`]      | stop and go on, save and bring back, kill                      |
 //! | [`protected`] | the same as a protected guest                                  |
 //! | [`selftests`] | the kernel's own                                               |
+//! | [`stress`]    | stress-ng in guest and host at once                            |
 
 mod debian;
 mod life;
 mod probes;
 mod protected;
 mod selftests;
+mod stress;
 
 use crate::{
-    bed::{Bed, Checks, FUNCTIONS, Failure},
+    bed::{Bed, Checks, FUNCTIONS, Failure, NO_SELF_TESTS},
     made,
     runner::Case,
 };
@@ -54,12 +56,14 @@ struct Host {
     gic: u32,
     cpu: &'static str,
     kernel: &'static str,
+    /// CPUs run at the same time; else they take turns, at half the cost.
+    at_once: bool,
 }
 
 impl Host {
     /// Each interrupt controller with a CPU of its time. On the older one KVM runs as nVHE.
     fn new(whose: Whose, gic: u32) -> Self {
-        Self { whose, gic, cpu: if gic == 2 { "cortex-a72" } else { "max" }, kernel: "6.12" }
+        Self { whose, gic, cpu: if gic == 2 { "cortex-a72" } else { "max" }, kernel: "6.12", at_once: false }
     }
 
     fn cpu(self, cpu: &'static str) -> Self {
@@ -70,8 +74,12 @@ impl Host {
         Self { kernel, ..self }
     }
 
+    fn at_once(self) -> Self {
+        Self { at_once: true, ..self }
+    }
+
     fn name(&self) -> String {
-        let Self { whose, gic, cpu, kernel } = self;
+        let Self { whose, gic, cpu, kernel, .. } = self;
         format!("{}, {cpu}, GICv{gic}, {kernel} host", whose.name())
     }
 
@@ -86,9 +94,10 @@ impl Host {
 
     /// QEMU, `/dev/kvm` and what `more` says.
     fn run_with(&self, bed: &Bed, more: impl FnOnce(KvmHost) -> KvmHost) -> Result<Run, Failure> {
+        let run = |machine| if self.at_once { bed.stock(machine).append(NO_SELF_TESTS) } else { bed.run(machine) };
         let (driver, run) = match self.whose {
-            Whose::Own => (Module::Own, bed.run(self.machine().el2(true)).boot(Boot::NoCore)),
-            Whose::Driver => (Module::Module(made::driver(bed, self.kernel)?), bed.run(self.machine())),
+            Whose::Own => (Module::Own, run(self.machine().el2(true)).boot(Boot::NoCore)),
+            Whose::Driver => (Module::Module(made::driver(bed, self.kernel)?), run(self.machine())),
         };
         let host = more(KvmHost::new(&bed.project, self.kernel, driver));
         Ok(host.equip(run.kernel(self.kernel))?)
@@ -97,7 +106,7 @@ impl Host {
 
 /// The cases. By default few run: a guest in a guest is slow. What the driver cannot do yet is in docs/status.md, not here.
 pub fn cases() -> Vec<Case> {
-    [probes::cases(), debian::cases(), life::cases(), protected::cases(), selftests::cases()]
+    [probes::cases(), debian::cases(), life::cases(), protected::cases(), selftests::cases(), stress::cases()]
         .into_iter()
         .flatten()
         .collect()

@@ -99,6 +99,19 @@ pub fn kvm_selftests(bed: &Bed) -> Result<PathBuf, Failure> {
     Ok(bed.project.root().join("target/host/kvm-selftests"))
 }
 
+/// Debian's stress-ng, its libraries and their loader: file names and contents.
+pub fn stress_ng(bed: &Bed) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let _lock = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    make(Command::new(bed.project.root().join("scripts/setup")).arg("stress-ng"))?;
+    let files = std::fs::read_dir(bed.project.root().join("target/host/stress-ng/files"))?;
+    files
+        .map(|file| {
+            let file = file?;
+            Ok((file.file_name().to_string_lossy().into_owned(), std::fs::read(file.path())?))
+        })
+        .collect()
+}
+
 fn places(bed: &Bed, name: &str) -> Result<(PathBuf, PathBuf), Failure> {
     let dir = bed.project.root().join("target/test").join(name);
     std::fs::create_dir_all(&dir)?;

@@ -143,6 +143,13 @@ impl KvmHost {
         self
     }
 
+    /// A file for the guest, by its absolute path.
+    #[must_use]
+    pub fn guest_file(mut self, path: impl Into<String>, content: impl Into<Vec<u8>>) -> Self {
+        self.guest.files.push((path.into(), content.into()));
+        self
+    }
+
     /// The guest is a protected one, of this shape and no other, signed with this key. The core is given its public key.
     #[must_use]
     pub fn protected(mut self, shape: GuestShape, key: Key) -> Self {
