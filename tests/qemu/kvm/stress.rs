@@ -59,10 +59,10 @@ const STRESSORS: &[(&str, u32, &str, Count)] = &[
     // Timers and clocks.
     ("timer", 500, "", AtLeast(250)),
     ("timerfd", 500, "", AtLeast(250)),
-    ("itimer", 100, "", Exactly(100)),
+    ("itimer", 100, "", AtLeast(50)),
     ("nanosleep", 50, "", AtLeast(25)),
     ("hrtimers", 100, "", AtLeast(50)),
-    ("alarm", 100, "", Exactly(100)),
+    ("alarm", 100, "", AtLeast(50)),
     ("clock", 100, "", Exactly(100)),
     // Signals.
     ("signal", 500, "", Exactly(500)),
