@@ -27,9 +27,11 @@ pub mod vm_table;
 
 use super::Memory;
 use super::mem_region::{RegionKind, mem_region_search};
-use super::page_manager::{PageState, S2Pages, get_pfn_state, host_may_access_block, set_pfn_state};
+use super::page_manager::{
+    PageState, S2Pages, get_pfn_run, get_pfn_state, host_may_access_block, set_pfn_run, set_pfn_state,
+};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops;
 use crate::npt::npt_walk::{SetNptError, Walk};
@@ -157,7 +159,7 @@ pub fn return_page_to_host<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), 
 /// [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if it is lent 255 times.
 pub fn hold_mailbox<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
-    let count = lendable(mem, &pages, pfn)?;
+    let (count, _) = lendable(mem, &pages, pfn, 1)?;
     set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Lent(count));
     Ok(())
 }
@@ -180,15 +182,15 @@ pub fn drop_mailbox<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied>
     }
 }
 
-/// How often `pfn` would be lent, were it lent once more.
-fn lendable<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn) -> Result<u8, Denied> {
+/// How often `pfn` would be lent, were it lent once more, and of how many of the `most` pages from it on the same is true, as far as they were looked at.
+fn lendable<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, most: u64) -> Result<(u8, u64), Denied> {
     if pfn == Pfn::new(0) {
         return Err(Denied::PageZero); // K §8.3 A15
     }
-    match get_pfn_state(pages, mem.regions(), pfn) {
+    match get_pfn_run(pages, mem.regions(), pfn, most) {
         None => Err(Denied::NotDescribed),
-        Some(PageState::Host) => Ok(1),
-        Some(PageState::Lent(count)) => count.checked_add(1).ok_or(Denied::InUse),
+        Some((PageState::Host, run)) => Ok((1, run)),
+        Some((PageState::Lent(count), run)) => Ok((count.checked_add(1).ok_or(Denied::InUse)?, run)),
         Some(_) => Err(Denied::NotOwner),
     }
 }
@@ -201,9 +203,7 @@ fn lent_less(count: u8) -> PageState {
 /// The `count` pages from `pfn` on, within one 2 MiB block, scrubbed and reached by nobody else, become the host's. Where this lets the
 /// host access a whole block, the tables in its place go, and the next fault maps the block.
 fn give_to_host<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, count: u64) {
-    for page in run(pfn, count) {
-        set_pfn_state(pages, mem.regions(), page, PageState::Host);
-    }
+    set_pfn_run(pages, mem.regions(), pfn, count, PageState::Host);
     let whole = |level: &Level| {
         let block = block_around(pfn.addr(), *level);
         block.is_some_and(|block| host_may_access_block(pages, mem.regions(), block))
@@ -215,9 +215,43 @@ fn give_to_host<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, coun
     }
 }
 
+/// Pages of a block of 2 MiB.
+const BLOCK_PAGES: u64 = BLOCK_2M / PAGE_SIZE;
+
 /// The pages from `pfn` on.
 fn run(pfn: Pfn, count: u64) -> impl Iterator<Item = Pfn> {
     (0..count).map_while(move |n| pfn.checked_add(n))
+}
+
+/// `act` for the `count` pages from `pfn` on, run by run: it gets the first page of a run and how many there may be in it, and says how many there are. Pages before the
+/// first that is refused, and why it is.
+fn by_runs(pfn: Pfn, count: u64, mut act: impl FnMut(Pfn, u64) -> Result<u64, Denied>) -> (u64, Result<(), Denied>) {
+    let mut done = 0;
+    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {
+        match act(page, count - done) {
+            Ok(run) => done += run,
+            Err(reason) => return (done, Err(reason)),
+        }
+    }
+    (done, Ok(()))
+}
+
+/// Makes sure that leaves of `level` can be put at `gfn` of `vm`, for one block, or for up to `most` pages of which the first `fit` can be its, and why not the one behind
+/// them. How many pages, and by how many leaves.
+fn prepare<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    level: Level,
+    most: u64,
+    (fit, why): (u64, Result<(), Denied>),
+) -> Result<(u64, u64), Denied> {
+    // Of a block every page has to be.
+    if fit == 0 || level != Level::L3 && fit < most {
+        why?;
+    }
+    let leaves = npt_ops::vm::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level, fit)?;
+    Ok((leaves * (level.size() / PAGE_SIZE), leaves))
 }
 
 /// The bytes of the pages from `pfn` on.
@@ -237,13 +271,22 @@ fn expect_vm<M: Machine>(mem: &Memory<M>, vm: VmId, kind: VmKind) -> Result<(), 
 
 /// Whether the host may give the `count` pages from `pfn` on away: all RAM, all plainly its own, page 0 not among them.
 fn expect_host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, count: u64) -> Result<(), Denied> {
+    host_pages(mem, pages, pfn, count).1
+}
+
+/// How many of the `count` pages from `pfn` on the host may give away, as [`expect_host_pages`], and why not the one behind them.
+fn host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, count: u64) -> (u64, Result<(), Denied>) {
     if pfn == Pfn::new(0) {
-        return Err(Denied::PageZero); // K §8.3 A15
+        return (0, Err(Denied::PageZero)); // K §8.3 A15
     }
-    pfn.checked_add(count).ok_or(Denied::NotDescribed)?;
-    run(pfn, count).try_for_each(|page| match get_pfn_state(pages, mem.regions(), page) {
-        Some(PageState::Lent(_)) => Err(Denied::InUse),
-        _ => expect_state(mem, pages, page, PageState::Host),
+    if pfn.checked_add(count).is_none() {
+        return (0, Err(Denied::NotDescribed));
+    }
+    by_runs(pfn, count, |page, most| match get_pfn_run(pages, mem.regions(), page, most) {
+        None => Err(Denied::NotDescribed),
+        Some((PageState::Host, run)) => Ok(run),
+        Some((PageState::Lent(_), _)) => Err(Denied::InUse),
+        Some(_) => Err(Denied::NotOwner),
     })
 }
 

@@ -10,7 +10,7 @@
 //! | [`clear_vm_range`]    | a VM's memory becomes the host's, a part at a time    | S2Page, Npt   |
 //! | [`free_vm_table`]     | so do its table and its pool                          | S2Page, Npt   |
 //!
-//! No lock of its own: each page, or block, is one transition of MemManager, so no lock is held long. What concerns one page only is
+//! No lock of its own: up to [`PART`] pages, or a block, are one transition of MemManager, so no lock is held long. What concerns one page only is
 //! in MemManager and can be called from here as well.
 //!
 //! Below: MemManager. Above: the VM layers and the trap layers. Specification: `spec::memory`.
@@ -18,8 +18,9 @@
 #![forbid(unsafe_code)]
 
 use super::Memory;
-use super::mem_manager::ordinary::{lend_block_to_vm, lend_page_to_vm, take_back_leaf};
-use super::mem_manager::protected::assign_block_to_vm;
+use super::mem_manager::ordinary;
+use super::mem_manager::ordinary::{lend_block_to_vm, take_back_leaf};
+use super::mem_manager::protected::{assign_block_to_vm, assign_pages_to_vm};
 use super::mem_manager::reclaim::clear_vm_step;
 use super::mem_manager::vm_table::free_vm_page;
 use super::page_manager::get_pfn_state;
@@ -36,6 +37,8 @@ pub use super::mem_manager::vm_table::{
 pub use super::mem_manager::{Denied, assign_page_to_core, drop_mailbox, hold_mailbox, walk_vm};
 
 const BLOCK_PAGES: u64 = BLOCK_2M / PAGE_SIZE;
+/// Most pages in one transition: what other CPUs wait for, with their faults, is not long.
+const PART: u64 = 64;
 
 /// Makes every page that `range` has a byte in the core's: image, stacks, tables, records. K: `protect_el2_mem`; A14, A20.
 ///
@@ -80,16 +83,13 @@ pub fn prot_and_map_vm_s2pt<M: Machine>(
     if fits_block(gfn, pfn, pages) && assign_block_to_vm(mem, vm, gfn, pfn).is_ok() {
         return Ok(BLOCK_PAGES);
     }
-    each(pages_until_block(gfn, pfn, pages), |n| {
-        let (gfn, pfn) = both(gfn, pfn, n)?;
-        assign_pfn_to_vm(mem, vm, gfn, pfn, Scrub::Zero)
-    })
+    by_parts(gfn, pfn, pages, |gfn, pfn, most| assign_pages_to_vm(mem, vm, gfn, pfn, most))
 }
 
 /// The host's `pages` pages from `pfn` on are lent to the ordinary VM at `gfn`, in blocks as in [`prot_and_map_vm_s2pt`]. Pages lent.
 ///
 /// # Errors
-/// As [`lend_page_to_vm`], if the first page was refused.
+/// As [`ordinary::lend_pages_to_vm`], if the first page was refused.
 pub fn lend_pages_to_vm<M: Machine>(
     mem: &Memory<M>,
     vm: VmId,
@@ -102,10 +102,7 @@ pub fn lend_pages_to_vm<M: Machine>(
     if fits_block(gfn, pfn, pages) && lend_block_to_vm(mem, vm, gfn, pfn, access).is_ok() {
         return Ok(BLOCK_PAGES);
     }
-    each(pages_until_block(gfn, pfn, pages), |n| {
-        let (gfn, pfn) = both(gfn, pfn, n)?;
-        lend_page_to_vm(mem, vm, gfn, pfn, access)
-    })
+    by_parts(gfn, pfn, pages, |gfn, pfn, most| ordinary::lend_pages_to_vm(mem, vm, gfn, pfn, most, access))
 }
 
 /// Takes what was lent to the ordinary VM in the `pages` pages from `gfn` on back, up to [`MAX_PAGES`]. Pages done, mapped or not.
@@ -167,6 +164,25 @@ fn each(count: u64, mut act: impl FnMut(u64) -> Result<(), Denied>) -> Result<u6
         }
     }
     Ok(count)
+}
+
+/// `act` for pages up to where a block may come, [`PART`] at a time, until it is refused: from which gfn and pfn on, and how many at most; it says how many. Pages done.
+fn by_parts(
+    gfn: Gfn,
+    pfn: Pfn,
+    pages: u64,
+    mut act: impl FnMut(Gfn, Pfn, u64) -> Result<u64, Denied>,
+) -> Result<u64, Denied> {
+    let all = pages_until_block(gfn, pfn, pages);
+    let mut done = 0;
+    while done < all {
+        match both(gfn, pfn, done).and_then(|(gfn, pfn)| act(gfn, pfn, PART.min(all - done))) {
+            Err(reason) if done == 0 => return Err(reason),
+            Err(_) => break,
+            Ok(part) => done += part,
+        }
+    }
+    Ok(done)
 }
 
 fn both(gfn: Gfn, pfn: Pfn, n: u64) -> Result<(Gfn, Pfn), Denied> {

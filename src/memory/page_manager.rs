@@ -3,6 +3,7 @@
 //! | primitive                                                        | does                              | lock   |
 //! |------------------------------------------------------------------|-----------------------------------|--------|
 //! | [`get_pfn_state`], [`set_pfn_state`]                             | the whole record                  | S2Page |
+//! | [`get_pfn_run`], [`set_pfn_run`]                                 | those of many pages at once       | S2Page |
 //! | [`get_pfn_owner`]                                                | who owns a page                   | S2Page |
 //! | [`get_pfn_count`]                                                | how often it is lent or shared    | S2Page |
 //! | [`get_pfn_map`]                                                  | where its owner sees it           | S2Page |
@@ -19,7 +20,7 @@
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 use super::mem_region::{MemRegions, mem_region_search};
-use super::page_index::{PageIndex, get_s2_page_index};
+use super::page_index::{PageIndex, get_s2_page_index, get_s2_page_run};
 use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Pfn, PhysRange, VmId};
 
 register_bitfields! {u64,
@@ -126,6 +127,16 @@ impl PageRecord {
     }
 }
 
+impl PageRecord {
+    /// By how much the record of the next page in a run differs from this one's: a VM sees its own pages one behind the other.
+    fn step(self) -> u64 {
+        match self.decode() {
+            PageState::Private { .. } => 1 << RECORD::GFN.shift,
+            _ => 0,
+        }
+    }
+}
+
 fn owner_fields(vm: VmId, gfn: Gfn) -> tock_registers::fields::FieldValue<u64, RECORD::Register> {
     RECORD::VMID.val(vm.raw().into()) + RECORD::GFN.val(gfn.raw())
 }
@@ -149,16 +160,50 @@ pub fn get_pfn_state(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<
     pages.records.get(slot).map(|record| record.decode())
 }
 
+/// State of `pfn`, and how many of the `most` pages from it on are in that state; they lie in one 2 MiB block. Where it is a VM's own page: how many the VM sees one
+/// behind the other. `None` if it is no page of RAM.
+pub fn get_pfn_run(pages: &S2Pages, regions: &MemRegions, pfn: Pfn, most: u64) -> Option<(PageState, u64)> {
+    let (PageIndex { slot, .. }, run) = get_s2_page_run(regions, pfn, most)?;
+    let records = pages.records.get(slot..slot + run as usize)?;
+    let first = *records.first()?;
+    let (step, mut next) = (first.step(), first.0);
+    let other = records.iter().position(|record| {
+        let other = record.0 != next;
+        next = next.wrapping_add(step);
+        other
+    });
+    Some((first.decode(), other.unwrap_or(records.len()) as u64))
+}
+
 /// Sets the state of `pfn`. A page that is no RAM has no state: nothing happens (K: slot INVALID64, write ignored).
 pub fn set_pfn_state(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, state: PageState) {
-    let Some(PageIndex { slot, block }) = get_s2_page_index(regions, pfn) else { return };
-    let (Some(record), Some(foreign)) = (pages.records.get_mut(slot), pages.blocks.get_mut(block)) else { return };
-    match (record.decode().host_may_access(), state.host_may_access()) {
-        (true, false) => *foreign += 1,
-        (false, true) => *foreign -= 1,
-        _ => {}
+    set_pfn_run(pages, regions, pfn, 1, state);
+}
+
+/// Sets the states of the `count` pages from `pfn` on, as [`set_pfn_state`]. Where `state` is a VM's own page, the VM sees the pages one behind the other, the first where
+/// `state` says.
+pub fn set_pfn_run(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, count: u64, state: PageState) {
+    let access = state.host_may_access();
+    let mut new = PageRecord::encode(state);
+    let (step, mut done) = (new.step(), 0);
+    while let Some(at) = pfn.checked_add(done).filter(|_| done < count) {
+        let Some((PageIndex { slot, block }, run)) = get_s2_page_run(regions, at, count - done) else {
+            (done, new.0) = (done + 1, new.0.wrapping_add(step));
+            continue;
+        };
+        done += run;
+        let records = pages.records.get_mut(slot..slot + run as usize);
+        let (Some(records), Some(foreign)) = (records, pages.blocks.get_mut(block)) else { return };
+        for record in records {
+            match (record.decode().host_may_access(), access) {
+                (true, false) => *foreign += 1,
+                (false, true) => *foreign -= 1,
+                _ => {}
+            }
+            *record = new;
+            new.0 = new.0.wrapping_add(step);
+        }
     }
-    *record = PageRecord::encode(state);
 }
 
 /// Owner of `pfn`, or `None` if it is no page of RAM. K: `get_pfn_owner`.
@@ -245,6 +290,38 @@ mod tests {
         assert_eq!(get_pfn_state(&pages, &regions, pfn), Some(PageState::Host));
         assert_eq!(get_pfn_owner(&pages, &regions, pfn), Some(PageOwner::Vm(VmId::HOST)));
         assert_eq!(get_pfn_owner(&pages, &regions, Pfn::new(0x3_ffff)), None);
+    }
+
+    #[test]
+    fn a_run_is_as_long_as_its_pages_are_in_one_state_and_in_one_block() {
+        let (mut pages, regions) = world();
+        let run = |pages: &S2Pages, pfn, most| get_pfn_run(pages, &regions, Pfn::new(pfn), most);
+        assert_eq!(run(&pages, 0x4_0000, 1024), Some((PageState::Host, 512)));
+        assert_eq!(run(&pages, 0x4_01ff, 1024), Some((PageState::Host, 1)));
+        assert_eq!(run(&pages, 0x3_ffff, 1024), None);
+        // Over the end of a block.
+        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_01fe), 4, PageState::Lent(2));
+        assert_eq!(run(&pages, 0x4_0000, 1024), Some((PageState::Host, 0x1fe)));
+        assert_eq!(run(&pages, 0x4_01fe, 1024), Some((PageState::Lent(2), 2)));
+        assert_eq!(run(&pages, 0x4_0200, 1), Some((PageState::Lent(2), 1)));
+        assert_eq!(run(&pages, 0x4_0200, 1024), Some((PageState::Lent(2), 2)));
+        assert_eq!(run(&pages, 0x4_0202, 3), Some((PageState::Host, 3)));
+    }
+
+    #[test]
+    fn a_vm_sees_the_pages_of_a_run_one_behind_the_other() {
+        let (mut pages, regions) = world();
+        let own = |n: u64| PageState::Private { vm: VmId::new(3), gfn: Gfn::new(0x1_2345 + n) };
+        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_01ff), 3, own(0));
+        let states = [0x1fe, 0x1ff, 0x200, 0x201, 0x202]
+            .map(|n| get_pfn_state(&pages, &regions, Pfn::new(0x4_0000 + n)).unwrap());
+        assert_eq!(states, [PageState::Host, own(0), own(1), own(2), PageState::Host]);
+        assert_eq!((pages.blocks[0], pages.blocks[1], pages.blocks[2]), (1, 2, 0));
+        let all = get_pfn_run(&pages, &regions, Pfn::new(0x4_0200), 512);
+        assert_eq!(all, Some((own(1), 2)));
+        // What is no RAM has no record, but a place in the run.
+        set_pfn_run(&mut pages, &regions, Pfn::new(0x3_ffff), 2, own(0));
+        assert_eq!(get_pfn_state(&pages, &regions, Pfn::new(0x4_0000)), Some(own(1)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! | [`walk_s2pt`]            | the leaf at an address                                             | takes Npt |
 //! | [`map_s2pt`]             | puts one leaf where nothing is                                     | takes Npt |
 //! | [`map_largest_s2pt`]     | the same, of the largest size that both table and owner allow      | takes Npt |
-//! | [`clear_pfn_host`]       | the host no longer reaches a page, and no TLB says otherwise       | takes Npt |
+//! | [`clear_pfn_host`], [`clear_run_host`] | the host no longer reaches a page, or some, and no TLB says otherwise | takes Npt |
 //! | [`merge_host`]           | the tables in the place of one block go                            | takes Npt |
 //! | [`clear_block_host`]     | the same for a block of 2 MiB                                      | takes Npt |
 //! | [`forget_host`]          | all tables of the host below the root go                           | takes Npt |
@@ -82,13 +82,28 @@ pub fn map_largest_s2pt<M: Machine>(
 /// so the rest of it stays mapped. If the pool has no page for the split, the whole block goes: the host's table only
 /// repeats what the page records say, so the rest comes back when the host touches it. K: `clear_pfn_host`.
 pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
+    clear_run_host(npts, pfn, 1);
+}
+
+/// [`clear_pfn_host`] for the `count` pages from `pfn` on.
+pub fn clear_run_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, count: u64) {
     let machine = npts.machine();
-    let ipa = pfn.identity().addr();
     let mut npt = npts.host().acquire();
     let root = npt.vttbr();
-    while split_host(machine, &mut npt, ipa) {}
-    if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {
-        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+    for ipa in (0..count).map_while(|n| pfn.checked_add(n)).map(|pfn| pfn.identity().addr()) {
+        loop {
+            match npt_walk::clear_page(machine, &mut npt, ipa.into()) {
+                Walk::Hole(_) => break,
+                Walk::Mapped(Level::L1 | Level::L2, _) if split_host(machine, &mut npt, ipa) => {}
+                Walk::Mapped(level, _) => {
+                    if level != Level::L3 {
+                        npt_walk::clear_npt(machine, &mut npt, ipa.into());
+                    }
+                    machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+                    break;
+                }
+            }
+        }
     }
 }
 

@@ -6,7 +6,9 @@
 //! | [`walk_npt`]       | that leaf, or the largest one that would fit into the hole            | Npt  |
 //! | [`set_npt`]        | puts a leaf where nothing is                                          | Npt  |
 //! | [`prepare_npt`]    | makes sure that a leaf can be put there                               | Npt  |
+//! | [`free_slots`], [`set_free`] | the same for more than one in the table that it gave          | Npt  |
 //! | [`clear_npt`]      | takes a leaf away                                                     | Npt  |
+//! | [`clear_page`]     | takes a leaf away if it is a page's                                   | Npt  |
 //! | [`split_npt`]      | a block becomes a table of the next smaller leaves, in two steps      | Npt  |
 //! | [`unlink_npt`]     | a table that stands where a block could goes, in two steps            | Npt  |
 //! | [`park_all`]       | all tables below the root go, in two steps                            | Npt  |
@@ -146,6 +148,47 @@ pub fn prepare_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, level: Level)
         Walk::Hole(_) => {}
     }
     table_for(machine, npt, ia, level, Alloc::Yes)?.ok_or(SetNptError::Occupied)
+}
+
+/// In `table`, which [`prepare_npt`] gave for a page at `ia`: at how many of the `most` pages from there on nothing is mapped, as far as the table goes.
+pub fn free_slots<M: Machine>(machine: &M, table: Pa, ia: Ia, most: u64) -> u64 {
+    let mut free = 0;
+    while free < most {
+        let at = Ia::new(ia.raw() + free * Level::L3.size());
+        if is_taken(machine, table, at, Level::L3) {
+            break;
+        }
+        free += 1;
+        if pt_walk::is_last_slot(at, Level::L3) {
+            break;
+        }
+    }
+    free
+}
+
+/// Puts `leaf` of `level` at `ia` into `table`, which [`prepare_npt`] gave for an address in it, if nothing stands there. Whether it did.
+pub fn set_free<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, leaf: Desc) -> bool {
+    // K §8.3 A5, A4.
+    let allowed = leaf.address().is_aligned(level.size()) && !is_taken(machine, table, ia, level);
+    if allowed {
+        set_leaf(machine, level, table, ia, leaf);
+    }
+    allowed
+}
+
+/// Whether something stands at `ia` in `table`, whose entries are of `level`.
+fn is_taken<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level) -> bool {
+    pt_walk::load_slot(machine, pt_walk::table_slot(table, ia, level)).kind(Some(level)) != Kind::Invalid
+}
+
+/// Takes the leaf that maps `ia` away if it is a page's, and gives what stood there. The TLBs still hold it. K: part of `clear_pfn_host`.
+pub fn clear_page<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Walk {
+    let mut table = None;
+    let found = find(machine, npt, ia, &mut table);
+    if let (Walk::Mapped(Level::L3, _), Some(table)) = (found, table) {
+        set_leaf(machine, Level::L3, table, ia, Desc::INVALID);
+    }
+    found
 }
 
 /// Takes the leaf that maps `ia` away and returns it. The TLBs still hold it. K: part of `clear_pfn_host`.

@@ -27,6 +27,32 @@ fn a_page_given_to_a_protected_vm_is_the_vms_and_out_of_the_hosts_reach_on_every
 }
 
 #[test]
+fn pages_are_given_and_lent_up_to_the_first_that_cannot_be_and_over_the_end_of_a_table() {
+    for vm in [A, B] {
+        let mut world = two_vms(8);
+        let give = |world: &mut World, at: u64, from: u64, pages| match vm {
+            A => world.prot_and_map_vm_s2pt(A, gfn(at), pfn(from), pages),
+            _ => world.lend_pages_to_vm(B, gfn(at), pfn(from), pages, false),
+        };
+        assert!((0..8).all(|n| host(&mut world, 0, RAM + n * 0x1000)));
+        // Something stands at the third place; the third page is the core's; then nothing is in the way from one table to the next.
+        assert_eq!(give(&mut world, GUEST + 0x2000, RAM + 0x10_0000, 1), Ok(1));
+        assert_eq!(give(&mut world, GUEST, RAM, 5), Ok(2));
+        assert_eq!(world.assign_page_to_core(pfn(RAM + 0x4000)), Ok(()));
+        assert_eq!(give(&mut world, GUEST + 0x1_0000, RAM + 0x2000, 5), Ok(2));
+        assert_eq!(give(&mut world, GUEST + BLOCK_2M - 0x3000, RAM + 0x5000, 100), Ok(100));
+        assert_eq!(give(&mut world, GUEST, RAM + 0x20_0000, 5), Err(Denied::Occupied));
+        assert_eq!(give(&mut world, GUEST + 0x2_0000, RAM + 0x4000, 5), Err(Denied::NotOwner));
+        assert_eq!(vm_pages(world.core.memory(), vm), Some(1 + 2 + 2 + 100));
+        assert_eq!(guest(&mut world, 1, vm, GUEST + BLOCK_2M), Some(RAM + 0x8000));
+        assert_eq!(host(&mut world, 0, RAM + 0x3000), vm == B);
+        world.check();
+        destroy(&mut world, vm);
+        assert!([0, 0x1000, 0x2000, 0x3000, 0x5000, 0x6_0000].iter().all(|at| host(&mut world, 0, RAM + at)));
+    }
+}
+
+#[test]
 fn two_mebibytes_that_are_aligned_are_given_as_one_block() {
     let mut world = two_vms(8);
     assert!((0..3).all(|cpu| host(&mut world, cpu, RAM + BLOCK_2M + cpu as u64 * 0x1000)));

@@ -2,7 +2,7 @@
 //!
 //! | primitive                | transition                                                                     | lock             |
 //! |--------------------------|--------------------------------------------------------------------------------|------------------|
-//! | [`lend_page_to_vm`]      | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)`, mapped                        | S2Page, then Npt |
+//! | [`lend_pages_to_vm`]     | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)`, mapped                        | S2Page, then Npt |
 //! | [`lend_block_to_vm`]     | the same for 2 MiB                                                             | S2Page, then Npt |
 //! | [`take_back_leaf`]       | unmapped, `Lent(n)` -> `Lent(n - 1)`, `Lent(1)` -> `Host`                       | S2Page, then Npt |
 //! | [`map_vm_io`]            | none: a window of device registers is mapped                                   | S2Page, then Npt |
@@ -10,39 +10,41 @@
 //! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
 #![forbid(unsafe_code)]
 
-use super::{Denied, bytes_of, expect_vm, lendable, lent_less, run};
+use super::{BLOCK_PAGES, Denied, by_runs, bytes_of, expect_vm, lendable, lent_less, prepare};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Pa, Pfn, VmId};
 use crate::memory::Memory;
 use crate::memory::mem_region::{RegionKind, mem_region_search};
-use crate::memory::page_manager::{PageState, S2Pages, get_pfn_state, set_pfn_state};
+use crate::memory::page_manager::{PageState, S2Pages, get_pfn_run, set_pfn_run};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops::vm as vm_ops;
 use crate::npt::npt_walk::Walk;
 use crate::npt::{Level, VmKind};
 
-/// Lends the host's page `pfn` to the ordinary VM `vm`, which sees it at `gfn`; `access` says whether it may write (K §8.3 A24).
+/// Lends pages of the host's, `pfn` and up to `most` in all behind one another, to the ordinary VM `vm`, which sees them from `gfn` on; `access` says whether it may
+/// write (K §8.3 A24). Pages lent: up to the first that cannot be, or at which the VM has something, or to the end of a table.
 ///
 /// Initiator: `Host`, `Lent`.
 ///
 /// # Errors
-/// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if the page is lent 255
+/// If it is the first page: [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if it is lent 255
 /// times, [`Denied::Occupied`] if something is mapped at `gfn` (A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`]. Nothing has changed then, but
 /// empty tables may have been added.
-pub fn lend_page_to_vm<M: Machine>(
+pub fn lend_pages_to_vm<M: Machine>(
     mem: &Memory<M>,
     vm: VmId,
     gfn: Gfn,
     pfn: Pfn,
+    most: u64,
     access: Stage2Access,
-) -> Result<(), Denied> {
-    lend(mem, vm, gfn, pfn, Level::L3, access)
+) -> Result<u64, Denied> {
+    lend(mem, vm, gfn, pfn, Level::L3, most, access)
 }
 
 /// Lends the host's 2 MiB from `pfn` on, which the VM sees at `gfn` as one block.
 ///
 /// # Errors
-/// As [`lend_page_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (A5); [`Denied::Occupied`] also if a table
+/// As [`lend_pages_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (A5); [`Denied::Occupied`] also if a table
 /// stands there.
 pub fn lend_block_to_vm<M: Machine>(
     mem: &Memory<M>,
@@ -51,7 +53,7 @@ pub fn lend_block_to_vm<M: Machine>(
     pfn: Pfn,
     access: Stage2Access,
 ) -> Result<(), Denied> {
-    lend(mem, vm, gfn, pfn, Level::L2, access)
+    lend(mem, vm, gfn, pfn, Level::L2, BLOCK_PAGES, access).map(|_| ())
 }
 
 fn lend<M: Machine>(
@@ -60,26 +62,27 @@ fn lend<M: Machine>(
     gfn: Gfn,
     pfn: Pfn,
     level: Level,
+    most: u64,
     access: Stage2Access,
-) -> Result<(), Denied> {
-    let count = level.size() / Level::L3.size();
+) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
     expect_vm(mem, vm, VmKind::Ordinary)?;
     if !pfn.addr().is_aligned(level.size()) {
         return Err(Denied::Misaligned); // K §8.3 A5
     }
-    pfn.checked_add(count).ok_or(Denied::NotDescribed)?;
-    run(pfn, count).try_for_each(|page| lendable(mem, &pages, page).map(|_| ()))?;
-    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level)?;
+    pfn.checked_add(most).ok_or(Denied::NotDescribed)?;
+    let fit = by_runs(pfn, most, |page, most| lendable(mem, &pages, page, most).map(|(_, run)| run));
+    let (count, leaves) = prepare(mem, vm, gfn, level, most, fit)?;
 
     mem.machine().sync_page_to_poc(bytes_of(pfn, count)); // K §8.3 A21
-    for page in run(pfn, count) {
-        if let Ok(times) = lendable(mem, &pages, page) {
-            set_pfn_state(&mut pages, mem.regions(), page, PageState::Lent(times));
-        }
-    }
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, Desc::stage2(level, pfn.addr(), access));
-    Ok(())
+    let _ = by_runs(pfn, count, |page, most| {
+        lendable(mem, &pages, page, most).map(|(times, run)| {
+            set_pfn_run(&mut pages, mem.regions(), page, run, PageState::Lent(times));
+            run
+        })
+    });
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, leaves, Desc::stage2(level, pfn.addr(), access));
+    Ok(count)
 }
 
 /// Takes back what the ordinary VM `vm` has at `gfn`: its page, or its block if that lies wholly in the `pages` pages from `gfn` on; else the block
@@ -108,9 +111,7 @@ pub fn take_back_leaf<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u6
         return Ok(0);
     }
     vm_ops::clear_vm_s2pt(mem.npts(), vm, ipa);
-    for page in run(Pfn::containing(leaf.address()), count) {
-        less_lent(mem, &mut records, page);
-    }
+    less_lent(mem, &mut records, Pfn::containing(leaf.address()), count);
     Ok(count)
 }
 
@@ -120,11 +121,17 @@ fn to_the_end(gfn: Gfn, level: Level) -> u64 {
     count - gfn.raw() % count
 }
 
-/// One mapping of a lent page is gone.
-pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, page: Pfn) {
-    if let Some(PageState::Lent(count)) = get_pfn_state(records, mem.regions(), page) {
-        set_pfn_state(records, mem.regions(), page, lent_less(count));
-    }
+/// One mapping of each of the `count` pages from `pfn` on is gone, as far as they are lent.
+pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, count: u64) {
+    // Nothing of it is refused.
+    let _ = by_runs(pfn, count, |page, most| match get_pfn_run(records, mem.regions(), page, most) {
+        None => Ok(1),
+        Some((PageState::Lent(count), run)) => {
+            set_pfn_run(records, mem.regions(), page, run, lent_less(count));
+            Ok(run)
+        }
+        Some((_, run)) => Ok(run),
+    });
 }
 
 /// Maps the page of device registers at `pa` for a VM of any kind. The caller knows that the VM may have it: the core's only window for VMs is
@@ -143,9 +150,9 @@ pub fn map_vm_io<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pa: Pa) -> Res
     if mem_region_search(mem.regions(), pa).is_some_and(|region| region.kind != RegionKind::Device) {
         return Err(Denied::NotOwner);
     }
-    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3)?;
+    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1)?;
     let leaf = Desc::stage2(Level::L3, pa, Stage2Access::Window);
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, leaf);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1, leaf);
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | primitive                | transition                                                                     | lock             |
 //! |--------------------------|--------------------------------------------------------------------------------|------------------|
-//! | [`assign_pfn_to_vm`]     | `Host` -> `Private(vm, gfn)`, mapped there                                     | S2Page, then Npt |
+//! | [`assign_pfn_to_vm`], [`assign_pages_to_vm`] | `Host` -> `Private(vm, gfn)`, mapped there                 | S2Page, then Npt |
 //! | [`assign_block_to_vm`]   | the same for 2 MiB                                                             | S2Page, then Npt |
 //! | [`grant_vm_page`]        | `Private` -> `Shared(1)`, `Shared(n)` -> `Shared(n + 1)`                       | S2Page, then Npt |
 //! | [`revoke_vm_page`]       | back; the host's mapping goes with the last                                    | S2Page, then Npt |
@@ -11,11 +11,11 @@
 //! caches, then the VM's (K §8.3 A18, A21).
 #![forbid(unsafe_code)]
 
-use super::{Denied, bytes_of, expect_host_pages, expect_vm, mapped_page, run};
+use super::{BLOCK_PAGES, Denied, bytes_of, expect_vm, host_pages, mapped_page, prepare, run};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Pfn, VmId};
 use crate::memory::Memory;
-use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_state};
+use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_run, set_pfn_state};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops::{self, vm as vm_ops};
 use crate::npt::{Level, VmKind};
@@ -38,7 +38,16 @@ pub enum Scrub {
 /// the page is not the host's, [`Denied::InUse`] if it is lent, [`Denied::Occupied`] if something is mapped at `gfn` (K §8.3 A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`].
 /// Nothing has changed then, but empty tables may have been added.
 pub fn assign_pfn_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, scrub: Scrub) -> Result<(), Denied> {
-    assign(mem, vm, gfn, pfn, Level::L3, scrub)
+    assign(mem, vm, gfn, pfn, Level::L3, 1, scrub).map(|_| ())
+}
+
+/// Gives pages of the host's, `pfn` and up to `most` in all behind one another, to the protected VM `vm`, scrubbed, which sees them from `gfn` on. Pages given: up to the
+/// first that cannot be, or at which the VM has something, or to the end of a table.
+///
+/// # Errors
+/// As [`assign_pfn_to_vm`], if it is the first page.
+pub fn assign_pages_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, most: u64) -> Result<u64, Denied> {
+    assign(mem, vm, gfn, pfn, Level::L3, most, Scrub::Zero)
 }
 
 /// Gives the host's 2 MiB from `pfn` on to the protected VM `vm`, scrubbed, which sees them at `gfn` as one block: unmapped from the host as one.
@@ -47,21 +56,28 @@ pub fn assign_pfn_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pf
 /// As [`assign_pfn_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (K §8.3 A5); [`Denied::Occupied`] also if a
 /// table stands there.
 pub fn assign_block_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn) -> Result<(), Denied> {
-    assign(mem, vm, gfn, pfn, Level::L2, Scrub::Zero)
+    assign(mem, vm, gfn, pfn, Level::L2, BLOCK_PAGES, Scrub::Zero).map(|_| ())
 }
 
-fn assign<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, level: Level, scrub: Scrub) -> Result<(), Denied> {
-    let count = level.size() / Level::L3.size();
+fn assign<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    pfn: Pfn,
+    level: Level,
+    most: u64,
+    scrub: Scrub,
+) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
     expect_vm(mem, vm, VmKind::Protected)?;
     if !pfn.addr().is_aligned(level.size()) {
         return Err(Denied::Misaligned); // K §8.3 A5
     }
-    expect_host_pages(mem, &pages, pfn, count)?;
-    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level)?;
+    let fit = host_pages(mem, &pages, pfn, most);
+    let (count, leaves) = prepare(mem, vm, gfn, level, most, fit)?;
 
     match level {
-        Level::L3 => npt_ops::clear_pfn_host(mem.npts(), pfn),
+        Level::L3 => npt_ops::clear_run_host(mem.npts(), pfn, count),
         Level::L1 | Level::L2 => npt_ops::clear_block_host(mem.npts(), pfn),
     }
     match scrub {
@@ -72,12 +88,10 @@ fn assign<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, level: Leve
         }
         Scrub::Keep => mem.machine().sync_page_to_poc(bytes_of(pfn, count)),
     }
-    for (page, at) in run(pfn, count).zip(gfn.raw()..) {
-        set_pfn_state(&mut pages, mem.regions(), page, PageState::Private { vm, gfn: Gfn::new(at) });
-    }
+    set_pfn_run(&mut pages, mem.regions(), pfn, count, PageState::Private { vm, gfn });
     let leaf = Desc::stage2(level, pfn.addr(), Stage2Access::Ram);
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, leaf);
-    Ok(())
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, leaves, leaf);
+    Ok(count)
 }
 
 /// The protected VM `vm` shows its page at `gfn` to the host, once more: its own mapping stays as it is. K: `grant_vm_page`.

@@ -10,11 +10,11 @@
 #![forbid(unsafe_code)]
 
 use super::ordinary::less_lent;
-use super::{Denied, give_to_host, run};
+use super::{Denied, by_runs, give_to_host, run};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Pfn, VmId};
 use crate::memory::Memory;
-use crate::memory::page_manager::{PageState, S2Pages, get_pfn_state};
+use crate::memory::page_manager::{PageState, S2Pages, get_pfn_run, get_pfn_state};
 use crate::npt::Level;
 use crate::npt::npt_ops::vm as vm_ops;
 use crate::npt::npt_walk::Apart;
@@ -45,14 +45,19 @@ fn take_pages<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, vm: VmId, first:
         Some(PageState::Private { vm: owner, .. } | PageState::Shared { vm: owner, .. }) => owner == vm,
         _ => false,
     };
-    for page in run(first, count) {
-        if is_own(get_pfn_state(pages, mem.regions(), page)) {
-            mem.machine().clear_phys_page(page);
-        } else {
-            // Lent, or a window, which nobody owns.
-            less_lent(mem, pages, page);
+    // Nothing of it is refused.
+    let _ = by_runs(first, count, |page, most| match get_pfn_run(pages, mem.regions(), page, most) {
+        Some((state, own)) if is_own(Some(state)) => {
+            run(page, own).for_each(|page| mem.machine().clear_phys_page(page));
+            Ok(own)
         }
-    }
+        // Lent, or a window, which nobody owns.
+        other => {
+            let others = other.map_or(1, |(_, others)| others);
+            less_lent(mem, pages, page, others);
+            Ok(others)
+        }
+    });
     // A leaf's pages have one owner: a protected VM has nothing lent, an ordinary one nothing of its own.
     if is_own(get_pfn_state(pages, mem.regions(), first)) {
         give_to_host(mem, pages, first, count);

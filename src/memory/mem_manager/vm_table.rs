@@ -13,7 +13,7 @@ use super::{Denied, expect_host_pages, give_to_host, run};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pfn, VmId};
 use crate::memory::Memory;
-use crate::memory::page_manager::{PageState, S2Pages, set_pfn_state};
+use crate::memory::page_manager::{PageState, S2Pages, set_pfn_run};
 use crate::npt::npt_ops::{self, vm as vm_ops};
 use crate::npt::{Shape, VmKind};
 
@@ -83,7 +83,7 @@ fn take_for_core<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, cou
             return Err(Denied::OutOfTables);
         }
     }
-    run(pfn, count).for_each(|page| set_pfn_state(pages, mem.regions(), page, PageState::Core));
+    set_pfn_run(pages, mem.regions(), pfn, count, PageState::Core);
     Ok(())
 }
 

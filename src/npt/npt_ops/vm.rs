@@ -5,7 +5,7 @@
 //! | [`create_vm_s2pt`], [`remove_vm_s2pt`]             | a table in a VM's place, and its end                     | takes Npt |
 //! | [`give_pool_page`], [`take_pool_page`], [`return_pool_page`], [`retire_pool_page`] | pages of the VM's pool   | takes Npt |
 //! | [`walk_vm_s2pt`]                                   | the leaf at an address, or the hole                      | takes Npt |
-//! | [`prepare_vm_s2pt`], [`fill_vm_s2pt`]              | puts one leaf where nothing is, in two steps             | takes Npt |
+//! | [`prepare_vm_s2pt`], [`fill_vm_s2pt`]              | puts leaves where nothing is, in two steps               | takes Npt |
 //! | [`clear_vm_s2pt`]                                  | takes one leaf away, and no TLB holds it any more        | takes Npt |
 //! | [`split_vm_s2pt`]                                  | a block becomes pages                                    | takes Npt |
 //! | [`cut_vm_s2pt`], [`take_apart_vm_s2pt`]            | the VM reaches nothing any more; then leaf by leaf        | takes Npt |
@@ -119,28 +119,42 @@ pub fn walk_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa) -> Option<Wa
         .flatten()
 }
 
-/// Makes sure that [`fill_vm_s2pt`] can put a leaf of `level` at `ipa`. A live table is the caller's to check.
+/// Makes sure that [`fill_vm_s2pt`] can put a leaf of `level` at `ipa`; for pages also how many of `most` from there on, all in one table. A live
+/// table is the caller's to check.
 ///
 /// # Errors
 /// See [`SetNptError`]; nothing is ever put over what is mapped, not even the same again (K §8.3 A4). Empty tables may have been added.
-pub fn prepare_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, level: Level) -> Result<(), SetNptError> {
+pub fn prepare_vm_s2pt<M: Machine>(
+    npts: &Npts<M>,
+    vm: VmId,
+    ipa: Ipa,
+    level: Level,
+    most: u64,
+) -> Result<u64, SetNptError> {
     with_vm(npts, vm, |machine, table| {
         let prepared = npt_walk::prepare_npt(machine, &mut table.npt, ipa.into(), level);
         // Also after an error: tables may have been added on the way.
         machine.publish_tables();
-        prepared.map(|_| ())
+        let table = prepared?;
+        Ok(if level == Level::L3 { npt_walk::free_slots(machine, table, ipa.into(), most) } else { 1 })
     })
     .unwrap_or(Err(SetNptError::OutOfRange))
 }
 
-/// Puts `leaf` of `level` at `ipa`, where [`prepare_vm_s2pt`] made sure that it can be.
-pub fn fill_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, level: Level, leaf: Desc) {
-    with_vm(npts, vm, |machine, table| {
-        if npt_walk::set_npt(machine, &mut table.npt, ipa.into(), level, leaf).is_ok() {
-            table.mapped += ram_pages(level, leaf);
-        }
-        machine.publish_tables();
-    });
+/// Puts `count` leaves of `level` at `ipa` and behind it, each in a critical section of its own, where [`prepare_vm_s2pt`] made sure that they can be. `leaf` is the first; the
+/// others' memory is behind its.
+pub fn fill_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, level: Level, count: u64, leaf: Desc) {
+    let mut found = None;
+    for bytes in (0..count).map(|n| n * level.size()) {
+        let (ia, leaf) = (Ia::new(ipa.raw() + bytes), leaf.further(bytes));
+        with_vm(npts, vm, |machine, vm| {
+            found = found.or_else(|| npt_walk::prepare_npt(machine, &mut vm.npt, ia, level).ok());
+            if found.is_some_and(|table| npt_walk::set_free(machine, table, ia, level, leaf)) {
+                vm.mapped += ram_pages(level, leaf);
+            }
+            machine.publish_tables();
+        });
+    }
 }
 
 fn ram_pages(level: Level, leaf: Desc) -> u64 {

@@ -38,14 +38,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mem_manager: a lent page is given away",
         "src/memory/mem_manager.rs",
-        "        Some(PageState::Lent(_)) => Err(Denied::InUse),\n        _ => expect_state",
-        "        Some(PageState::Lent(_)) => Ok(()),\n        _ => expect_state",
+        "        Some((PageState::Lent(_), _)) => Err(Denied::InUse),\n",
+        "        Some((PageState::Lent(_), run)) => Ok(run),\n",
     ),
     fault(
         "mem_manager: page 0 given away",
         "src/memory/mem_manager.rs",
-        "    if pfn == Pfn::new(0) {\n        return Err(Denied::PageZero); // K §8.3 A15\n    }\n    pfn.checked_add",
-        "    pfn.checked_add",
+        "    if pfn == Pfn::new(0) {\n        return (0, Err(Denied::PageZero)); // K §8.3 A15\n    }\n",
+        "",
     ),
     fault("mem_manager: no scrub", "src/memory/mem_manager.rs", "    mem.machine().clear_phys_page(pfn);\n", ""),
     fault(
@@ -93,7 +93,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: donation leaves the host's page mapped",
         "src/memory/mem_manager/protected.rs",
-        "Level::L3 => npt_ops::clear_pfn_host(mem.npts(), pfn),",
+        "Level::L3 => npt_ops::clear_run_host(mem.npts(), pfn, count),",
         "Level::L3 => {}",
     ),
     fault(
@@ -130,14 +130,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: a second loan does not count",
         "src/memory/mem_manager.rs",
-        "count.checked_add(1).ok_or(Denied::InUse),\n        Some(_) => Err(Denied::NotOwner),\n    }\n}\n\n/// State of",
-        "Ok(count),\n        Some(_) => Err(Denied::NotOwner),\n    }\n}\n\n/// State of",
+        "Ok((count.checked_add(1).ok_or(Denied::InUse)?, run)),",
+        "Ok((count, run)),",
     ),
     fault(
         "vm: what is taken back is still counted",
         "src/memory/mem_manager/ordinary.rs",
-        "        less_lent(mem, &mut records, page);\n    }\n    Ok(count)",
-        "        let _ = (&mut records, page);\n    }\n    Ok(count)",
+        "    less_lent(mem, &mut records, Pfn::containing(leaf.address()), count);\n",
+        "    let _ = &mut records;\n",
     ),
     fault(
         "vm: a misaligned block is donated",
@@ -154,7 +154,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: reclaim without scrub",
         "src/memory/mem_manager/reclaim.rs",
-        "            mem.machine().clear_phys_page(page);\n",
+        "            run(page, own).for_each(|page| mem.machine().clear_phys_page(page));\n",
         "",
     ),
     fault(
@@ -166,7 +166,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: reclaim leaves lent pages lent",
         "src/memory/mem_manager/reclaim.rs",
-        "            less_lent(mem, pages, page);\n",
+        "            less_lent(mem, pages, page, others);\n",
         "            let _ = less_lent::<M>;\n",
     ),
     fault(

@@ -39,14 +39,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: clear without flush",
         "src/npt/npt_ops.rs",
-        "    if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {\n        machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n    }",
-        "    let _ = npt_walk::clear_npt(machine, &mut npt, ipa.into());",
+        "                    machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n                    break;",
+        "                    let _ = root;\n                    break;",
     ),
     fault(
         "npt_ops: flush before clear",
         "src/npt/npt_ops.rs",
-        "    if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {\n        machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n    }",
-        "    machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n    let _ = npt_walk::clear_npt(machine, &mut npt, ipa.into());",
+        "            match npt_walk::clear_page(machine, &mut npt, ipa.into()) {\n                Walk::Hole(_) => break,\n                Walk::Mapped(Level::L1 | Level::L2, _) if split_host(machine, &mut npt, ipa) => {}\n                Walk::Mapped(level, _) => {\n                    if level != Level::L3 {\n                        npt_walk::clear_npt(machine, &mut npt, ipa.into());\n                    }\n                    machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n",
+        "            machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n            match npt_walk::clear_page(machine, &mut npt, ipa.into()) {\n                Walk::Hole(_) => break,\n                Walk::Mapped(Level::L1 | Level::L2, _) if split_host(machine, &mut npt, ipa) => {}\n                Walk::Mapped(level, _) => {\n                    if level != Level::L3 {\n                        npt_walk::clear_npt(machine, &mut npt, ipa.into());\n                    }\n",
     ),
     fault(
         "npt_ops: split without flush",
@@ -105,8 +105,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: mapped over what is mapped",
         "src/npt/npt_ops/vm.rs",
-        "        prepared.map(|_| ())\n",
-        "        match prepared { Err(SetNptError::Occupied) => Ok(()), other => other.map(|_| ()) }\n",
+        "        let table = prepared?;\n",
+        "        let table = match prepared { Err(SetNptError::Occupied) => return Ok(1), other => other? };\n",
     ),
     fault(
         "vm: cut without flush",
