@@ -5,7 +5,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::addr::{CpuId, Pfn, VcpuId, VmId};
+use super::addr::{BLOCK_2M, CpuId, PAGE_SIZE, Pfn, VcpuId, VmId};
 use super::features::{Features, SeenIds};
 use super::shadow::Context;
 use super::world::VgicInfo;
@@ -96,7 +96,7 @@ pub struct PerCpu {
     pub cpu: CpuId,
     events: [AtomicU64; Event::COUNT],
     found: Found,
-    /// The page that this CPU looked at last through its window; 0 if none.
+    /// What this CPU looked at last through its window: a page, or ([`BLOCK`](PerCpu::BLOCK)) any of a 2 MiB block; 0 if nothing.
     seen: AtomicU64,
     world: UnsafeCell<World>,
 }
@@ -201,15 +201,23 @@ impl PerCpu {
         self.found.pages[Found::place(page)].store(page, Ordering::Relaxed);
     }
 
-    /// Whether `pfn` is the page that this CPU looked at last.
-    #[inline]
-    pub fn has_seen(&self, pfn: Pfn) -> bool {
-        self.seen.load(Ordering::Relaxed) == pfn.raw()
+    /// Bit of `seen`: the rest is the number of a block.
+    const BLOCK: u64 = 1 << 63;
+
+    const fn block_of(pfn: Pfn) -> u64 {
+        (pfn.raw() / (BLOCK_2M / PAGE_SIZE)) | Self::BLOCK
     }
 
-    /// This CPU looks at `pfn`. Page 0 is never one.
-    pub fn has_seen_now(&self, pfn: Pfn) {
-        self.seen.store(pfn.raw(), Ordering::Relaxed);
+    /// Whether `pfn` is the page that this CPU looked at last, or lies in the block.
+    #[inline]
+    pub fn has_seen(&self, pfn: Pfn) -> bool {
+        let seen = self.seen.load(Ordering::Relaxed);
+        seen == Self::block_of(pfn) || seen == pfn.raw()
+    }
+
+    /// This CPU looks at `pfn`, of which is known that it may; with `block` it is known of all of the 2 MiB block around it. Page 0 is never one.
+    pub fn has_seen_now(&self, pfn: Pfn, block: bool) {
+        self.seen.store(if block { Self::block_of(pfn) } else { pfn.raw() }, Ordering::Relaxed);
     }
 
     /// The world switch's part; only the CPU itself follows the pointer.

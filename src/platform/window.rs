@@ -9,7 +9,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 
-use super::own_map;
 use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange};
 use crate::abstract_machine::cpu::{self, maintenance, pool};
@@ -51,27 +50,41 @@ impl ForeignPage for Window {
     }
 }
 
-/// Whether a window may show `pfn`: RAM that is not the core's.
-#[inline(never)]
-fn is_foreign(pfn: Pfn) -> bool {
-    let page = PhysRange::between(pfn.addr(), Pa::new(pfn.addr().raw() + PAGE_SIZE));
+/// Whether a window may show these pages: RAM of one bank that is not the core's.
+fn is_foreign(pages: PhysRange) -> bool {
     MEMORY.get().is_some_and(|(ram, core)| {
-        ram.iter().any(|bank| bank.contains_range(page)) && !core.iter().any(|range| range.overlaps(page))
+        ram.iter().any(|bank| bank.contains_range(pages)) && !core.iter().any(|range| range.overlaps(pages))
     })
+}
+
+/// Stops the machine if a window may not show `pfn`.
+#[inline]
+fn expect_foreign(pfn: Pfn) {
+    // What is RAM, and what the core's, never changes: a CPU need not look twice.
+    if !cpu::this().is_some_and(|this| this.has_seen(pfn)) {
+        look_at(pfn);
+    }
+}
+
+/// The same for the first page of a block that this CPU comes to.
+#[inline(never)]
+fn look_at(pfn: Pfn) {
+    let around = |size| PhysRange::new(pfn.addr().align_down(size), size).is_some_and(is_foreign);
+    let block = around(BLOCK_2M);
+    assert!(block || around(PAGE_SIZE), "{pfn:?} is no memory for a window");
+    if let Some(this) = cpu::this() {
+        this.has_seen_now(pfn, block);
+    }
 }
 
 /// See `Machine::visit_page`.
 #[inline]
 pub fn visit<R>(pfn: Pfn, visit: impl FnOnce(&Window) -> R) -> R {
+    expect_foreign(pfn);
     let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this());
     let (Some(this), true) = (this.filter(|this| this.cpu.index() < WORDS), table != 0) else {
         panic!("{pfn:?}: no window yet")
     };
-    // What is RAM, and what the core's, never changes: a CPU need not look twice.
-    if !this.has_seen(pfn) {
-        assert!(is_foreign(pfn), "{pfn:?} is no memory for a window");
-        this.has_seen_now(pfn);
-    }
     let slot = this.cpu.index() as u64;
     let (at, entry) = (BASE | slot << PAGE_SHIFT, (table | slot << 3) as *mut u64);
     // SAFETY: the entry is this CPU's own, in a table of the core's map; the page is RAM that is not the core's.
@@ -99,9 +112,8 @@ pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
 /// See `Machine::clear_phys_page`.
 pub fn clear(pfn: Pfn) {
     let zero = |at: u64| maintenance::zero_to_poc(PhysRange::between(Pa::new(at), Pa::new(at + PAGE_SIZE)));
-    let at = pfn.addr();
-    // Table pages have their owner's own address; it goes on using them.
-    if pool::holds(at) || own_map::is_adopted(at) { zero(at.raw()) } else { visit(pfn, |page| zero(page.0 as u64)) }
+    // The core's own pages are in no window. A page that it adopted may be: its other address has the same attributes, so it finds the zeroes there.
+    if pool::holds(pfn.addr()) { zero(pfn.addr().raw()) } else { visit(pfn, |page| zero(page.0 as u64)) }
 }
 
 /// See `Machine::sync_page_to_poc`.
