@@ -54,6 +54,40 @@ out:
 	return error;
 }
 
+/* What an attribute made the translation service do in the VM's memory. its_lock is held. */
+static int its_served(struct cv_vm *vm)
+{
+	u32 kick = 0;
+	int error;
+
+	cv_its_serve(vm);
+	error = cv_with_model(vm, kserv_its_outcome(vm->model, &kick));
+	cv_kick(vm, kick);
+	return error;
+}
+
+/* KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES. */
+static int save_pending(struct cv_vm *vm, const struct kvm_device_attr *attr)
+{
+	u64 value = 0;
+	u32 kick = 0;
+	int error;
+
+	mutex_lock(&vm->lock);
+	error = cv_lock_vcpus(vm);
+	if (error)
+		goto out;
+	mutex_lock(&vm->its_lock);
+	error = cv_with_model(vm, kserv_gic_set(vm->model, attr->group, attr->attr, &value, &kick));
+	if (!error)
+		error = its_served(vm);
+	mutex_unlock(&vm->its_lock);
+	cv_unlock_vcpus(vm);
+out:
+	mutex_unlock(&vm->lock);
+	return error;
+}
+
 static int set_attr(struct cv_vm *vm, const struct kvm_device_attr *attr)
 {
 	void __user *user = (void __user *)(unsigned long)attr->addr;
@@ -63,6 +97,8 @@ static int set_attr(struct cv_vm *vm, const struct kvm_device_attr *attr)
 
 	if (is_register_group(attr->group))
 		return register_attr(vm, attr, true);
+	if (attr->group == KVM_DEV_ARM_VGIC_GRP_CTRL && attr->attr == KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
+		return save_pending(vm, attr);
 	if (copy_from_user(&value, user, value_size(attr)))
 		return -EFAULT;
 	mutex_lock(&vm->lock);
@@ -98,32 +134,50 @@ static int has_attr(struct cv_vm *vm, const struct kvm_device_attr *attr)
 
 static const struct file_operations its_ops;
 
-/* The translation service has an address, which is the only value there is. */
-static int its_attr(struct cv_vm *vm, unsigned int ioctl, const struct kvm_device_attr *attr)
+/* An attribute of the translation service, with its locks held. */
+static int its_access(struct cv_vm *vm, const struct kvm_device_attr *attr, u64 *value, bool write)
 {
-	void __user *user = (void __user *)(unsigned long)attr->addr;
-	size_t size = attr->group == KVM_DEV_ARM_VGIC_GRP_ADDR ? sizeof(u64) : 0;
-	u64 value = 0;
 	u32 kick = 0;
 	int error;
 
-	switch (ioctl) {
-	case KVM_SET_DEVICE_ATTR:
-		if (copy_from_user(&value, user, size))
-			return -EFAULT;
+	if (!write)
+		return cv_with_model(vm, kserv_its_get(vm->model, attr->group, attr->attr, value));
+	error = cv_with_model(vm, kserv_its_set(vm->model, attr->group, attr->attr, value, &kick));
+	cv_kick(vm, kick);
+	return error ? error : its_served(vm);
+}
+
+/* Its address and registers are 64 bits of user space. Only its address can be asked for and set while vCPUs run. */
+static int its_attr(struct cv_vm *vm, const struct kvm_device_attr *attr, bool write)
+{
+	void __user *user = (void __user *)(unsigned long)attr->addr;
+	size_t size = attr->group == KVM_DEV_ARM_VGIC_GRP_CTRL ? 0 : sizeof(u64);
+	bool still = attr->group != KVM_DEV_ARM_VGIC_GRP_ADDR;
+	u64 value = 0;
+	int error;
+
+	if (write && copy_from_user(&value, user, size))
+		return -EFAULT;
+	mutex_lock(&vm->lock);
+	error = still ? cv_lock_vcpus(vm) : 0;
+	if (!error) {
 		mutex_lock(&vm->its_lock);
-		error = cv_with_model(vm, kserv_its_set(vm->model, attr->group, attr->attr, &value, &kick));
+		error = its_access(vm, attr, &value, write);
 		mutex_unlock(&vm->its_lock);
-		cv_kick(vm, kick);
-		return error;
-	case KVM_GET_DEVICE_ATTR:
-		error = cv_with_model(vm, kserv_its_get(vm->model, attr->group, attr->attr, &value));
-		if (error)
-			return error;
-		return copy_to_user(user, &value, size) ? -EFAULT : 0;
-	default:
-		return cv_with_model(vm, kserv_its_has(vm->model, attr->group, attr->attr));
+		if (still)
+			cv_unlock_vcpus(vm);
 	}
+	mutex_unlock(&vm->lock);
+	if (!error && !write && copy_to_user(user, &value, size))
+		error = -EFAULT;
+	return error;
+}
+
+static int its_ioctl(struct cv_vm *vm, unsigned int ioctl, const struct kvm_device_attr *attr)
+{
+	if (ioctl == KVM_HAS_DEVICE_ATTR)
+		return cv_with_model(vm, kserv_its_has(vm->model, attr->group, attr->attr));
+	return its_attr(vm, attr, ioctl == KVM_SET_DEVICE_ATTR);
 }
 
 static long device_ioctl(struct file *file, unsigned int ioctl, unsigned long arg)
@@ -140,7 +194,7 @@ static long device_ioctl(struct file *file, unsigned int ioctl, unsigned long ar
 	if (attr.flags)
 		return -EINVAL;
 	if (file->f_op == &its_ops)
-		return its_attr(vm, ioctl, &attr);
+		return its_ioctl(vm, ioctl, &attr);
 	switch (ioctl) {
 	case KVM_SET_DEVICE_ATTR:
 		return set_attr(vm, &attr);

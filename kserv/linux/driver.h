@@ -6,7 +6,7 @@
  *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
  *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
  *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
- *   vm->its_lock	the commands of an ITS are read by one at a time
+ *   vm->its_lock	the commands and tables of an ITS are read and written by one at a time
  *   vm->slots_lock	read: slots stay; write: they change
  *   (mmap_lock)
  *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier
@@ -39,6 +39,8 @@
 #define CV_DEFAULT_IPA_BITS 40
 /* QEMU makes a route for each of its 256 SPIs, and wants to have some left for MSIs. */
 #define CV_MAX_GSIS 1024
+/* SPIs that a route may lead to: those that an interrupt controller can have at most. */
+#define CV_MAX_PINS (1020 - 32)
 /* Pages tried around a fault in memory without huge pages. */
 #define CV_FAULT_AROUND 16UL
 
@@ -217,6 +219,7 @@ void cv_vcpu_free(struct cv_vcpu *vcpu);
 
 /* run.c */
 long cv_vcpu_run(struct cv_vcpu *vcpu);
+void cv_its_serve(struct cv_vm *vm);
 enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);
 
 /* timer.c */

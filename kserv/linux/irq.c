@@ -94,7 +94,8 @@ int cv_set_routing(struct cv_vm *vm, const struct kvm_irq_routing *args, const v
 			break;
 		route = &routes[entry.gsi];
 		route->type = entry.type;
-		if (entry.type == KVM_IRQ_ROUTING_IRQCHIP && !entry.u.irqchip.irqchip) {
+		if (entry.type == KVM_IRQ_ROUTING_IRQCHIP && !entry.u.irqchip.irqchip &&
+		    entry.u.irqchip.pin < CV_MAX_PINS) {
 			route->pin = entry.u.irqchip.pin;
 		} else if (entry.type == KVM_IRQ_ROUTING_MSI) {
 			route->msi_addr = (u64)entry.u.msi.address_hi << 32 | entry.u.msi.address_lo;

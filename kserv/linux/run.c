@@ -266,18 +266,20 @@ static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
 	return 0;
 }
 
-/* The VM gave its translation service commands: they and what they name are in its memory. */
-static int serve_its(struct cv_vcpu *vcpu)
+/* The translation service has commands, or tables to save or restore: they and what they name are in the VM's memory. its_lock is held. */
+void cv_its_serve(struct cv_vm *vm)
 {
-	struct cv_vm *vm = vcpu->vm;
-	u64 gpa;
-	u32 len, kick;
+	struct kserv_its_want want;
+	u32 kick;
 
-	mutex_lock(&vm->its_lock);
-	while (cv_with_model(vm, kserv_its_next(vm->model, &gpa, &len))) {
+	while (cv_with_model(vm, kserv_its_next(vm->model, &want))) {
 		u8 bytes[32] = {};
-		bool ok = !cv_memory_access(vm, gpa, bytes, min_t(u32, len, sizeof(bytes)), false);
+		bool ok;
 
+		if (want.write)
+			ok = !cv_memory_access(vm, want.gpa, want.bytes, min_t(u32, want.len, sizeof(want.bytes)), true);
+		else
+			ok = !cv_memory_access(vm, want.gpa, bytes, min_t(u32, want.len, sizeof(bytes)), false);
 		kick = 0;
 		cv_with_model(vm, (kserv_its_feed(vm->model, bytes, ok, &kick), 0));
 		cv_kick(vm, kick);
@@ -285,7 +287,14 @@ static int serve_its(struct cv_vcpu *vcpu)
 			break;
 		cond_resched();
 	}
-	mutex_unlock(&vm->its_lock);
+}
+
+/* The VM gave it commands. */
+static int serve_its(struct cv_vcpu *vcpu)
+{
+	mutex_lock(&vcpu->vm->its_lock);
+	cv_its_serve(vcpu->vm);
+	mutex_unlock(&vcpu->vm->its_lock);
 	return 0;
 }
 

@@ -85,6 +85,29 @@ static long get_events(void __user *argp)
 	return copy_to_user(argp, &events, sizeof(events)) ? -EFAULT : 0;
 }
 
+/* Which interrupts the timers have; neither PMU nor stolen time. */
+static long device_attr(struct cv_vcpu *vcpu, unsigned int ioctl, void __user *argp)
+{
+	struct kvm_device_attr attr;
+	void __user *user;
+	u32 intid = 0;
+	int error;
+
+	if (copy_from_user(&attr, argp, sizeof(attr)))
+		return -EFAULT;
+	if (attr.flags)
+		return -EINVAL;
+	user = (void __user *)(unsigned long)attr.addr;
+	error = cv_with_model(vcpu->vm, kserv_vcpu_attr_get(vcpu->vm->model, attr.group, attr.attr, &intid));
+	if (error || ioctl == KVM_HAS_DEVICE_ATTR)
+		return error;
+	if (ioctl == KVM_GET_DEVICE_ATTR)
+		return copy_to_user(user, &intid, sizeof(intid)) ? -EFAULT : 0;
+	if (copy_from_user(&intid, user, sizeof(intid)))
+		return -EFAULT;
+	return cv_with_model(vcpu->vm, kserv_vcpu_attr_set(vcpu->vm->model, attr.group, attr.attr, intid));
+}
+
 static long set_signal_mask(struct cv_vcpu *vcpu, void __user *argp)
 {
 	struct kvm_signal_mask mask;
@@ -134,8 +157,7 @@ static long locked_ioctl(struct cv_vcpu *vcpu, unsigned int ioctl, void __user *
 	case KVM_HAS_DEVICE_ATTR:
 	case KVM_GET_DEVICE_ATTR:
 	case KVM_SET_DEVICE_ATTR:
-		/* Neither PMU nor stolen time, and the timers' interrupts are where they are. */
-		return -ENXIO;
+		return device_attr(vcpu, ioctl, argp);
 	default:
 		return -EINVAL;
 	}

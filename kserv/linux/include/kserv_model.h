@@ -73,6 +73,13 @@ int kserv_mp_state_set(struct kserv_vm *vm, uint32_t vcpu, uint32_t state, uint3
  */
 int kserv_events_set(struct kserv_vm *vm, uint32_t vcpu, bool serror, bool serror_has_esr, bool ext_dabt);
 
+/*
+ * Attributes of a vCPU: group TIMER_CTRL (1), IRQ_VTIMER (0) and IRQ_PTIMER (1), the timers' interrupts. -ENXIO: another one. They cannot be moved:
+ * -EINVAL for another number, or without an interrupt controller in the kernel; -EBUSY once it is initialised.
+ */
+int kserv_vcpu_attr_get(const struct kserv_vm *vm, uint32_t group, uint64_t attr, uint32_t *value);
+int kserv_vcpu_attr_set(const struct kserv_vm *vm, uint32_t group, uint64_t attr, uint32_t value);
+
 /* ---- ONE_REG --------------------------------------------------------------------------------------------------------------- */
 
 struct kserv_reg {
@@ -219,17 +226,29 @@ bool kserv_gic_overlaps(const struct kserv_vm *vm, uint64_t gpa, uint64_t size);
 
 /* -ENODEV: no GICv3 in the kernel; -EEXIST; -EBUSY: a vCPU has run. */
 int kserv_its_create(struct kserv_vm *vm);
-/* Groups ADDR (0: attribute 4), CTRL (4: INIT 0, RESET 4). Its tables cannot be saved. */
+/*
+ * Groups ADDR (0: attribute 4), CTRL (4: INIT 0, SAVE_TABLES 1, RESTORE_TABLES 2, RESET 4), ITS_REGS (8): the latter two with all vCPUs out of KVM_RUN,
+ * and kserv_its_next and kserv_its_outcome after each kserv_its_set. `value`: 64 bits.
+ */
 int kserv_its_has(const struct kserv_vm *vm, uint32_t group, uint64_t attr);
 int kserv_its_get(const struct kserv_vm *vm, uint32_t group, uint64_t attr, uint64_t *value);
 int kserv_its_set(struct kserv_vm *vm, uint32_t group, uint64_t attr, const uint64_t *value, uint32_t *kick);
 /*
- * Its commands stand in the VM's memory, which only C reads, and not under the VM's lock. After KSERV_ITS, under a mutex of the VM:
- * while kserv_its_next says true: read `len` bytes (at most 32) at `gpa`, give them (`ok`: there was memory) to kserv_its_feed. The VM can go on
- * giving commands as long as it likes: look at signals.
+ * Its commands and tables stand in the VM's memory, which only C reaches, and not under the VM's lock. After KSERV_ITS, and after kserv_its_set or
+ * SAVE_PENDING_TABLES of the GICv3, under a mutex of the VM: while kserv_its_next says true: read `len` bytes (at most 32) at `gpa`, or write so many of `bytes`
+ * (at most 8) there; what was read goes to kserv_its_feed (`ok`: there was memory). The VM can go on giving commands as long as it likes: look at signals.
  */
-bool kserv_its_next(struct kserv_vm *vm, uint64_t *gpa, uint32_t *len);
+struct kserv_its_want {
+	uint64_t gpa;
+	uint32_t len;
+	uint32_t write;
+	uint8_t bytes[8];
+};
+
+bool kserv_its_next(struct kserv_vm *vm, struct kserv_its_want *want);
 void kserv_its_feed(struct kserv_vm *vm, const uint8_t bytes[32], bool ok, uint32_t *kick);
+/* What came of saving or restoring, which is given up if it is not done: 0, -EFAULT, -EINVAL, -EEXIST, -ENOMEM, -EINTR. */
+int kserv_its_outcome(struct kserv_vm *vm, uint32_t *kick);
 
 /* ---- what a protected VM starts with ------------------------------------------------------------------------------------------ */
 

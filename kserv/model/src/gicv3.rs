@@ -104,7 +104,7 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
 
     /// What a translation service works on.
     pub const fn around_its(&mut self) -> Around<'_, V, S> {
-        Around { irqs: &mut self.irqs, enabled: self.lpis_enabled, table: self.table }
+        Around { irqs: &mut self.irqs, enabled: self.lpis_enabled, table: self.table, pending: &self.pending }
     }
 
     fn spis(&self) -> core::ops::Range<usize> {

@@ -4,17 +4,23 @@
 //! |-------------------|-------------------------------------------------------------------------------------------------|
 //! | `0x0`             | CTLR, IIDR, TYPER                                                                               |
 //! | `0x80`            | CBASER, CWRITER, CREADR: the queue of commands in the VM's memory                               |
-//! | `0x100`           | BASER0 (devices), BASER1 (collections): taken, but all translations are here                    |
+//! | `0x100`           | BASER0 (devices), BASER1 (collections): the tables that module [`tables`] writes and reads       |
 //! | `0xffe8`          | PIDR2                                                                                           |
 //! | `0x1_0040`        | TRANSLATER: where devices write                                                                 |
 //!
-//! The VM's memory is the caller's to read: [`Its::next`] says what is wanted, a command or an LPI's configuration byte, and [`Its::feed`] takes it, until nothing
-//! is wanted. There is room for [`LPIS`] translations and [`COLLECTIONS`] collections; commands for more are ignored, as are those that make no sense.
-//! Translations live as long as the VM: they are not written into its tables. Source: IHI 0069H §5.3 (commands), §12.19 (registers).
+//! The VM's memory is the caller's to reach: [`Its::next`] says what is wanted, such as a command or an LPI's configuration byte, and [`Its::feed`] takes it, until
+//! nothing is wanted. There is room for [`LPIS`] translations of as many devices and [`COLLECTIONS`] collections; commands for more are ignored, as are those that make
+//! no sense. All of them are here, not in the VM's tables, but for what is saved. Source: IHI 0069H §5.3 (commands), §12.19 (registers).
 #![forbid(unsafe_code)]
+
+mod commands;
+mod restore;
+pub mod tables;
 
 use crate::irq::{Engine, Lpi};
 use crate::mmio::Width;
+use tables::Walk;
+pub use tables::{Failure, Want};
 
 /// Most translations.
 pub const LPIS: usize = 256;
@@ -30,6 +36,7 @@ pub const COMMAND: usize = 32;
 const FIRST_LPI: u32 = 8192;
 /// Numbers of 16 bits.
 const LAST_LPI: u32 = 0xffff;
+/// The revision, bits 15:12, is that of the tables: 0.
 const IIDR: u64 = 0x6300_043b;
 const PIDR2: u64 = 0x3b;
 /// TYPER: physical LPIs; 8 bytes of table for an event; 16 bits of event and device; targets by processor number.
@@ -42,21 +49,17 @@ const VALID: u64 = 1 << 63;
 /// BASER: what is fixed, type 58:56 and entry size 52:48.
 const BASER_FIXED: u64 = 7 << 56 | 0x1f << 48;
 const BASER: [u64; 2] = [1 << 56 | 7 << 48, 4 << 56 | 7 << 48];
+/// BASER: pages of 64 KiB, bits 9:8.
+const BASER_PAGES: u64 = 0b11 << 8;
+const BASER_PAGES_64K: u64 = 0b10 << 8;
+/// BASER: a table of tables; not for collections.
+const INDIRECT: u64 = 1 << 62;
+/// Devices and events have numbers of so many bits.
+const ID_BITS: u8 = 16;
+/// MAPD: address of the device's translations.
+const TABLE: u64 = 0x000f_ffff_ffff_ff00;
 /// CWRITER, CREADR: offset.
 const OFFSET: u64 = 0xf_ffe0;
-
-mod command {
-    pub const MOVI: u64 = 0x01;
-    pub const INT: u64 = 0x03;
-    pub const CLEAR: u64 = 0x04;
-    pub const MAPD: u64 = 0x08;
-    pub const MAPC: u64 = 0x09;
-    pub const MAPTI: u64 = 0x0a;
-    pub const MAPI: u64 = 0x0b;
-    pub const INV: u64 = 0x0c;
-    pub const INVALL: u64 = 0x0d;
-    pub const DISCARD: u64 = 0x0f;
-}
 
 /// A translation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +77,24 @@ impl Entry {
     const FREE: Self = Self { device: 0, event: 0, lpi: 0, collection: 0, config: 0, used: false };
 }
 
+/// A device that the VM gave a table of translations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Device {
+    id: u32,
+    /// Bits of its events' numbers; 0: this place is free.
+    bits: u8,
+    /// Where its translations are saved.
+    table: u64,
+}
+
+impl Device {
+    const FREE: Self = Self { id: 0, bits: 0, table: 0 };
+
+    const fn has(&self, event: u32) -> bool {
+        event < 1 << self.bits
+    }
+}
+
 /// What is read next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Work {
@@ -81,6 +102,8 @@ enum Work {
     Command,
     /// Configuration of the LPI at this place; then, for INVALL, of those behind it.
     Config { place: usize, all: bool },
+    /// What the walk through the tables wants.
+    Tables,
 }
 
 /// The service.
@@ -91,11 +114,17 @@ pub struct Its {
     cwriter: u64,
     creadr: u64,
     baser: [u64; 2],
-    /// vCPU of each collection, plus 1; 0: not mapped.
+    /// vCPU of each collection, plus 1; [`NOBODY`]; 0: there is none.
     collections: [u8; COLLECTIONS],
+    devices: [Device; LPIS],
     entries: [Entry; LPIS],
     work: Work,
+    walk: Walk,
+    outcome: Result<(), Failure>,
 }
+
+/// A collection that translations name and no vCPU has.
+const NOBODY: u8 = u8::MAX;
 
 /// What else the service works on.
 pub struct Around<'a, const V: usize, const S: usize> {
@@ -105,6 +134,8 @@ pub struct Around<'a, const V: usize, const S: usize> {
     pub enabled: u32,
     /// GICR_PROPBASER: where the configuration of LPIs is.
     pub table: u64,
+    /// GICR_PENDBASER of each vCPU: where its LPIs are pending while nobody runs.
+    pub pending: &'a [u64; V],
 }
 
 impl Its {
@@ -117,16 +148,30 @@ impl Its {
             creadr: 0,
             baser: BASER,
             collections: [0; COLLECTIONS],
+            devices: [Device::FREE; LPIS],
             entries: [Entry::FREE; LPIS],
             work: Work::Command,
+            walk: Walk::IDLE,
+            outcome: Ok(()),
         }
     }
 
     /// Everything is forgotten.
     pub fn reset<const V: usize, const S: usize>(&mut self, around: &mut Around<'_, V, S>) {
-        (0..LPIS).for_each(|place| self.forget(place, around));
+        self.forget_devices(around);
         (self.enabled, self.cbaser, self.cwriter, self.creadr) = (false, 0, 0, 0);
-        (self.baser, self.collections, self.work) = (BASER, [0; COLLECTIONS], Work::Command);
+        (self.baser, self.collections) = (BASER, [0; COLLECTIONS]);
+        (self.work, self.walk) = (Work::Command, Walk::IDLE);
+    }
+
+    fn forget_devices<const V: usize, const S: usize>(&mut self, around: &mut Around<'_, V, S>) {
+        (0..LPIS).for_each(|place| self.forget(place, around));
+        self.devices = [Device::FREE; LPIS];
+    }
+
+    fn forget_collections<const V: usize, const S: usize>(&mut self, around: &mut Around<'_, V, S>) {
+        self.collections = [0; COLLECTIONS];
+        self.apply_all(around);
     }
 
     // ---- registers ------------------------------------------------------------------------------------------------------
@@ -134,7 +179,10 @@ impl Its {
     /// A load.
     pub fn read(&self, offset: u64, width: Width) -> u64 {
         let value = match offset & !7 {
-            0x000 => u64::from(self.enabled) | QUIESCENT | IIDR << 32,
+            0x000 => {
+                let quiescent = if self.creadr == self.cwriter { QUIESCENT } else { 0 };
+                u64::from(self.enabled) | quiescent | IIDR << 32
+            }
             0x008 => TYPER,
             0x080 => self.cbaser,
             0x088 => self.cwriter,
@@ -152,7 +200,13 @@ impl Its {
     }
 
     /// A store. The queue may have commands then.
-    pub fn write(&mut self, offset: u64, width: Width, value: u64) {
+    pub fn write<const V: usize, const S: usize>(
+        &mut self,
+        offset: u64,
+        width: Width,
+        value: u64,
+        around: &mut Around<'_, V, S>,
+    ) {
         let shift = offset % 8 * 8;
         let (mask, value) = match width {
             Width::Double if shift == 0 => (u64::MAX, value),
@@ -161,14 +215,51 @@ impl Its {
         };
         let merge = |old: u64| old & !mask | value & mask;
         match offset & !7 {
-            0x000 if mask & ENABLED != 0 => self.enabled = value & ENABLED != 0,
-            // Only while it is off: the queue is not looked at then.
-            0x080 if !self.enabled => (self.cbaser, self.creadr) = (merge(self.cbaser), 0),
-            0x088 => self.cwriter = merge(self.cwriter) & OFFSET,
-            0x100 if !self.enabled => self.baser[0] = merge(self.baser[0]) & !BASER_FIXED | BASER[0],
-            0x108 if !self.enabled => self.baser[1] = merge(self.baser[1]) & !BASER_FIXED | BASER[1],
+            0x000 if mask & ENABLED != 0 => self.enabled = value & ENABLED != 0 && (self.enabled || self.is_ready()),
+            // These only while it is off: the queue is not looked at then.
+            0x080 if !self.enabled => (self.cbaser, self.creadr, self.cwriter) = (merge(self.cbaser), 0, 0),
+            0x088 => {
+                let offset = merge(self.cwriter) & OFFSET;
+                self.cwriter = if offset < self.queue_size() { offset } else { self.cwriter };
+            }
+            0x100 if !self.enabled => {
+                self.baser[0] = merge(self.baser[0]) & !(BASER_FIXED | BASER_PAGES) | BASER[0] | BASER_PAGES_64K;
+                if self.baser[0] & VALID == 0 {
+                    self.forget_devices(around);
+                }
+            }
+            0x108 if !self.enabled => {
+                let fixed = BASER_FIXED | BASER_PAGES | INDIRECT;
+                self.baser[1] = merge(self.baser[1]) & !fixed | BASER[1] | BASER_PAGES_64K;
+                if self.baser[1] & VALID == 0 {
+                    self.forget_collections(around);
+                }
+            }
             _ => {}
         }
+    }
+
+    /// It has its queue and its tables, as it must have to be enabled.
+    const fn is_ready(&self) -> bool {
+        self.cbaser & self.baser[0] & self.baser[1] & VALID != 0
+    }
+
+    /// CREADR as user space restores it. Whether it may, and it lies in the queue.
+    pub const fn restore_creadr(&mut self, value: u64) -> Result<(), Failure> {
+        let offset = value & OFFSET;
+        if self.enabled {
+            return Err(Failure::Busy);
+        }
+        if offset >= self.queue_size() {
+            return Err(Failure::Invalid);
+        }
+        self.creadr = offset;
+        Ok(())
+    }
+
+    /// IIDR as user space restores it: whether there are tables of that revision.
+    pub const fn has_revision_of(value: u64) -> bool {
+        value >> 12 & 0xf == IIDR >> 12 & 0xf
     }
 
     // ---- the queue ------------------------------------------------------------------------------------------------------
@@ -177,19 +268,19 @@ impl Its {
         ((self.cbaser & 0xff) + 1) * 4096
     }
 
-    /// The VM's memory that is wanted: address and bytes, at most [`COMMAND`]. `table`: GICR_PROPBASER.
-    pub const fn next(&self, table: u64) -> Option<(u64, usize)> {
+    /// What is wanted of the VM's memory. `table`: GICR_PROPBASER.
+    pub const fn next(&self, table: u64) -> Option<Want> {
         match self.work {
+            Work::Tables => self.walk.want(),
             Work::Config { place, .. } => {
-                Some(((table & ADDRESS).saturating_add(self.entries[place].lpi.saturating_sub(FIRST_LPI) as u64), 1))
+                Some(Want::Read { address: config_address(table, self.entries[place].lpi), length: 1 })
             }
-            Work::Command if !self.enabled || self.cbaser & VALID == 0 || self.cwriter >= self.queue_size() => None,
-            Work::Command if self.creadr == self.cwriter => None,
-            Work::Command => Some(((self.cbaser & ADDRESS) + self.creadr, COMMAND)),
+            Work::Command if !self.enabled || self.creadr == self.cwriter => None,
+            Work::Command => Some(Want::Read { address: (self.cbaser & ADDRESS) + self.creadr, length: COMMAND }),
         }
     }
 
-    /// What stands there; `None`: the VM has no memory there, and the command is passed over.
+    /// It is done, with this in front of a read's bytes; `None`: the VM has no memory there. A command is passed over then.
     pub fn feed<const V: usize, const S: usize>(
         &mut self,
         bytes: Option<&[u8; COMMAND]>,
@@ -199,6 +290,7 @@ impl Its {
             return;
         }
         match self.work {
+            Work::Tables => self.walk_on(bytes, around),
             Work::Config { place, all } => {
                 if let Some(bytes) = bytes {
                     self.entries[place].config = bytes[0];
@@ -207,16 +299,10 @@ impl Its {
                 self.work = if all { self.config_from(place + 1) } else { Work::Command };
             }
             Work::Command => {
-                // The VM may have made its queue smaller.
-                self.creadr =
-                    if self.creadr + COMMAND as u64 >= self.queue_size() { 0 } else { self.creadr + COMMAND as u64 };
+                let behind = self.creadr + COMMAND as u64;
+                self.creadr = if behind >= self.queue_size() { 0 } else { behind };
                 if let Some(bytes) = bytes {
-                    let word = |n: usize| {
-                        let mut word = [0; 8];
-                        word.iter_mut().zip(&bytes[8 * n..]).for_each(|(to, from)| *to = *from);
-                        u64::from_le_bytes(word)
-                    };
-                    self.execute([word(0), word(1), word(2)], around);
+                    self.execute([word(bytes, 0), word(bytes, 1), word(bytes, 2)], around);
                 }
             }
         }
@@ -232,68 +318,10 @@ impl Its {
         self.entries.iter().position(|entry| entry.used && (entry.device, entry.event) == (device, event))
     }
 
-    fn execute<const V: usize, const S: usize>(&mut self, words: [u64; 3], around: &mut Around<'_, V, S>) {
-        let (device, event) = ((words[0] >> 32) as u32, words[1] as u32);
-        let collection = words[2] as u16;
-        let found = self.find(device, event);
-        match (words[0] & 0xff, found) {
-            (command::MAPD, _) if words[2] & VALID == 0 => {
-                for place in 0..LPIS {
-                    if self.entries[place].used && self.entries[place].device == device {
-                        self.forget(place, around);
-                    }
-                }
-            }
-            (command::MAPC, _) => {
-                let vcpu = words[2] >> 16 & 0xffff;
-                let valid = words[2] & VALID != 0 && vcpu < around.irqs.vcpus() as u64;
-                if let Some(place) = self.collections.get_mut(usize::from(collection)) {
-                    *place = if valid { vcpu as u8 + 1 } else { 0 };
-                }
-                self.apply_all(around);
-            }
-            (command::MAPTI, _) => self.map(device, event, (words[1] >> 32) as u32, collection, around),
-            (command::MAPI, _) => self.map(device, event, event, collection, around),
-            (command::MOVI, Some(place)) => {
-                self.entries[place].collection = collection;
-                self.apply(place, around);
-            }
-            (command::INV, Some(place)) => self.work = Work::Config { place, all: false },
-            (command::INVALL, _) => self.work = self.config_from(0),
-            (command::INT, Some(place)) => around.irqs.raise_lpi(place),
-            (command::CLEAR, Some(place)) => around.irqs.clear_lpi(place, false),
-            (command::DISCARD, Some(place)) => self.forget(place, around),
-            // MAPD of a device that has translations keeps them; SYNC has nothing to wait for, MOVALL nothing to move: what is pending follows its translation.
-            _ => {}
-        }
-    }
-
-    fn map<const V: usize, const S: usize>(
-        &mut self,
-        device: u32,
-        event: u32,
-        lpi: u32,
-        collection: u16,
-        around: &mut Around<'_, V, S>,
-    ) {
-        if !(FIRST_LPI..=LAST_LPI).contains(&lpi) {
-            return;
-        }
-        if let Some(old) = self.find(device, event) {
-            self.forget(old, around);
-        }
-        let room = LPIS.min(around.irqs.lpis());
-        let Some(place) = self.entries[..room].iter().position(|entry| !entry.used) else { return };
-        self.entries[place] = Entry { device, event, lpi, collection, config: 0, used: true };
-        self.apply(place, around);
-        self.work = Work::Config { place, all: false };
-    }
-
-    fn forget<const V: usize, const S: usize>(&mut self, place: usize, around: &mut Around<'_, V, S>) {
-        if self.entries[place].used {
-            self.entries[place] = Entry::FREE;
-            around.irqs.clear_lpi(place, true);
-        }
+    /// Who gets the interrupts of a collection.
+    fn vcpu_of(&self, collection: u16) -> Option<usize> {
+        let vcpu = self.collections.get(usize::from(collection)).filter(|vcpu| **vcpu != NOBODY)?;
+        vcpu.checked_sub(1).map(usize::from)
     }
 
     /// The engine's view of a translation.
@@ -302,8 +330,7 @@ impl Its {
         if !entry.used {
             return;
         }
-        let vcpu = self.collections.get(usize::from(entry.collection)).and_then(|vcpu| vcpu.checked_sub(1));
-        let vcpu = vcpu.map(usize::from);
+        let vcpu = self.vcpu_of(entry.collection);
         let taken = vcpu.is_some_and(|vcpu| around.enabled >> vcpu & 1 != 0);
         let lpi = Lpi { number: entry.lpi, vcpu, enabled: taken && entry.config & 1 != 0, priority: entry.config & !3 };
         around.irqs.set_lpi(place, lpi);
@@ -320,6 +347,18 @@ impl Its {
         place.into_iter().for_each(|place| irqs.raise_lpi(place));
         place.is_some()
     }
+}
+
+/// A little-endian word of bytes that were read.
+fn word(bytes: &[u8; COMMAND], n: usize) -> u64 {
+    let mut word = [0; 8];
+    word.iter_mut().zip(bytes.iter().skip(8 * n)).for_each(|(to, from)| *to = *from);
+    u64::from_le_bytes(word)
+}
+
+/// Where an LPI's configuration is.
+const fn config_address(table: u64, lpi: u32) -> u64 {
+    (table & ADDRESS) + lpi.saturating_sub(FIRST_LPI) as u64
 }
 
 impl Default for Its {

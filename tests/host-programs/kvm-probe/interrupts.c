@@ -5,14 +5,13 @@
 
 enum { BY_EDGE = 40, BY_LEVEL = 41, FIRST_SPI = 32, READY = NO_RAM + 0x50, BELL = NO_RAM + 0x60, ANY_BELL = NO_RAM + 0x68, TAKEN = NO_RAM + 0x70, ENDED = NO_RAM + 0x78 };
 
-static int attribute(int fd, uint32_t group, uint64_t number, uint64_t value)
+int set_attribute(int fd, uint32_t group, uint64_t number, uint64_t value)
 {
     struct kvm_device_attr attr = {.group = group, .attr = number, .addr = (uintptr_t)&value};
     return ioctl(fd, KVM_SET_DEVICE_ATTR, &attr);
 }
 
-/* Gives the VM the interrupt controller that the machine has, where the payload looks for it: its version. */
-static int with_gic(struct vm *vm)
+int with_gic(struct vm *vm, int *fd)
 {
     struct kvm_create_device device = {.type = KVM_DEV_TYPE_ARM_VGIC_V3};
     int version = 3, error;
@@ -24,14 +23,14 @@ static int with_gic(struct vm *vm)
             return 0;
         }
     }
-    error = attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, version == 3 ? KVM_VGIC_V3_ADDR_TYPE_DIST : KVM_VGIC_V2_ADDR_TYPE_DIST, 0x08000000);
+    error = set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, version == 3 ? KVM_VGIC_V3_ADDR_TYPE_DIST : KVM_VGIC_V2_ADDR_TYPE_DIST, 0x08000000);
     if (version == 3)
-        error |= attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, 0x080a0000);
+        error |= set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, 0x080a0000);
     else
-        error |= attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V2_ADDR_TYPE_CPU, 0x08010000);
-    error |= attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0);
+        error |= set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V2_ADDR_TYPE_CPU, 0x08010000);
+    error |= set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0);
     said(error == 0, "a GICv%d in the kernel", version);
-    close(device.fd);
+    *fd = device.fd;
     return version;
 }
 
@@ -183,7 +182,7 @@ void test_interrupts(void)
     if (!vm)
         return;
     FAILS(EAGAIN, irqfd(vm, fd, BY_EDGE - FIRST_SPI, 0, -1));
-    int version = with_gic(vm);
+    int gic, version = with_gic(vm, &gic);
     struct kvm_msi msi = {.address_lo = 0x08090040};
     FAILS(ENODEV, ioctl(vm->fd, KVM_SIGNAL_MSI, &msi));
     FAILS(EBADF, irqfd(vm, -1, BY_EDGE - FIRST_SPI, 0, -1));
@@ -197,6 +196,7 @@ void test_interrupts(void)
     routed(vm, fd, other);
     bells(vm, fd, resample);
     close(fd);
+    close(gic);
     close(resample);
     end_vm(vm);
 }

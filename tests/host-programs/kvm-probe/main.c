@@ -28,6 +28,7 @@ int main(int argc, char **argv)
         test_runs();
     } else if (!strcmp(what, "irq")) {
         test_interrupts();
+        test_tables();
     } else if (!strcmp(what, "life") && argc == 3) {
         test_lifecycle(atoi(argv[2]));
     } else if ((!strcmp(what, "fours") || !strcmp(what, "fours-killed")) && argc == 4) {

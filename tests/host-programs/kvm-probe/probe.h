@@ -60,6 +60,11 @@ bool stays_inside(struct vm *vm);
 /* Runs vCPU 0 until it accesses DONE; other exits are counted and answered with zero. Whether it came there. */
 bool run_to_done(struct vm *vm, int *exits);
 
+/* KVM_SET_DEVICE_ATTR of 64 bits. */
+int set_attribute(int fd, uint32_t group, uint64_t number, uint64_t value);
+/* Gives the VM the interrupt controller that the machine has, where the payload looks for it: its version, and the device. */
+int with_gic(struct vm *vm, int *fd);
+
 #define CORE(field) \
     (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | (offsetof(struct kvm_regs, field) / sizeof(uint32_t)))
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
@@ -80,6 +85,7 @@ void test_vcpu(void);
 void test_registers(void);
 void test_runs(void);
 void test_interrupts(void);
+void test_tables(void);
 void test_lifecycle(int rounds);
 void fours(int rounds, unsigned seed, bool killed);
 void fuzz(unsigned seed, unsigned rounds);

@@ -1,6 +1,6 @@
 //! The translation service and messages, for C: [`kserv_model::kvm::its_device`].
 
-use kserv_model::its::COMMAND;
+use kserv_model::its::{COMMAND, Want};
 
 use crate::{Vm, kicked, status};
 
@@ -34,17 +34,40 @@ pub unsafe extern "C" fn kserv_its_set(vm: &mut Vm, group: u32, attr: u64, value
     unsafe { kicked(set.map(|()| kicks), kick) }
 }
 
-/// What the service wants to read of the VM's memory.
+/// `struct kserv_its_want`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct RawWant {
+    /// Where.
+    pub gpa: u64,
+    /// Bytes.
+    pub len: u32,
+    /// It is a write.
+    pub write: u32,
+    /// Of this.
+    pub bytes: [u8; 8],
+}
+
+/// What the service wants of the VM's memory.
 #[unsafe(no_mangle)]
-pub extern "C" fn kserv_its_next(vm: &mut Vm, gpa: &mut u64, len: &mut u32) -> bool {
-    let wanted = vm.next_for_its();
-    if let Some((address, bytes)) = wanted {
-        (*gpa, *len) = (address, bytes as u32);
-    }
+pub extern "C" fn kserv_its_next(vm: &mut Vm, want: &mut RawWant) -> bool {
+    let wanted = vm.next_for_its().map(|wanted| match wanted {
+        Want::Read { address, length } => RawWant { gpa: address, len: length as u32, write: 0, bytes: [0; 8] },
+        Want::Write { address, length, bytes } => RawWant { gpa: address, len: length as u32, write: 1, bytes },
+    });
+    *want = wanted.unwrap_or_default();
     wanted.is_some()
 }
 
-/// What stands there.
+/// What came of tables.
+#[unsafe(no_mangle)]
+pub extern "C" fn kserv_its_outcome(vm: &mut Vm, kick: &mut u32) -> i32 {
+    let outcome = vm.its_outcome();
+    *kick |= vm.take_kicks();
+    status(outcome)
+}
+
+/// That is done, or could not be.
 ///
 /// # Safety
 /// As this crate says.

@@ -203,6 +203,18 @@ pub extern "C" fn kserv_events_set(vm: &mut Vm, vcpu: u32, serror: bool, serror_
     status(vm.set_events(vcpu as usize, serror || serror_has_esr, ext_dabt))
 }
 
+/// KVM_GET_DEVICE_ATTR of a vCPU.
+#[unsafe(no_mangle)]
+pub extern "C" fn kserv_vcpu_attr_get(vm: &Vm, group: u32, attr: u64, value: &mut u32) -> i32 {
+    status(vm.vcpu_attribute(group, attr).map(|got| *value = got))
+}
+
+/// KVM_SET_DEVICE_ATTR of a vCPU.
+#[unsafe(no_mangle)]
+pub extern "C" fn kserv_vcpu_attr_set(vm: &Vm, group: u32, attr: u64, value: u32) -> i32 {
+    status(vm.set_vcpu_attribute(group, attr, value))
+}
+
 /// How many registers are listed.
 #[unsafe(no_mangle)]
 pub extern "C" fn kserv_reg_count(vm: &Vm) -> u32 {

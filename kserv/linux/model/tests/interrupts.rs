@@ -61,7 +61,11 @@ fn addresses_are_said_once_aligned_and_apart() {
     assert_eq!(driver.set_gic(0, 5, REDIST), EINVAL, "no count");
     assert_eq!(driver.set_gic(0, 5, 1 << 52 | REDIST | 1), EINVAL, "a second region");
     assert_eq!(driver.set_gic(0, 5, 1 << 52 | REDIST), 0);
-    assert_eq!((driver.set_gic(0, 5, 1 << 52 | 0x900_0000), driver.set_gic(0, 3, 0x900_0000)), (-17, -17));
+    assert_eq!(
+        (driver.set_gic(0, 5, 1 << 52 | 0x900_0000), driver.set_gic(0, 3, 0x900_0000)),
+        (EINVAL, EINVAL),
+        "as KVM"
+    );
     let mut value = 0;
     assert_eq!((kserv_gic_get(driver.vm(), 0, 5, &mut value), value), (0, 1 << 52 | REDIST));
     assert_eq!((kserv_gic_get(driver.vm(), 0, 2, &mut value), value), (0, DIST));
@@ -342,4 +346,21 @@ fn registers_that_do_not_exist_are_said_to() {
     let iidr = driver.get_attr(1, 8).unwrap();
     assert_eq!(driver.set_attr(1, 8, iidr), 0);
     assert_eq!(driver.find_gic(5, 1 << 32), Err(EINVAL), "there is no vCPU 1");
+}
+
+#[test]
+fn the_timers_interrupts_are_where_they_are() {
+    let mut driver = Driver::bare(3);
+    let mut value = 0;
+    assert_eq!((kserv_vcpu_attr_get(driver.vm(), 1, 0, &mut value), value), (0, 27));
+    assert_eq!((kserv_vcpu_attr_get(driver.vm(), 1, 1, &mut value), value), (0, 30));
+    assert_eq!(
+        (kserv_vcpu_attr_get(driver.vm(), 1, 4, &mut value), kserv_vcpu_attr_get(driver.vm(), 0, 0, &mut value)),
+        (-6, -6)
+    );
+    assert_eq!((kserv_vcpu_attr_set(driver.vm(), 1, 0, 27), kserv_vcpu_attr_set(driver.vm(), 2, 0, 27)), (EINVAL, -6));
+    assert_eq!(kserv_gic_create(driver.vm(), 3), 0);
+    assert_eq!([27, 28, 32, 0].map(|irq| kserv_vcpu_attr_set(driver.vm(), 1, 0, irq)), [0, EINVAL, EINVAL, EINVAL]);
+    let mut ready = Driver::new(3, 3, 1);
+    assert_eq!(kserv_vcpu_attr_set(ready.vm(), 1, 1, 30), -16);
 }

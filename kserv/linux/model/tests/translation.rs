@@ -3,122 +3,11 @@
 
 mod common;
 
-use std::collections::HashMap;
-
-use common::{Driver, syndrome};
+use common::Driver;
+use common::its_guest::{DOORBELL, ENABLED, Guest, ITS, PENDING, RAM, REDIST, TABLE, VALID};
 use corevisor_interface::mailbox::ExitReason;
 use kserv_linux_model::its::*;
 use kserv_linux_model::*;
-
-const ITS: u64 = 0x808_0000;
-const DOORBELL: u64 = ITS + 0x1_0040;
-const REDIST: u64 = 0x80a_0000;
-const QUEUE: u64 = 0x4100_0000;
-const TABLE: u64 = 0x4200_0000;
-const VALID: u64 = 1 << 63;
-const ENABLED: u8 = 0xa1;
-
-/// A VM with what it wrote into its memory: commands, configuration of LPIs.
-struct Guest {
-    driver: Driver,
-    memory: HashMap<u64, Vec<u8>>,
-    tail: u64,
-}
-
-impl Guest {
-    fn new(vcpus: u32) -> Self {
-        let driver = Driver::with_its(vcpus);
-        let mut guest = Self { driver, memory: HashMap::new(), tail: 0 };
-        (1..vcpus).for_each(|vcpu| assert_eq!(guest.driver.mp_state_set(vcpu, 0), 0));
-        guest.driver.store(0, 0x800_0000, 2);
-        for vcpu in 0..u64::from(vcpus) {
-            let frame = REDIST + 0x2_0000 * vcpu;
-            guest.store(frame + 0x70, TABLE | 15);
-            guest.store(frame + 0x78, 1 << 62 | (TABLE + 0x10_0000 * (vcpu + 1)));
-            guest.driver.store(vcpu as u32, frame, 1);
-        }
-        guest.store(ITS + 0x80, VALID | QUEUE);
-        guest.store(ITS + 0x88, 0);
-        guest.driver.store(0, ITS, 1);
-        for vcpu in 0..u64::from(vcpus) {
-            guest.command([0x09, 0, VALID | vcpu << 16 | vcpu]);
-        }
-        guest
-    }
-
-    /// A 64-bit store of vCPU 0, as C serves it.
-    fn store(&mut self, address: u64, value: u64) {
-        let action = self.driver.run(0, ExitReason::MmioWrite, |mailbox| {
-            (mailbox.esr, mailbox.ipa, mailbox.x[5]) = (syndrome(3, false, 5, true, true), address, value);
-        });
-        assert!(action.kind == 0 || action.kind == 8, "{address:#x}");
-        if action.kind == 8 {
-            self.serve();
-        }
-    }
-
-    fn load(&mut self, address: u64) -> u64 {
-        let action = self.driver.run(0, ExitReason::MmioRead, |mailbox| {
-            (mailbox.esr, mailbox.ipa) = (syndrome(3, false, 5, true, false), address);
-        });
-        assert_eq!(action.kind, 0, "{address:#x}");
-        self.driver.mailboxes[0].x[5]
-    }
-
-    fn serve(&mut self) {
-        let (mut gpa, mut len) = (0, 0);
-        while kserv_its_next(self.driver.vm(), &mut gpa, &mut len) {
-            let mut bytes = [0; 32];
-            let found = self.memory.get(&gpa).filter(|there| there.len() == len as usize);
-            if let Some(there) = found {
-                bytes[..there.len()].copy_from_slice(there);
-            }
-            // SAFETY: `kicks` is the driver's.
-            unsafe { kserv_its_feed(self.driver.vm(), &bytes, found.is_some(), &raw mut self.driver.kicks) };
-        }
-    }
-
-    fn command(&mut self, words: [u64; 3]) {
-        let bytes = words.into_iter().chain([0]).flat_map(u64::to_le_bytes).collect();
-        self.memory.insert(QUEUE + self.tail, bytes);
-        self.tail = (self.tail + 32) % 4096;
-        self.store(ITS + 0x88, self.tail);
-        assert_eq!(self.load(ITS + 0x90), self.tail, "the command is done");
-    }
-
-    fn configure(&mut self, lpi: u64, config: u8) {
-        self.memory.insert(TABLE + lpi - 8192, vec![config]);
-    }
-
-    fn map(&mut self, device: u64, event: u64, lpi: u64, collection: u64) {
-        self.configure(lpi, ENABLED);
-        self.command([device << 32 | 0x0a, lpi << 32 | event, collection]);
-    }
-
-    fn send(&mut self, device: u32, event: u32) -> i32 {
-        // SAFETY: `kicks` is the driver's.
-        unsafe { kserv_msi(self.driver.vm(), DOORBELL, event, device, true, &raw mut self.driver.kicks) }
-    }
-
-    /// Interrupts that an entry of the vCPU has in its list registers.
-    fn enter(&mut self, vcpu: u32) -> Vec<u64> {
-        assert_eq!(self.driver.enter(vcpu), 0);
-        let mailbox = &self.driver.mailboxes[vcpu as usize];
-        mailbox.lr[..mailbox.lr_count as usize].iter().map(|lr| lr & 0xffff_ffff).collect()
-    }
-
-    /// They are taken and ended, at once.
-    fn end(&mut self, vcpu: u32) {
-        self.driver.mailboxes[vcpu as usize].lr = [0; 16];
-        self.driver.exit(vcpu, ExitReason::Irq);
-    }
-
-    fn take(&mut self, vcpu: u32) -> Vec<u64> {
-        let taken = self.enter(vcpu);
-        self.end(vcpu);
-        taken
-    }
-}
 
 #[test]
 fn a_service_is_made_once_with_gicv3_only_and_says_what_it_can() {
@@ -135,7 +24,8 @@ fn a_service_is_made_once_with_gicv3_only_and_says_what_it_can() {
         (kserv_its_has(driver.vm(), 0, 4), kserv_its_has(driver.vm(), 4, 0), kserv_its_has(driver.vm(), 4, 4)),
         (0, 0, 0)
     );
-    assert_eq!((kserv_its_has(driver.vm(), 4, 1), kserv_its_has(driver.vm(), 8, 0)), (-6, -6), "nothing can be saved");
+    assert_eq!((kserv_its_has(driver.vm(), 4, 1), kserv_its_has(driver.vm(), 4, 2)), (0, 0));
+    assert_eq!((kserv_its_has(driver.vm(), 4, 3), kserv_its_has(driver.vm(), 7, 0)), (-6, -6));
     assert_eq!((driver.set_its(0, 4, ITS + 0x1000), driver.set_its(0, 4, 1 << 50)), (-22, -7));
     assert_eq!((driver.set_its(0, 4, ITS), driver.set_its(0, 4, ITS)), (0, -17));
     let mut value = 0;
@@ -157,7 +47,7 @@ fn registers_say_what_linux_looks_for() {
     assert_eq!(guest.driver.load(0, ITS), 0x8000_0001);
     assert_eq!(guest.load(ITS + 8) & 1, 1);
     assert_eq!(guest.load(REDIST + 0x70), TABLE | 15);
-    assert_eq!(guest.load(REDIST + 0x78), TABLE + 0x10_0000, "PTZ reads as zero");
+    assert_eq!(guest.load(REDIST + 0x78), PENDING, "PTZ reads as zero");
     guest.store(ITS + 0x100, u64::MAX);
     assert_eq!(guest.load(ITS + 0x100) >> 56 & 7, 1, "unchanged while it is on, and a table of devices");
     assert_eq!((guest.driver.load(0, ITS + 0xffe8) >> 4) & 15, 3);
@@ -252,14 +142,23 @@ fn commands_that_make_no_sense_and_queues_that_are_not_there_stop_nothing() {
     let mut guest = Guest::new(1);
     guest.map(1, 0, 8191, 0);
     guest.map(1, 1, 0x1_0000, 0);
-    guest.map(1, 2, 8192, 999);
-    assert_eq!((guest.send(1, 0), guest.send(1, 1), guest.send(1, 2)), (0, 0, 1));
+    guest.map(1, 2, 8192, 31);
+    guest.map(1, 3, 8193, 999);
+    guest.map(1, 0x1_0000, 8194, 0);
+    guest.command([2 << 32 | 0x0a, 8195 << 32, 0]);
+    assert_eq!((guest.send(1, 0), guest.send(1, 1), guest.send(1, 3)), (0, 0, 0));
+    assert_eq!(
+        (guest.send(1, 0x1_0000), guest.send(2, 0)),
+        (0, 0),
+        "an event that it cannot have, a device that is not mapped"
+    );
+    assert_eq!(guest.send(1, 2), 1);
     assert_eq!(guest.take(0), [], "a collection that nobody has");
     for number in [0x00, 0x02, 0x05, 0x0e, 0x10, 0xff] {
         guest.command([number, u64::MAX, u64::MAX]);
     }
     // Nothing is there to read: passed over.
-    guest.memory.clear();
+    guest.ram = 0..0;
     guest.tail = (guest.tail + 64) % 4096;
     let tail = guest.tail;
     guest.store(ITS + 0x88, tail);
@@ -268,6 +167,7 @@ fn commands_that_make_no_sense_and_queues_that_are_not_there_stop_nothing() {
     guest.store(ITS + 0x88, 0x1000);
     assert_eq!(guest.load(ITS + 0x90), tail);
     guest.store(ITS + 0x88, tail);
+    guest.ram = RAM;
     guest.map(1, 3, 8195, 0);
     assert_eq!((guest.send(1, 3), guest.take(0)), (1, vec![8195]));
 }

@@ -4,7 +4,7 @@
 //! §5.1, §4.1.2.
 #![forbid(unsafe_code)]
 
-use super::{Engine, NOBODY, PRIORITY_MASK, PRIVATE};
+use super::{Engine, Irq, NOBODY, PRIORITY_MASK, PRIVATE};
 
 /// What an LPI is at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,6 +58,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if place < self.lpis {
             self.change(0, self.lpi(place), |irq| irq.latch = true);
         }
+    }
+
+    /// Whether it is pending.
+    pub fn is_lpi_pending(&self, place: usize) -> bool {
+        place < self.lpis && self.irq(0, self.lpi(place)).is_some_and(Irq::pending_anywhere)
     }
 
     /// It is not pending any more; with `forget` its place is another's next.

@@ -4,7 +4,7 @@
 //! |-------|-----------------------------------------------------------------------------------------------------|
 //! | ADDR 0 | GICv2: distributor 0, CPU interface 1. GICv3: distributor 2, redistributors 3, one region of them 5 |
 //! | NR_IRQS 3 | 64 to 288 in steps of 32, before initialisation                                                  |
-//! | CTRL 4 | INIT 0; GICv3: SAVE_PENDING_TABLES 3, which has nothing to save without LPIs                         |
+//! | CTRL 4 | INIT 0; GICv3: SAVE_PENDING_TABLES 3, which goes on as `its_device` says                            |
 //!
 //! Source: Linux, Documentation/virt/kvm/devices/arm-vgic.rst, arm-vgic-v3.rst.
 #![forbid(unsafe_code)]
@@ -218,6 +218,9 @@ impl Kvm {
                 self.device.cpu = Some(value);
             }
             (GROUP_ADDR, ADDR_V3_REDIST) => {
+                if self.device.redistributors.is_some_and(|region| region.by_region) {
+                    return Err(Errno::Invalid);
+                }
                 self.is_free(self.device.redistributors.is_some(), value, V3_DIST_SIZE, GICR_STRIDE)?;
                 self.device.redistributors = Some(Region { base: value, count: 0, by_region: false });
             }
@@ -234,7 +237,7 @@ impl Kvm {
             }
             (GROUP_CTRL, CTRL_INIT) => self.init_gic()?,
             _ if !self.device.initialized => return Err(Errno::NoSuchDevice),
-            _ => {}
+            _ => self.save_pending(),
         }
         Ok(())
     }
@@ -256,10 +259,10 @@ impl Kvm {
     /// Bits 63:52 how many, 51:16 where, 15:12 zero, 11:0 index: only one region, 0, is taken.
     fn set_region(&mut self, value: u64) -> Result<(), Errno> {
         let (count, base, flags, index) = (value >> 52, value & 0xf_ffff_ffff_0000, value >> 12 & 0xf, value & 0xfff);
-        if count == 0 || flags != 0 || index != 0 {
+        if count == 0 || flags != 0 || index != 0 || self.device.redistributors.is_some() {
             return Err(Errno::Invalid);
         }
-        self.is_free(self.device.redistributors.is_some(), base, V3_DIST_SIZE, count.saturating_mul(GICR_STRIDE))?;
+        self.is_free(false, base, V3_DIST_SIZE, count.saturating_mul(GICR_STRIDE))?;
         self.device.redistributors = Some(Region { base, count, by_region: true });
         Ok(())
     }

@@ -23,8 +23,9 @@ mod run;
 use corevisor_interface::mailbox::ExitReason;
 
 use crate::gicv3::GicV3;
-use crate::irq::Form;
+use crate::irq::{Form, PRIVATE, SGIS};
 use crate::its::{Its, LPIS};
+use crate::layout::{PTIMER_INTID, VTIMER_INTID};
 use crate::mmio::Access;
 use crate::passage::Passage;
 use crate::psci::Psci;
@@ -47,6 +48,11 @@ const FEATURE_PTRAUTH: u32 = 0b11 << 5;
 /// Features that KVM has: bits 0 to 7.
 const FEATURES_KNOWN: u32 = 0xff;
 
+/// KVM_ARM_VCPU_TIMER_CTRL.
+const GROUP_TIMER: u32 = 1;
+const TIMER_VIRTUAL: u64 = 0;
+const TIMER_PHYSICAL: u64 = 1;
+
 /// KVM_MP_STATE_RUNNABLE.
 pub const MP_RUNNABLE: u32 = 0;
 /// KVM_MP_STATE_STOPPED.
@@ -58,12 +64,18 @@ pub const MP_STOPPED: u32 = 5;
 pub enum Errno {
     /// ENOENT.
     NoEntry = 2,
+    /// EINTR.
+    Interrupted = 4,
     /// ENXIO.
     NoSuchDevice = 6,
     /// E2BIG.
     TooBig = 7,
     /// EAGAIN.
     Again = 11,
+    /// ENOMEM.
+    NoMemory = 12,
+    /// EFAULT.
+    Fault = 14,
     /// EBUSY.
     Busy = 16,
     /// EEXIST.
@@ -293,6 +305,33 @@ impl Kvm {
             self.abort(vcpu);
         }
         Ok(())
+    }
+
+    /// Attribute of a vCPU: which interrupt a timer has.
+    ///
+    /// # Errors
+    /// [`Errno::NoSuchDevice`] for any other.
+    pub const fn vcpu_attribute(&self, group: u32, attribute: u64) -> Result<u32, Errno> {
+        match (group, attribute) {
+            (GROUP_TIMER, TIMER_VIRTUAL) => Ok(VTIMER_INTID as u32),
+            (GROUP_TIMER, TIMER_PHYSICAL) => Ok(PTIMER_INTID as u32),
+            _ => Err(Errno::NoSuchDevice),
+        }
+    }
+
+    /// The same as user space sets it: it can be only what it is.
+    ///
+    /// # Errors
+    /// [`Errno::NoSuchDevice`]; [`Errno::Busy`] when the interrupt controller is initialised; [`Errno::Invalid`] without one, or for another interrupt.
+    pub fn set_vcpu_attribute(&self, group: u32, attribute: u64, value: u32) -> Result<(), Errno> {
+        let is = self.vcpu_attribute(group, attribute)?;
+        if !self.device.exists() || !(SGIS as u32..PRIVATE as u32).contains(&value) {
+            return Err(Errno::Invalid);
+        }
+        if self.device.initialized {
+            return Err(Errno::Busy);
+        }
+        if value == is { Ok(()) } else { Err(Errno::Invalid) }
     }
 
     /// CNTVOFF that the core must have.

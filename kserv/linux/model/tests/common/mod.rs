@@ -1,6 +1,7 @@
 //! The driver's C part, as far as the model needs one: a VM in memory of the right size, a cache of core registers, a mailbox for each vCPU.
 #![allow(dead_code, missing_docs)]
 
+pub mod its_guest;
 pub mod steps;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};

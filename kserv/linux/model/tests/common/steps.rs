@@ -144,9 +144,9 @@ pub fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
             kserv_vcpu_init(driver.vm(), vcpu, rng.below(7) as u32, &[any(rng) as u32, 0, 0, 0, 0, 0, 0]);
         }
         20 => {
-            let (mut gpa, mut len, mut bytes) = (0, 0, [0; 32]);
-            while kserv_its_next(driver.vm(), &mut gpa, &mut len) && rng.below(50) != 0 {
-                assert!(len == 1 || len == 32);
+            let (mut want, mut bytes) = (RawWant::default(), [0; 32]);
+            while kserv_its_next(driver.vm(), &mut want) && rng.below(50) != 0 {
+                assert!(want.len == 1 || want.len == if want.write != 0 { 8 } else { 32 });
                 bytes.fill_with(|| rng.next() as u8);
                 // A command more often than not, about few devices, events and LPIs.
                 bytes[0] = rng.below(16) as u8;
@@ -157,6 +157,7 @@ pub fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
                 // SAFETY: `kick` is the driver's.
                 unsafe { kserv_its_feed(driver.vm(), &bytes, rng.below(9) != 0, kick) };
             }
+            assert!(kserv_its_outcome(driver.vm(), &mut driver.kicks) <= 0);
             let mailbox = driver.mailboxes[0];
             kserv_not_entered(driver.vm(), vcpu, &mailbox);
             kserv_first_run(driver.vm());
@@ -167,7 +168,11 @@ pub fn step(driver: &mut Driver, rng: &mut Rng, ids: &[u64]) {
             kserv_gic_create(driver.vm(), rng.below(5) as u32);
             kserv_its_create(driver.vm());
             let doorbell = if rng.below(4) == 0 { any(rng) } else { 0x809_0040 };
-            let (group, attr, value) = (rng.pick(&[0, 4]), rng.below(6), any(rng));
+            let (group, attr, value) = match rng.below(3) {
+                0 => (8, rng.pick(&[0, 4, 8, 0x80, 0x88, 0x90, 0x100, 0x108, 0x110, 0xffe8]), any(rng)),
+                1 => (8, rng.pick(&[0, 0x80, 0x100, 0x108]), 1 << 63 | any(rng) & 3 << 62 | rng.below(2)),
+                _ => (rng.pick(&[0, 4]), rng.below(6), any(rng)),
+            };
             // SAFETY: `kick` is the driver's.
             unsafe {
                 kserv_its_set(driver.vm(), group, attr, Some(&value), kick);
