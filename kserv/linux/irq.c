@@ -40,6 +40,12 @@ struct cv_irqfd {
 
 /* ---- routes --------------------------------------------------------------------------------------------------------------- */
 
+/* Where a GSI leads; type 0: nowhere, as those do that can have no route. */
+static struct cv_gsi route_of(const struct cv_vm *vm, u32 gsi)
+{
+	return gsi < CV_MAX_GSIS ? vm->gsis[gsi] : (struct cv_gsi){};
+}
+
 static int set_gsi(struct cv_vm *vm, u32 gsi, bool level, bool pulse)
 {
 	struct cv_gsi route;
@@ -48,7 +54,7 @@ static int set_gsi(struct cv_vm *vm, u32 gsi, bool level, bool pulse)
 	int error;
 
 	spin_lock_irqsave(&vm->io_lock, flags);
-	route = vm->gsis[gsi];
+	route = route_of(vm, gsi);
 	spin_unlock_irqrestore(&vm->io_lock, flags);
 	switch (route.type) {
 	case KVM_IRQ_ROUTING_IRQCHIP:
@@ -262,7 +268,7 @@ static void irqfd_shutdown(struct work_struct *work)
 	eventfd_ctx_remove_wait_queue(irqfd->context, &irqfd->wait, &count);
 	if (irqfd->resample) {
 		set_gsi(vm, irqfd->gsi, false, false);
-		cv_with_model(vm, kserv_watch_spi(vm->model, vm->gsis[irqfd->gsi].pin, false));
+		cv_with_model(vm, kserv_watch_spi(vm->model, route_of(vm, irqfd->gsi).pin, false));
 		eventfd_ctx_put(irqfd->resample);
 	}
 	eventfd_ctx_put(irqfd->context);
@@ -354,7 +360,7 @@ static int irqfd_assign(struct cv_vm *vm, const struct kvm_irqfd *args)
 	if (error)
 		goto put_resample;
 	if (irqfd->resample) {
-		cv_with_model(vm, kserv_watch_spi(vm->model, vm->gsis[irqfd->gsi].pin, true));
+		cv_with_model(vm, kserv_watch_spi(vm->model, route_of(vm, irqfd->gsi).pin, true));
 		WRITE_ONCE(vm->has_resampler, true);
 	}
 
@@ -404,7 +410,7 @@ int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args)
 {
 	int result;
 
-	if (args->flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE) || args->gsi >= CV_MAX_GSIS)
+	if (args->flags & ~(KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE))
 		return -EINVAL;
 	mutex_lock(&vm->lock);
 	if (args->flags & KVM_IRQFD_FLAG_DEASSIGN)
@@ -431,8 +437,9 @@ void cv_irq_resampled(struct cv_vm *vm)
 		cv_kick(vm, kick);
 		spin_lock_irqsave(&vm->io_lock, flags);
 		list_for_each_entry(irqfd, &vm->irqfds, link) {
-			if (irqfd->resample && vm->gsis[irqfd->gsi].type == KVM_IRQ_ROUTING_IRQCHIP &&
-			    vm->gsis[irqfd->gsi].pin == spi)
+			struct cv_gsi route = route_of(vm, irqfd->gsi);
+
+			if (irqfd->resample && route.type == KVM_IRQ_ROUTING_IRQCHIP && route.pin == spi)
 				cv_eventfd_signal(irqfd->resample);
 		}
 		spin_unlock_irqrestore(&vm->io_lock, flags);

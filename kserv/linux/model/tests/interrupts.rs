@@ -332,7 +332,8 @@ fn with_gicv3_latches_and_levels_stand_apart() {
     assert_eq!((driver.get_attr(1, 0x204), driver.load(0, DIST + 0x204)), (Ok(1 << 3), 1 << 10 | 1 << 3));
     assert_eq!((driver.set_attr(1, 0x284, u32::MAX.into()), driver.get_attr(1, 0x284)), (0, Ok(0)), "nothing");
     assert_eq!((driver.set_attr(7, 32, 0), driver.load(0, DIST + 0x204)), (0, 1 << 3));
-    assert_eq!((driver.find_gic(7, 33).err(), driver.find_gic(7, 1 << 10).err()), (Some(ENXIO), Some(ENXIO)));
+    assert_eq!((driver.find_gic(7, 33).err(), driver.find_gic(7, 1 << 10).err()), (Some(EINVAL), Some(EINVAL)));
+    assert_eq!(kserv_gic_has(driver.vm(), 7, 1 << 10), ENXIO);
 }
 
 #[test]

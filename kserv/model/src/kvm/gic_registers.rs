@@ -216,9 +216,11 @@ impl Kvm {
     /// The register of groups DIST_REGS, CPU_REGS, REDIST_REGS, CPU_SYSREGS, LEVEL_INFO; get and set it by [`Kvm::get_register`], [`Kvm::set_register`].
     ///
     /// # Errors
-    /// [`Errno::NoSuchDevice`]; [`Errno::Invalid`] if the vCPU is not there; [`Errno::Busy`] before initialisation.
+    /// [`Errno::NoSuchDevice`], of LEVEL_INFO [`Errno::Invalid`] as in KVM; [`Errno::Invalid`] if the vCPU is not there; [`Errno::Busy`] before initialisation.
     pub fn find_gic_register(&mut self, group: u32, attribute: u64) -> Result<Found, Errno> {
-        let register = self.gic_register(group, attribute)?;
+        let unknown =
+            if group == GROUP_LEVEL && self.device.is(GicVersion::V3) { Errno::Invalid } else { Errno::NoSuchDevice };
+        let register = self.gic_register(group, attribute).map_err(|_| unknown)?;
         let upper = attribute >> 32;
         let vcpu = match group {
             GROUP_DIST if self.device.is(GicVersion::V3) => Some(0),
