@@ -187,6 +187,7 @@ uint64_t kserv_exits(const struct kserv_vm *vm, uint32_t vcpu, uint64_t reason);
 int kserv_irq_line(struct kserv_vm *vm, uint32_t irq, uint32_t level, uint32_t *kick);
 /* irqfd and routing: `spi` from 0 on (GSI = SPI). -EINVAL if there is none, -EAGAIN before kserv_gic_init. */
 int kserv_set_spi(struct kserv_vm *vm, uint32_t spi, bool level, uint32_t *kick);
+/* An irqfd without resampling: an edge, or a level that stays until kserv_set_spi or KVM_IRQ_LINE lowers it, as in KVM. */
 int kserv_pulse_spi(struct kserv_vm *vm, uint32_t spi, uint32_t *kick);
 /* irqfd with resampling: whether the end of this SPI is to be told. */
 int kserv_watch_spi(struct kserv_vm *vm, uint32_t spi, bool on);

@@ -365,3 +365,14 @@ fn the_timers_interrupts_are_where_they_are() {
     let mut ready = Driver::new(3, 3, 1);
     assert_eq!(kserv_vcpu_attr_set(ready.vm(), 1, 1, 30), -16);
 }
+
+#[test]
+fn an_irqfd_on_a_level_leaves_it_up_until_somebody_lowers_it() {
+    let mut driver = Driver::new(3, 3, 1);
+    driver.store(0, DIST + 0xc08, 2 << 2);
+    // SAFETY: `kicks` is the driver's.
+    let pulse = |driver: &mut Driver, spi| unsafe { kserv_pulse_spi(driver.vm(), spi, &raw mut driver.kicks) };
+    assert_eq!((pulse(&mut driver, 0), pulse(&mut driver, 1)), (0, 0));
+    assert_eq!((driver.load(0, DIST + 0x204), driver.get_attr(7, 32)), (3, Ok(1)), "33 is an edge, 32 a level");
+    assert_eq!((driver.set_spi(0, false), driver.load(0, DIST + 0x204)), (0, 2));
+}

@@ -391,14 +391,16 @@ impl Kvm {
         Ok(self.take_kicks())
     }
 
-    /// An edge on it.
+    /// An irqfd's edge on it. Where it is level-sensitive its line stays up until somebody lowers it, as in KVM.
     ///
     /// # Errors
     /// As [`Kvm::set_spi`].
     pub fn pulse_spi(&mut self, spi: usize) -> Result<u32, Errno> {
         let intid = self.spi(spi)?;
         self.gic.irqs.set_line(0, intid, true);
-        self.gic.irqs.set_line(0, intid, false);
+        if self.gic.irqs.is_edge(0, intid) {
+            self.gic.irqs.set_line(0, intid, false);
+        }
         Ok(self.take_kicks())
     }
 
