@@ -7,9 +7,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use spin::{Mutex, Once};
+use spin::Once;
 
 use crate::arch::uart::Uart;
+use crate::sync::Mutex;
 
 static UART: Once<Uart> = Once::new();
 /// Whether the last byte ended a line.

@@ -18,7 +18,6 @@ use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_model::layout::{GICC_BASE, RAM_BASE};
 use kserv_model::memory::{MapRequest, Memory, Slot};
 use kserv_model::vm::{GicVersion, Vm};
-use spin::Mutex;
 
 pub use plan::{Image, Plan, Shape};
 
@@ -28,6 +27,7 @@ use crate::calls::{self, CoreInfo};
 use crate::console::VmConsole;
 use crate::pages::{self, BLOCK, PAGE};
 use crate::say;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The models of a VM with as many vCPUs as the core allows.
 pub type Model = Vm<'static, { MAX_VCPUS as usize }, 64>;
@@ -391,12 +391,12 @@ impl Guest {
     }
 
     /// The mailboxes of all vCPUs, none of which runs meanwhile.
-    pub fn hold(&self) -> Vec<spin::MutexGuard<'_, MailboxPage>> {
+    pub fn hold(&self) -> Vec<MutexGuard<'_, MailboxPage>> {
         self.mailboxes.iter().map(Mutex::lock).collect()
     }
 
     /// What its lock guards.
-    pub fn inner(&self) -> spin::MutexGuard<'_, Inner> {
+    pub fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock()
     }
 

@@ -6,11 +6,10 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use spin::Mutex;
-
 use crate::arch::cpu;
 use crate::arch::entry::MAX_CPUS;
 use crate::scheduler;
+use crate::sync::Mutex;
 
 /// What each CPU calls once.
 pub type Job = Arc<dyn Fn() + Send + Sync>;

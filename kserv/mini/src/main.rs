@@ -46,6 +46,8 @@ mod scheduler;
 mod session;
 #[cfg(target_os = "none")]
 mod snapshot;
+#[cfg(target_os = "none")]
+mod sync;
 
 #[cfg(target_os = "none")]
 use session::{fail, start, start_secondary};

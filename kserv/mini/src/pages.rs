@@ -7,7 +7,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use spin::Mutex;
+use crate::sync::Mutex;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;

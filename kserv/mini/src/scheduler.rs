@@ -9,13 +9,14 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use kserv_model::random::Random;
 use kserv_model::vm::VcpuState;
-use spin::{Mutex, Once};
+use spin::Once;
 
 use crate::arch::call::Conduit;
 use crate::arch::cpu;
 use crate::arch::entry::MAX_CPUS;
 use crate::arch::gic::Gic;
 use crate::guest::{Guest, Host};
+use crate::sync::Mutex;
 use crate::{console, say};
 
 /// A turn, where vCPUs wander.

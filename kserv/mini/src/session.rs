@@ -94,7 +94,7 @@ fn start_others(machine: &Machine) {
         }
         let until = cpu::counter() + cpu::frequency() * 5;
         while scheduler::online() == count && cpu::counter() < until {
-            core::hint::spin_loop();
+            cpu::relax();
         }
         if scheduler::online() == count {
             fail(format_args!("CPU {affinity:#x} was started but does not come"));

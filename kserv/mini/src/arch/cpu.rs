@@ -22,6 +22,13 @@ pub fn index() -> usize {
     index
 }
 
+/// While this CPU waits for another one. Who shares a processor with it goes first: Rust's hint for a loop that waits is an ISB, at which an emulator that
+/// runs CPUs in turns goes on with this one to the end of its turn.
+pub fn relax() {
+    // SAFETY: a hint; neither memory nor a register changes.
+    unsafe { asm!("yield", options(nomem, nostack, preserves_flags)) };
+}
+
 /// Affinity fields of this CPU's MPIDR.
 pub fn affinity() -> u64 {
     let mpidr: u64;

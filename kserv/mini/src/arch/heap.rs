@@ -6,7 +6,8 @@ use core::ops::Range;
 use core::ptr::NonNull;
 
 use buddy_system_allocator::Heap;
-use spin::Mutex;
+
+use crate::sync::Mutex;
 
 const FIRST_SIZE: usize = 512 * 1024;
 

@@ -7,7 +7,8 @@ use core::ops::Range;
 use core::slice;
 
 use corevisor_interface::mailbox::Mailbox;
-use spin::Mutex;
+
+use crate::sync::Mutex;
 
 const MOST_RANGES: usize = 64;
 

@@ -12,7 +12,6 @@ use corevisor_interface::calls::CallError;
 use corevisor_interface::guest::psci;
 use corevisor_interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 use kserv_model::layout::{DTB_BASE, RAM_BASE, UART_BASE};
-use spin::Mutex;
 
 use super::{Context, ensure};
 use crate::arch::cpu;
@@ -21,6 +20,7 @@ use crate::calls::{self, page_state};
 use crate::guest::{Failure, Guest, Plan};
 use crate::pages::PAGE;
 use crate::session::plan;
+use crate::sync::Mutex;
 use crate::{demo, say, scheduler};
 
 /// The page that guests show (tests/guests/src/arch.rs).

@@ -12,7 +12,7 @@ use kserv_model::layout::RAM_BASE;
 use super::stage::{Stage, play};
 use super::{Bare, Context, ensure, returned};
 use crate::arch::entry::{Access, MAX_CPUS, RETURN, try_access, try_write};
-use crate::arch::{memory, mmu};
+use crate::arch::{cpu, memory, mmu};
 use crate::guest::{Failure, at};
 use crate::pages::{self, BLOCK, PAGE};
 use crate::{calls, scheduler};
@@ -207,7 +207,7 @@ impl Bait {
             let page = self.page.load(SeqCst);
             self.hand[cpu].store(page, SeqCst);
             if page == 0 || self.page.load(SeqCst) != page {
-                core::hint::spin_loop();
+                cpu::relax();
                 continue;
             }
             let gone = self.gone.load(SeqCst) == page;

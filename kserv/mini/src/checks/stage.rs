@@ -5,11 +5,10 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use spin::Mutex;
-
 use super::ensure;
 use crate::arch::cpu;
 use crate::guest::Failure;
+use crate::sync::Mutex;
 use crate::{jobs, scheduler};
 
 /// What the CPUs share.
@@ -44,7 +43,7 @@ impl Stage {
             if reached() {
                 return true;
             }
-            core::hint::spin_loop();
+            cpu::relax();
         }
         false
     }

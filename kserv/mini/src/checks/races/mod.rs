@@ -179,7 +179,7 @@ fn reclaim(vm: u64) -> Result<u64, Failure> {
 fn linger(round: u64) {
     let until = cpu::counter() + cpu::frequency() / RUN_FOR * (round % 8) / 4;
     while cpu::counter() < until {
-        core::hint::spin_loop();
+        cpu::relax();
     }
 }
 

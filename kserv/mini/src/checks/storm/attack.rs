@@ -10,7 +10,6 @@ use corevisor_interface::calls::{HostCall, VM_ORDINARY};
 use corevisor_interface::mailbox::{MAX_LIST_REGISTERS, Mailbox, START_PSTATE};
 use kserv_model::layout::RAM_BASE;
 use kserv_model::random::Random;
-use spin::Mutex;
 
 use super::super::victim::{self, TAG, secret_in};
 use super::draw::{self, Places};
@@ -18,6 +17,7 @@ use crate::arch::call::hvc;
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
 use crate::pages::PAGE;
+use crate::sync::Mutex;
 
 /// Parts of a second after which a vCPU of the storm leaves.
 const RUN_FOR: u64 = 20_000;

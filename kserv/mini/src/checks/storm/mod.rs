@@ -17,13 +17,12 @@ mod draw;
 use alloc::string::String;
 use alloc::sync::Arc;
 
-use spin::Mutex;
-
 use super::victim::{Victim, forbidden, others};
 use super::{Context, all_back, ensure};
 use crate::arch::cpu;
 use crate::guest::Failure;
 use crate::pages::{self, BLOCK, PAGE};
+use crate::sync::Mutex;
 use crate::{jobs, scheduler};
 use attack::{Counts, Storm};
 use draw::Places;
