@@ -18,6 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What hangs ends then. A machine with other work needs minutes for a storm of 4 CPUs.
+const STORM_LIMIT: Duration = Duration::from_secs(1200);
 /// Steps of each CPU in a storm of the soak: a minute or so.
 const SOAK_ROUNDS: u32 = 4000;
 
@@ -231,7 +233,8 @@ impl Attack {
 /// One storm: the line in which the mini host says what it did.
 fn storm(bed: &Bed, gic: u32, cpus: u32, seed: u64, rounds: u32) -> Result<String, Failure> {
     // Every refused access is a warning.
-    let line = weathered(&finish(run(bed, machine(gic, cpus), storm_of(seed, rounds), "error"))?)?;
+    let run = run(bed, machine(gic, cpus), storm_of(seed, rounds), "error").timeout(STORM_LIMIT);
+    let line = weathered(&finish(run)?)?;
     let done = line.rsplit(": ").next().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
     let done = done.filter_map(|number| number.parse().ok());
     let names = ["calls", "served", "runs of vCPUs", "accesses", "refused"];
