@@ -49,6 +49,36 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault("mem_manager: no scrub", "src/memory/mem_manager.rs", "    mem.machine().clear_phys_page(pfn);\n", ""),
     fault(
+        "page_manager: a run goes on over pages in another state",
+        "src/memory/page_manager.rs",
+        "other.unwrap_or(records.len())",
+        "other.map_or(records.len(), |_| records.len())",
+    ),
+    fault(
+        "page_manager: a VM has all pages of a run at one address",
+        "src/memory/page_manager.rs",
+        "            *record = new;\n            new.0 = new.0.wrapping_add(step);\n",
+        "            *record = new;\n",
+    ),
+    fault(
+        "page_index: a run goes on over the end of its bank",
+        "src/memory/page_index.rs",
+        "most.min(in_bank).min(in_block)",
+        "most.min(in_bank + in_block).min(in_block)",
+    ),
+    fault(
+        "page_index: a run goes on over the end of its block",
+        "src/memory/page_index.rs",
+        "most.min(in_bank).min(in_block)",
+        "most.min(in_bank).min(in_bank + in_block)",
+    ),
+    fault(
+        "mem_manager: pages are mapped behind one that the host may not give",
+        "src/memory/mem_manager.rs",
+        "gfn.addr(), level, fit)?",
+        "gfn.addr(), level, most)?",
+    ),
+    fault(
         "page_manager: Dma is host accessible",
         "src/memory/page_manager.rs",
         "Self::Host | Self::Lent(_) | Self::Shared { .. })",

@@ -6,6 +6,24 @@ use super::{Fault, fault};
 /// The faults.
 pub const FAULTS: &[Fault] = &[
     fault(
+        "npt_walk: a run goes on over what is mapped",
+        "src/npt/npt_walk.rs",
+        "        if is_taken(machine, table, at, Level::L3) {\n            break;",
+        "        if is_taken(machine, table, at, Level::L3) && free == most {\n            break;",
+    ),
+    fault(
+        "npt_ops: all pages of a run are the first one's memory",
+        "src/npt/npt_ops/vm.rs",
+        "leaf.further(bytes)",
+        "leaf.further(bytes & 1)",
+    ),
+    fault(
+        "npt_ops: the host keeps all pages of a run but the first",
+        "src/npt/npt_ops.rs",
+        "for ipa in (0..count).map_while",
+        "for ipa in (0..count.min(1)).map_while",
+    ),
+    fault(
         "npt_walk: a leaf may be overwritten",
         "src/npt/npt_walk.rs",
         "        Walk::Mapped(..) => return Err(SetNptError::Occupied),\n",

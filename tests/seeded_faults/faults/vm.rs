@@ -12,6 +12,18 @@ pub const FAULTS: &[Fault] = &[
         "dirty | DIRTY_PC & 0",
     ),
     fault(
+        "vm_memory: memory where a protected VM has its devices",
+        "src/vm/vm_memory.rs",
+        "read_only || !are_vm_memory(gfn, pages)",
+        "read_only || !are_vm_memory(gfn, pages) && pages == 0",
+    ),
+    fault(
+        "vm_memory: only the first page of a range is looked at",
+        "src/vm/vm_memory.rs",
+        "last.is_some_and(|last| is_vm_memory(last.addr()))",
+        "last.is_some()",
+    ),
+    fault(
         "vm_power: a VM that is switched off still counts as on",
         "src/vm/vm_power.rs",
         "VmState::Ready | VmState::Verified)",
