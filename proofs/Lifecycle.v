@@ -215,9 +215,13 @@ Definition verify_vm s v (manifest : option Manifest) : Outcome :=
   | _, _ => Refused InvalidParameter
   end.
 
+(* Where a VM has memory: from 1 GiB to 256 GiB. Everything else is devices, and a protected VM's stay devices. *)
+Definition is_memory (gfn n : N) : bool := (262144 <=? gfn) && (gfn + n <=? 67108864).
+
 Definition map_memory s v gfn p n : Outcome :=
   let! found := find s v built in
   check has (fst found) gfn n else InvalidParameter in
+  check negb (is_protected (fst found)) || is_memory gfn n else InvalidParameter in
   let one k m := if is_protected (fst found) then assign m v (gfn + k) (p + k) true else lend m v (gfn + k) (p + k) in
   many s (run_of gfn p n) one.
 
