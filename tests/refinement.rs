@@ -6,12 +6,11 @@
 mod common;
 
 use common::driver::{Machines, run};
-use corevisor_evidence::{factor, tell};
+use corevisor_evidence::{seeds, tell};
 
 /// Many seeds, on two threads.
 fn run_all(name: &str, machines: Machines, sequences: u64, steps: usize) {
-    let only = std::env::var("COREVISOR_TEST_SEED").ok().and_then(|text| text.parse::<u64>().ok());
-    let seeds: Vec<u64> = only.map_or_else(|| (1..=sequences * factor()).collect(), |seed| vec![seed]);
+    let seeds = seeds(sequences);
     let (mut calls, mut states) = (0, 0);
     std::thread::scope(|scope| {
         let halves: Vec<_> = seeds.chunks(seeds.len().div_ceil(2)).collect();

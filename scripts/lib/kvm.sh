@@ -31,6 +31,22 @@ debian_download_all() { # SUITE ARCHITECTURE PACKAGE...
         { say "a download failed: $(grep -m1 '^E:' "$target/setup/apt/log")"; return 1; }
 }
 
+# Downloads PACKAGEs of $kvm_suite, and makes FOLDER/tree of their programs and libraries for arm64, and FOLDER/package of what they are; the rest of a package
+# is of no use here.
+unpack_all() { # FOLDER PACKAGE...
+    local new=$1
+    shift
+    mkdir -p "$new/tree"
+    debian_download_all "$kvm_suite" arm64 "$@" || exit 1
+    echo "suite $kvm_suite" >"$new/package"
+    for deb in "${debs[@]}"; do
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner --exclude='./usr/share' --exclude='./var' --exclude='./etc'
+        { echo; deb_facts "$deb"; } >>"$new/package"
+    done
+    # Packages differ in whether they name /lib or /usr/lib.
+    if [ -d "$new/tree/lib" ]; then cp -a "$new/tree/lib/." "$new/tree/usr/lib/"; fi
+}
+
 # The files of TREE that PROGRAM loads: libraries by the names that the ELF files themselves give, and the loader.
 elf_closure() { # TREE PROGRAM...
     local tree=$1 libraries='' file name seen=' ' queue=()
@@ -59,16 +75,10 @@ get_kvm_host() {
     packages=$(debian_closure "$kvm_suite" arm64 qemu-system-arm) || exit 1
     [ -n "$packages" ] || die "$kvm_suite has no package qemu-system-arm (arm64): scripts/lib/kvm.sh must follow"
     rm -rf "$new"
-    mkdir -p "$new/tree" "$new/root/usr/bin" "$new/root/usr/lib/aarch64-linux-gnu"
+    mkdir -p "$new/root/usr/bin" "$new/root/usr/lib/aarch64-linux-gnu"
     say "downloading qemu-system-arm for arm64 and what it needs from $kvm_suite ($(wc -l <<<"$packages") packages, about 34 MB): the host that runs VMs"
-    debian_download_all "$kvm_suite" arm64 $packages || exit 1
-    for deb in "${debs[@]}"; do
-        # Programs and libraries; the rest of a package is of no use here.
-        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner --exclude='./usr/share' --exclude='./var' --exclude='./etc'
-        { echo; deb_facts "$deb"; } >>"$new/package.new"
-    done
-    # Packages differ in whether they name /lib or /usr/lib.
-    if [ -d "$new/tree/lib" ]; then cp -a "$new/tree/lib/." "$new/tree/usr/lib/"; fi
+    # shellcheck disable=SC2086 # one a word
+    unpack_all "$new" $packages
     program=$new/tree/usr/bin/qemu-system-aarch64
     [ -x "$program" ] || die "qemu-system-arm of $kvm_suite has no qemu-system-aarch64: scripts/lib/kvm.sh must follow"
     cp "$program" "$new/root/usr/bin/"
@@ -82,9 +92,7 @@ get_kvm_host() {
     E2FSPROGS_FAKE_TIME=1 quietly mke2fs mke2fs -q -t ext4 -b 4096 -m 0 -N 256 -O '^has_journal,^metadata_csum,^64bit,^resize_inode' \
         -U 00000000-0000-4000-8000-000000000001 -E hash_seed=00000000-0000-4000-8000-000000000002,root_owner=0:0,lazy_itable_init=0 \
         -d "$new/root" "$new/root.img" "$(($(du -sk "$new/root" | cut -f1) * 108 / 100 + 2048))k" || exit 1
-    rm -rf "$new/tree" "$new/root" "$new/files"
-    { echo "suite $kvm_suite"; cat "$new/package.new"; } >"$new/package"
-    rm -rf "$new/package.new" "${kvm_host:?}"
+    rm -rf "$new/tree" "$new/root" "$new/files" "${kvm_host:?}"
     mv "$new" "$kvm_host"
     say "Debian's QEMU for the host that runs VMs is in target/host/kvm/root.img ($(megabytes "$(stat -c %s "$kvm_host/root.img")"))"
 }
@@ -130,23 +138,17 @@ get_stress_ng() {
     packages=$(debian_closure "$kvm_suite" arm64 stress-ng | grep -vE '^(libllvm|libz3|mesa-libgallium|libx11-data)') || exit 1
     [ -n "$packages" ] || die "$kvm_suite has no package stress-ng (arm64): scripts/lib/kvm.sh must follow"
     rm -rf "$new"
-    mkdir -p "$new/tree" "$new/files"
+    mkdir -p "$new/files"
     say "downloading stress-ng for arm64 and what it needs from $kvm_suite ($(wc -l <<<"$packages") packages, about 14 MB): load with verification, in tests"
     # shellcheck disable=SC2086 # one a word
-    debian_download_all "$kvm_suite" arm64 $packages || exit 1
-    for deb in "${debs[@]}"; do
-        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner --exclude='./usr/share' --exclude='./var' --exclude='./etc'
-        { echo; deb_facts "$deb"; } >>"$new/package.new"
-    done
-    if [ -d "$new/tree/lib" ]; then cp -a "$new/tree/lib/." "$new/tree/usr/lib/"; fi
+    unpack_all "$new" $packages
     program=$new/tree/usr/bin/stress-ng
     [ -x "$program" ] || die "stress-ng of $kvm_suite has no usr/bin/stress-ng: scripts/lib/kvm.sh must follow"
     elf_closure "$new/tree" "$program" "$new/tree/usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1" | sort -u >"$new/list"
     while read -r file; do
         cp -L "$file" "$new/files/"
     done <"$new/list"
-    { echo "suite $kvm_suite"; cat "$new/package.new"; } >"$new/package"
-    rm -rf "$new/tree" "$new/list" "$new/package.new" "${host:?}/stress-ng"
+    rm -rf "$new/tree" "$new/list" "${host:?}/stress-ng"
     mv "$new" "$host/stress-ng"
     say "Debian's stress-ng and its libraries are in target/host/stress-ng/files ($(megabytes "$(du -sb "$host/stress-ng/files" | cut -f1)"))"
 }

@@ -22,6 +22,8 @@ pub const PAGE_SHIFT: u32 = 12;
 pub const PAGE_SIZE: u64 = 1 << PAGE_SHIFT;
 /// Size in bytes of the block that one entry of a level-2 table maps.
 pub const BLOCK_2M: u64 = 1 << 21;
+/// Pages of one.
+pub const BLOCK_PAGES: u64 = BLOCK_2M / PAGE_SIZE;
 /// Size in bytes of the block that one entry of a level-1 table maps.
 pub const BLOCK_1G: u64 = 1 << 30;
 

@@ -5,7 +5,7 @@
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::addr::{BLOCK_2M, CpuId, PAGE_SIZE, Pfn, VcpuId, VmId};
+use super::addr::{BLOCK_PAGES, CpuId, Pfn, VcpuId, VmId};
 use super::features::{Features, SeenIds};
 use super::shadow::Context;
 use super::world::VgicInfo;
@@ -205,7 +205,7 @@ impl PerCpu {
     const BLOCK: u64 = 1 << 63;
 
     const fn block_of(pfn: Pfn) -> u64 {
-        (pfn.raw() / (BLOCK_2M / PAGE_SIZE)) | Self::BLOCK
+        (pfn.raw() / BLOCK_PAGES) | Self::BLOCK
     }
 
     /// Whether `pfn` is the page that this CPU looked at last, or lies in the block.

@@ -31,7 +31,7 @@ use super::page_manager::{
     PageState, S2Pages, get_pfn_run, get_pfn_state, host_may_access_block, set_pfn_run, set_pfn_state,
 };
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops;
 use crate::npt::npt_walk::{SetNptError, Walk};
@@ -214,9 +214,6 @@ fn give_to_host<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, coun
         npt_ops::merge_host(mem.npts(), pfn, level);
     }
 }
-
-/// Pages of a block of 2 MiB.
-const BLOCK_PAGES: u64 = BLOCK_2M / PAGE_SIZE;
 
 /// The pages from `pfn` on.
 fn run(pfn: Pfn, count: u64) -> impl Iterator<Item = Pfn> {

@@ -25,7 +25,7 @@ use super::mem_manager::reclaim::clear_vm_step;
 use super::mem_manager::vm_table::free_vm_page;
 use super::page_manager::get_pfn_state;
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Ipa, PAGE_SIZE, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, Pfn, PhysRange, VmId};
 use crate::interface::calls::MAX_PAGES;
 use crate::npt::descriptor::Stage2Access;
 
@@ -36,7 +36,6 @@ pub use super::mem_manager::vm_table::{
 };
 pub use super::mem_manager::{Denied, assign_page_to_core, drop_mailbox, hold_mailbox, walk_vm};
 
-const BLOCK_PAGES: u64 = BLOCK_2M / PAGE_SIZE;
 /// Most pages in one transition: what other CPUs wait for, with their faults, is not long.
 const PART: u64 = 64;
 

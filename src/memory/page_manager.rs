@@ -125,9 +125,7 @@ impl PageRecord {
             Some(RECORD::STATE::Value::Core) | None => PageState::Core,
         }
     }
-}
 
-impl PageRecord {
     /// By how much the record of the next page in a run differs from this one's: a VM sees its own pages one behind the other.
     fn step(self) -> u64 {
         match self.decode() {

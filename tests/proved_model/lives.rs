@@ -5,8 +5,8 @@ use corevisor::interface::CallError;
 use corevisor::spec::vm::{self as life, Answer, Call, Lives, Manifest, Power, Start};
 use corevisor::vm::VmState;
 
-use crate::{BANKS, Counts, GICV_PAGES, IA_BITS, Model, Seed, WINDOWS, counted, joined, report, same, seeds};
-use corevisor_evidence::Rng;
+use crate::{BANKS, Counts, GICV_PAGES, IA_BITS, Model, Seed, WINDOWS, counted, joined, report, same};
+use corevisor_evidence::{Rng, seeds};
 
 fn error(why: CallError) -> String {
     format!("refused {why:?}")

@@ -96,11 +96,6 @@ fn same(model: &BTreeSet<String>, spec: &BTreeSet<String>, what: &str) {
     assert!(model == spec, "after {what}\nonly the model: {:?}\nonly Rust: {:?}", only(model, spec), only(spec, model));
 }
 
-fn seeds(count: u64) -> Vec<u64> {
-    let only = std::env::var("COREVISOR_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    only.map_or_else(|| (1..=count * corevisor_evidence::factor()).collect(), |seed| vec![seed])
-}
-
 /// Says which seed failed.
 struct Seed(u64);
 

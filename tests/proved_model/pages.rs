@@ -10,8 +10,8 @@ use corevisor::npt::descriptor::Stage2Access;
 use corevisor::npt::{Level, VmKind};
 use corevisor::spec::{Region, State, memory, npt, vm_memory};
 
-use crate::{BANKS, Counts, ENDLESS, IA_BITS, Model, PAGE, Seed, WINDOWS, counted, joined, report, same, seeds};
-use corevisor_evidence::Rng;
+use crate::{BANKS, Counts, ENDLESS, IA_BITS, Model, PAGE, Seed, WINDOWS, counted, joined, report, same};
+use corevisor_evidence::{Rng, seeds};
 
 struct Pages {
     model: Model,

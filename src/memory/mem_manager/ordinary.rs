@@ -10,9 +10,9 @@
 //! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
 #![forbid(unsafe_code)]
 
-use super::{BLOCK_PAGES, Denied, by_runs, bytes_of, expect_vm, lendable, lent_less, prepare};
+use super::{Denied, by_runs, bytes_of, expect_vm, lendable, lent_less, prepare};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, Pa, Pfn, VmId};
+use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pa, Pfn, VmId};
 use crate::memory::Memory;
 use crate::memory::mem_region::{RegionKind, mem_region_search};
 use crate::memory::page_manager::{PageState, S2Pages, get_pfn_run, set_pfn_run};

@@ -11,9 +11,9 @@
 //! caches, then the VM's (K §8.3 A18, A21).
 #![forbid(unsafe_code)]
 
-use super::{BLOCK_PAGES, Denied, bytes_of, expect_vm, host_pages, mapped_page, prepare, run};
+use super::{Denied, bytes_of, expect_vm, host_pages, mapped_page, prepare, run};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, Pfn, VmId};
+use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pfn, VmId};
 use crate::memory::Memory;
 use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_run, set_pfn_state};
 use crate::npt::descriptor::{Desc, Stage2Access};

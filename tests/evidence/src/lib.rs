@@ -5,6 +5,7 @@
 //! | [`Rng`]    | numbers from a seed, or those that a fuzzer thought of         |
 //! | [`tell`]   | how much a test has looked at, for people and for programs     |
 //! | [`factor`] | how much longer than usual random tests are to run             |
+//! | [`seeds`]  | the seeds of a random test                                     |
 #![forbid(unsafe_code)]
 
 mod rng;
@@ -22,6 +23,15 @@ pub fn factor() -> u64 {
     let Ok(text) = std::env::var("COREVISOR_TEST_FACTOR") else { return 1 };
     let factor = text.parse().ok().filter(|factor| *factor > 0);
     factor.unwrap_or_else(|| panic!("COREVISOR_TEST_FACTOR is {text:?}, and not a number above 0"))
+}
+
+/// The seeds from 1 to `count` times [`factor`]; or the one that COREVISOR_TEST_SEED says, to do a sequence again.
+///
+/// # Panics
+/// If the value of that variable is no number.
+pub fn seeds(count: u64) -> Vec<u64> {
+    let Ok(text) = std::env::var("COREVISOR_TEST_SEED") else { return (1..=count * factor()).collect() };
+    vec![text.parse().unwrap_or_else(|_| panic!("COREVISOR_TEST_SEED is {text:?}, and not a number"))]
 }
 
 /// A test says what it has done, by names and numbers (of sequences, states, calls; its seed, if it has one). `cargo test` shows it with `--nocapture`. It also
