@@ -177,7 +177,7 @@ void fuzz(unsigned seed, unsigned rounds)
     for (unsigned n = 0; n < rounds; n++) {
         pid_t child = fork();
         if (child == 0) {
-            /* A guest that never ends its run is ended here; so is a child that damages itself. Other tests have caught the signal. */
+            /* A guest that never ends its run is ended here; so is a child that damages itself. The program catches the signal for its other tests. */
             signal(SIGALRM, SIG_DFL);
             alarm(1);
             if (!freopen("/dev/null", "w", stdout))

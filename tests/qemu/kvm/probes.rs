@@ -71,8 +71,7 @@ fn on_raspi(bed: &Bed) -> Result<(), Failure> {
     let module = std::fs::read(made::driver(bed, driver().kernel)?)?;
     for what in ["run", "irq"] {
         let run = bed.run(Machine::raspi4b()).file("/lib/driver.ko", module.clone());
-        let run = run.file("/bin/kvm-probe", made::kvm_probe(bed)?);
-        probed(run, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what)))?;
+        probed(with_probe(bed, run)?, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what)))?;
     }
     Ok(())
 }
@@ -82,8 +81,11 @@ fn ask(what: &str) -> String {
 }
 
 fn probe(bed: &Bed, host: &Host, what: &str) -> Result<Finished, Failure> {
-    let run = host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?);
-    probed(run, &format!("driver_up\n{}", ask(what)))
+    probed(with_probe(bed, host.run(bed, "")?)?, &format!("driver_up\n{}", ask(what)))
+}
+
+fn with_probe(bed: &Bed, run: Run) -> Result<Run, Failure> {
+    Ok(run.file("/bin/kvm-probe", made::kvm_probe(bed)?))
 }
 
 fn probed(run: Run, script: &str) -> Result<Finished, Failure> {
@@ -105,7 +107,7 @@ fn fuzzed(bed: &Bed, host: &Host) -> Result<(), Failure> {
 
 /// Four small guests at once, and as often four whose VMMs are killed.
 fn fours(bed: &Bed, host: &Host) -> Result<(), Failure> {
-    let run = host.run(bed, "")?.file("/bin/kvm-probe", made::kvm_probe(bed)?).timeout(LIMIT * 3);
+    let run = with_probe(bed, host.run(bed, "")?)?.timeout(LIMIT * 3);
     let script = r#"
         driver_up
         for how in fours fours-killed; do timeout 700 kvm-probe $how 500 1 || fail "$how: the probe ends with status $?"; done
