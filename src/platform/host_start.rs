@@ -145,6 +145,7 @@ pub fn hand_over_tree(
         core_memory,
         initrd: kernel.initrd,
         bootargs: kernel.bootargs.map(|range| tree.text(range)),
+        smmus_taken: false,
         version: env!("CARGO_PKG_VERSION"),
     };
     if kernel.initrd.or(description.chosen.initrd).is_none() {

@@ -10,6 +10,8 @@ pub(super) enum Role {
     GicV2,
     GicV3,
     Its,
+    /// A GICv2m frame: devices raise interrupts by writing to it.
+    MsiFrame,
     Psci(PsciVersion),
     Timer,
     Ns16550,
@@ -17,6 +19,8 @@ pub(super) enum Role {
     SbsaUart,
     Pl011,
     BcmPower,
+    /// Reaches memory beside every SMMU, unless the node says otherwise by `iommus`.
+    BesideSmmus,
     Smmu(SmmuVersion),
     OtherModule,
     KernelModule,
@@ -28,6 +32,7 @@ const ROLES: &[(&str, Role)] = &[
     ("arm,armv8-timer", Role::Timer),
     ("arm,gic-v3", Role::GicV3),
     ("arm,gic-v3-its", Role::Its),
+    ("arm,gic-v2m-frame", Role::MsiFrame),
     ("arm,gic-400", Role::GicV2),
     ("arm,cortex-a15-gic", Role::GicV2),
     ("arm,cortex-a9-gic", Role::GicV2),
@@ -44,6 +49,10 @@ const ROLES: &[(&str, Role)] = &[
     ("brcm,bcm2835-aux-uart", Role::Bcm2835Aux),
     ("brcm,bcm2835-pm", Role::BcmPower),
     ("brcm,bcm2835-pm-wdt", Role::BcmPower),
+    ("virtio,mmio", Role::BesideSmmus),
+    ("qemu,fw-cfg-mmio", Role::BesideSmmus),
+    // An SMMU's event counters: they send their interrupt as a write to any address that their registers name.
+    ("arm,smmu-v3-pmcg", Role::BesideSmmus),
     ("arm,smmu-v3", Role::Smmu(SmmuVersion::V3)),
     ("arm,smmu-v1", Role::Smmu(SmmuVersion::V2)),
     ("arm,smmu-v2", Role::Smmu(SmmuVersion::V2)),

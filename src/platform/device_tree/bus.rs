@@ -23,6 +23,8 @@ pub(super) struct Node<'a> {
     pub(super) role: Role,
     pub(super) enabled: bool,
     pub(super) device_type: &'a [u8],
+    /// Whether it names the SMMU that it stands behind (`iommus`).
+    pub(super) behind_smmu: bool,
     pub(super) reg: Option<&'a [u8]>,
     pub(super) ranges: Option<&'a [u8]>,
     /// Of the node's children.
@@ -85,6 +87,7 @@ impl<'a> Node<'a> {
         role: Role::Other,
         enabled: true,
         device_type: &[],
+        behind_smmu: false,
         reg: None,
         ranges: None,
         cells: Cells::DEFAULT,
@@ -93,14 +96,15 @@ impl<'a> Node<'a> {
 
     fn collect(node: FdtNode<'_, 'a>) -> Self {
         let properties = node.properties().map(|property| (property.name.as_bytes(), property.value));
-        let names = ["compatible", "reg", "ranges", "status", "device_type", "#address-cells", "#size-cells"];
-        let [compatible, reg, ranges, status, device_type, address, size] = binding::select(properties, names);
+        let names = ["compatible", "reg", "ranges", "status", "device_type", "iommus", "#address-cells", "#size-cells"];
+        let [compatible, reg, ranges, status, device_type, iommus, address, size] = binding::select(properties, names);
         Self {
             name: node.name,
             section: Section::Devices,
             role: compatible.map_or(Role::Other, Role::of),
             enabled: status.is_none_or(binding::is_okay),
             device_type: device_type.unwrap_or_default(),
+            behind_smmu: iommus.is_some(),
             reg,
             ranges,
             cells: Cells::of(address, size),

@@ -221,7 +221,14 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
                 let range = path.register(0).ok_or(Reason::BadProperty("reg"))?;
                 self.out.smmus.push(Smmu { version, range }).map_err(|_| Reason::TooMany("SMMUs"))?;
             }
-            Role::GicV2 | Role::GicV3 | Role::Its | Role::Timer if enabled => {
+            // A disabled node too: the device may be there all the same, and nobody confines an SMMU that nobody may use.
+            Role::BesideSmmus | Role::Smmu(_) if !this.behind_smmu => {
+                for range in path.registers() {
+                    let added = windows::add(&mut self.out.beside_smmus, range);
+                    added.map_err(|_| Reason::TooMany("windows of devices beside SMMUs"))?;
+                }
+            }
+            Role::GicV2 | Role::GicV3 | Role::Its | Role::MsiFrame | Role::Timer if enabled => {
                 interrupts::node(node, path, self.out, &mut self.interrupt_cells)?;
             }
             _ => {}

@@ -5,7 +5,9 @@
 
 use core::fmt;
 
+use super::error::DeviceTreeError;
 use super::list::List;
+use super::windows;
 use crate::abstract_machine::addr::{Pa, PhysRange};
 pub use crate::platform::console::ConsoleDevice as Console;
 use crate::vm::keys::{MAX_KEYS, PublicKey};
@@ -52,8 +54,14 @@ pub struct MachineDescription {
     pub chosen: Chosen,
     /// What the host may reach besides RAM: whole pages, sorted, merged. No RAM, no GICH, no GICV.
     pub windows: List<PhysRange, MAX_WINDOWS>,
-    /// System MMUs, byte-exact; for now they also stand in [`windows`](Self::windows).
+    /// Enabled system MMUs, byte-exact. They also stand in [`windows`](Self::windows), until [`take_smmus`](Self::take_smmus).
     pub smmus: List<Smmu, 16>,
+    /// Where devices send their interrupts to: the page of each ITS with GITS_TRANSLATER and of each GICv2m frame with
+    /// MSI_SETSPI_NS, in the tree's order.
+    pub doorbells: List<PhysRange, 16>,
+    /// Registers of devices that are known to reach memory beside every SMMU, disabled SMMUs among them: whole pages, sorted, merged. They also stand in
+    /// [`windows`](Self::windows), until [`take_smmus`](Self::take_smmus).
+    pub beside_smmus: List<PhysRange, 32>,
     /// The power manager of the Raspberry Pi (`brcm,bcm2835-pm`): reset and power-off without PSCI.
     pub bcm_power: Option<Pa>,
     /// The architected timer's node (Linux `arm,arch_timer.yaml`).
@@ -74,9 +82,24 @@ impl MachineDescription {
             chosen: Chosen::empty(),
             windows: List::new(NO_RANGE),
             smmus: List::new(Smmu { version: SmmuVersion::V3, range: NO_RANGE }),
+            doorbells: List::new(NO_RANGE),
+            beside_smmus: List::new(NO_RANGE),
             bcm_power: None,
             timer: None,
         }
+    }
+
+    /// From now on the core drives all SMMUs: their registers, and those of every device that reaches memory beside them, are
+    /// no longer the host's. Goes with [`HostEdits::smmus_taken`](super::HostEdits::smmus_taken).
+    ///
+    /// # Errors
+    /// [`Reason::TooMany`](super::Reason::TooMany) if what is left are more windows than there is room for.
+    pub fn take_smmus(&mut self) -> Result<(), DeviceTreeError> {
+        let Self { windows, smmus, beside_smmus, .. } = self;
+        for range in smmus.iter().map(|smmu| smmu.range).chain(beside_smmus.iter().copied()) {
+            windows::cut(windows, range)?;
+        }
+        Ok(())
     }
 
     /// Forgets everything.
@@ -95,6 +118,8 @@ impl MachineDescription {
         self.chosen.public_keys.clear();
         self.windows.clear();
         self.smmus.clear();
+        self.doorbells.clear();
+        self.beside_smmus.clear();
         self.bcm_power = None;
         self.timer = None;
     }

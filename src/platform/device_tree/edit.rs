@@ -13,6 +13,15 @@
 //! | `/chosen`               | initrd and bootargs if given; boot modules go                                     |
 //! | `/hypervisor`           | created or replaced: `compatible = "corevisor"`                                   |
 //!
+//! Where the core drives the SMMUs ([`HostEdits::smmus_taken`]), also:
+//!
+//! | node                    | edit                                                                              |
+//! |-------------------------|-----------------------------------------------------------------------------------|
+//! | SMMU                    | goes                                                                              |
+//! | any                     | no `iommus`, `iommu-map`, `iommu-map-mask`; `msi-map` stays                        |
+//! | device beside the SMMUs | goes: `virtio,mmio`, `qemu,fw-cfg-mmio` and SMMU counters without `iommus`        |
+//! | `/hypervisor`           | has the empty property `corevisor,devices-confined`                               |
+//!
 //! Nothing else may change here; reservations, `stdout-path` and seeds stay.
 #![forbid(unsafe_code)]
 
@@ -36,12 +45,19 @@ pub struct HostEdits<'e> {
     pub initrd: Option<PhysRange>,
     /// The command line, if it is not the boot loader's. Without NUL.
     pub bootargs: Option<&'e str>,
+    /// Whether the core drives the SMMUs, see [`take_smmus`](MachineDescription::take_smmus): the host's tree then has none, and no
+    /// device beside them.
+    pub smmus_taken: bool,
     /// Version of the core, for `/hypervisor`. Without NUL.
     pub version: &'e str,
 }
 
 /// Names of the properties that are added: appended to the strings block.
-const NAMES: &[u8] = b"compatible\0method\0enable-method\0bootargs\0linux,initrd-start\0linux,initrd-end\0version\0";
+const NAMES: &[u8] = b"compatible\0method\0enable-method\0bootargs\0linux,initrd-start\0linux,initrd-end\0version\0\
+    corevisor,devices-confined\0";
+
+/// What a node says of the SMMU that it or its bus stands behind.
+const BEHIND_SMMU: &[&str] = &["iommus", "iommu-map", "iommu-map-mask"];
 
 /// Bytes of a buffer that always hold [`host_device_tree`]'s result.
 pub fn host_tree_size(tree: &DeviceTree<'_>, edits: &HostEdits<'_>) -> usize {
@@ -175,7 +191,7 @@ impl<'x> Editor<'x, '_> {
             self.keep_until(tokens.at(), tokens.at())?;
             self.new_properties(kind)?;
         }
-        if matches!(kind, Kind::Plain | Kind::Root | Kind::Cpus) {
+        if matches!(kind, Kind::Plain | Kind::Root | Kind::Cpus) && !self.edits.smmus_taken {
             *tokens = behind;
         }
         Ok(())
@@ -199,6 +215,8 @@ impl<'x> Editor<'x, '_> {
             }
             (Some(Kind::Cpus), _) if binding::is_cpu(name, facts.device_type) => Kind::Cpu,
             (Some(Kind::Chosen), role) if role.module().is_some() => Kind::Dropped,
+            (_, Role::Smmu(_)) if self.edits.smmus_taken => Kind::Dropped,
+            (_, Role::BesideSmmus) if self.edits.smmus_taken && !facts.behind_smmu => Kind::Dropped,
             (_, Role::Psci(_)) => {
                 self.seen.psci = true;
                 Kind::Psci
@@ -219,6 +237,7 @@ impl<'x> Editor<'x, '_> {
         let name = property_name(self.strings, name_offset);
         let is = |words| binding::is_one_of(name, words);
         match kind {
+            _ if self.edits.smmus_taken && is(BEHIND_SMMU) => self.keep_until(at, end),
             Kind::Memory if is(&["reg", "linux,usable-memory"]) => {
                 self.keep_until(at, end)?;
                 self.memory_without_core(name_offset, value)
@@ -292,6 +311,9 @@ impl<'x> Editor<'x, '_> {
         self.out.begin_node(b"hypervisor")?;
         self.add(b"compatible\0", &[b"corevisor\0"])?;
         self.add(b"version\0", &[self.edits.version.as_bytes(), b"\0"])?;
+        if self.edits.smmus_taken {
+            self.add(b"corevisor,devices-confined\0", &[])?;
+        }
         self.out.end_node()
     }
 

@@ -1,4 +1,4 @@
-//! Interrupt controller and architected timer (Linux `arm,gic.yaml`, `arm,gic-v3.yaml`, `arm,arch_timer.yaml`).
+//! Interrupt controller, where devices send interrupts to, and architected timer (Linux `arm,gic.yaml`, `arm,gic-v3.yaml`, `arm,arch_timer.yaml`).
 //!
 //! The first enabled controller of a known kind is the machine's; further ones are devices like any other.
 #![forbid(unsafe_code)]
@@ -13,12 +13,21 @@ use super::error::Reason;
 use super::list::List;
 use crate::abstract_machine::addr::{Pa, PhysRange};
 
-/// Reads a node that is a GIC, an ITS or the timer. `cells` is the controller's `#interrupt-cells`, which the timer's
+/// Where an ITS has the register that devices write to, GITS_TRANSLATER (Arm IHI 0069H §12.18).
+const ITS_DOORBELL: u64 = 0x1_0040;
+/// Where a GICv2m frame has it, MSI_SETSPI_NS (Arm DEN 0029, Server Base System Architecture, appendix E).
+const FRAME_DOORBELL: u64 = 0x40;
+
+/// Reads a node that is a GIC, an ITS, a GICv2m frame or the timer. `cells` is the controller's `#interrupt-cells`, which the timer's
 /// interrupts have too: these are private to a CPU, so no other controller can stand in between.
 pub(super) fn node(node: FdtNode, path: &Path, out: &mut MachineDescription, cells: &mut u32) -> Result<(), Reason> {
     let role = path.node().role;
     match role {
         Role::Its => its(path, out),
+        Role::MsiFrame => {
+            let frame = path.register(0).ok_or(Reason::BadProperty("reg"))?;
+            doorbell(frame, FRAME_DOORBELL, out)
+        }
         Role::Timer if out.timer.is_none() => {
             out.timer = timer(node)?;
             Ok(())
@@ -77,8 +86,16 @@ fn its(path: &Path, out: &mut MachineDescription) -> Result<(), Reason> {
     if let Some(Gic::V3 { its, .. }) = &mut out.gic {
         let range = path.register(0).ok_or(Reason::BadProperty("reg"))?;
         its.push(range).map_err(|_| Reason::TooMany("interrupt translation services"))?;
+        doorbell(range, ITS_DOORBELL, out)?;
     }
     Ok(())
+}
+
+/// Notes the page with the register at `offset` from the start of `frame`.
+fn doorbell(frame: PhysRange, offset: u64, out: &mut MachineDescription) -> Result<(), Reason> {
+    let register = frame.base().checked_add(offset).and_then(|register| PhysRange::new(register, 4));
+    let page = register.ok_or(Reason::BadProperty("reg"))?.page_cover();
+    out.doorbells.push(page).map_err(|_| Reason::TooMany("doorbells for interrupts of devices"))
 }
 
 fn timer(node: FdtNode) -> Result<Option<Timer>, Reason> {

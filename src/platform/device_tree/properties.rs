@@ -17,6 +17,8 @@ pub(super) struct Facts<'x> {
     pub(super) role: Role,
     pub(super) device_type: &'x [u8],
     pub(super) enabled: bool,
+    /// Whether it names the SMMU that it stands behind (`iommus`).
+    pub(super) behind_smmu: bool,
     pub(super) cells: Cells,
 }
 
@@ -43,12 +45,13 @@ impl<'x> Properties<'x> {
     /// What tells the node's kind, and where the tokens behind its properties start.
     pub(super) fn facts(&self) -> (Facts<'x>, Tokens<'x>) {
         let mut behind = self.tokens.clone();
-        let names = ["compatible", "status", "device_type", "#address-cells", "#size-cells"];
-        let [compatible, status, device_type, address, size] = binding::select(self.iter(&mut behind), names);
+        let names = ["compatible", "status", "device_type", "iommus", "#address-cells", "#size-cells"];
+        let [compatible, status, device_type, iommus, address, size] = binding::select(self.iter(&mut behind), names);
         let facts = Facts {
             role: compatible.map_or(Role::Other, Role::of),
             device_type: device_type.unwrap_or_default(),
             enabled: status.is_none_or(binding::is_okay),
+            behind_smmu: iommus.is_some(),
             cells: Cells::of(address, size),
         };
         (facts, behind)

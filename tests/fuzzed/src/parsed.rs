@@ -33,13 +33,19 @@ pub fn trees(bytes: &[u8]) {
         let Some(first) = machine.ram.first() else { return };
         let core = [PhysRange::new(first.base(), 4096).expect("RAM begins at a page")];
         let initrd = PhysRange::new(Pa::new(0x1000), 0x1000);
-        let edits = HostEdits { core_memory: &core, initrd, bootargs: Some("x"), version: "0" };
-        let mut out = vec![0; host_tree_size(tree, &edits)];
         assert!(machine.windows.iter().all(|window| machine.ram.iter().all(|bank| !bank.overlaps(*window))));
-        let Ok(host) = host_device_tree(tree, machine, &edits, &mut out) else { return };
-        match described(host, |_, after| assert!(after.ram.iter().all(|bank| !bank.overlaps(core[0])))) {
-            Ok(()) => {}
-            Err(error) => assert_eq!(error.reason, Reason::NoMemory, "{error}"),
+        for smmus_taken in [false, true] {
+            let edits = HostEdits { core_memory: &core, initrd, bootargs: Some("x"), smmus_taken, version: "0" };
+            let mut out = vec![0; host_tree_size(tree, &edits)];
+            let Ok(host) = host_device_tree(tree, machine, &edits, &mut out) else { return };
+            let after = described(host, |_, after| {
+                assert!(after.ram.iter().all(|bank| !bank.overlaps(core[0])));
+                assert!(!smmus_taken || after.smmus.is_empty() && after.beside_smmus.is_empty());
+            });
+            match after {
+                Ok(()) => {}
+                Err(error) => assert_eq!(error.reason, Reason::NoMemory, "{error}"),
+            }
         }
     });
 }

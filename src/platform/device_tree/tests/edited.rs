@@ -26,6 +26,7 @@ fn the_hosts_tree_of_every_machine_reads_back_confined() {
             core_memory: &core,
             initrd: Some(range(0x5000_0000, 0x5000_1234)),
             bootargs: Some("quiet corevisor.x=1"),
+            smmus_taken: false,
             version: "1.2.3",
         };
         let host = edited(blob, &edits).unwrap();

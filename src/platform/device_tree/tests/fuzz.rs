@@ -47,14 +47,23 @@ impl Random {
 fn run(blob: &[u8]) -> Result<(), DeviceTreeError> {
     with_tree(blob, |tree, machine| {
         let core = [range(machine.ram[0].base().raw(), machine.ram[0].base().raw() + 0x1000)];
-        let edits =
-            HostEdits { core_memory: &core, initrd: Some(range(0x1000, 0x2000)), bootargs: Some("x"), version: "0" };
-        let mut out = vec![0; host_tree_size(tree, &edits)];
-        let host = host_device_tree(tree, machine, &edits, &mut out)?;
         assert!(machine.windows.iter().all(|window| machine.ram.iter().all(|bank| !bank.overlaps(*window))));
-        match described(host) {
-            Ok(after) => assert!(after.ram.iter().all(|bank| !bank.overlaps(core[0]))),
-            Err(error) => assert_eq!(error.reason, Reason::NoMemory, "{error}"),
+        let mut taken = machine.clone();
+        taken.take_smmus()?;
+        let gone = || machine.smmus.iter().map(|smmu| smmu.range).chain(machine.beside_smmus.iter().copied());
+        assert!(gone().all(|range| taken.windows.iter().all(|window| !window.overlaps(range))));
+        for smmus_taken in [false, true] {
+            let initrd = Some(range(0x1000, 0x2000));
+            let edits = HostEdits { core_memory: &core, initrd, bootargs: Some("x"), smmus_taken, version: "0" };
+            let mut out = vec![0; host_tree_size(tree, &edits)];
+            let host = host_device_tree(tree, machine, &edits, &mut out)?;
+            match described(host) {
+                Ok(after) => {
+                    assert!(after.ram.iter().all(|bank| !bank.overlaps(core[0])));
+                    assert!(!smmus_taken || after.smmus.is_empty() && after.beside_smmus.is_empty());
+                }
+                Err(error) => assert_eq!(error.reason, Reason::NoMemory, "{error}"),
+            }
         }
         Ok(())
     })?

@@ -1,6 +1,7 @@
 //! Tests of the device tree code: over real trees (`tests/data/dtb`), over trees built here, and over broken ones.
 #![forbid(unsafe_code)]
 
+mod behind_smmu;
 mod broken;
 mod build;
 mod edited;
@@ -56,4 +57,5 @@ fn edited(blob: &[u8], edits: &HostEdits) -> Result<Vec<u8>, DeviceTreeError> {
     })?
 }
 
-const NO_EDITS: HostEdits = HostEdits { core_memory: &[], initrd: None, bootargs: None, version: "0" };
+const NO_EDITS: HostEdits =
+    HostEdits { core_memory: &[], initrd: None, bootargs: None, smmus_taken: false, version: "0" };
