@@ -237,7 +237,7 @@ const NAME_PATH: &str = "/etc/corevisor/name";
 /// A read-only virtio disk that the host finds by `name`.
 fn with_disk(machine: Machine, name: &str, file: &Path) -> Machine {
     let drive = crate::machine::option_with_path(&format!("if=none,id={name},format=raw,readonly=on,file="), file);
-    let device = format!("virtio-blk-device,drive={name},serial={name}");
+    let device = machine.virtio("blk", &format!("drive={name},serial={name}"));
     machine.arg("-drive").arg(drive).arg("-device").arg(device)
 }
 

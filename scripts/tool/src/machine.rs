@@ -63,6 +63,7 @@ pub struct Machine {
     icount: bool,
     drives: Vec<PathBuf>,
     net: bool,
+    smmu: bool,
     allow_reboot: bool,
     record: Option<PathBuf>,
     args: Vec<OsString>,
@@ -104,6 +105,7 @@ impl Machine {
             icount: false,
             drives: Vec::new(),
             net: false,
+            smmu: false,
             allow_reboot: false,
             record: None,
             args: Vec::new(),
@@ -195,6 +197,13 @@ impl Machine {
         self
     }
 
+    /// PCI devices behind an SMMUv3; disks and network are such devices then.
+    #[must_use]
+    pub fn smmu(mut self, there: bool) -> Self {
+        self.smmu = there;
+        self
+    }
+
     /// Let the machine reset; else a reset ends the run.
     #[must_use]
     pub fn allow_reboot(mut self, allow: bool) -> Self {
@@ -271,10 +280,12 @@ impl Machine {
         }
         for (number, file) in self.drives.iter().enumerate() {
             args.pair("-drive", option_with_path(&format!("if=none,id=drive{number},format=raw,file="), file));
-            args.pair("-device", format!("virtio-blk-device,drive=drive{number}"));
+            args.pair("-device", self.virtio("blk", &format!("drive=drive{number}")));
         }
         if self.net {
-            args.pair("-netdev", "user,id=net0").pair("-device", "virtio-net-device,netdev=net0");
+            // A PCI card comes with a boot ROM, which nobody here starts and which QEMU may not have.
+            let rom = if self.smmu { ",romfile=" } else { "" };
+            args.pair("-netdev", "user,id=net0").pair("-device", self.virtio("net", &format!("netdev=net0{rom}")));
         }
         if !self.allow_reboot {
             args.flag("-no-reboot");
@@ -295,9 +306,20 @@ impl Machine {
         Ok(args.0)
     }
 
+    /// A virtio device, for `-device`. As a PCI device it goes by the SMMU's rules only if it is told to, as a modern one.
+    pub(crate) fn virtio(&self, kind: &str, options: &str) -> String {
+        match self.smmu {
+            true => format!("virtio-{kind}-pci,{options},iommu_platform=on,disable-legacy=on"),
+            false => format!("virtio-{kind}-device,{options}"),
+        }
+    }
+
     fn virt_args(&self, args: &mut Args, core: bool) {
         let el2 = if self.el2.unwrap_or(core) { "on" } else { "off" };
         let mut machine = format!("virt,virtualization={el2},gic-version={}", self.gic.unwrap_or(3));
+        if self.smmu {
+            machine.push_str(",iommu=smmuv3");
+        }
         if self.icount {
             machine.push_str(",dtb-randomness=off");
         }
@@ -327,6 +349,9 @@ impl Machine {
         }
         if self.net || !self.drives.is_empty() {
             return fixed("--net and --drive", "no virtio devices");
+        }
+        if self.smmu {
+            return fixed("--smmu", "neither an SMMU nor PCI devices");
         }
         let mut machine = "raspi4b".to_owned();
         for option in &self.machine_options {
@@ -424,6 +449,19 @@ mod tests {
     }
 
     #[test]
+    fn behind_an_smmu_disks_and_network_are_pci_devices_that_go_by_its_rules() {
+        let machine = Machine::virt().drive("/a").net(true).smmu(true);
+        for core in [true, false] {
+            let line = line(&machine, core);
+            let el2 = if core { "on" } else { "off" };
+            assert!(line.contains(&format!("-M virt,virtualization={el2},gic-version=3,iommu=smmuv3 ")), "{line}");
+            assert!(line.contains("-device virtio-blk-pci,drive=drive0,iommu_platform=on,disable-legacy=on"), "{line}");
+            let card = "-device virtio-net-pci,netdev=net0,romfile=,iommu_platform=on,disable-legacy=on";
+            assert!(line.contains(card) && !line.contains("-device,"), "{line}");
+        }
+    }
+
+    #[test]
     fn what_the_raspberry_pi_does_not_have_is_refused() {
         let refused = |machine: Machine| machine.args(&BootFiles::default(), true, Console::Pipes).is_err();
         assert!(!refused(Machine::raspi4b()));
@@ -433,6 +471,9 @@ mod tests {
         assert!(refused(Machine::raspi4b().memory("4G")));
         assert!(refused(Machine::raspi4b().gic(3)));
         assert!(refused(Machine::raspi4b().net(true)));
+        let smmu = Machine::raspi4b().smmu(true).args(&BootFiles::default(), true, Console::Pipes).unwrap_err();
+        let line = "the raspi4b of QEMU has neither an SMMU nor PCI devices: leave --smmu out, or use --board virt";
+        assert_eq!(smmu.to_string(), line);
         assert!(refused(Machine::raspi4b().drive("/a")));
     }
 

@@ -350,6 +350,7 @@ mod tests {
         }
         assert!(parsed(&["--mini", "--vm", "x", "--vm", "y", "--vcpus", "4", "--protected", "--key", "k"]).is_ok());
         assert!(parsed(&["--demo", "--gic", "2"]).is_ok());
+        assert!(parsed(&["--smmu", "--no-core", "--drive", "x", "--net"]).is_ok(), "then the host drives it");
         assert!(parsed(&["--memory", "512M", "--timeout", "1.5", "--append", "-x", "--qemu-arg", "-d"]).is_ok());
     }
 

@@ -42,6 +42,8 @@ pub(super) struct RunArgs {
     #[arg(long)]
     net: bool,
     #[arg(long)]
+    smmu: bool,
+    #[arg(long)]
     dtb: Option<PathBuf>,
     #[command(flatten)]
     host: HostArgs,
@@ -195,7 +197,7 @@ impl RunArgs {
         for arg in &self.qemu_arg {
             machine = machine.arg(arg);
         }
-        machine.net(self.net).gdb(self.gdb).icount(self.icount).allow_reboot(self.allow_reboot)
+        machine.net(self.net).smmu(self.smmu).gdb(self.gdb).icount(self.icount).allow_reboot(self.allow_reboot)
     }
 
     fn run(&self, project: &Project) -> Run {
