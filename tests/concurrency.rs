@@ -15,7 +15,7 @@ use corevisor::memory::mem_manager::{assign_page_to_core, return_page_to_host};
 use corevisor::memory::memory_ops::{
     clear_vm_range, donate_pool, free_vm_table, grant_vm_page, prot_and_map_vm_s2pt, register_vm_table, revoke_vm_page,
 };
-use corevisor::npt::VmKind;
+use corevisor::npt::{Level, VmKind};
 use corevisor::spec::invariants::View;
 use corevisor::spec::world::{Layout, World};
 use corevisor::trap::Core;
@@ -133,7 +133,14 @@ fn all_cpus(seeds: u64, times: u64, work: Work) -> usize {
     for seed in 1..=seeds {
         // Also with a pool that ends again and again.
         let pool_pages = if seed % 3 == 0 { 5 } else { 40 };
-        let layout = Layout { regions: vec![(RAM, 9 << 20, true)], pool: POOL, pool_pages, ia_bits: 40, cpus: CPUS };
+        let layout = Layout {
+            regions: vec![(RAM, 9 << 20, true)],
+            pool: POOL,
+            pool_pages,
+            ia_bits: 40,
+            cpus: CPUS,
+            smmu: Some(Level::L2),
+        };
         let world = World::new(&layout);
         let pool: BTreeSet<Pfn> = world.core_pages();
         std::thread::scope(|scope| {

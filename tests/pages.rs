@@ -7,13 +7,14 @@ use corevisor::memory::mem_manager::Denied;
 use corevisor::memory::page_manager::{PageState, set_pfn_state};
 use corevisor::npt::{Level, npt_ops};
 use corevisor::spec::world::{Layout, Touched, World};
+use corevisor::spt::mmio_spt_ops::unmap_spt;
 
 const RAM: u64 = 0x4000_0000;
 const WINDOW: u64 = 0x0900_0000;
 const POOL: u64 = RAM + 16 * BLOCK_2M;
 
 fn world_of(regions: Vec<(u64, u64, bool)>, pool: u64, pool_pages: u64) -> World {
-    World::new(&Layout { regions, pool, pool_pages, ia_bits: 40, cpus: 3 })
+    World::new(&Layout { regions, pool, pool_pages, ia_bits: 40, cpus: 3, smmu: Some(Level::L2) })
 }
 
 /// 32 MiB of RAM for the test, a bank with the pool behind it, a window, page 0.
@@ -39,6 +40,9 @@ fn touch(world: &mut World, cpu: usize, at: u64) -> bool {
 fn force(world: &mut World, at: u64, state: PageState) {
     let memory = world.core.memory();
     set_pfn_state(&mut memory.s2page().acquire(), memory.regions(), pfn(at), state);
+    if let Some(spt) = memory.spt().filter(|_| !state.host_may_access()) {
+        unmap_spt(memory.machine(), spt, pfn(at), 1);
+    }
     world.spec.pages.insert(pfn(at), state);
 }
 

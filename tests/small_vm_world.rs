@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use corevisor::abstract_machine::addr::{Gfn, Ipa, Pfn, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::memory_ops::Scrub;
-use corevisor::npt::VmKind;
+use corevisor::npt::{Level, VmKind};
 use corevisor::spec::world::{Layout, World};
 
 const BLOCK: u64 = 0x4000_0000;
@@ -73,7 +73,8 @@ fn gfn(at: u64) -> Gfn {
 
 fn world() -> World {
     let regions = vec![(BLOCK, 2 << 20, true), (ODD, 0x20_0000, true)];
-    let mut world = World::new(&Layout { regions, pool: ODD + 0x2000, pool_pages: 4, ia_bits: 39, cpus: 2 });
+    let mut world =
+        World::new(&Layout { regions, pool: ODD + 0x2000, pool_pages: 4, ia_bits: 39, cpus: 2, smmu: Some(Level::L2) });
     for (vm, kind, root) in [(A, VmKind::Protected, ODD + 0x1_0000), (B, VmKind::Ordinary, ODD + 0x2_0000)] {
         assert_eq!(world.register_vm_table(vm, kind, 39, pfn(root)), Ok(()));
         (1..4).for_each(|n| assert_eq!(world.donate_pool_page(vm, pfn(root + n * 0x1000)), Ok(())));

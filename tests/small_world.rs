@@ -4,6 +4,7 @@
 
 use corevisor::abstract_machine::addr::{Ipa, Pfn};
 use corevisor::abstract_machine::sim::walker::AccessKind;
+use corevisor::npt::Level;
 use corevisor::spec::world::{Layout, World};
 use corevisor_evidence::tell;
 
@@ -62,7 +63,7 @@ fn every_sequence(depth: u32) -> usize {
 /// Of those sequences, every one whose number divided by `parts` leaves `part`: those that begin with the same acts, if `parts` is a power of the number of acts.
 fn part_of_sequences(depth: u32, part: usize, parts: usize) -> usize {
     let regions = vec![(WINDOW, 0x1000, false), (BLOCK, 2 << 20, true), (PAGES, 0x6000, true)];
-    let layout = Layout { regions, pool: PAGES + 0x1000, pool_pages: 4, ia_bits: 39, cpus: 2 };
+    let layout = Layout { regions, pool: PAGES + 0x1000, pool_pages: 4, ia_bits: 39, cpus: 2, smmu: Some(Level::L2) };
     let numbers = (part..ACTS.len().pow(depth)).step_by(parts);
     let count = numbers.len();
     for n in numbers {

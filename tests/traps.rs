@@ -9,6 +9,7 @@ use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::abstract_machine::sim::{Trapped, canary};
 use corevisor::interface::{CORE_UID, HostCall, INTERFACE_VERSION};
 use corevisor::memory::mem_manager::Denied;
+use corevisor::npt::Level;
 use corevisor::spec::world::{Layout, Touched, World};
 
 const RAM: u64 = 0x4000_0000;
@@ -25,7 +26,7 @@ const SMC: u64 = 0x17;
 /// A window, 4 MiB of RAM with the core's pool in it, two CPUs.
 fn world() -> World {
     let regions = vec![(WINDOW, 0x1000, false), (RAM, 4 << 20, true)];
-    World::new(&Layout { regions, pool: POOL, pool_pages: 16, ia_bits: 40, cpus: 2 })
+    World::new(&Layout { regions, pool: POOL, pool_pages: 16, ia_bits: 40, cpus: 2, smmu: Some(Level::L2) })
 }
 
 /// The host's registers at a trap of this class.

@@ -14,6 +14,7 @@
 //! | [`world`]      | the world switch: host to VM and back                                            |
 //! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
 //! | [`features`]   | what each CPU has                                                                |
+//! | [`stream_table`] | the form of an SMMU's table of streams                                         |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
 //!
@@ -25,6 +26,7 @@ pub mod per_cpu;
 pub mod regs;
 pub mod shadow;
 pub mod shape;
+pub mod stream_table;
 pub mod turn;
 pub mod world;
 
@@ -96,6 +98,11 @@ pub trait Machine: Worlds {
 
     /// Forgets, on every CPU, all that was cached for `vm`. `root` is its VTTBR value.
     fn tlb_flush_vm(&self, vm: VmId, root: u64);
+
+    /// Makes every SMMU forget what it cached for the `pages` pages from `at` on, and of the tables on the way to them, after earlier
+    /// [`pt_store`](Self::pt_store)s are seen by it; and waits until that is done and devices' accesses that used it are over. On a machine without SMMUs: nothing.
+    /// IHI 0070, 4.4 and 4.6.3. Under the lock S2Page: there is one queue of commands.
+    fn smmu_flush(&self, at: Ipa, pages: u64);
 
     /// The core's own map gains the page, zeroed: from now on `pt_load`, `pt_store` and the shadow contexts reach it.
     /// `false` if the core has no page left for its own tables; nothing has changed then.

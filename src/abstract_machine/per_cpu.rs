@@ -81,6 +81,8 @@ events! {
     ExitFailed = "VM exits: failed",
     /// An SError while the host ran: it went back to the host.
     HostSError = "host SErrors",
+    /// A device's access to what the host may not access: refused by an SMMU.
+    DeviceAccessDenied = "device accesses denied",
 }
 
 /// Data of one CPU.

@@ -16,7 +16,9 @@
 //!
 //! No two Npt locks are held at once; what was checked in one table stays true while S2Page is held, because nobody changes a table without it.
 //!
-//! Below: PageManager (page records), NPTOps (stage-2 tables). Above: MemoryOps.
+//! What the host may access its devices may, and nothing else: each transition that changes the one changes the other (`take_from_host`, `show_to_devices`; K §8.3 A6).
+//!
+//! Below: PageManager (page records), NPTOps (stage-2 tables), MmioSPTOps (the SMMUs' table). Above: MemoryOps.
 //! Specification: `spec::memory`. Source: SeKVM layer MemManager; K §2 L16, §8.3 A1, A4, A5, A7, A14, A15, A18, A21, A22, A24.
 #![forbid(unsafe_code)]
 
@@ -31,11 +33,12 @@ use super::page_manager::{
     PageState, S2Pages, get_pfn_run, get_pfn_state, host_may_access_block, set_pfn_run, set_pfn_state,
 };
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops;
 use crate::npt::npt_walk::{SetNptError, Walk};
 use crate::npt::{Level, VmKind};
+use crate::spt::mmio_spt_ops;
 
 /// Why an access or a transition is refused. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,7 +134,7 @@ pub fn map_page_host<M: Machine>(mem: &Memory<M>, ipa: Ipa) -> Result<(), Denied
 pub fn assign_page_to_core<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
     expect_host_pages(mem, &pages, pfn, 1)?;
-    npt_ops::clear_pfn_host(mem.npts(), pfn);
+    take_from_host(mem, pfn, 1);
     set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Core);
     Ok(())
 }
@@ -200,6 +203,25 @@ fn lent_less(count: u8) -> PageState {
     if count > 1 { PageState::Lent(count - 1) } else { PageState::Host }
 }
 
+/// The host and its devices lose the `count` pages from `pfn` on: afterwards no CPU and no SMMU holds a translation to them.
+fn take_from_host<M: Machine>(mem: &Memory<M>, pfn: Pfn, count: u64) {
+    if count == BLOCK_PAGES && pfn.addr().is_aligned(BLOCK_2M) {
+        npt_ops::clear_block_host(mem.npts(), pfn);
+    } else {
+        npt_ops::clear_run_host(mem.npts(), pfn, count);
+    }
+    if let Some(spt) = mem.spt() {
+        mmio_spt_ops::unmap_spt(mem.machine(), spt, pfn, count);
+    }
+}
+
+/// The host's devices reach the `count` pages from `pfn` on, which the host may access by now.
+fn show_to_devices<M: Machine>(mem: &Memory<M>, pfn: Pfn, count: u64) {
+    if let Some(spt) = mem.spt() {
+        mmio_spt_ops::map_spt(mem.machine(), spt, pfn, count);
+    }
+}
+
 /// The `count` pages from `pfn` on, within one 2 MiB block, scrubbed and reached by nobody else, become the host's. Where this lets the
 /// host access a whole block, the tables in its place go, and the next fault maps the block.
 fn give_to_host<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, count: u64) {
@@ -212,6 +234,11 @@ fn give_to_host<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, coun
     if whole(&Level::L2) {
         let level = if whole(&Level::L1) { Level::L1 } else { Level::L2 };
         npt_ops::merge_host(mem.npts(), pfn, level);
+        // As a block, whatever part of it is new.
+        let block = Pfn::containing(pfn.addr().align_down(Level::L2.size()));
+        show_to_devices(mem, block, BLOCK_PAGES);
+    } else {
+        show_to_devices(mem, pfn, count);
     }
 }
 

@@ -23,6 +23,7 @@ pub mod page_manager;
 use crate::abstract_machine::Machine;
 use crate::locks::{Lock, Rank};
 use crate::npt::Npts;
+use crate::spt::Spt;
 use mem_region::MemRegions;
 use page_manager::S2Pages;
 
@@ -31,12 +32,13 @@ pub struct Memory<M> {
     npts: Npts<M>,
     regions: MemRegions,
     s2page: Lock<S2Pages>,
+    spt: Option<Lock<Spt>>,
 }
 
 impl<M: Machine> Memory<M> {
-    /// The memory of a machine: what there is, and who owns it.
-    pub const fn new(npts: Npts<M>, regions: MemRegions, pages: S2Pages) -> Self {
-        Self { npts, regions, s2page: Lock::new(Rank::S2Page, pages) }
+    /// The memory of a machine: what there is, who owns it, and what devices reach of it, if there are SMMUs between.
+    pub const fn new(npts: Npts<M>, regions: MemRegions, pages: S2Pages, spt: Option<Lock<Spt>>) -> Self {
+        Self { npts, regions, s2page: Lock::new(Rank::S2Page, pages), spt }
     }
 
     /// The layers below.
@@ -52,6 +54,11 @@ impl<M: Machine> Memory<M> {
     /// What the device tree says is where; constant after boot.
     pub const fn regions(&self) -> &MemRegions {
         &self.regions
+    }
+
+    /// The table of the SMMUs; `None` where none stands between devices and memory.
+    pub const fn spt(&self) -> Option<&Lock<Spt>> {
+        self.spt.as_ref()
     }
 
     /// The records of all pages, behind their lock.

@@ -3,9 +3,10 @@
 //!
 //! | finding               | invariant                                                                                  |
 //! |-----------------------|--------------------------------------------------------------------------------------------|
-//! | [`Broken::Identity`]  | K §6.1 2: a leaf of the host maps gfn g to pfn g                                           |
+//! | [`Broken::Identity`]  | K §6.1 1, 2: a leaf of the host, or of the SMMUs, maps gfn g to pfn g                                     |
 //! | [`Broken::PageZero`]  | K §6.1 4 (A15): page 0 is never given away                                                 |
 //! | [`Broken::HostIso`]   | K §6.1 5: what the host's table maps, the host may access                                  |
+//! | [`Broken::Devices`]   | K §6.1 8, adapted (A6, A13): devices reach a page if and only if the host may access it     |
 //! | [`Broken::Counter`]   | the counter of a 2 MiB block is what a count gives                                         |
 //! | [`Broken::VmIso`]     | K §6.1 6: what a VM's table maps is its own, at the address of its record, or lent, or a window |
 //! | [`Broken::Bijection`] | K §6.4 a: every page whose record names a VM is in its table; the table's count is right    |
@@ -25,6 +26,7 @@ use crate::npt::npt_ops::vm::{VmTable, vm_s2pt, walk_vm_s2pt};
 use crate::npt::npt_ops::walk_s2pt;
 use crate::npt::npt_walk::Walk;
 use crate::npt::{Level, VM_SLOTS, VmKind};
+use crate::spt::mmio_spt_ops::walk_spt;
 
 /// Most bits of addresses of a VM that is looked at.
 pub const MOST_BITS: u32 = 40;
@@ -38,6 +40,8 @@ pub enum Broken {
     PageZero(PageState),
     /// The host's table maps a page that is not the host's to access.
     HostIso(Pa, PageState),
+    /// The SMMUs' table maps what is not the host's to access, or does not map what is.
+    Devices(Pa, PageState),
     /// A block's counter and its pages disagree.
     Counter(Pa),
     /// A VM's table maps what is not the VM's, or elsewhere than its record says.
@@ -71,6 +75,7 @@ pub fn check<M: Machine>(mem: &Memory<M>) -> Result<(), Broken> {
 fn check_host<M: Machine>(mem: &Memory<M>, pages: &S2Pages, bank: &MemRegion, named: &mut Named) -> Result<(), Broken> {
     let (mut at, end) = (bank.range.base().raw(), bank.range.end().raw());
     let (mut mapped_to, mut foreign) = (at, false);
+    let mut devices = (at, None);
     while at < end {
         let pa = Pa::new(at);
         let state = get_pfn_state(pages, mem.regions(), Pfn::containing(pa)).unwrap_or(PageState::Core);
@@ -87,6 +92,12 @@ fn check_host<M: Machine>(mem: &Memory<M>, pages: &S2Pages, bank: &MemRegion, na
         }
         if at < mapped_to && !state.host_may_access() {
             return Err(Broken::HostIso(pa, state));
+        }
+        if at >= devices.0 {
+            devices = reached_until(mem, pa)?;
+        }
+        if devices.1.is_some_and(|reached| reached != state.host_may_access()) {
+            return Err(Broken::Devices(pa, state));
         }
         foreign = (foreign && !pa.is_aligned(BLOCK_2M)) || !state.host_may_access();
         at += PAGE_SIZE;
@@ -109,6 +120,21 @@ fn mapped_until<M: Machine>(mem: &Memory<M>, pa: Pa) -> Result<u64, Broken> {
         return Err(Broken::Identity(start, leaf.address()));
     }
     Ok(start.raw() + level.size())
+}
+
+/// Where the SMMUs' leaf, or the hole in their table, at `pa` ends, and whether it is a leaf; none where there is no SMMU, or an address that no device has.
+fn reached_until<M: Machine>(mem: &Memory<M>, pa: Pa) -> Result<(u64, Option<bool>), Broken> {
+    let Some(spt) = mem.spt().filter(|spt| pa.raw() >> spt.acquire().shape().ia_bits() == 0) else {
+        return Ok((u64::MAX, None));
+    };
+    let Some((level, leaf)) = walk_spt(mem.machine(), spt, Ipa::new(pa.raw())) else {
+        return Ok((pa.raw() + PAGE_SIZE, Some(false)));
+    };
+    let start = pa.align_down(level.size());
+    if leaf.address() != start {
+        return Err(Broken::Identity(start, leaf.address()));
+    }
+    Ok((start.raw() + level.size(), Some(true)))
 }
 
 /// A VM's table, from end to end.

@@ -15,10 +15,10 @@ use super::boot_error::BootError;
 use super::console::Console;
 use super::device_tree::{self, DeviceTree, Gic, MachineDescription};
 use super::host_image::BUNDLE_HEADER_OFFSET;
-use super::host_start::{self, Plan};
+use super::host_start::{self, CoreMemory, Plan};
 use super::own_map::{self, MapError};
 use super::psci::Leave;
-use super::{cpus, entry, failure, logger, window};
+use super::{cpus, entry, failure, logger, smmu, window};
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange, Va, VmId};
 use crate::abstract_machine::cpu::{self, Cpu, el2, halt, pool};
 use crate::abstract_machine::per_cpu::Event;
@@ -119,15 +119,17 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     if el2::is_vhe() {
         return Err(BootError::VheOnly);
     }
+    let smmus = smmu::take(description)?;
+    let description: &'static MachineDescription = description;
     let cpus = cpus::allocate(description)?;
     let mut plan = Plan::new(description, &layout)?;
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
-    let core_memory = build_core(description, &mut plan)?;
+    let core_memory = build_core(description, smmus, &mut plan)?;
     open_windows(description, core_memory)?;
     start_vgic(description)?;
     ready_for_host();
     cpus::start_psci(description, cpus)?;
-    let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, &mut plan)?;
+    let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, smmus.is_some(), &mut plan)?;
     log::info!(
         "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
         cpus.len(),
@@ -163,7 +165,7 @@ fn many_in_pool<T>(count: usize, new: fn() -> T) -> Result<&'static [T], BootErr
 }
 
 /// Maps the boot loader's blob, checks it and reads it.
-fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static MachineDescription), BootError> {
+fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static mut MachineDescription), BootError> {
     let header = PhysRange::new(dtb, PAGE_SIZE / 8).ok_or(BootError::Map(MapError::OutOfTables))?;
     let size = own_map::with_bytes(header, device_tree::total_size)??;
     let blob = PhysRange::new(dtb, size as u64).ok_or(BootError::TreeTooLarge(size))?;
@@ -210,7 +212,11 @@ fn open_console(tree: &DeviceTree<'_>, description: &MachineDescription) -> Resu
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
 /// The core itself: the records of all pages, the host's empty table, and its own memory taken from the host.
-fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[PhysRange; 2], BootError> {
+fn build_core(
+    description: &MachineDescription,
+    smmus: Option<smmu::Taken>,
+    plan: &mut Plan<'_>,
+) -> Result<CoreMemory, BootError> {
     let shape = Shape::new(el2::pa_bits());
     let regions = in_pool(MemRegions::new())?;
     add_regions(regions, description, shape)?;
@@ -236,16 +242,26 @@ fn build_core(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<[
     let regions = core::mem::take(regions);
     let vms = many_in_pool(vm::slots(), vm::no_vm)?;
     let tables = many_in_pool(VM_SLOTS, npt::no_vm)?;
-    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host, tables), regions, pages), vms));
+    let mut spt = None;
+    if let Some(smmus) = smmus {
+        let (memory, table) = smmu::build_table(smmus, description, &regions, shape, plan)?;
+        plan.core[2] = memory;
+        spt = Some(table);
+    }
+    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host, tables), regions, pages, spt), vms));
     core.vms().set_keys(description.chosen.public_keys.iter().copied());
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
+    }
+    // The core's own memory is not in the table any more.
+    if let (Some(smmus), Some(spt)) = (smmus, core.memory().spt()) {
+        smmu::start(smmus, description, spt)?;
     }
     Ok(plan.core)
 }
 
 /// What the machine needs for VMs: windows into RAM, and randomness.
-fn open_windows(description: &'static MachineDescription, core: [PhysRange; 2]) -> Result<(), BootError> {
+fn open_windows(description: &'static MachineDescription, core: CoreMemory) -> Result<(), BootError> {
     window::init(&description.ram, core, own_map::window_table()?);
     if let Some(seed) = &description.chosen.rng_seed {
         cpu::entropy::seed(seed);

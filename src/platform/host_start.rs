@@ -11,12 +11,15 @@ use super::{entry, memory_plan, own_map};
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange};
 use crate::abstract_machine::cpu;
 
+/// The core's own memory: its block, the records of all pages, and the SMMUs' table, where there is one.
+pub type CoreMemory = [PhysRange; 3];
+
 /// RAM, and what of it is spoken for.
 pub struct Plan<'d> {
     ram: &'d [PhysRange],
     taken: List<PhysRange, 96>,
-    /// The core's own memory: its block, and the page records once they are placed.
-    pub core: [PhysRange; 2],
+    /// The core's own memory, as far as it is placed.
+    pub core: CoreMemory,
 }
 
 impl<'d> Plan<'d> {
@@ -31,7 +34,7 @@ impl<'d> Plan<'d> {
             return Err(BootError::NotInRam(block));
         }
         let nothing = PhysRange::default();
-        let mut plan = Self { ram, taken: List::new(nothing), core: [block, nothing] };
+        let mut plan = Self { ram, taken: List::new(nothing), core: [block, nothing, nothing] };
         plan.take(block)?;
         for reserved in description.reserved.iter() {
             plan.take(reserved.range)?;
@@ -139,13 +142,14 @@ pub fn hand_over_tree(
     description: &MachineDescription,
     kernel: &Kernel,
     core_memory: &[PhysRange],
+    smmus_taken: bool,
     plan: &mut Plan<'_>,
 ) -> Result<Pa, BootError> {
     let edits = HostEdits {
         core_memory,
         initrd: kernel.initrd,
         bootargs: kernel.bootargs.map(|range| tree.text(range)),
-        smmus_taken: false,
+        smmus_taken,
         version: env!("CARGO_PKG_VERSION"),
     };
     if kernel.initrd.or(description.chosen.initrd).is_none() {

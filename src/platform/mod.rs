@@ -14,6 +14,7 @@
 //! | `window`          | one look at a page of somebody else                                          |
 //! | `boot`, `boot_error` | the order of it all, and what can be wrong                                |
 //! | `host_start`      | the host's kernel and device tree                                            |
+//! | `smmu`            | SMMUs: whether the core can use them, and their start                        |
 //! | `cpus`            | every CPU: its data, its start, PSCI                                         |
 //! | `failure`         | what happens when the core itself is wrong                                   |
 
@@ -42,5 +43,7 @@ pub mod failure;
 pub mod host_start;
 #[cfg(target_os = "none")]
 pub mod own_map;
+#[cfg(target_os = "none")]
+pub mod smmu;
 #[cfg(target_os = "none")]
 pub mod window;

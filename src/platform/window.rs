@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 
+use super::host_start::CoreMemory;
 use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange};
 use crate::abstract_machine::cpu::{self, maintenance, pool};
@@ -23,10 +24,10 @@ const WORDS: usize = 512;
 
 /// Address of the level-3 table for [`BASE`]; 0 before [`init`].
 static TABLE: AtomicU64 = AtomicU64::new(0);
-static MEMORY: Once<(&'static [PhysRange], [PhysRange; 2])> = Once::new();
+static MEMORY: Once<(&'static [PhysRange], CoreMemory)> = Once::new();
 
 /// Opens the windows: `ram` may be seen through them, but not `core`.
-pub fn init(ram: &'static [PhysRange], core: [PhysRange; 2], table: Pa) {
+pub fn init(ram: &'static [PhysRange], core: CoreMemory, table: Pa) {
     MEMORY.call_once(|| (ram, core));
     TABLE.store(table.raw(), Ordering::Release);
 }

@@ -11,6 +11,7 @@
 //! | [`blocks_whole`]       | §6.4 c: a block is aligned                                                      |
 //! | [`tlbs_agree`]         | §6.4 h: no TLB remembers what the host may not access                           |
 //! | [`machine_rules`]      | §6.4 i and VRM: one CPU's sections ended with what they owed                    |
+//! | [`devices`]            | §6.1 1, 8, adapted (A6, A13): devices reach what the host may access, all of it, and no SMMU remembers more |
 //! | [`counters_agree`]     | the counters of 2 MiB blocks are what a count would give                        |
 //! | [`vm_iso`]             | §6.1 6: what a VM's table maps, or a TLB remembers for it, is its own, lent, or a window |
 //! | [`bijection`]          | §6.4 a: a VM's own page is mapped where its record says, and nowhere else       |
@@ -100,6 +101,7 @@ impl<'a> View<'a> {
         blocks_whole(self)?;
         tlbs_agree(self)?;
         machine_rules(self)?;
+        devices(self)?;
         counters_agree(self)?;
         vm_iso(self)?;
         bijection(self)?;
@@ -250,6 +252,49 @@ fn leaf_is_hosts(view: &View<'_>, leaf: &Leaf) -> Checked {
         Some((pfn, state)) => Err(format!("{leaf:x?} lets the host reach {pfn:?}, which is {state:?}")),
         None => Ok(()),
     }
+}
+
+/// K §6.1 1 and 8, for one table of all devices: an identity of the RAM that the host may access. What TLBs remember is in it.
+pub fn devices(view: &View<'_>) -> Checked {
+    let Some((leaves, remembered)) = view.mem.machine().device_leaves() else { return Ok(()) };
+    let bent = leaves.iter().chain(&remembered).find(|leaf| leaf.base != leaf.output || leaf.base % leaf.size != 0);
+    ensure(bent.is_none(), || format!("devices: {bent:x?} is no identity"))?;
+    let reached = joined(leaves.iter().map(|leaf| (leaf.base >> 12, (leaf.base + leaf.size) >> 12)));
+    let covers = |leaf: &Leaf| {
+        reached.iter().any(|(first, end)| *first << 12 <= leaf.base && leaf.base + leaf.size <= *end << 12)
+    };
+    let old = remembered.iter().find(|leaf| !covers(leaf));
+    ensure(old.is_none(), || format!("devices: an SMMU remembers {old:x?}, which its table does not have"))?;
+    let mut may = Vec::new();
+    for bank in view.mem.regions().as_slice().iter().filter(|region| region.kind != RegionKind::Device) {
+        let (mut first, end) = (bank.range.first_pfn(), Pfn::containing(bank.range.end()));
+        for (pfn, _) in view.foreign.range(first..end).filter(|(_, state)| !state.host_may_access()) {
+            may.push((first.raw(), pfn.raw()));
+            first = Pfn::new(pfn.raw() + 1);
+        }
+        may.push((first.raw(), end.raw()));
+    }
+    let may = joined(may.into_iter());
+    let differ = reached.iter().zip(&may).find(|(reached, may)| reached != may);
+    ensure(differ.is_none() && reached.len() == may.len(), || {
+        format!(
+            "devices: pages that they reach, and that the host may access: {differ:x?}, {} and {} runs",
+            reached.len(),
+            may.len()
+        )
+    })
+}
+
+/// Ascending runs of pages (first, end), those that touch as one, without empty ones.
+fn joined(runs: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    let mut all: Vec<(u64, u64)> = Vec::new();
+    for (first, end) in runs.filter(|(first, end)| first < end) {
+        match all.last_mut() {
+            Some(last) if last.1 == first => last.1 = end,
+            _ => all.push((first, end)),
+        }
+    }
+    all
 }
 
 /// K §6.1 2.

@@ -8,6 +8,7 @@
 //! |----------------|------------------------------------------------------------------------------|--------|
 //! | [`locks`]      | the line at a ticket lock                                                    | 1-4    |
 //! | [`npt`]        | a stage-2 table as a map from gfn to (pfn, level, access)                    | 5-8    |
+//! | [`spt`]        | what devices reach                                                           | 9-12   |
 //! | [`memory`]     | page -> state, and the transitions of host and core                          | 13-17  |
 //! | [`vm_memory`]  | the transitions of VMs: table, pool, memory                                  | 13-17  |
 //! | [`vm`]         | the life of VMs: what each call does in each state                           | 18-21  |
@@ -27,6 +28,7 @@ pub mod locks;
 pub mod memory;
 pub mod npt;
 pub mod replay;
+pub mod spt;
 pub mod trap;
 pub mod vcpu;
 pub mod vm;

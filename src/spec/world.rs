@@ -11,20 +11,24 @@ use std::vec::Vec;
 use std::{format, vec};
 
 use super::invariants::View;
-use super::{Region, State, memory, npt, trap};
+use super::{Region, State, memory, npt, spt, trap};
 use crate::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::TrapFrame;
 use crate::abstract_machine::sim::walker::{AccessKind, Fault, Leaf, TableAt};
 use crate::abstract_machine::sim::{Sim, Trapped, run_as};
 use crate::abstract_machine::{Machine, SmcOutcome};
+use crate::locks::Lock;
 use crate::memory::mem_manager::{self, Denied};
-use crate::memory::mem_region::MemRegions;
+use crate::memory::mem_region::{MemRegions, RegionKind};
 use crate::memory::page_manager::{PageRecord, PageState, S2Pages};
 use crate::memory::{Memory, memory_ops};
 use crate::npt::descriptor::Stage2Access;
 use crate::npt::pt_alloc::alloc_root;
 use crate::npt::{Level, Npts, Shape, TableOwner, VM_SLOTS, no_vm};
+use crate::spt::Spt;
+use crate::spt::mmio_pt_alloc::pages_for;
+use crate::spt::mmio_spt_ops::init_spt;
 use crate::trap::Core;
 use crate::trap::trap_handler::{host_serror_handler, host_trap_handler};
 use crate::vm;
@@ -42,7 +46,12 @@ pub struct Layout {
     pub ia_bits: u32,
     /// CPUs.
     pub cpus: usize,
+    /// The largest leaf of the SMMU's table, if there is an SMMU.
+    pub smmu: Option<Level>,
 }
+
+/// Where the SMMU's tables stand: beyond all RAM.
+const SMMU_TABLES: u64 = 0x6000_0000_0000;
 
 /// The firmware of the test machine: CPU_ON (0xc400_0003) asks whether the entry point is the host's memory, CPU_SUSPEND
 /// (0xc400_0001) starts again there, everything else is unknown.
@@ -95,6 +104,10 @@ impl World {
         }
         let pool = range(layout.pool, layout.pool_pages * 4096);
         let sim = Sim::new(layout.cpus, pool).with_firmware(Box::new(firmware));
+        let (sim, spt) = match layout.smmu {
+            Some(largest) => Self::with_smmu(sim, layout, &regions, largest),
+            None => (sim, None),
+        };
         let owner = TableOwner::Stage2(VmId::HOST);
         let npt = alloc_root(&sim, owner, Shape::new(layout.ia_bits)).unwrap_or_else(|_| panic!("pool too small"));
         sim.load_stage2(VmId::HOST, npt.root(), layout.ia_bits, 48);
@@ -104,6 +117,7 @@ impl World {
             Npts::new(sim, npt, Box::leak(Box::new([const { no_vm() }; VM_SLOTS]))),
             regions,
             S2Pages::new(records, blocks),
+            spt,
         );
         let host = npt::Table::new(layout.ia_bits);
         let spec = State {
@@ -123,6 +137,19 @@ impl World {
             Self { core: Core::new(memory, vm_slots()), spec, calls: 0, secret: 0, placed: RefCell::default() };
         assert_eq!(world.protect_el2_mem(pool), Ok(()));
         world
+    }
+
+    /// An SMMU for the machine, and its table of all RAM.
+    fn with_smmu(sim: Sim, layout: &Layout, regions: &MemRegions, largest: Level) -> (Sim, Option<Lock<Spt>>) {
+        let ram = || regions.as_slice().iter().filter(|region| region.kind != RegionKind::Device).map(|ram| ram.range);
+        let shape = Shape::new(layout.ia_bits);
+        let tables = PhysRange::new(Pa::new(SMMU_TABLES), pages_for(shape, ram()) * 4096);
+        let tables = tables.unwrap_or_else(|| panic!("{layout:x?}: no room for the SMMU's tables"));
+        let sim = sim.with_smmu(tables);
+        let spt = init_spt(&sim, shape, largest, tables, ram(), [].into_iter());
+        let spt = spt.unwrap_or_else(|_| panic!("{layout:x?}: `pages_for` counted too few"));
+        sim.load_smmu(spt.acquire().root(), layout.ia_bits);
+        (sim, Some(spt))
     }
 
     /// The machine.
@@ -258,6 +285,15 @@ impl World {
             }
         }
         panic!("the host's access to {ipa} on CPU {cpu} faults for ever");
+    }
+
+    /// A device reads or writes at `iova`: whether it gets through. Without an SMMU it always does.
+    pub fn device_touch(&mut self, iova: Ipa, kind: AccessKind) -> bool {
+        let Some(code) = self.sim().device_access(iova, kind) else { return true };
+        let spec = spt::device_access(&self.spec, iova);
+        self.calls += 1;
+        assert_eq!(code.ok(), spec, "a device's access to {iova}");
+        spec.is_some()
     }
 
     /// A fault must have a reason in the specification: a table says nothing, or says no.

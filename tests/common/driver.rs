@@ -27,7 +27,10 @@ fn step(world: &mut World, rng: &mut Rng, layout: &Layout, addrs: &[u64], taken:
         _ => rng.pick(addrs),
     };
     let (cpu, pfn) = (rng.below(layout.cpus as u64) as usize, Pfn::containing(Pa::new(addr)));
-    match rng.below(20) {
+    match rng.below(22) {
+        20..=21 => {
+            world.device_touch(Ipa::new(addr & ((1 << 52) - 1)), rng.pick(&KINDS[..2]));
+        }
         0..=6 => {
             world.touch(cpu, Ipa::new(addr & ((1 << 52) - 1)), rng.pick(&KINDS));
         }

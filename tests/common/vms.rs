@@ -4,6 +4,7 @@ use corevisor::abstract_machine::addr::{Pa, Pfn, PhysRange};
 use corevisor::abstract_machine::{Machine, VgicInfo};
 use corevisor::interface::boot::MANIFEST_MAGIC;
 use corevisor::interface::{CallError, HostCall};
+use corevisor::npt::Level;
 use corevisor::spec::vm_world::GICV;
 use corevisor::spec::world::{Layout, World};
 use corevisor::vm::host_calls::vm_call;
@@ -23,6 +24,7 @@ pub fn layout() -> Layout {
         pool_pages: 200,
         ia_bits: 40,
         cpus: 4,
+        smmu: Some(Level::L2),
     }
 }
 

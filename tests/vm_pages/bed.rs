@@ -3,6 +3,7 @@
 use corevisor::abstract_machine::addr::{BLOCK_2M, Gfn, Ipa, Pa, Pfn, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::page_manager::PageState;
+use corevisor::npt::Level;
 use corevisor::npt::VmKind::{Ordinary, Protected};
 use corevisor::spec::world::{Layout, Touched, World};
 
@@ -28,7 +29,7 @@ pub fn gfn(at: u64) -> Gfn {
 pub fn world() -> World {
     let regions =
         vec![(0, 2 * BLOCK_2M, true), (WINDOW, BLOCK_2M, false), (RAM, 16 * BLOCK_2M, true), (BACK, BLOCK_2M, true)];
-    World::new(&Layout { regions, pool: BACK, pool_pages: 32, ia_bits: 40, cpus: 3 })
+    World::new(&Layout { regions, pool: BACK, pool_pages: 32, ia_bits: 40, cpus: 3, smmu: Some(Level::L2) })
 }
 
 /// The same with VM 1 protected and VM 2 ordinary, each with `pool` pages.

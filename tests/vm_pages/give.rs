@@ -76,7 +76,14 @@ fn two_mebibytes_that_are_aligned_are_given_as_one_block() {
 #[test]
 fn a_gibibyte_of_the_hosts_is_split_where_a_block_of_it_is_given_away_and_whole_again_after() {
     let regions = vec![(BLOCK_1G, BLOCK_1G + BLOCK_2M, true)];
-    let mut world = World::new(&Layout { regions, pool: 2 * BLOCK_1G, pool_pages: 16, ia_bits: 40, cpus: 2 });
+    let mut world = World::new(&Layout {
+        regions,
+        pool: 2 * BLOCK_1G,
+        pool_pages: 16,
+        ia_bits: 40,
+        cpus: 2,
+        smmu: Some(Level::L2),
+    });
     assert_eq!(world.register_vm_table(A, Protected, 40, pfn(2 * BLOCK_1G + 0x2_0000)), Ok(()));
     for n in 0..4 {
         assert_eq!(world.donate_pool_page(A, pfn(2 * BLOCK_1G + 0x2_2000 + n * 0x1000)), Ok(()));
@@ -93,7 +100,8 @@ fn a_gibibyte_of_the_hosts_is_split_where_a_block_of_it_is_given_away_and_whole_
 #[test]
 fn a_block_is_given_even_when_the_core_has_no_table_to_split_the_hosts_gibibyte() {
     let regions = vec![(BLOCK_1G, BLOCK_1G + BLOCK_2M, true)];
-    let mut world = World::new(&Layout { regions, pool: 2 * BLOCK_1G, pool_pages: 4, ia_bits: 40, cpus: 2 });
+    let mut world =
+        World::new(&Layout { regions, pool: 2 * BLOCK_1G, pool_pages: 4, ia_bits: 40, cpus: 2, smmu: Some(Level::L2) });
     assert_eq!(world.register_vm_table(A, Protected, 39, pfn(2 * BLOCK_1G + 0x2_0000)), Ok(()));
     assert_eq!(world.donate_pool_page(A, pfn(2 * BLOCK_1G + 0x2_2000)), Ok(()));
     assert!(host(&mut world, 0, BLOCK_1G));

@@ -5,6 +5,7 @@ use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Ipa, Pa, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::mem_manager::Denied;
 use corevisor::memory::memory_ops::vm_pages;
+use corevisor::npt::Level;
 use corevisor::npt::VmKind::{Ordinary, Protected};
 use corevisor::spec::world::{Layout, World};
 
@@ -82,7 +83,7 @@ fn an_address_beyond_the_vms_space_is_refused() {
 #[test]
 fn every_size_of_address_space_has_its_first_and_last_page_and_comes_back_whole() {
     let regions = vec![(RAM, BLOCK_2M, true)];
-    let layout = Layout { regions, pool: RAM, pool_pages: 16, ia_bits: 48, cpus: 1 };
+    let layout = Layout { regions, pool: RAM, pool_pages: 16, ia_bits: 48, cpus: 1, smmu: Some(Level::L2) };
     let mut world = World::new(&layout);
     for bits in 32..=48 {
         let kind = if bits % 2 == 0 { Protected } else { Ordinary };
@@ -108,7 +109,8 @@ fn what_it_costs_to_reclaim_a_vm_depends_on_what_it_had_and_on_nothing_else() {
     // The same VM on a small machine alone, and on a large one beside another VM.
     let cost = |ram: u64, other: bool| {
         let regions = vec![(BLOCK_1G, ram, true), (8 * BLOCK_1G, BLOCK_2M, true)];
-        let layout = Layout { regions, pool: 8 * BLOCK_1G, pool_pages: 64, ia_bits: 40, cpus: 1 };
+        let layout =
+            Layout { regions, pool: 8 * BLOCK_1G, pool_pages: 64, ia_bits: 40, cpus: 1, smmu: Some(Level::L2) };
         let mut world = World::new(&layout);
         for (vm, n) in [(A, 1u64), (B, 2)].into_iter().take(1 + usize::from(other)) {
             let root = 8 * BLOCK_1G + n * 0x8_0000;

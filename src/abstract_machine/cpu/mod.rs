@@ -10,6 +10,7 @@
 //! | [`smccc`]       | the SMC instruction                                                     |
 //! | [`halt`]        | stopping for good                                                       |
 //! | `world`         | the world switch, with `bank`, `fpsimd`, `traps`, `vgic`                |
+//! | [`smmu`]        | SMMUs: what devices reach                                               |
 //! | [`entropy`]     | random words                                                            |
 
 mod bank;
@@ -20,6 +21,7 @@ pub mod halt;
 pub mod maintenance;
 pub mod pool;
 pub mod smccc;
+pub mod smmu;
 pub mod sysreg;
 mod traps;
 pub mod vgic;
@@ -84,10 +86,11 @@ fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
     with(unsafe { &mut *cpu.world() })
 }
 
-/// Whether a table or a context may stand at `pa`: the pool, or an adopted page.
+/// Whether a table or a context may stand at `pa`: the pool, an adopted page, or the SMMUs' tables.
 #[inline]
 fn is_table_memory(pa: Pa) -> bool {
-    pool::holds(pa) || is_adopted(pa)
+    let known = || this().is_some_and(|cpu| cpu.has_found(pa.align_down(PAGE_SIZE).raw(), own_map::releases()));
+    pool::holds(pa) || known() || pool::holds_added(pa) || is_adopted(pa)
 }
 
 /// Whether `pa` lies in an adopted page.
@@ -261,8 +264,16 @@ impl Machine for Cpu {
         }
     }
 
+    fn smmu_flush(&self, at: Ipa, pages: u64) {
+        smmu::flush(at, pages);
+    }
+
     fn counted(&self, event: Event) -> u64 {
-        all().iter().map(|cpu| cpu.counted(event)).sum()
+        let so_far = || all().iter().map(|cpu| cpu.counted(event)).sum();
+        if event == Event::DeviceAccessDenied {
+            smmu::count_refused(so_far(), |event| self.count(event));
+        }
+        so_far()
     }
 
     fn check(&self) {

@@ -18,6 +18,8 @@ const ORDERS: usize = 22;
 static POOL: SpinMutex<Heap<ORDERS>> = SpinMutex::new(Heap::new());
 static BASE: AtomicU64 = AtomicU64::new(0);
 static END: AtomicU64 = AtomicU64::new(0);
+/// Tables besides the pool: base and end.
+static TABLES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Makes `range` the pool; `free` is the part of it that is not in use yet.
 ///
@@ -54,6 +56,17 @@ pub fn free(base: Pa, order: u32) {
         // layer that allocated them).
         unsafe { POOL.lock().dealloc(block, layout) };
     }
+}
+
+/// Tables may stand in `range` too, the core's own memory, mapped read-write at its physical address; at boot, once.
+pub fn add_tables(range: PhysRange) {
+    TABLES[0].store(range.base().raw(), Ordering::Relaxed);
+    TABLES[1].store(range.end().raw(), Ordering::Relaxed);
+}
+
+/// Whether the byte at `pa` lies in memory that [`add_tables`] added.
+pub fn holds_added(pa: Pa) -> bool {
+    (TABLES[0].load(Ordering::Relaxed)..TABLES[1].load(Ordering::Relaxed)).contains(&pa.raw())
 }
 
 /// Whether the byte at `pa` lies in the pool.

@@ -5,6 +5,7 @@
 //! | [`walker`] | stage-2 walks as the hardware does them, written from the manual, not from the layers       |
 //! | [`tlb`]    | a TLB and a walk cache for each CPU that forget nothing unless they are told                |
 //! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
+//! | [`smmu`]   | an SMMU and the devices behind it                                                          |
 //! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
 //! | [`worlds`] | the world switch, with scripts as VMs                                                      |
 //! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
@@ -13,6 +14,7 @@
 //! an address. Mistakes that real hardware would only punish at times are collected in [`Sim::violations`].
 #![forbid(unsafe_code)]
 
+pub mod smmu;
 pub mod tables;
 pub mod tlb;
 mod trapped;
@@ -63,6 +65,8 @@ pub enum Sabotage {
     LocalFlushOnly,
     /// `sync_page_to_poc` does nothing.
     NoSync,
+    /// `smmu_flush` does nothing.
+    NoSmmuFlush,
     /// `tlb_flush_vm` flushes the host whoever was meant.
     FlushOfHostOnly,
 }
@@ -82,6 +86,7 @@ struct State {
     cpus: Vec<Cpu>,
     ram: BTreeMap<u64, Content>,
     caches: Caches,
+    smmu: Option<smmu::Smmu>,
     room_to_adopt: usize,
     synced: Vec<PhysRange>,
     text: (u64, Vec<u8>),
@@ -111,6 +116,7 @@ impl Sim {
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             ram: BTreeMap::new(),
             caches: Caches::default(),
+            smmu: None,
             room_to_adopt: usize::MAX,
             synced: vec![],
             text: (0, vec![]),
@@ -190,30 +196,11 @@ impl Sim {
 
     /// The same, including sections that ended without what they owed, as the host sees it when it runs again.
     pub fn violations_at_rest(&self) -> Vec<String> {
-        self.state().tables.section_over();
-        self.violations()
-    }
-
-    /// The registers of the host on `cpu`.
-    pub fn trapped(&self, cpu: usize) -> Trapped {
-        self.state().cpus[cpu].trapped
-    }
-
-    /// Sets the registers of the host on `cpu`.
-    pub fn set_trapped(&self, cpu: usize, trapped: Trapped) {
-        self.state().cpus[cpu].trapped = trapped;
-    }
-
-    /// The registers after the stage-2 abort of an access to `ipa` by virtual address `va`.
-    pub fn take_abort(&self, cpu: usize, ipa: Ipa, va: u64, kind: AccessKind, fault: Fault) {
-        let class = if kind == AccessKind::Execute { 0x20 } else { 0x24 };
-        let write = u64::from(kind == AccessKind::Write);
         let mut state = self.state();
-        let trapped = &mut state.cpus[cpu].trapped;
-        trapped.esr = class << 26 | 1 << 25 | write << 6 | fault.fsc();
-        // HPFAR is written for translation, access-flag and address-size faults only.
-        trapped.hpfar = if let Fault::Permission(_) = fault { 0xbad_0000_0000 } else { ipa.raw() & !0xfff };
-        trapped.far = va;
+        state.tables.section_over();
+        state.smmu_at_rest();
+        drop(state);
+        self.violations()
     }
 
     /// The ranges that were cleaned to the point of coherency, in order.
@@ -326,11 +313,15 @@ impl Machine for Sim {
     type Foreign<'v> = worlds::Visited<'v>;
 
     fn pt_load(&self, entry: Pa) -> u64 {
-        self.state().tables.load(entry.raw())
+        let state = self.state();
+        state.load_smmu_entry(entry).unwrap_or_else(|| state.tables.load(entry.raw()))
     }
 
     fn pt_store(&self, entry: Pa, value: u64) {
         let mut state = self.state();
+        if state.store_smmu_entry(entry, value) {
+            return;
+        }
         if let Some(leaf) = state.tables.store(entry.raw(), value) {
             state.check_caches(leaf);
         }
@@ -352,7 +343,12 @@ impl Machine for Sim {
         let mut state = self.state();
         if state.sabotage != Some(Sabotage::NoPublish) {
             state.tables.publish();
+            state.publish_smmu();
         }
+    }
+
+    fn smmu_flush(&self, at: Ipa, pages: u64) {
+        self.state().flush_smmu(at, pages);
     }
 
     fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa) {

@@ -1,6 +1,9 @@
 //! The registers of a host that trapped, on one CPU.
 #![forbid(unsafe_code)]
 
+use super::Sim;
+use super::walker::{AccessKind, Fault};
+use crate::abstract_machine::addr::Ipa;
 use crate::abstract_machine::regs::El1Reg;
 
 /// The registers of a trapped host, on one CPU.
@@ -40,5 +43,29 @@ pub(super) fn el1(trapped: &mut Trapped, reg: El1Reg) -> &mut u64 {
         El1Reg::Far => &mut trapped.far_el1,
         El1Reg::Sctlr => &mut trapped.sctlr_el1,
         El1Reg::Vbar => &mut trapped.vbar_el1,
+    }
+}
+
+impl Sim {
+    /// The registers of the host on `cpu`.
+    pub fn trapped(&self, cpu: usize) -> Trapped {
+        self.state().cpus[cpu].trapped
+    }
+
+    /// Sets the registers of the host on `cpu`.
+    pub fn set_trapped(&self, cpu: usize, trapped: Trapped) {
+        self.state().cpus[cpu].trapped = trapped;
+    }
+
+    /// The registers after the stage-2 abort of an access to `ipa` by virtual address `va`.
+    pub fn take_abort(&self, cpu: usize, ipa: Ipa, va: u64, kind: AccessKind, fault: Fault) {
+        let class = if kind == AccessKind::Execute { 0x20 } else { 0x24 };
+        let write = u64::from(kind == AccessKind::Write);
+        let mut state = self.state();
+        let trapped = &mut state.cpus[cpu].trapped;
+        trapped.esr = class << 26 | 1 << 25 | write << 6 | fault.fsc();
+        // HPFAR is written for translation, access-flag and address-size faults only.
+        trapped.hpfar = if let Fault::Permission(_) = fault { 0xbad_0000_0000 } else { ipa.raw() & !0xfff };
+        trapped.far = va;
     }
 }

@@ -59,7 +59,7 @@ impl State {
         self.ram.get(&pfn.raw()).cloned().unwrap_or(Content::Filled(canary(pfn)))
     }
 
-    /// Zeroes that are in memory. What the host may still write meanwhile, by what a TLB remembers, is not.
+    /// Zeroes that are in memory. What the host or a device may still write meanwhile, by what a TLB remembers, is not.
     pub(super) fn scrub(&mut self, pfn: Pfn) {
         if self.tables.scrub(pfn.addr().raw()) {
             return;
@@ -68,7 +68,8 @@ impl State {
         let at = pfn.addr().raw();
         let covers = |leaf: &super::Leaf| leaf.output <= at && at - leaf.output < leaf.size;
         self.caches.written(pfn);
-        if !self.cpus.iter().any(|cpu| cpu.tlb.leaves(0).any(|leaf| covers(&leaf))) {
+        let by_host = self.cpus.iter().any(|cpu| cpu.tlb.leaves(0).any(|leaf| covers(&leaf)));
+        if !by_host && !self.device_reaches(pfn) {
             self.caches.dirty.remove(&pfn.raw());
         }
         let vms = self.tables.vms();

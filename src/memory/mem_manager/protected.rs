@@ -11,13 +11,13 @@
 //! caches, then the VM's (K §8.3 A18, A21).
 #![forbid(unsafe_code)]
 
-use super::{Denied, bytes_of, expect_vm, host_pages, mapped_page, prepare, run};
+use super::{Denied, bytes_of, expect_vm, host_pages, mapped_page, prepare, run, show_to_devices, take_from_host};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pfn, VmId};
 use crate::memory::Memory;
 use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_run, set_pfn_state};
 use crate::npt::descriptor::{Desc, Stage2Access};
-use crate::npt::npt_ops::{self, vm as vm_ops};
+use crate::npt::npt_ops::vm as vm_ops;
 use crate::npt::{Level, VmKind};
 
 /// What becomes of the content of a page that a VM gets.
@@ -76,10 +76,7 @@ fn assign<M: Machine>(
     let fit = host_pages(mem, &pages, pfn, most);
     let (count, leaves) = prepare(mem, vm, gfn, level, most, fit)?;
 
-    match level {
-        Level::L3 => npt_ops::clear_run_host(mem.npts(), pfn, count),
-        Level::L1 | Level::L2 => npt_ops::clear_block_host(mem.npts(), pfn),
-    }
+    take_from_host(mem, pfn, count);
     match scrub {
         // Scrubbing leaves it clean; what is left are the instruction caches.
         Scrub::Zero => {
@@ -112,6 +109,9 @@ pub fn grant_vm_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Result<
         _ => return Err(Denied::NotOwner),
     };
     set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Shared { vm, gfn, count });
+    if count == 1 {
+        show_to_devices(mem, pfn, 1);
+    }
     Ok(())
 }
 
@@ -131,7 +131,7 @@ pub fn revoke_vm_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Result
             if count > 1 {
                 set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Shared { vm, gfn, count: count - 1 });
             } else {
-                npt_ops::clear_pfn_host(mem.npts(), pfn);
+                take_from_host(mem, pfn, 1);
                 set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Private { vm, gfn });
             }
             Ok(())

@@ -9,12 +9,12 @@
 //! | [`pool_info`], [`vm_vttbr`], [`vm_kind`], [`vm_pages`] | none                                         | Npt              |
 #![forbid(unsafe_code)]
 
-use super::{Denied, expect_host_pages, give_to_host, run};
+use super::{Denied, expect_host_pages, give_to_host, run, show_to_devices, take_from_host};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pfn, VmId};
 use crate::memory::Memory;
 use crate::memory::page_manager::{PageState, S2Pages, set_pfn_run};
-use crate::npt::npt_ops::{self, vm as vm_ops};
+use crate::npt::npt_ops::vm as vm_ops;
 use crate::npt::{Shape, VmKind};
 
 /// Fewest bits of a VM's address space.
@@ -73,13 +73,12 @@ pub fn donate_pool_page<M: Machine>(mem: &Memory<M>, vm: VmId, pfn: Pfn) -> Resu
 /// `Host` -> `Core` for all of these pages or none: out of the host's reach, then in the core's own map, zeroed.
 fn take_for_core<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, count: u64) -> Result<(), Denied> {
     expect_host_pages(mem, pages, pfn, count)?;
-    for page in run(pfn, count) {
-        npt_ops::clear_pfn_host(mem.npts(), page);
-    }
+    take_from_host(mem, pfn, count);
     for (n, page) in run(pfn, count).enumerate() {
         if !mem.machine().adopt_page(page) {
             // What the host gave it loses the content of, as it would have anyway; who owns it has not changed.
             run(pfn, n as u64).for_each(|adopted| mem.machine().release_page(adopted));
+            show_to_devices(mem, pfn, count);
             return Err(Denied::OutOfTables);
         }
     }

@@ -23,12 +23,7 @@ pub const FAULTS: &[Fault] = &[
         "(uniform && region.range.contains_range(block))",
         "uniform",
     ),
-    fault(
-        "mem_manager: assign without clear",
-        "src/memory/mem_manager.rs",
-        "    npt_ops::clear_pfn_host(mem.npts(), pfn);\n",
-        "",
-    ),
+    fault("mem_manager: assign without clear", "src/memory/mem_manager.rs", "    take_from_host(mem, pfn, 1);\n", ""),
     fault(
         "mem_manager: assign without the state check",
         "src/memory/mem_manager.rs",
@@ -122,13 +117,13 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "vm: donation leaves the host's page mapped",
-        "src/memory/mem_manager/protected.rs",
-        "Level::L3 => npt_ops::clear_run_host(mem.npts(), pfn, count),",
-        "Level::L3 => {}",
+        "src/memory/mem_manager.rs",
+        "        npt_ops::clear_run_host(mem.npts(), pfn, count);\n",
+        "",
     ),
     fault(
         "vm: donation of a block unmaps its first page",
-        "src/memory/mem_manager/protected.rs",
+        "src/memory/mem_manager.rs",
         "npt_ops::clear_block_host(mem.npts(), pfn)",
         "npt_ops::clear_pfn_host(mem.npts(), pfn)",
     ),
@@ -153,7 +148,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: the last revoke leaves the host's mapping",
         "src/memory/mem_manager/protected.rs",
-        "                npt_ops::clear_pfn_host(mem.npts(), pfn);\n",
+        "                take_from_host(mem, pfn, 1);\n",
         "",
     ),
     fault("vm: a revoke does not count", "src/memory/mem_manager/protected.rs", "count: count - 1 }", "count }"),

@@ -96,7 +96,7 @@ fn where_the_core_drives_no_smmu_nothing_of_this_changes() {
 }
 
 #[test]
-fn windows_lose_smmus_and_what_is_beside_them_when_they_are_taken_and_not_before() {
+fn a12_windows_lose_smmus_and_what_is_beside_them_when_they_are_taken_and_not_before() {
     let mut machine = described(&machine()).unwrap();
     assert_eq!(machine.smmus.len(), 2, "the disabled one is nobody's");
     let beside = [range(0x4_2000, 0x4_3000), range(0x5_1000, 0x5_2000), range(0x6_0000, 0x6_1000)];
