@@ -50,6 +50,7 @@ failures!(
     FileError,
     std::io::Error,
     corevisor_tool::initrd::InitrdError,
+    corevisor_tool::modules::ModuleError,
     corevisor_tool::kvm::KvmError
 );
 

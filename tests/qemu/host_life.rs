@@ -18,9 +18,13 @@ pub fn cases() -> Vec<Case> {
         new("CPUs go off and on in a loop, GICv2, cortex-a53", |bed| {
             healthy(bed.run(Machine::virt().smp(2).gic(2).cpu("cortex-a53")), 2, HOTPLUG).map(|_| ())
         }),
-        new("a reboot starts the core and its host again, neoverse-v1", |bed| reboot(bed, 1)),
-        new("three reboots start the core and its host again each time, neoverse-v1", |bed| reboot(bed, 3))
-            .only_in_full_if(true),
+        new("a reboot starts the core and its host again, neoverse-v1", |bed| {
+            reboot(bed, Machine::virt().smp(2).cpu("neoverse-v1"), 1)
+        }),
+        new("three reboots start the core and its host again each time, neoverse-v1", |bed| {
+            reboot(bed, Machine::virt().smp(2).cpu("neoverse-v1"), 3)
+        })
+        .only_in_full_if(true),
         new("a kernel panic reboots", panic),
         new("kexec starts another kernel with all CPUs under the same core", kexec),
         new("suspend to idle ends at the alarm of the clock, cortex-a76", suspend),
@@ -49,7 +53,8 @@ pub const HOTPLUG: &str = r#"
     if complaints; then fail "the kernel complains"; fi
 "#;
 
-fn reboot(bed: &Bed, times: usize) -> Result<(), Failure> {
+/// A host on `machine`, which has two CPUs, examines itself and reboots, so many times.
+pub fn reboot(bed: &Bed, machine: Machine, times: usize) -> Result<(), Failure> {
     // The disk remembers how often the host has started.
     let dir = tempfile::tempdir()?;
     let disk = dir.path().join("disk.img");
@@ -62,7 +67,7 @@ fn reboot(bed: &Bed, times: usize) -> Result<(), Failure> {
         sync
         reboot -f
     "#;
-    let machine = Machine::virt().smp(2).cpu("neoverse-v1").drive(&disk).allow_reboot(true);
+    let machine = machine.drive(&disk).allow_reboot(true);
     let done = healthy(bed.run(machine), 2, &format!("REBOOTS={times}\n{script}"))?;
     let boots = times + 1;
     done.says(&format!("host: boot {boots}"))?;

@@ -19,6 +19,8 @@ mod protected;
 mod selftests;
 mod stress;
 
+pub use protected::protected_guest_behind_smmu;
+
 use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure, NO_SELF_TESTS},
     made,
@@ -56,6 +58,8 @@ struct Host {
     gic: u32,
     cpu: &'static str,
     kernel: &'static str,
+    /// Its PCI devices, its disks among them, stand behind an SMMU that the core drives.
+    smmu: bool,
     /// CPUs run at the same time; else they take turns, at half the cost.
     at_once: bool,
 }
@@ -63,7 +67,14 @@ struct Host {
 impl Host {
     /// Each interrupt controller with a CPU of its time. On the older one KVM runs as nVHE.
     fn new(whose: Whose, gic: u32) -> Self {
-        Self { whose, gic, cpu: if gic == 2 { "cortex-a72" } else { "max" }, kernel: "6.12", at_once: false }
+        Self {
+            whose,
+            gic,
+            cpu: if gic == 2 { "cortex-a72" } else { "max" },
+            kernel: "6.12",
+            smmu: false,
+            at_once: false,
+        }
     }
 
     fn cpu(self, cpu: &'static str) -> Self {
@@ -72,6 +83,10 @@ impl Host {
 
     fn kernel(self, kernel: &'static str) -> Self {
         Self { kernel, ..self }
+    }
+
+    fn behind_smmu(self) -> Self {
+        Self { smmu: true, ..self }
     }
 
     fn at_once(self) -> Self {
@@ -84,7 +99,7 @@ impl Host {
     }
 
     fn machine(&self) -> Machine {
-        Machine::virt().gic(self.gic).smp(2).cpu(self.cpu)
+        Machine::virt().gic(self.gic).smp(2).cpu(self.cpu).smmu(self.smmu)
     }
 
     /// QEMU, `/dev/kvm` and a guest with a script for it.

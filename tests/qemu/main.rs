@@ -18,6 +18,7 @@
 //! | [`kvm`]          | virtual machines of a Linux host, by `/dev/kvm`                        |
 //! | [`kvm_timer`]    | when such a machine hears of its timer                                 |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
+//! | [`smmu`]         | a Linux host whose devices stand behind an SMMU                        |
 //! | [`host_tree`]    | what the host's device tree must say                                   |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
 
@@ -37,6 +38,7 @@ mod matrix;
 mod placed;
 mod raspi;
 mod runner;
+mod smmu;
 mod vms;
 
 use corevisor_tool::project::Project;
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         hostile::cases(),
         kvm::cases(),
         kvm_timer::cases(),
+        smmu::cases(),
     ];
     runner::run(cases.into_iter().flatten().collect(), &bed)
 }

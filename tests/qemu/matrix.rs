@@ -44,7 +44,7 @@ fn virt(kernel: &'static str, gic: u32, cpu: &'static str, number: u32, memory: 
     Case::new("matrix", name, move |bed| {
         let machine = Machine::virt().gic(gic).cpu(cpu).smp(number);
         let machine = if memory == "64G" { much_memory(machine) } else { machine.memory(memory) };
-        lives(bed, machine, kernel, number)
+        lives(bed, machine, kernel, number, "").map(|_| ())
     })
 }
 
@@ -54,19 +54,27 @@ pub fn much_memory(machine: Machine) -> Machine {
     machine.memory("64G").machine_option("memory-backend=ram").arg("-object").arg(backend)
 }
 
-/// Boots a host with disk and network, which examines itself, and looks at its disk: what the host copied, and its device tree.
-fn lives(bed: &Bed, machine: Machine, kernel: &str, cpus: u32) -> Result<(), Failure> {
+/// What stands on the first MiB of a host's disk.
+pub fn pattern() -> Vec<u8> {
+    (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect()
+}
+
+/// Boots a host with disk and network, which examines itself and does `more`, and looks at its disk: what the host copied, and its
+/// device tree, which it gives.
+pub fn lives(bed: &Bed, machine: Machine, kernel: &str, cpus: u32, more: &str) -> Result<Vec<u8>, Failure> {
     let dir = tempfile::tempdir()?;
     let disk = dir.path().join("disk.img");
-    let pattern: Vec<u8> = (0..1_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    let pattern = pattern();
     let empty = vec![0; 2 * pattern.len()];
     std::fs::write(&disk, [&pattern[..], &empty].concat())?;
     let run = bed.stock(machine.drive(&disk).net(true)).kernel(kernel);
-    let done = healthy(run, cpus, "dd if=/sys/firmware/fdt of=/dev/vda bs=64k seek=32 conv=fsync 2>/dev/null")?;
+    let tree = "dd if=/sys/firmware/fdt of=/dev/vda bs=64k seek=32 conv=fsync 2>/dev/null";
+    let done = healthy(run, cpus, &format!("{tree}\n{more}"))?;
     let written = std::fs::read(&disk)?;
     let (copied, tree) = written.split_at(2 * pattern.len());
     done.check(copied == [&pattern[..], &pattern].concat(), "the disk's file does not hold what the host wrote")?;
-    host_tree::examine(tree)
+    host_tree::examine(tree)?;
+    Ok(tree.to_vec())
 }
 
 fn all() -> Vec<Place> {

@@ -98,6 +98,23 @@ fn disk_and_network_are_there() {
 }
 
 #[test]
+#[ignore = "needs QEMU"]
+fn disk_and_network_behind_an_smmu_go_by_its_rules() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk.img");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let machine = Machine::virt().drive(&disk).net(true).smmu(true);
+    let script =
+        "ls /sys/class/iommu; for device in /sys/bus/pci/devices/*/virtio*; do ls -d ${device%/*}/iommu_group; done
+        echo written | dd of=/dev/vda conv=fsync && ping -c 1 10.0.2.2";
+    let done = host(machine).script(script).finish().unwrap();
+    assert!(done.is_success(), "{}", done.console);
+    assert!(done.console.contains("smmu3.0x0000000009050000"), "Linux drives it: {}", done.console);
+    assert_eq!(done.console.matches("/iommu_group\n").count(), 2, "both are behind it: {}", done.console);
+    assert!(std::fs::read(&disk).unwrap().starts_with(b"written\n"));
+}
+
+#[test]
 #[ignore = "needs QEMU, and scripts/setup rpi-dtb"]
 fn the_raspberry_pi_has_a_console_four_cpus_and_all_of_its_memory() {
     let script = "nproc; awk '/MemTotal/ { print ($2 > 1800000) ? \"two\" : \"less\" }' /proc/meminfo";

@@ -25,6 +25,14 @@ pub fn cases() -> Vec<Case> {
     cases.into_iter().map(|case| case.only_in_full_if(true)).collect()
 }
 
+/// While such a guest runs pages leave the host, and what its devices reach, and come back.
+pub fn protected_guest_behind_smmu() -> Case {
+    let host = Host::new(Whose::Driver, 3).behind_smmu();
+    let name = format!("a protected Debian in QEMU runs its script and powers off: {}", host.name());
+    let act = move |bed: &Bed| protected(bed, &host, shape(2, GuestGic::V3));
+    Case::new("smmu", name, act).only_in_full_if(true)
+}
+
 fn shape(vcpus: u8, gic: GuestGic) -> GuestShape {
     GuestShape { vcpus, memory: "256M".into(), gic, append: String::new() }
 }
