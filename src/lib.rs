@@ -11,12 +11,10 @@
 //! | 13-17  | [`memory`]           | who owns each page                                                 |
 //! | -      | [`interface`]        | the calls of the host, in one table                                |
 //! | 18-21  | [`vm`]               | the life of VMs                                                    |
+//! | 22-26  | [`mmio`]             | registers that the host reaches through the core                   |
 //! | 27-29  | [`vcpu`]             | the registers of a vCPU between host and VM                        |
 //! | 30-34  | [`trap`]             | exits and hypercalls                                               |
 //! | -      | [`platform`]         | device tree, console, PSCI, boot: beside layer 0                   |
-//!
-//! The proof's layers 22-26 emulate the registers of an SMMU for the host. Here the host has none: the core keeps the machine's SMMUs for itself (`spt`), so
-//! there is nothing to emulate.
 #![no_std]
 #[cfg(not(target_os = "none"))]
 extern crate std;
@@ -25,6 +23,7 @@ pub mod abstract_machine;
 pub use corevisor_interface as interface;
 pub mod locks;
 pub mod memory;
+pub mod mmio;
 pub mod npt;
 pub mod platform;
 #[cfg(not(target_os = "none"))]

@@ -10,7 +10,7 @@
 //! The data of an object is reachable only through its guard, so "lock held, data pulled" of the proof is a
 //! type. Waiting is first come, first served.
 //!
-//! The order is that of the proof (K §1.3), by [`Rank`]: `Smmu`, `Vm`, `Core`, `S2Page`, `Npt`, `Spt`; a CPU takes a
+//! The order is that of the proof (K §1.3), by [`Rank`]: `Mmio`, `Vm`, `Core`, `S2Page`, `Npt`, `Spt`; a CPU takes a
 //! lock only if every lock that it holds has a smaller rank. Two `Vm` locks, or two `Npt` locks, are never held together.
 //! The order is checked at every acquisition on the development machine; on the target the rank costs nothing.
 //!
@@ -28,8 +28,8 @@ use crate::abstract_machine::turn::{CpuWords, Held, Turn, Words};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Rank {
-    /// Emulated SMMU: owner of each context bank.
-    Smmu = 1,
+    /// Registers that the host reaches through the core (the proof: emulated SMMUs).
+    Mmio = 1,
     /// One VM's state and boot information.
     Vm = 2,
     /// Numbers that are given out: VM ids, remap addresses.

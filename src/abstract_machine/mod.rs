@@ -152,6 +152,12 @@ pub trait Machine: Worlds {
     /// Makes the SError of `syndrome` the host's: it takes it as soon as it does not mask SErrors (VSESR_EL2, HCR_EL2.VSE).
     fn pend_host_serror(&self, syndrome: Syndrome);
 
+    /// Loads 4 or 8 bytes, as `size` says, from a register of a device that is mapped for the core.
+    fn mmio_read(&self, at: Pa, size: u64) -> u64;
+
+    /// Stores 4 or 8 bytes, as `size` says, to a register of a device that is mapped for the core.
+    fn mmio_write(&self, at: Pa, size: u64, value: u64);
+
     /// Reads an EL1 register of the host.
     fn read_el1(&self, reg: El1Reg) -> u64;
 

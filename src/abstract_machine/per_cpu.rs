@@ -83,6 +83,8 @@ events! {
     HostSError = "host SErrors",
     /// A device's access to what the host may not access: refused by an SMMU.
     DeviceAccessDenied = "device accesses denied",
+    /// An access of the host to a register that it reaches through the core.
+    HostMmio = "host accesses to mediated registers",
 }
 
 /// Data of one CPU.

@@ -211,6 +211,11 @@ impl Desc {
         fields.matches_all(STAGE2::MEMATTR::NormalWriteBack)
     }
 
+    /// Whether a leaf of the core's own stage 1 maps registers of devices.
+    pub fn is_core_device(self) -> bool {
+        self.is_valid() && LocalRegisterCopy::<u64, STAGE1::Register>::new(self.0).matches_all(STAGE1::ATTRINDX::Device)
+    }
+
     /// The leaf for the memory `bytes` further on, which are whole leaves of this level.
     pub fn further(self, bytes: u64) -> Self {
         Self(self.0 + bytes)

@@ -18,7 +18,8 @@ use super::host_image::BUNDLE_HEADER_OFFSET;
 use super::host_start::{self, CoreMemory, Plan};
 use super::own_map::{self, MapError};
 use super::psci::Leave;
-use super::{cpus, entry, failure, logger, smmu, window};
+use super::{cpus, entry, failure, gic_tables, logger, smmu, window};
+use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange, Va, VmId};
 use crate::abstract_machine::cpu::{self, Cpu, el2, halt, pool};
 use crate::abstract_machine::per_cpu::Event;
@@ -27,6 +28,7 @@ use crate::memory::Memory;
 use crate::memory::mem_region::MemRegions;
 use crate::memory::memory_ops;
 use crate::memory::page_manager::{PageRecord, S2Pages};
+use crate::mmio::Mediated;
 use crate::npt::descriptor::CoreAccess;
 use crate::npt::pt_alloc;
 use crate::npt::{self, Npts, Shape, TableOwner, VM_SLOTS};
@@ -120,11 +122,12 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
         return Err(BootError::VheOnly);
     }
     let smmus = smmu::take(description)?;
+    let mediated = gic_tables::mediate(description)?;
     let description: &'static MachineDescription = description;
     let cpus = cpus::allocate(description)?;
     let mut plan = Plan::new(description, &layout)?;
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
-    let core_memory = build_core(description, smmus, &mut plan)?;
+    let core_memory = build_core(description, smmus, mediated, &mut plan)?;
     open_windows(description, core_memory)?;
     start_vgic(description)?;
     ready_for_host();
@@ -142,7 +145,7 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
 // ---- device tree and console ----------------------------------------------------------------------------------------
 
 /// A value in pages of the pool that is never given back.
-fn in_pool<T>(value: T) -> Result<&'static mut T, BootError> {
+pub fn in_pool<T>(value: T) -> Result<&'static mut T, BootError> {
     let order = (size_of::<T>() as u64).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
     let place = pool::alloc(order).ok_or(BootError::OutOfTables)?.raw() as *mut T;
     // SAFETY: fresh pages, large enough and page aligned, that nobody else has.
@@ -215,6 +218,7 @@ fn open_console(tree: &DeviceTree<'_>, description: &MachineDescription) -> Resu
 fn build_core(
     description: &MachineDescription,
     smmus: Option<smmu::Taken>,
+    mediated: Option<Mediated>,
     plan: &mut Plan<'_>,
 ) -> Result<CoreMemory, BootError> {
     let shape = Shape::new(el2::pa_bits());
@@ -248,7 +252,8 @@ fn build_core(
         plan.core[2] = memory;
         spt = Some(table);
     }
-    let core = CORE.call_once(|| Core::new(Memory::new(Npts::new(Cpu, host, tables), regions, pages, spt), vms));
+    let memory = Memory::new(Npts::new(Cpu, host, tables), regions, pages, spt);
+    let core = CORE.call_once(|| Core::new(memory, vms).with_mediated(mediated));
     core.vms().set_keys(description.chosen.public_keys.iter().copied());
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
@@ -364,8 +369,7 @@ pub fn report_end(leave: &Leave) {
     log::info!("the oracle found nothing wrong, calls: {}", failure::provoke::judged());
     if log::max_level() >= LevelFilter::Debug {
         for event in Event::ALL {
-            let count: u64 = cpu::all().iter().map(|data| data.counted(event)).sum();
-            log::debug!("{}: {count}", event.name());
+            log::debug!("{}: {}", event.name(), Cpu.counted(event));
         }
     }
 }

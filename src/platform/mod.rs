@@ -14,6 +14,7 @@
 //! | `window`          | one look at a page of somebody else                                          |
 //! | `boot`, `boot_error` | the order of it all, and what can be wrong                                |
 //! | `host_start`      | the host's kernel and device tree                                            |
+//! | `gic_tables`      | a GICv3: the registers that the core keeps between host and GIC              |
 //! | `smmu`            | SMMUs: whether the core can use them, and their start                        |
 //! | `cpus`            | every CPU: its data, its start, PSCI                                         |
 //! | `failure`         | what happens when the core itself is wrong                                   |
@@ -39,6 +40,8 @@ pub mod el3;
 pub mod entry;
 #[cfg(target_os = "none")]
 pub mod failure;
+#[cfg(target_os = "none")]
+pub mod gic_tables;
 #[cfg(target_os = "none")]
 pub mod host_start;
 #[cfg(target_os = "none")]

@@ -135,6 +135,11 @@ pub fn is_adopted(pa: Pa) -> bool {
     entry_of(pa.raw()).is_some_and(|(_, entry)| entry & (ADOPTED | 1) == ADOPTED | 1)
 }
 
+/// Whether the byte at `pa` lies in a page that is mapped as device memory, as a page.
+pub fn is_device(pa: Pa) -> bool {
+    entry_of(pa.raw()).is_some_and(|(_, entry)| Desc::from_raw(entry).is_core_device())
+}
+
 /// The level-3 table for the address, and its entry there.
 fn entry_of(at: u64) -> Option<(Pa, u64)> {
     let mut table = Pa::new(ROOT.load(Ordering::Acquire));

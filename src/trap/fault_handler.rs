@@ -2,7 +2,7 @@
 //!
 //! | primitive                                | does                                                         | lock             |
 //! |------------------------------------------|--------------------------------------------------------------|------------------|
-//! | [`handle_host_stage2_fault`]             | maps what is the host's; anything else is an abort           | S2Page, then Npt |
+//! | [`handle_host_stage2_fault`]             | maps what is the host's, passes on what is for a register behind the core; else an abort | Mmio; S2Page, then Npt |
 //! | [`inject_undefined`]                     | an undefined instruction into the host                       | none             |
 //! | [`core_handle_pvops`](pvops::core_handle_pvops) | a VM's call: served, or the host's                    | by call          |
 //! | [`core_handle_sys64`](sys64::core_handle_sys64) | a VM's trapped system register                        | none             |
@@ -22,16 +22,24 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{FaultKind, Syndrome};
 use crate::memory::mem_manager::{self, Denied};
+use crate::mmio::mmio_ops::emulate_mmio;
+use crate::mmio::mmio_raw::Registers;
 use crate::vcpu::el1::Host;
 use crate::vcpu::vcpu_ops_aux::{take_external_abort, take_undefined};
 
-/// Serves a stage-2 abort of the host: maps the page if it is the host's, else injects an abort. K: `handle_host_stage2_fault`.
-pub fn handle_host_stage2_fault<M: Machine>(core: &Core<M>) {
+/// Serves a stage-2 abort of the host, whose x0 to x30 are `x`: passes it on if it is to a register behind the core, maps the page if it is the host's, else injects an abort.
+/// K: `handle_host_stage2_fault`.
+pub fn handle_host_stage2_fault<M: Machine>(core: &Core<M>, x: &mut Registers) {
     let machine = core.machine();
     let syndrome = machine.read_esr_el2();
     let mapped = match syndrome.fault_kind() {
         FaultKind::Translation | FaultKind::AccessFlag => {
-            mem_manager::map_page_host(core.memory(), machine.read_hpfar_el2())
+            let mediated = core.mediated().and_then(|mediated| emulate_mmio(core.memory(), mediated, syndrome, x));
+            match mediated {
+                Some(true) => return machine.count(Event::HostMmio),
+                Some(false) => Err(Denied::NotOwner),
+                None => mem_manager::map_page_host(core.memory(), machine.read_hpfar_el2()),
+            }
         }
         // Mapped, and still refused: execution from a device window. Nothing else is mapped with less than all rights.
         FaultKind::Permission | FaultKind::Other => Err(Denied::NotOwner),

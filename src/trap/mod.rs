@@ -19,17 +19,30 @@ pub mod trap_handler_raw;
 
 use crate::abstract_machine::Machine;
 use crate::memory::Memory;
+use crate::mmio::Mediated;
 use crate::vm::{VmLock, Vms};
 
 /// All state of the core.
 pub struct Core<M> {
     vms: Vms<M>,
+    mediated: Option<Mediated>,
 }
 
 impl<M: Machine> Core<M> {
     /// The core over this memory, with places for VMs (`MAX_VMS` of [`crate::vm::no_vm`]).
     pub const fn new(memory: Memory<M>, vms: &'static [VmLock]) -> Self {
-        Self { vms: Vms::new(memory, vms) }
+        Self { vms: Vms::new(memory, vms), mediated: None }
+    }
+
+    /// The same, with registers that the host reaches through the core.
+    #[must_use]
+    pub fn with_mediated(self, mediated: Option<Mediated>) -> Self {
+        Self { mediated, ..self }
+    }
+
+    /// The registers that the host reaches through the core.
+    pub const fn mediated(&self) -> Option<&Mediated> {
+        self.mediated.as_ref()
     }
 
     /// The VMs.

@@ -32,7 +32,7 @@ pub fn host_trap_handler<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
     core.machine().check();
     match core.machine().read_esr_el2().class() {
         ExceptionClass::Hvc64 => host_hvc_handler(core, frame.hypercall_registers()),
-        ExceptionClass::DataAbort | ExceptionClass::InstrAbort => host_npt_handler(core),
+        ExceptionClass::DataAbort | ExceptionClass::InstrAbort => host_npt_handler(core, frame),
         ExceptionClass::Smc64 => host_smc_handler(core, frame),
         ExceptionClass::Sys64 | ExceptionClass::Other(_) => trap_handler_raw::host_undefined_raw(core),
     }
@@ -91,6 +91,6 @@ pub fn host_smc_handler<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
 
 /// The host touched what its stage 2 does not map. Kept out of line as well. K: `host_npt_handler`.
 #[inline(never)]
-pub fn host_npt_handler<M: Machine>(core: &Core<M>) {
-    trap_handler_raw::host_npt_handler_raw(core);
+pub fn host_npt_handler<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
+    trap_handler_raw::host_npt_handler_raw(core, frame);
 }

@@ -137,8 +137,8 @@ pub fn host_smc_handler_raw<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
 }
 
 /// The host touched what its stage 2 does not map. K: `host_npt_handler_raw`.
-pub fn host_npt_handler_raw<M: Machine>(core: &Core<M>) {
-    fault_handler::handle_host_stage2_fault(core);
+pub fn host_npt_handler_raw<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
+    fault_handler::handle_host_stage2_fault(core, &mut frame.x);
 }
 
 /// An SError while the host ran. What it is about is the host's to judge: it takes it by itself, as a virtual one.

@@ -27,6 +27,7 @@ mod traps;
 pub mod vgic;
 mod world;
 
+use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
     ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
     TPIDR_EL2, VBAR_EL1, Writeable,
@@ -213,6 +214,30 @@ impl Machine for Cpu {
 
     fn pend_host_serror(&self, syndrome: Syndrome) {
         el2::pend_host_serror(syndrome);
+    }
+
+    fn mmio_read(&self, at: Pa, size: u64) -> u64 {
+        assert!(own_map::is_device(at) && at.is_aligned(size), "{at} is no register of the core's");
+        // SAFETY: mapped as device memory, aligned; the register is one that the layers chose to read.
+        unsafe {
+            match size {
+                4 => (at.raw() as *const u32).read_volatile().into(),
+                _ => (at.raw() as *const u64).read_volatile(),
+            }
+        }
+    }
+
+    fn mmio_write(&self, at: Pa, size: u64, value: u64) {
+        assert!(own_map::is_device(at) && at.is_aligned(size), "{at} is no register of the core's");
+        // What the device reads because of it is written by now.
+        barrier::dsb(barrier::SY);
+        // SAFETY: as above.
+        unsafe {
+            match size {
+                4 => (at.raw() as *mut u32).write_volatile(value as u32),
+                _ => (at.raw() as *mut u64).write_volatile(value),
+            }
+        }
     }
 
     fn read_el1(&self, reg: El1Reg) -> u64 {

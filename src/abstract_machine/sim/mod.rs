@@ -36,8 +36,8 @@ use super::regs::{El1Reg, Syndrome, SysregId};
 use super::{Machine, SmcOutcome};
 use tables::{LogEntry, Tables};
 use tlb::Tlb;
-pub use trapped::Trapped;
 use trapped::el1;
+pub use trapped::{Registers, Trapped};
 use vms::{Caches, Content};
 use walker::{AccessKind, Fault, Leaf, Regime, TableAt};
 
@@ -101,6 +101,7 @@ pub struct Sim {
     state: Mutex<State>,
     worlds: Mutex<worlds::WorldState>,
     firmware: Option<Firmware>,
+    registers: Mutex<Option<Registers>>,
 }
 
 /// What a page holds that nobody has written yet: different for each page, never zero.
@@ -125,7 +126,7 @@ impl Sim {
             halted: false,
             id_registers: BTreeMap::new(),
         };
-        Self { state: Mutex::new(state), worlds: Mutex::default(), firmware: None }
+        Self { state: Mutex::new(state), worlds: Mutex::default(), firmware: None, registers: Mutex::default() }
     }
 
     /// The same, with firmware that answers SMCs. Without, every SMC is NOT_SUPPORTED.
@@ -206,11 +207,6 @@ impl Sim {
     /// The ranges that were cleaned to the point of coherency, in order.
     pub fn synced(&self) -> Vec<PhysRange> {
         self.state().synced.clone()
-    }
-
-    /// What an ID register of every CPU holds; zero if no test says so.
-    pub fn set_id_register(&self, reg: SysregId, value: u64) {
-        self.state().id_registers.insert(reg, value);
     }
 
     /// The log's text; its first byte has sequence number `first`.
@@ -441,6 +437,14 @@ impl Machine for Sim {
 
     fn pend_host_serror(&self, syndrome: Syndrome) {
         self.state().this_cpu().trapped.serror = Some(syndrome.raw());
+    }
+
+    fn mmio_read(&self, at: Pa, size: u64) -> u64 {
+        self.register(at, size, None)
+    }
+
+    fn mmio_write(&self, at: Pa, size: u64, value: u64) {
+        self.register(at, size, Some(value));
     }
 
     fn read_el1(&self, reg: El1Reg) -> u64 {

@@ -1,10 +1,15 @@
 //! The registers of a host that trapped, on one CPU.
 #![forbid(unsafe_code)]
 
+use std::boxed::Box;
+
 use super::Sim;
 use super::walker::{AccessKind, Fault};
-use crate::abstract_machine::addr::Ipa;
-use crate::abstract_machine::regs::El1Reg;
+use crate::abstract_machine::addr::{Ipa, Pa};
+use crate::abstract_machine::regs::{El1Reg, SysregId};
+
+/// What registers of devices do: address, bytes, what is stored; gives what is loaded.
+pub type Registers = Box<dyn Fn(Pa, u64, Option<u64>) -> u64 + Send + Sync>;
 
 /// The registers of a trapped host, on one CPU.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -67,5 +72,21 @@ impl Sim {
         // HPFAR is written for translation, access-flag and address-size faults only.
         trapped.hpfar = if let Fault::Permission(_) = fault { 0xbad_0000_0000 } else { ipa.raw() & !0xfff };
         trapped.far = va;
+    }
+
+    /// What an ID register of every CPU holds; zero if no test says so.
+    pub fn set_id_register(&self, reg: SysregId, value: u64) {
+        self.state().id_registers.insert(reg, value);
+    }
+
+    /// Registers of devices. Without, there are none.
+    pub fn set_registers(&self, registers: Registers) {
+        *self.registers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(registers);
+    }
+
+    pub(super) fn register(&self, at: Pa, size: u64, store: Option<u64>) -> u64 {
+        assert!(matches!(size, 4 | 8) && at.is_aligned(size), "{size} bytes at {at}: no access to a register");
+        let registers = self.registers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        registers.as_ref().unwrap_or_else(|| panic!("no register is at {at}"))(at, size, store)
     }
 }

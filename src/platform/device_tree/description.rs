@@ -102,6 +102,14 @@ impl MachineDescription {
         Ok(())
     }
 
+    /// `page` is no longer the host's to reach.
+    ///
+    /// # Errors
+    /// [`Reason::TooMany`](super::Reason::TooMany) if what is left are more windows than there is room for.
+    pub fn take_window(&mut self, page: PhysRange) -> Result<(), DeviceTreeError> {
+        Ok(windows::cut(&mut self.windows, page)?)
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.ram.clear();

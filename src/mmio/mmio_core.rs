@@ -1,0 +1,224 @@
+//! Layer 24, MmioCore: an ITS's registers, and its commands. GIC architecture (IHI 0069H) 5.2, 5.3, 12.19.
+//!
+//! | primitive               | does                                                                              | lock                |
+//! |-------------------------|-----------------------------------------------------------------------------------|---------------------|
+//! | [`handle_gits_access`]  | answers an access to the first page of the control frame, and runs commands        | Mmio; S2Page, inside |
+//!
+//! What the host writes to GITS_BASER, GITS_CBASER and GITS_CWRITER it reads again, but the ITS has none of it: its device table, its collections, its queue and every device's interrupt
+//! translation table stand in pages of the core's pool. When the host moves GITS_CWRITER on, each command is read once from the host's queue, looked at, and given to the ITS, a MAPD with a
+//! table of the core's; then the host sees GITS_CREADR moved on. A queue outside the host's memory, and a command that there is no room for, stall the ITS as the host sees it.
+//!
+//! Below: MmioCoreAux, MemoryOps. Above: MmioOpsAux. Specification: the tests of `tests/mediated`. Source: SeKVM layer MmioCore; K §2 L24; blueprint §5.
+#![forbid(unsafe_code)]
+
+use super::its::{Its, Itt};
+use super::its_command::{self, Command, WORDS};
+use super::mmio_raw::{Access, merge, part_of};
+use super::refused;
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn};
+use crate::memory::Memory;
+use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
+
+/// Registers of the control frame that are looked at.
+pub const GITS_CTLR: u64 = 0x00;
+/// What it can do.
+pub const GITS_TYPER: u64 = 0x08;
+/// Its queue of commands.
+pub const GITS_CBASER: u64 = 0x80;
+/// Where the next command is written.
+pub const GITS_CWRITER: u64 = 0x88;
+/// Where the next command is read.
+pub const GITS_CREADR: u64 = 0x90;
+/// Its tables: eight registers.
+pub const GITS_BASER: u64 = 0x100;
+
+/// GITS_CTLR.Enabled.
+const ENABLED: u64 = 1;
+/// GITS_CREADR.Stalled.
+const STALLED: u64 = 1;
+/// Offsets in GITS_CWRITER and GITS_CREADR.
+const QUEUE_OFFSET: u64 = 0xf_ffe0;
+/// GITS_CBASER: address, and number of 4 KiB pages less one.
+const QUEUE_ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
+const QUEUE_PAGES: u64 = 0xff;
+/// What of GITS_BASER only the ITS says: type and size of an entry.
+const BASER_FIXED: u64 = 7 << 56 | 0x1f << 48;
+/// GITS_TYPER: virtual LPIs (Virtual, VMOVP, VSGI, VMAPP, SVPET), which the host does not have; bits of a device's number, less one.
+const VIRTUAL: u64 = 1 << 1 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41;
+const DEVICE_BITS_SHIFT: u32 = 13;
+const DEVICE_BITS: u64 = 0x1f << DEVICE_BITS_SHIFT;
+
+/// Most bits of an event's number, and most pages of all interrupt translation tables of an ITS.
+const MOST_EVENT_BITS: u32 = 11;
+const MOST_ITT_PAGES: u64 = 96;
+/// Commands that one access runs at most; the next one goes on.
+const AT_A_TIME: usize = 64;
+/// How often GITS_CREADR is asked before the ITS counts as stalled.
+const PATIENCE: u32 = 1 << 20;
+
+/// What an access of the host to the first page of the control frame leads to: what a load gives.
+pub fn handle_gits_access<M: Machine>(mem: &Memory<M>, its: &mut Its, access: Access) -> u64 {
+    let machine = mem.machine();
+    let register = access.offset() & !7;
+    let Some(value) = access.store else {
+        if register == GITS_CREADR {
+            // Whoever waits for commands asks here.
+            run_commands(mem, its);
+        }
+        return load(machine, its, access);
+    };
+    match register {
+        GITS_CTLR if access.offset() == GITS_CTLR => machine.mmio_write(access.at, access.size, value),
+        GITS_CBASER => {
+            its.cbaser = merge(access, its.cbaser, value);
+            (its.host_reader, its.host_writer, its.stalled) = (0, 0, false);
+        }
+        GITS_CWRITER => {
+            its.host_writer = merge(access, its.host_writer, value) & QUEUE_OFFSET;
+            its.stalled = false;
+        }
+        GITS_BASER..0x140 => {
+            if let Some(baser) = its.basers.get_mut(((register - GITS_BASER) / 8) as usize) {
+                *baser = merge(access, *baser, value);
+            }
+        }
+        // Read-only, or for virtual LPIs.
+        _ => {}
+    }
+    run_commands(mem, its);
+    0
+}
+
+fn load<M: Machine>(machine: &M, its: &Its, access: Access) -> u64 {
+    let value = match access.offset() & !7 {
+        GITS_TYPER => {
+            let typer = its.setup.frame.checked_add(GITS_TYPER).map_or(0, |at| machine.mmio_read(at, 8));
+            let bits = u64::from(its.setup.device_bits - 1) << DEVICE_BITS_SHIFT;
+            typer & !VIRTUAL & !DEVICE_BITS | bits
+        }
+        GITS_CBASER => its.cbaser,
+        GITS_CWRITER => its.host_writer,
+        GITS_CREADR => its.host_reader | if its.stalled { STALLED } else { 0 },
+        register @ GITS_BASER..0x140 => {
+            let n = ((register - GITS_BASER) / 8) as usize;
+            let fixed = its.setup.basers.get(n).map_or(0, |baser| baser & BASER_FIXED);
+            its.basers.get(n).map_or(0, |baser| baser & !BASER_FIXED | fixed)
+        }
+        _ => return machine.mmio_read(access.at, access.size),
+    };
+    part_of(access, value)
+}
+
+/// Gives the ITS the commands that the host has written, as many as [`AT_A_TIME`].
+fn run_commands<M: Machine>(mem: &Memory<M>, its: &mut Its) {
+    let control = mem.machine().mmio_read(its.setup.frame, 4);
+    for _ in 0..AT_A_TIME {
+        if control & ENABLED == 0 || its.stalled || its.host_reader == its.host_writer {
+            return;
+        }
+        let done = read_command(mem, its).and_then(|words| run_command(mem.machine(), its, words));
+        if done.is_none() {
+            let level = refused(mem.machine());
+            log::log!(level, "host: the ITS at {} stalls at command {:#x}", its.setup.frame, its.host_reader);
+            its.stalled = true;
+            return;
+        }
+        let size = ((its.cbaser & QUEUE_PAGES) + 1) * PAGE_SIZE;
+        its.host_reader = (its.host_reader + its_command::SIZE) % size;
+    }
+}
+
+/// The next command of the host, read once. `None` if its queue is not in its memory.
+fn read_command<M: Machine>(mem: &Memory<M>, its: &Its) -> Option<[u64; WORDS]> {
+    let at = Pa::new(its.cbaser & QUEUE_ADDRESS).checked_add(its.host_reader)?;
+    let page = Pfn::containing(at);
+    hold_mailbox(mem, page).ok()?;
+    let mut words = [0; WORDS];
+    mem.machine().read_page(page, (at.raw() % PAGE_SIZE / 8) as usize, &mut words);
+    drop_mailbox(mem, page).ok()?;
+    Some(words)
+}
+
+/// Runs one command. `None` if the ITS cannot have it.
+fn run_command<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> Option<()> {
+    match Command::decode(words) {
+        Command::Plain => give(machine, its, words),
+        Command::Unknown => {
+            log::log!(refused(machine), "host: command {:#x} is none of the ITS's", words.first()?);
+            Some(())
+        }
+        Command::MapDevice { device, event_bits } => {
+            let events = event_bits.min(MOST_EVENT_BITS);
+            let known = device >> its.setup.device_bits == 0;
+            let room = known && has_entry(machine, its, device)?;
+            let itt = room.then(|| new_itt(machine, its, events)).flatten()?;
+            let base = its.itts.get(itt)?.as_ref()?.base;
+            let done = give(machine, its, its_command::map_device(device, events, base));
+            forget(its, device);
+            its.itts.get_mut(itt)?.as_mut()?.device = Some(device);
+            done
+        }
+        Command::UnmapDevice { device } => {
+            let done = give(machine, its, words);
+            forget(its, device);
+            done
+        }
+    }
+}
+
+/// The table of `device`, if it has one, may be another device's.
+fn forget(its: &mut Its, device: u32) {
+    its.itts.iter_mut().flatten().filter(|itt| itt.device == Some(device)).for_each(|itt| itt.device = None);
+}
+
+/// Makes sure that the device table has a place for `device`. `None` if the pool has no page for it.
+fn has_entry<M: Machine>(machine: &M, its: &Its, device: u32) -> Option<bool> {
+    const VALID: u64 = 1 << 63;
+    let Some(level1) = its.setup.level1 else { return Some(true) };
+    let page = PAGE_SIZE << its.setup.page_order;
+    let (slot, slots) = (u64::from(device) / (page / its.setup.device_entry), page / 8);
+    if slot >= slots {
+        return Some(false);
+    }
+    let slot = level1.checked_add(slot * 8)?;
+    if machine.pt_load(slot) & VALID == 0 {
+        let table = machine.alloc_table(its.setup.page_order)?;
+        machine.publish_tables();
+        machine.pt_store(slot, table.raw() | VALID);
+        machine.publish_tables();
+    }
+    Some(true)
+}
+
+/// A table of zeroes for `events` bits of events: one that was used before, or a new one. Its place in the list.
+fn new_itt<M: Machine>(machine: &M, its: &mut Its, events: u32) -> Option<usize> {
+    let bytes = its.setup.itt_entry << events;
+    let order = bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
+    let fits = |itt: &Option<Itt>| itt.is_some_and(|itt| itt.device.is_none() && itt.order >= order);
+    if let Some(place) = its.itts.iter().position(fits) {
+        let itt = its.itts.get(place)?.as_ref()?;
+        let words = PAGE_SIZE << itt.order;
+        (0..words).step_by(8).filter_map(|offset| itt.base.checked_add(offset)).for_each(|at| machine.pt_store(at, 0));
+        machine.publish_tables();
+        return Some(place);
+    }
+    let place = its.itts.iter().position(Option::is_none)?;
+    its.itt_pages = Some(its.itt_pages + (1 << order)).filter(|pages| *pages <= MOST_ITT_PAGES)?;
+    let base = machine.alloc_table(order)?;
+    *its.itts.get_mut(place)? = Some(Itt { device: None, base, order });
+    Some(place)
+}
+
+/// Gives the ITS a command and waits until it has run it. `None` if it does not.
+fn give<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> Option<()> {
+    let at = its.setup.queue.checked_add(its.writer)?;
+    for (n, word) in (0..).zip(words) {
+        machine.pt_store(at.checked_add(8 * n)?, word);
+    }
+    machine.publish_tables();
+    its.writer = (its.writer + its_command::SIZE) % PAGE_SIZE;
+    machine.mmio_write(its.setup.frame.checked_add(GITS_CWRITER)?, 8, its.writer);
+    let reader = its.setup.frame.checked_add(GITS_CREADR)?;
+    (0..PATIENCE).find(|_| machine.mmio_read(reader, 8) & (QUEUE_OFFSET | STALLED) == its.writer).map(|_| ())
+}

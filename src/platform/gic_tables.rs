@@ -1,0 +1,236 @@
+//! A GICv3's tables at boot: which registers the core keeps between host and GIC, and the tables of the ITSs. GIC architecture (IHI 0069H) 5, 12.11, 12.19.
+//!
+//! All or none: with one part that the core cannot stand in front of, the GIC could be made to write any memory anyway; so the host keeps all of it then, with a warning.
+
+use super::boot::in_pool;
+use super::boot_error::BootError;
+use super::device_tree::{Gic, MachineDescription};
+use super::own_map;
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange};
+use crate::abstract_machine::cpu::{Cpu, pool};
+use crate::mmio::its::{Its, Setup};
+use crate::mmio::mmio_core::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_CWRITER, GITS_TYPER};
+use crate::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
+use crate::npt::descriptor::CoreAccess;
+
+/// Most pages of registers: for each redistributor two.
+const MOST_FRAMES: usize = 128 + MOST_ITS;
+
+/// Distances within a redistributor.
+const VLPI_BASE: u64 = 0x2_0000;
+const GICR_TYPER: u64 = 0x08;
+const TYPER_VLPIS: u64 = 1 << 1;
+const TYPER_LAST: u64 = 1 << 4;
+const GICD_TYPER: u64 = 0x04;
+
+/// GITS_CTLR.Quiescent, and how often it is asked.
+const QUIESCENT: u64 = 1 << 31;
+const PATIENCE: u32 = 1 << 20;
+/// Fields of GITS_BASER and GITS_CBASER: normal memory, write-back, inner shareable.
+const VALID: u64 = 1 << 63;
+const INDIRECT: u64 = 1 << 62;
+const WRITE_BACK: u64 = 0b111 << 59;
+const INNER: u64 = 0b01 << 10;
+const SHAREABILITY: u64 = 0b11 << 10;
+const TYPE_SHIFT: u32 = 56;
+const TYPE_DEVICES: u64 = 1;
+const TYPE_COLLECTIONS: u64 = 4;
+/// Most bits of a device's number: those of a PCI segment.
+const MOST_DEVICE_BITS: u32 = 16;
+/// log2 of the pages of a device table of one level.
+const FLAT_ORDER: u32 = 4;
+
+/// Why the core cannot stand between host and GIC.
+#[derive(Clone, Copy, Debug)]
+enum Unfit {
+    TooManyFrames,
+    TooSmall,
+    NotQuiescent,
+    NotCoherent,
+}
+
+/// What ends the set-up.
+enum Trouble {
+    /// The machine runs without.
+    Unfit(Unfit, PhysRange),
+    /// It does not.
+    Boot(BootError),
+}
+
+impl<E: Into<BootError>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Boot(error.into())
+    }
+}
+
+/// The pages between host and GIC, in no order yet.
+struct Frames {
+    all: &'static mut [Frame; MOST_FRAMES],
+    count: usize,
+}
+
+impl Frames {
+    /// The page at `at`, which is mapped for the core from now on.
+    fn add(&mut self, at: Pa, kind: FrameKind) -> Result<(), Trouble> {
+        let page = PhysRange::between(at, Pa::new(at.raw() + PAGE_SIZE));
+        *self.all.get_mut(self.count).ok_or(Trouble::Unfit(Unfit::TooManyFrames, page))? = Frame { at, kind };
+        self.count += 1;
+        Ok(own_map::map(page, CoreAccess::Device)?)
+    }
+}
+
+/// Puts the core between host and GIC, where that is a GICv3: the pages leave the host's windows. `None` where the GIC has no tables in memory, or the core cannot.
+///
+/// # Errors
+/// [`BootError`], if there is no room for maps, tables, or what is left of the windows.
+pub fn mediate(description: &mut MachineDescription) -> Result<Option<Mediated>, BootError> {
+    let gic = description.gic;
+    let Some(Gic::V3 { gicd, redistributors, stride, its, .. }) = gic else { return Ok(None) };
+    match stand_between(gicd, &redistributors, stride, &its) {
+        Ok((frames, mediated)) => {
+            for frame in frames {
+                let page = PhysRange::between(frame.at, Pa::new(frame.at.raw() + PAGE_SIZE));
+                description.take_window(page)?;
+            }
+            Ok(Some(mediated))
+        }
+        Err(Trouble::Boot(error)) => Err(error),
+        Err(Trouble::Unfit(why, range)) => {
+            log::warn!("the GIC's registers at {range} stay the host's ({why:?}): the GIC reaches all memory");
+            Ok(None)
+        }
+    }
+}
+
+fn stand_between(
+    gicd: PhysRange,
+    redistributors: &[PhysRange],
+    stride: Option<u64>,
+    its: &[PhysRange],
+) -> Result<(&'static [Frame], Mediated), Trouble> {
+    let nothing = Frame { at: Pa::new(0), kind: FrameKind::Redistributor };
+    let mut frames = Frames { all: in_pool([nothing; MOST_FRAMES])?, count: 0 };
+    for region in redistributors {
+        find_redistributors(*region, stride, &mut frames)?;
+    }
+    let mut units = [const { None }; MOST_ITS];
+    for (n, (range, unit)) in its.iter().zip(&mut units).enumerate() {
+        if range.size() < 0x1_0000 {
+            return Err(Trouble::Unfit(Unfit::TooSmall, *range));
+        }
+        frames.add(range.base(), FrameKind::Its(n))?;
+        *unit = Some(in_pool(Its::new(set_up_its(*range)?))?);
+    }
+    let found = frames.all.get_mut(..frames.count).unwrap_or_default();
+    found.sort_unstable_by_key(|frame| frame.at);
+    let first = PhysRange::between(gicd.base(), Pa::new(gicd.base().raw() + PAGE_SIZE));
+    own_map::map(first, CoreAccess::Device)?;
+    let typer = Cpu.mmio_read(Pa::new(gicd.base().raw() + GICD_TYPER), 4);
+    own_map::unmap(first);
+    // IDbits: bits of interrupt numbers, less one.
+    let lpi_bits = (typer >> 19 & 0x1f) as u32 + 1;
+    Ok((found, Mediated::new(found, lpi_bits, units)))
+}
+
+/// The frames of the redistributors in `region`: one behind the other, up to the one that says it is the last.
+fn find_redistributors(region: PhysRange, stride: Option<u64>, frames: &mut Frames) -> Result<(), Trouble> {
+    let mut at = region.base();
+    loop {
+        let small = Trouble::Unfit(Unfit::TooSmall, region);
+        if !region.contains(at) || !at.is_aligned(PAGE_SIZE) {
+            return Err(small);
+        }
+        frames.add(at, FrameKind::Redistributor)?;
+        let typer = Cpu.mmio_read(Pa::new(at.raw() + GICR_TYPER), 8);
+        if typer & TYPER_VLPIS != 0 {
+            frames.add(Pa::new(at.raw() + VLPI_BASE), FrameKind::VirtualLpis)?;
+        }
+        if typer & TYPER_LAST != 0 {
+            return Ok(());
+        }
+        let step = stride.unwrap_or(if typer & TYPER_VLPIS != 0 { 2 * VLPI_BASE } else { VLPI_BASE });
+        at = at.checked_add(step).ok_or(small)?;
+    }
+}
+
+/// Switches the ITS at `range` off and gives it its queue, a table of devices and one of collections, in pages of the pool.
+fn set_up_its(range: PhysRange) -> Result<Setup, Trouble> {
+    let frame = range.base();
+    let register = |offset: u64| Pa::new(frame.raw() + offset);
+    Cpu.mmio_write(register(GITS_CTLR), 4, 0);
+    if !(0..PATIENCE).any(|_| Cpu.mmio_read(register(GITS_CTLR), 4) & QUIESCENT != 0) {
+        return Err(Trouble::Unfit(Unfit::NotQuiescent, range));
+    }
+    let typer = Cpu.mmio_read(register(GITS_TYPER), 8);
+    let mut setup = Setup {
+        frame,
+        queue: pages(0)?,
+        level1: None,
+        page_order: 0,
+        device_entry: 8,
+        itt_entry: (typer >> 4 & 0xf) + 1,
+        device_bits: ((typer >> 13 & 0x1f) as u32 + 1).min(MOST_DEVICE_BITS),
+        basers: [0; 8],
+    };
+    for n in 0..setup.basers.len() {
+        let at = register(GITS_BASER + 8 * n as u64);
+        let kind = Cpu.mmio_read(at, 8) >> TYPE_SHIFT & 7;
+        let value = match kind {
+            TYPE_DEVICES => device_table(at, &mut setup)?,
+            TYPE_COLLECTIONS => table(at, pages(page_order(at))?, 1, 0),
+            _ => 0,
+        };
+        Cpu.mmio_write(at, 8, value);
+        let now = Cpu.mmio_read(at, 8);
+        if value != 0 && now & SHAREABILITY == 0 {
+            return Err(Trouble::Unfit(Unfit::NotCoherent, range));
+        }
+        // Tables of virtual CPUs: the host has none.
+        let shown = if matches!(kind, TYPE_DEVICES | TYPE_COLLECTIONS) { now } else { 0 };
+        if let Some(baser) = setup.basers.get_mut(n) {
+            *baser = shown;
+        }
+    }
+    Cpu.mmio_write(register(GITS_CBASER), 8, VALID | WRITE_BACK | INNER | setup.queue.raw());
+    Cpu.mmio_write(register(GITS_CWRITER), 8, 0);
+    Ok(setup)
+}
+
+fn pages(order: u32) -> Result<Pa, Trouble> {
+    Ok(pool::alloc(order).ok_or(BootError::OutOfTables)?)
+}
+
+/// log2 of the pages of 4 KiB in one of the table's: 4 KiB if the register takes that, else what it says.
+fn page_order(baser: Pa) -> u32 {
+    Cpu.mmio_write(baser, 8, 0);
+    match Cpu.mmio_read(baser, 8) >> 8 & 0b11 {
+        0 => 0,
+        1 => 2,
+        _ => 4,
+    }
+}
+
+/// GITS_BASER for a table of `count` pages at `base`, with these flags. Its page size is that of [`page_order`].
+fn table(baser: Pa, base: Pa, count: u64, flags: u64) -> u64 {
+    let size = Cpu.mmio_read(baser, 8) & 0b11 << 8;
+    VALID | WRITE_BACK | INNER | flags | base.raw() | size | (count - 1)
+}
+
+/// GITS_BASER for the table of devices: of two levels if the ITS takes that, else with as many devices as fit.
+fn device_table(baser: Pa, setup: &mut Setup) -> Result<u64, Trouble> {
+    setup.page_order = page_order(baser);
+    setup.device_entry = (Cpu.mmio_read(baser, 8) >> 48 & 0x1f) + 1;
+    let page = PAGE_SIZE << setup.page_order;
+    let fitting = |bytes: u64| (bytes / setup.device_entry).ilog2();
+    Cpu.mmio_write(baser, 8, INDIRECT);
+    if Cpu.mmio_read(baser, 8) & INDIRECT != 0 {
+        let level1 = pages(setup.page_order)?;
+        setup.level1 = Some(level1);
+        setup.device_bits = setup.device_bits.min(fitting(page) + (page / 8).ilog2());
+        return Ok(table(baser, level1, 1, INDIRECT));
+    }
+    let order = FLAT_ORDER.max(setup.page_order);
+    setup.device_bits = setup.device_bits.min(fitting(PAGE_SIZE << order));
+    Ok(table(baser, pages(order)?, 1 << (order - setup.page_order), 0))
+}

@@ -1,0 +1,404 @@
+//! The registers by which a GICv3 could be made to write memory that the host does not reach: what the host says, what redistributors and ITSs get of it, and what the host
+//! reads again. Layers 22-26 with 31, against registers that write down what is done to them.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use corevisor::abstract_machine::Machine;
+use corevisor::abstract_machine::addr::{Pa, Pfn};
+use corevisor::abstract_machine::per_cpu::Event;
+use corevisor::abstract_machine::regs::TrapFrame;
+use corevisor::abstract_machine::sim::{Trapped, run_as};
+use corevisor::memory::mem_manager::Denied;
+use corevisor::memory::memory_ops::assign_page_to_core;
+use corevisor::mmio::its::{Its, Setup};
+use corevisor::mmio::its_command::map_device;
+use corevisor::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
+use corevisor::spec::world::{Layout, World};
+use corevisor::trap::trap_handler::host_trap_handler;
+
+const ITS: u64 = 0x0808_0000;
+const GICR: u64 = 0x080a_0000;
+const VLPI: u64 = 0x080c_0000;
+const RAM: u64 = 0x4000_0000;
+const POOL: u64 = RAM + 0x10_0000;
+/// A page of the core's.
+const CORES: u64 = POOL + 0x1000;
+/// Where the host has its tables, and its queue.
+const TABLES: u64 = RAM + 0x20_0000;
+const QUEUE: u64 = RAM + 0x30_0000;
+
+const CTLR: u64 = 0x00;
+const TYPER: u64 = 0x08;
+const PROPBASER: u64 = 0x70;
+const PENDBASER: u64 = 0x78;
+const CBASER: u64 = 0x80;
+const CWRITER: u64 = 0x88;
+const CREADR: u64 = 0x90;
+const BASER: u64 = 0x100;
+const VALID: u64 = 1 << 63;
+
+const PC: u64 = 0xffff_8000_0000_4444;
+const VBAR: u64 = 0xffff_8000_1000_0000;
+
+/// Doublewords of registers, and every store: address, bytes, value.
+#[derive(Default)]
+struct Registers {
+    values: BTreeMap<u64, u64>,
+    stores: Vec<(u64, u64, u64)>,
+    /// The ITS does not take its commands.
+    deaf: bool,
+}
+
+impl Registers {
+    fn access(&mut self, at: u64, size: u64, store: Option<u64>) -> u64 {
+        let (register, shift) = (at & !7, at % 8 * 8);
+        let mask = if size == 8 { u64::MAX } else { u64::from(u32::MAX) << shift };
+        if let Some(value) = store {
+            self.stores.push((at, size, value));
+            let old = self.values.get(&register).copied().unwrap_or(0);
+            self.values.insert(register, old & !mask | value << shift & mask);
+            if register == ITS + CWRITER && !self.deaf {
+                self.values.insert(ITS + CREADR, value);
+            }
+        }
+        (self.values.get(&register).copied().unwrap_or(0) & mask) >> shift
+    }
+}
+
+struct Bed {
+    world: World,
+    registers: Arc<Mutex<Registers>>,
+    /// The core's queue.
+    queue: Pa,
+}
+
+/// A redistributor, its page of virtual LPIs, and an ITS of 16 bits of devices with a device table of two levels, on.
+fn bed() -> Bed {
+    let regions = vec![(RAM, 4 << 20, true)];
+    let mut world = World::new(&Layout { regions, pool: POOL, pool_pages: 200, ia_bits: 40, cpus: 2, smmu: None });
+    let registers = Arc::new(Mutex::new(Registers::default()));
+    let inside = registers.clone();
+    world.sim().set_registers(Box::new(move |at, size, store| inside.lock().unwrap().access(at.raw(), size, store)));
+    let page = || world.sim().alloc_table(0).unwrap();
+    let (queue, level1) = (page(), page());
+    let mut basers = [0; 8];
+    (basers[0], basers[1]) = (VALID | 1 << 56 | 7 << 48, VALID | 4 << 56 | 7 << 48);
+    let setup = Setup {
+        frame: Pa::new(ITS),
+        queue,
+        level1: Some(level1),
+        page_order: 0,
+        device_entry: 8,
+        itt_entry: 12,
+        device_bits: 16,
+        basers,
+    };
+    let mut its = [const { None }; MOST_ITS];
+    its[0] = Some(Box::leak(Box::new(Its::new(setup))));
+    let frames = vec![
+        Frame { at: Pa::new(ITS), kind: FrameKind::Its(0) },
+        Frame { at: Pa::new(GICR), kind: FrameKind::Redistributor },
+        Frame { at: Pa::new(VLPI), kind: FrameKind::VirtualLpis },
+    ];
+    let core = world.core;
+    world.core = core.with_mediated(Some(Mediated::new(frames.leak(), 16, its)));
+    let mut all = registers.lock().unwrap();
+    all.values.insert(ITS + CTLR, 1);
+    all.values.insert(ITS + TYPER, 1 | 1 << 1 | 0xb << 4 | 0xf << 8 | 0x13 << 13 | 1 << 37 | 1 << 40);
+    drop(all);
+    Bed { world, registers, queue }
+}
+
+impl Bed {
+    /// The host's access with this syndrome: x0 to x30 afterwards, and whether it went on (not: it took an abort).
+    fn trap(&mut self, at: u64, iss: u64, x: [u64; 31]) -> ([u64; 31], bool) {
+        run_as(0);
+        let esr = 0x24 << 26 | 1 << 25 | iss | 0b00_0111;
+        let far = 0xffff_0000_0000_0000 | at;
+        let trapped =
+            Trapped { esr, far, hpfar: at & !0xfff, pc: PC, pstate: 0x5, vbar_el1: VBAR, ..Trapped::default() };
+        self.world.sim().set_trapped(0, trapped);
+        let mut frame = TrapFrame { x, sp: 0 };
+        host_trap_handler(&self.world.core, &mut frame);
+        let pc = self.world.sim().trapped(0).pc;
+        assert!(pc == PC + 4 || pc == VBAR + 0x200, "{at:#x}: {pc:#x}");
+        (frame.x, pc == PC + 4)
+    }
+
+    /// An aligned load by x3.
+    fn load(&mut self, at: u64, size: u64) -> u64 {
+        let (x, went_on) = self.trap(at, described(size, 3, false), [0x5a5a_5a5a_5a5a_5a5a; 31]);
+        assert!(went_on, "{at:#x}");
+        x[3]
+    }
+
+    /// An aligned store of x3.
+    fn store(&mut self, at: u64, size: u64, value: u64) {
+        let mut x = [0x5a5a; 31];
+        x[3] = value;
+        assert!(self.trap(at, described(size, 3, true), x).1, "{at:#x}");
+    }
+
+    /// What the register really holds.
+    fn real(&self, at: u64) -> u64 {
+        self.registers.lock().unwrap().values.get(&at).copied().unwrap_or(0)
+    }
+
+    /// The host puts commands into its queue, from command `first` on, and moves GITS_CWRITER behind them.
+    fn commands(&mut self, first: u64, commands: &[[u64; 4]]) {
+        for (n, words) in (first..).zip(commands) {
+            let at = QUEUE + n % 128 * 32;
+            self.world.sim().write_page(Pfn::containing(Pa::new(at)), (at % 0x1000 / 8) as usize, words);
+        }
+        self.store(ITS + CWRITER, 8, (first + commands.len() as u64) % 128 * 32);
+    }
+
+    /// The command at this place in the core's queue.
+    fn given(&self, n: u64) -> [u64; 4] {
+        [0, 1, 2, 3].map(|word| self.world.sim().pt_load(Pa::new(self.queue.raw() + n * 32 + word * 8)))
+    }
+
+    fn set_queue(&mut self, at: u64) {
+        self.store(ITS + CBASER, 8, VALID | at);
+    }
+}
+
+/// The syndrome of a load or a store that is described.
+fn described(size: u64, register: u64, write: bool) -> u64 {
+    let sas = size.trailing_zeros() as u64;
+    1 << 24 | sas << 22 | register << 16 | u64::from(size == 8) << 15 | u64::from(write) << 6
+}
+
+#[test]
+fn what_concerns_no_memory_goes_through_as_it_is() {
+    let mut bed = bed();
+    bed.store(GICR + 0x14, 4, 0x1234_5678_9abc_def0);
+    assert_eq!(bed.registers.lock().unwrap().stores, [(GICR + 0x14, 4, 0x9abc_def0)]);
+    assert_eq!((bed.load(GICR + 0x14, 4), bed.load(GICR + 0x10, 8)), (0x9abc_def0, 0x9abc_def0 << 32));
+    assert_eq!(bed.world.sim().counted(Event::HostMmio), 3);
+}
+
+#[test]
+fn registers_are_reached_by_words_and_doublewords_and_by_nothing_else() {
+    let mut bed = bed();
+    let x = [7; 31];
+    for size in [1, 2] {
+        assert!(!bed.trap(GICR + 0x14, described(size, 3, true), x).1, "{size} bytes");
+    }
+    // A pair of registers, a fetch's walk, a doubleword that is not aligned.
+    for (at, iss) in [(0x10, 0), (0x10, described(8, 3, false) | 1 << 7), (0x14, described(8, 3, true))] {
+        assert!(!bed.trap(GICR + at, iss, x).1, "{iss:#x}");
+    }
+    assert_eq!(bed.registers.lock().unwrap().stores, []);
+    assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 5);
+}
+
+#[test]
+fn a8_register_31_stores_zero_and_loads_nothing() {
+    let mut bed = bed();
+    bed.store(GICR + 0x10, 8, u64::MAX);
+    assert_eq!(bed.trap(GICR + 0x10, described(8, 31, false), [9; 31]), ([9; 31], true));
+    assert_eq!(bed.trap(GICR + 0x10, described(8, 31, true), [9; 31]), ([9; 31], true));
+    assert_eq!(bed.real(GICR + 0x10), 0);
+}
+
+/// The host's tables of 16 bits of LPIs: 56 KiB of configuration at `prop`, 8 KiB of pending bits at `pend`.
+fn enable_lpis(bed: &mut Bed, prop: u64, pend: u64) -> bool {
+    bed.store(GICR + PROPBASER, 8, prop | 7 << 7 | 0xf);
+    bed.store(GICR + PENDBASER, 8, pend);
+    bed.store(GICR + CTLR, 4, 1);
+    bed.load(GICR + CTLR, 4) & 1 == 1
+}
+
+#[test]
+fn a_redistributor_gets_no_table_outside_the_hosts_memory() {
+    for (prop, pend) in [
+        (TABLES, CORES & !0xffff),
+        (CORES, TABLES),
+        // The last page of each is the core's, or beyond the RAM.
+        (POOL - 0xd000, TABLES),
+        (TABLES, RAM + (4 << 20)),
+        (RAM + (4 << 20) - 0xd000, TABLES),
+        (0xf_ffff_ffff_f000, TABLES),
+    ] {
+        let mut bed = bed();
+        assert!(!enable_lpis(&mut bed, prop, pend), "{prop:#x} {pend:#x}");
+        assert_eq!(bed.real(GICR + CTLR) & 1, 0, "{prop:#x} {pend:#x}");
+        // Nothing stayed lent.
+        let mem = bed.world.core.memory();
+        assert_eq!(assign_page_to_core(mem, Pfn::containing(Pa::new(TABLES))), Ok(()), "{prop:#x} {pend:#x}");
+    }
+}
+
+#[test]
+fn what_a_redistributor_uses_becomes_nobody_elses_and_stays_where_it_is() {
+    let mut bed = bed();
+    assert!(enable_lpis(&mut bed, TABLES, TABLES + 0x1_0000));
+    let mem = bed.world.core.memory();
+    let given = |at: u64| assign_page_to_core(mem, Pfn::containing(Pa::new(at)));
+    for at in [TABLES, TABLES + 0xd000, TABLES + 0x1_0000, TABLES + 0x1_1000] {
+        assert_eq!(given(at), Err(Denied::InUse), "{at:#x}");
+    }
+    assert_eq!((given(TABLES + 0xe000), given(TABLES + 0x1_2000)), (Ok(()), Ok(())), "behind their ends");
+    // The registers do not change any more, by whichever half.
+    bed.store(GICR + PENDBASER, 8, CORES & !0xffff);
+    bed.store(GICR + PROPBASER + 4, 4, 1);
+    assert_eq!(bed.real(GICR + PENDBASER), TABLES + 0x1_0000);
+    assert_eq!(bed.real(GICR + PROPBASER), TABLES | 7 << 7 | 0xf);
+}
+
+#[test]
+fn a_table_is_as_long_as_the_gic_has_interrupts() {
+    let mut bed = bed();
+    // 32 bits are more than GICD_TYPER says: 16 count. Fewer than LPIs need are none.
+    bed.store(GICR + PROPBASER, 8, TABLES | 0x1f);
+    bed.store(GICR + PENDBASER, 8, TABLES + 0x1_0000);
+    bed.store(GICR + CTLR, 4, 1);
+    assert_eq!(bed.real(GICR + CTLR), 1);
+    let mut other = self::bed();
+    other.store(GICR + PROPBASER, 8, TABLES | 0xb);
+    other.store(GICR + CTLR, 4, 1);
+    assert_eq!(other.real(GICR + CTLR), 0);
+}
+
+#[test]
+fn the_host_has_no_virtual_lpis() {
+    let mut bed = bed();
+    bed.store(VLPI + PENDBASER, 8, VALID | CORES);
+    assert_eq!((bed.load(VLPI + PENDBASER, 8), bed.load(VLPI + PROPBASER, 4)), (0, 0));
+    assert_eq!(bed.registers.lock().unwrap().stores, []);
+    let typer = bed.load(ITS + TYPER, 8);
+    assert_eq!(typer, 1 | 0xb << 4 | 0xf << 8 | 15 << 13, "physical LPIs, 16 bits of devices");
+    assert_eq!(bed.load(ITS + TYPER + 4, 4), 0);
+}
+
+#[test]
+fn tables_that_the_host_names_are_read_again_and_the_its_has_none_of_them() {
+    let mut bed = bed();
+    bed.store(ITS + BASER, 8, VALID | 1 << 62 | 7 << 59 | CORES | 1 << 10 | 0xff);
+    bed.store(ITS + BASER + 12, 4, 0x8000_0000);
+    bed.store(ITS + CBASER, 8, VALID | CORES | 0xf);
+    assert_eq!(bed.load(ITS + BASER, 8), VALID | 1 << 62 | 7 << 59 | 1 << 56 | 7 << 48 | CORES | 1 << 10 | 0xff);
+    assert_eq!(bed.load(ITS + BASER + 8, 8), VALID | 4 << 56 | 7 << 48);
+    assert_eq!((bed.load(ITS + CBASER, 8), bed.load(ITS + CBASER + 4, 4)), (VALID | CORES | 0xf, 0x8000_0000));
+    assert_eq!(bed.registers.lock().unwrap().stores, []);
+}
+
+#[test]
+fn a_command_that_names_no_memory_reaches_the_its_as_it_is() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    let plain = [[0x09, 0, VALID | 3, 0], [0x0a | 8 << 32, 0x2001_0000_0001, 3, 0], [0x05, 0, 0, 0]];
+    bed.commands(0, &plain);
+    assert_eq!([0, 1, 2].map(|n| bed.given(n)), plain);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CWRITER)), (0x60, 0x60));
+}
+
+#[test]
+fn a_devices_table_is_the_cores_wherever_the_host_says_that_it_is() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[map_device(0x108, 5, Pa::new(CORES)), map_device(0x109, 30, Pa::new(QUEUE))]);
+    let given = [bed.given(0), bed.given(1)];
+    for (n, events) in [(0, 5), (1, 11)] {
+        let [first, second, third, last] = given[n as usize];
+        assert_eq!((first, second, last), (0x08 | (0x108 + n) << 32, events - 1, 0), "a device of fewer events");
+        let itt = Pa::new(third & !VALID);
+        assert!(third & VALID != 0 && bed.world.sim().pool().contains(itt) && itt.is_aligned(0x1000));
+        assert!((0..(12 << events) / 8).all(|word| bed.world.sim().pt_load(Pa::new(itt.raw() + 8 * word)) == 0));
+    }
+    assert_ne!(given[0][2], given[1][2]);
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x40);
+    // A page of the device table is there for them; gone devices leave their tables for others.
+    bed.commands(2, &[[0x08 | 0x108 << 32, 0, 0, 0], map_device(0x7f00, 5, Pa::new(0))]);
+    assert_eq!((bed.given(2), bed.given(3)[2]), ([0x08 | 0x108 << 32, 0, 0, 0], given[0][2]));
+}
+
+#[test]
+fn commands_that_the_host_does_not_have_are_left_out() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[[0x29, 0, VALID | CORES, CORES], [0x05, 7, 7, 7], [0xff, 1, 2, 3]]);
+    assert_eq!((bed.given(0), bed.given(1)), ([0x05, 7, 7, 7], [0; 4]));
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x60);
+}
+
+#[test]
+fn a_queue_outside_the_hosts_memory_stalls_the_its_as_the_host_sees_it() {
+    for queue in [CORES, RAM + (4 << 20), ITS, 0] {
+        let mut bed = bed();
+        bed.set_queue(queue);
+        bed.store(ITS + CWRITER, 8, 0x20);
+        assert_eq!(bed.load(ITS + CREADR, 8), 1, "{queue:#x}: stalled at its first command");
+        assert_eq!(bed.registers.lock().unwrap().stores, [], "{queue:#x}");
+        // Another queue, and it goes on.
+        bed.set_queue(QUEUE);
+        bed.commands(0, &[[0x05, 0, 0, 0]]);
+        assert_eq!(bed.load(ITS + CREADR, 8), 0x20, "{queue:#x}");
+    }
+}
+
+#[test]
+fn a_command_is_read_once() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[[0x09, 0, VALID | 3, 0]]);
+    let given = bed.given(0);
+    bed.world.sim().write_page(Pfn::containing(Pa::new(QUEUE)), 0, &[0x08, 0, VALID | CORES, 0]);
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x20);
+    assert_eq!(bed.given(0), given);
+}
+
+#[test]
+fn a_full_queue_is_run_to_its_end_and_both_queues_go_round() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    let mut at = 0;
+    for _ in 0..5 {
+        let commands: Vec<_> = (0..100).map(|n| [0x05, at + n, 0, 0]).collect();
+        bed.commands(at, &commands);
+        at += 100;
+        assert_eq!(bed.load(ITS + CREADR, 8), at % 128 * 32);
+        assert_eq!(bed.given((at - 1) % 128)[1], at - 1);
+    }
+}
+
+#[test]
+fn an_its_that_is_off_gets_nothing_until_it_is_on() {
+    let mut bed = bed();
+    bed.store(ITS + CTLR, 4, 0);
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[[0x05, 1, 2, 3]]);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.given(0)), (0, [0; 4]));
+    bed.store(ITS + CTLR, 4, 1);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.given(0)), (0x20, [0x05, 1, 2, 3]));
+}
+
+#[test]
+fn an_its_that_takes_no_command_hangs_nobody() {
+    let mut bed = bed();
+    bed.registers.lock().unwrap().deaf = true;
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[[0x05, 0, 0, 0]]);
+    assert_eq!(bed.load(ITS + CREADR, 8), 1);
+}
+
+#[test]
+fn more_devices_than_there_is_room_for_stall_the_its_and_the_pool_has_pages_left() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    let before = bed.world.sim().free_pages();
+    for n in 0..70 {
+        bed.commands(n, &[map_device(n as u32, 11, Pa::new(0))]);
+    }
+    // 12 bytes for each of 2048 events: eight pages; twelve devices have room in 96.
+    assert_eq!(bed.load(ITS + CREADR, 8), (12 * 32) | 1);
+    assert_eq!(before - bed.world.sim().free_pages(), 96 + 1);
+    // A device beyond the table's last is refused as well.
+    let mut other = self::bed();
+    other.set_queue(QUEUE);
+    other.commands(0, &[map_device(1 << 16, 5, Pa::new(0))]);
+    assert_eq!((other.load(ITS + CREADR, 8), other.given(0)), (1, [0; 4]));
+}
