@@ -1,4 +1,4 @@
-//! What the device tree says of the machine: RAM and what of it is taken, CPUs, console, interrupt controller, initrd, PSCI.
+//! What the device tree says of the machine: RAM and what of it is taken, CPUs, console, interrupt controller, initrd, PSCI, PCI.
 #![forbid(unsafe_code)]
 
 use alloc::string::String;
@@ -10,6 +10,7 @@ use fdt::node::{CellSizes, FdtNode};
 
 use crate::arch::call::Conduit;
 use crate::arch::gic::Gic;
+use crate::arch::pci::Bridge;
 use crate::arch::uart;
 
 /// The machine.
@@ -29,6 +30,12 @@ pub struct Machine {
     pub initrd: Option<Range<u64>>,
     /// How PSCI is called.
     pub conduit: Conduit,
+    /// PCI host bridge.
+    pub pci: Option<Bridge>,
+    /// The GICv3's interrupt translation service.
+    pub its: Option<u64>,
+    /// The core says that it keeps devices to what this host may reach.
+    pub devices_confined: bool,
 }
 
 /// A bus: where its children's addresses are in its parent's. `None`: nowhere.
@@ -95,6 +102,23 @@ impl<'b, 'a> Walk<'_, 'b, 'a> {
     }
 }
 
+/// The host bridge of a node that is on no other bus than the root's, with addresses of two cells: its configuration space, its 32-bit memory space.
+fn bridge(node: FdtNode<'_, '_>, regs: &[Range<u64>]) -> Option<Bridge> {
+    /// IEEE 1275, PCI bus binding §2.2.1.1: the kind of space in an address's first cell, and that of 32-bit memory.
+    const SPACE: (u64, u64) = (3 << 24, 2 << 24);
+    let bytes = node.property("ranges")?.value;
+    let mut at = 0;
+    while at < bytes.len() {
+        let kind = cells(bytes, &mut at, 1)?;
+        let (bus, start, size) = (cells(bytes, &mut at, 2)?, cells(bytes, &mut at, 2)?, cells(bytes, &mut at, 2)?);
+        if kind & SPACE.0 == SPACE.1 {
+            let window = start..start.checked_add(size)?;
+            return Some(Bridge { config: regs.first()?.clone(), window, bus_start: bus.try_into().ok()? });
+        }
+    }
+    None
+}
+
 fn text<'a>(node: FdtNode<'_, 'a>, name: &str) -> Option<&'a str> {
     node.property(name)?.as_str()
 }
@@ -124,6 +148,9 @@ impl Machine {
             gic: None,
             initrd: None,
             conduit: Conduit::Smc,
+            pci: None,
+            its: None,
+            devices_confined: false,
         };
         let console = fdt.find_node("/chosen").and_then(|chosen| {
             let path = text(chosen, "stdout-path")?.split(':').next()?;
@@ -158,6 +185,12 @@ impl Machine {
         } else if path == "/chosen" {
             let (start, end) = (number(node, "linux,initrd-start"), number(node, "linux,initrd-end"));
             self.initrd = start.zip(end).map(|(start, end)| start..end).filter(|range| !range.is_empty());
+        } else if path == "/hypervisor" {
+            self.devices_confined = node.property("corevisor,devices-confined").is_some();
+        } else if is_compatible(node, &["pci-host-ecam-generic"]) && self.pci.is_none() {
+            self.pci = bridge(node, regs);
+        } else if is_compatible(node, &["arm,gic-v3-its"]) {
+            self.its = regs.first().map(|reg| reg.start);
         } else if is_compatible(node, &["arm,gic-v3"]) && self.gic.is_none() && regs.len() >= 2 {
             self.gic = Some(Gic::v3(regs[0].start, regs[1].start));
         } else if is_compatible(node, &["arm,gic-400", "arm,cortex-a15-gic", "arm,cortex-a7-gic"]) && regs.len() >= 2 {

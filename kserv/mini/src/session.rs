@@ -61,7 +61,7 @@ pub fn start(device_tree: u64) -> ! {
     }
     start_others(&machine);
     let archive = Archive::new(machine.initrd.clone().map_or(&[], memory::initrd));
-    match session(archive) {
+    match session(archive, &machine) {
         Ok(()) if !scheduler::has_failed() => off(),
         Ok(()) => fail(format_args!("not all went well")),
         Err(failure) => fail(format_args!("{failure}")),
@@ -135,7 +135,7 @@ impl Wishes<'_> {
     }
 }
 
-fn session(archive: Archive<'_>) -> Result<(), Failure> {
+fn session(archive: Archive<'_>, machine: &Machine) -> Result<(), Failure> {
     let text = archive.find("config").map_err(|error| Failure::Text(alloc::format!("config: {error}")))?;
     let mut wishes = Wishes::default();
     for line in config::lines(text) {
@@ -158,7 +158,7 @@ fn session(archive: Archive<'_>) -> Result<(), Failure> {
         scheduler::let_wander(seed);
     }
     if wishes.options.iter().any(|(key, _)| *key == "test") {
-        return checks::run(&wishes, archive, &info);
+        return checks::run(&wishes, archive, &info, machine);
     }
     if wishes.has("demo") {
         return demo::run(&wishes, archive, &info);

@@ -12,6 +12,8 @@
 //! | [`sme`]       | the same for streaming mode and ZA                                                |
 //! | [`gic`]       | the machine's own GICv2 or GICv3                                                  |
 //! | [`uart`]      | PL011 and the Raspberry Pi's mini-UART                                            |
+//! | [`pci`]       | a PCI host bridge, as far as one device needs it                                  |
+//! | [`edu`]       | QEMU's educational PCI device: a DMA engine                                       |
 //!
 //! Interrupts stay masked on every CPU for good. Those that arrive are taken by asking the interrupt controller ([`gic::Gic::take`]), and
 //! WFI ends for a masked one too; so no code here can be interrupted and a plain spin lock is enough everywhere.
@@ -19,16 +21,18 @@
 
 pub mod call;
 pub mod cpu;
+pub mod edu;
 pub mod entry;
 pub mod gic;
 pub mod heap;
 pub mod memory;
 pub mod mmu;
+pub mod pci;
 pub mod registers;
 pub mod sme;
 pub mod uart;
 
-/// Registers of a device: 32-bit accesses at byte offsets.
+/// Registers of a device: accesses of 32 or 64 bits at byte offsets.
 #[derive(Clone, Copy, Debug)]
 struct Registers {
     base: u64,
@@ -54,5 +58,9 @@ impl Registers {
     fn write(self, offset: u64, value: u32) {
         // SAFETY: as in `read`.
         unsafe { core::ptr::write_volatile((self.base + offset) as *mut u32, value) }
+    }
+    fn write64(self, offset: u64, value: u64) {
+        // SAFETY: as in `read`.
+        unsafe { core::ptr::write_volatile((self.base + offset) as *mut u64, value) }
     }
 }

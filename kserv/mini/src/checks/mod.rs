@@ -22,11 +22,13 @@
 //! | `limits`        | every call with every argument at its limits and with addresses of everybody, in every state of a VM: a result or a named error, nothing lost; needs a VM; only by its name |
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
 //! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
+//! | `dma`           | a device that does what this host tells it reaches what this host reaches, and no more; wants a PCI device of QEMU's (edu) and --vm guest:bait --protected; only by its name |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
 mod canaries;
 mod costs;
+mod dma;
 mod drive;
 mod life;
 mod limits;
@@ -52,6 +54,7 @@ use crate::arch::entry::try_read;
 use crate::arch::memory;
 use crate::calls::{self, CoreInfo};
 use crate::guest::{Failure, Image, Plan, at};
+use crate::machine::Machine;
 use crate::pages::{self, PAGE};
 use crate::say;
 use crate::session::Wishes;
@@ -61,6 +64,7 @@ struct Context<'a> {
     wishes: &'a Wishes<'a>,
     archive: Archive<'a>,
     info: &'a CoreInfo,
+    machine: &'a Machine,
 }
 
 type Check = fn(&Context<'_>) -> Result<String, Failure>;
@@ -91,6 +95,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("sweep", sweep::sweep),
     ("storm", storm::storm),
     ("snapshot", snapshot::snapshot),
+    ("dma", dma::dma),
     ("costs", costs::costs),
 ];
 
@@ -112,6 +117,7 @@ const ONLY_BY_NAME: &[&str] = &[
     "sweep",
     "storm",
     "snapshot",
+    "dma",
     "costs",
 ];
 
@@ -130,8 +136,8 @@ const TINY: [u32; 7] = [
 ///
 /// # Errors
 /// The first that does not hold.
-pub fn run(wishes: &Wishes<'_>, archive: Archive<'_>, info: &CoreInfo) -> Result<(), Failure> {
-    let context = Context { wishes, archive, info };
+pub fn run(wishes: &Wishes<'_>, archive: Archive<'_>, info: &CoreInfo, machine: &Machine) -> Result<(), Failure> {
+    let context = Context { wishes, archive, info, machine };
     let asked: Vec<&str> =
         wishes.options.iter().filter(|(key, _)| *key == "test").filter_map(|(_, value)| *value).collect();
     if let Some(unknown) = asked.iter().find(|name| **name != "all" && CHECKS.iter().all(|(known, _)| known != *name)) {

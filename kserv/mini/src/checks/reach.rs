@@ -31,7 +31,7 @@ const WARM: u64 = 48;
 
 /// How a page leaves the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Way {
+pub enum Way {
     /// As the root of a VM's tables.
     Root,
     /// For a VM's pool.
@@ -44,17 +44,22 @@ enum Way {
     Block,
 }
 
-const WAYS: [Way; 5] = [Way::Root, Way::Pool, Way::Image, Way::Page, Way::Block];
+/// All of them.
+pub const WAYS: [Way; 5] = [Way::Root, Way::Pool, Way::Image, Way::Page, Way::Block];
 
 /// A VM that takes one page, after all that has to be done before.
-struct Taker {
+pub struct Taker {
     way: Way,
     vm: Option<Bare>,
     image: u64,
 }
 
 impl Taker {
-    fn new(way: Way) -> Result<Self, Failure> {
+    /// A VM that is ready to take a page so.
+    ///
+    /// # Errors
+    /// What the core refused.
+    pub fn new(way: Way) -> Result<Self, Failure> {
         let vm = if way == Way::Root { None } else { Some(Bare::new(VM_PROTECTED, POOL)?) };
         let image = match &vm {
             Some(vm) if way == Way::Image => at("SetBootInfo", calls::set_boot_info(vm.id, RAM_BASE, PAGE))?,
@@ -64,7 +69,10 @@ impl Taker {
     }
 
     /// The page goes.
-    fn take(&mut self, pa: u64) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// What the core refused.
+    pub fn take(&mut self, pa: u64) -> Result<(), Failure> {
         let Some(vm) = &self.vm else {
             self.vm = Some(Bare::with_root(VM_PROTECTED, pa)?);
             return Ok(());
@@ -83,7 +91,10 @@ impl Taker {
     }
 
     /// And comes back.
-    fn end(self) -> Result<(), Failure> {
+    ///
+    /// # Errors
+    /// What the core refused.
+    pub fn end(self) -> Result<(), Failure> {
         self.vm.map_or(Ok(()), |vm| vm.end().map(|_| ()))
     }
 }

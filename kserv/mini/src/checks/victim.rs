@@ -82,6 +82,12 @@ impl Victim {
         (0..pages).map(move |n| start + n * PAGE)
     }
 
+    /// Bytes for its console.
+    pub fn tell(&self, bytes: &[u8]) {
+        let _ = self.guest.inner().model.receive(bytes);
+        scheduler::kick_all();
+    }
+
     /// Interrupts are taken, and its vCPUs have a turn if they run on this CPU.
     pub fn have_a_turn(&self) {
         scheduler::run_for(if self.cpus.contains(&cpu::index()) { TURN_US } else { 0 });
@@ -102,8 +108,7 @@ impl Victim {
     /// # Errors
     /// It has seen something, or pages did not come back.
     pub fn finish(&self) -> Result<(), Failure> {
-        let _ = self.guest.inner().model.receive(b"q");
-        scheduler::kick_all();
+        self.tell(b"q");
         scheduler::run(|| self.guest.is_over());
         let account = bury(&self.guest)?;
         ensure(account.given == account.back, "pages of the attacked VM did not come back")?;
