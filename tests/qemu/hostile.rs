@@ -24,7 +24,7 @@ const STORM_LIMIT: Duration = Duration::from_secs(1200);
 const SOAK_ROUNDS: u32 = 4000;
 
 /// In every word that the guests keep secret.
-const SECRET: &str = "5ec2e75";
+pub const SECRET: &str = "5ec2e75";
 
 /// The cases.
 pub fn cases() -> Vec<Case> {
@@ -204,7 +204,7 @@ const ATTACKS: &[Attack] = &[
 ];
 
 /// The machine of an attack or a storm.
-fn machine(gic: u32, cpus: u32) -> Machine {
+pub fn machine(gic: u32, cpus: u32) -> Machine {
     Machine::virt().gic(gic).cpu(if gic == 2 { "cortex-a72" } else { "max" }).smp(cpus)
 }
 

@@ -14,6 +14,7 @@
 //! | [`broken`]       | broken inputs: one clear line each                                     |
 //! | [`failure`]      | the core itself fails                                                  |
 //! | [`hostile`]      | a host that attacks at random; `--soak`                                |
+//! | [`dma`]          | the same with a device                                                 |
 //! | [`vms`]          | virtual machines under the mini host                                   |
 //! | [`kvm`]          | virtual machines of a Linux host, by `/dev/kvm`                        |
 //! | [`kvm_timer`]    | when such a machine hears of its timer                                 |
@@ -27,6 +28,7 @@ mod boot_paths;
 mod broken;
 mod confinement;
 mod consoles;
+mod dma;
 mod failure;
 mod host_life;
 mod host_tree;
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         failure::cases(),
         vms::cases(),
         hostile::cases(),
+        dma::cases(),
         kvm::cases(),
         kvm_timer::cases(),
         smmu::cases(),

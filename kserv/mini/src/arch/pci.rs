@@ -37,9 +37,8 @@ impl Bridge {
         let id = u32::from(device) << 16 | u32::from(vendor);
         let places = (0..DEVICES).map(|n| self.config.start + n * FUNCTIONS * FUNCTION);
         // SAFETY: the device tree says that configuration space is there, and what is no RAM is mapped as device memory.
-        let mut functions = places
-            .take_while(|at| at + FUNCTION <= self.config.end)
-            .map(|at| unsafe { Registers::new(at) });
+        let mut functions =
+            places.take_while(|at| at + FUNCTION <= self.config.end).map(|at| unsafe { Registers::new(at) });
         let config = functions.find(|config| config.read(ID) == id)?;
         if !u64::from(self.bus_start).is_multiple_of(size) || self.window.end - self.window.start < size {
             return None;

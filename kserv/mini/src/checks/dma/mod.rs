@@ -157,7 +157,9 @@ fn show(attacker: &Attacker, victim: &Victim, shown: u64) -> Result<(), Failure>
         let mut halves = found.chunks(found.len() / 2);
         let secret = halves.nth(private).and_then(|half| half.iter().find(|word| !is_nothing(**word)));
         if let Some(word) = secret {
-            return Err(Failure::Text(alloc::format!("from {start:#x} on, across a page's end, the device reads {word:#x}")));
+            return Err(Failure::Text(alloc::format!(
+                "from {start:#x} on, across a page's end, the device reads {word:#x}"
+            )));
         }
         attacker.write(start, PAGE, LIE)?;
         attacker.count(2)?;
@@ -190,7 +192,7 @@ fn core(attacker: &Attacker, machine: &Machine) -> Result<(), Failure> {
     let gaps: Vec<_> = starts.zip(ends).filter(|(start, end)| start < end).collect();
     ensure(!gaps.is_empty(), "the core has no memory")?;
     for (start, end) in gaps {
-        let middle = start + (end - start) / 2 & !(PAGE - 1);
+        let middle = (start + (end - start) / 2) & !(PAGE - 1);
         for page in [start, start + PAGE, middle, end - PAGE].into_iter().filter(|page| (start..end).contains(page)) {
             ensure(try_read(page).is_err_and(|abort| abort.is_external()), "this host reads the core's memory")?;
             attacker.attacks(page, PAGE, "the core's memory")?;
