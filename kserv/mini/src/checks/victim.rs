@@ -88,6 +88,11 @@ impl Victim {
         scheduler::kick_all();
     }
 
+    /// Whether it has ended, well or not.
+    pub fn has_ended(&self) -> bool {
+        self.guest.is_over()
+    }
+
     /// Interrupts are taken, and its vCPUs have a turn if they run on this CPU.
     pub fn have_a_turn(&self) {
         scheduler::run_for(if self.cpus.contains(&cpu::index()) { TURN_US } else { 0 });

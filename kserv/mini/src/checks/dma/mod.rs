@@ -16,7 +16,7 @@ use kserv_model::layout::RAM_BASE;
 use self::attacker::{Attacker, all_are, is_nothing, words};
 use super::reach::{Taker, WAYS, Way};
 use super::victim::Victim;
-use super::{Bare, Context, ensure, page, returned};
+use super::{Bare, Context, ensure, page};
 use crate::arch::cpu;
 use crate::arch::entry::try_read;
 use crate::calls::{self, page_state};
@@ -34,7 +34,7 @@ const TIMES: usize = 2;
 const PATIENCE: u64 = 30;
 /// After it took the page back it fills it with secrets: this is enough, in microseconds.
 const REFILLED: u64 = 50_000;
-/// What a device of the core's or of the interrupt controller would take from this host.
+/// What the device writes where it is seen if it gets there.
 const LIE: u64 = 0x0bad_c0de_0000_0000;
 
 /// All of it.
@@ -60,6 +60,7 @@ pub fn dma(context: &Context<'_>) -> Result<String, Failure> {
 fn copies(attacker: &Attacker) -> Result<(), Failure> {
     let (block, top) = (pages::take(MAX_PAGES, BLOCK).ok_or(Failure::Memory(BLOCK))?, page()?);
     let low = pages::take(1, PAGE).ok_or(Failure::Memory(PAGE))?;
+    write_first(attacker, block + BLOCK / 2)?;
     for (from, to) in [(low, top), (top, block), (block + BLOCK - PAGE, low)] {
         attacker.copy(from, to)?;
     }
@@ -67,6 +68,12 @@ fn copies(attacker: &Attacker) -> Result<(), Failure> {
     pages::give(top, 1);
     pages::give(block, MAX_PAGES);
     Ok(())
+}
+
+/// The device writes a page of this host's before this check reads it.
+fn write_first(attacker: &Attacker, page: u64) -> Result<(), Failure> {
+    attacker.write(page, PAGE, LIE)?;
+    all_are(&words(page, PAGE)?, LIE, &alloc::format!("written by the device to {page:#x}, this host's"))
 }
 
 /// A page leaves this host and comes back, under the hands of the device.
@@ -83,8 +90,9 @@ fn leave(attacker: &Attacker, way: Way) -> Result<(), Failure> {
     }
     taker.end()?;
     for page in &gone {
-        returned(*page)?;
-        attacker.reaches(*page, "after it came back")?;
+        // The device comes first: it needs no CPU that has been there.
+        all_are(&attacker.read(*page, PAGE)?, 0, "a page that came back")?;
+        write_first(attacker, *page)?;
     }
     pages::give(block, MAX_PAGES);
     Ok(())
@@ -174,7 +182,7 @@ fn become_state(victim: &Victim, word: &[u8], state: u64) -> Result<(), Failure>
     victim.tell(word);
     let until = cpu::counter() + cpu::frequency() * PATIENCE;
     let is = || calls::page_info(victim.id(), SHOWN).is_ok_and(|(found, _)| found == state);
-    while !is() && cpu::counter() < until {
+    while !is() && !victim.has_ended() && cpu::counter() < until {
         scheduler::run_for(1000);
     }
     ensure(is(), "the VM does not do what its console says")
