@@ -46,6 +46,11 @@ pub fn version() -> Result<u64, CallError> {
     one(HostCall::CoreVersion, [0; 5])
 }
 
+/// How often the core has counted this event.
+pub fn core_statistics(event: u64) -> Result<u64, CallError> {
+    raw(HostCall::CoreStatistics, [event, 0, 0, 0, 0]).map(|x| x[1])
+}
+
 /// What the machine can do for VMs.
 pub fn core_info() -> Result<CoreInfo, CallError> {
     raw(HostCall::CoreInfo, [0; 5]).map(|x| CoreInfo {

@@ -8,7 +8,7 @@ use super::super::ensure;
 use crate::arch::edu::{Edu, PAGE_SIZE};
 use crate::arch::entry::{try_read, try_write};
 use crate::arch::{cpu, memory};
-use crate::guest::Failure;
+use crate::guest::{Failure, at};
 use crate::machine::Machine;
 use crate::pages::{self, PAGE};
 use crate::{calls, scheduler};
@@ -24,6 +24,9 @@ const OWN: u64 = 0x600d_600d << 32;
 const WRITTEN: u64 = 0xbad0_bad0 << 32;
 /// What stands in the device's page before it reads something that is not this host's.
 const UNTOUCHED: u64 = 0x0c0f_fee0_0c0f_fee0;
+
+/// The core's count of accesses that SMMUs refused (its `Event::DeviceAccessDenied`).
+const DEVICE_ACCESS_DENIED: u64 = 21;
 
 /// The device, and a page of this host's that its page is filled from and emptied to.
 pub struct Attacker {
@@ -122,24 +125,31 @@ impl Attacker {
     /// The device reads nothing at `pa`, which is not this host's; then it writes there, of which others must find nothing.
     ///
     /// # Errors
-    /// It has read something.
+    /// It has read something, or the core does not know of it.
     pub fn attacks(&self, pa: u64, size: u64, what: &str) -> Result<(), Failure> {
-        let found = self.read(pa, size)?;
+        let found = self.refused(what, || self.read(pa, size))?;
         if let Some(n) = found.iter().position(|word| !is_nothing(*word)) {
             let (at, word) = (pa + 8 * n as u64, found[n]);
             return Err(Failure::Text(alloc::format!("{what}: the device reads {word:#x} at {at:#x}")));
         }
-        self.write(pa, size, WRITTEN)?;
-        self.count(2)
+        self.refused(what, || self.write(pa, size, WRITTEN))
     }
 
-    /// So many transfers more were attacks, and the core is there.
+    /// What the device does here is an attack: by the core's count something of it was refused.
     ///
     /// # Errors
-    /// The core does not answer as it did.
-    pub fn count(&self, attacks: u64) -> Result<(), Failure> {
-        self.attacks.set(self.attacks.get() + attacks);
-        crate::guest::at("CoreVersion", calls::version()).map(|_| ())
+    /// Nothing was.
+    pub fn refused<T>(&self, what: &str, attack: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        let count = || at("CoreStatistics", calls::core_statistics(DEVICE_ACCESS_DENIED));
+        let before = count()?;
+        let found = attack()?;
+        self.attacks.set(self.attacks.get() + 1);
+        if count()? == before {
+            return Err(Failure::Text(alloc::format!(
+                "{what}: the core does not know that the device was refused anything"
+            )));
+        }
+        Ok(found)
     }
 }
 

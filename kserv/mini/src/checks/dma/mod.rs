@@ -10,7 +10,7 @@ mod attacker;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use corevisor_interface::calls::MAX_PAGES;
+use corevisor_interface::calls::{MAX_PAGES, VM_ORDINARY, VM_PROTECTED};
 use kserv_model::layout::RAM_BASE;
 
 use self::attacker::{Attacker, all_are, is_nothing, words};
@@ -30,6 +30,11 @@ const SHOWN: u64 = 0x4050_0000;
 const PUBLIC: u64 = u64::from_le_bytes(*b"PUBLIC-0");
 /// How often the VM shows it.
 const TIMES: usize = 2;
+/// Bits of a VM's addresses with which its root is so many pages (Arm ARM D8.2.10, concatenated tables).
+const LARGE_BITS: u64 = 42;
+const LARGE_ROOT: u64 = 8;
+/// Pages of a VM's pool.
+const POOL: u64 = 16;
 /// The VM does what it was told in so many seconds, or is lost.
 const PATIENCE: u64 = 30;
 /// After it took the page back it fills it with secrets: this is enough, in microseconds.
@@ -50,6 +55,7 @@ pub fn dma(context: &Context<'_>) -> Result<String, Failure> {
     for way in WAYS {
         leave(&attacker, way).map_err(|failure| Failure::Text(alloc::format!("{way:?}: {failure}")))?;
     }
+    leave_together(&attacker, context)?;
     lent(&attacker)?;
     kept(&attacker, context)?;
     let (transfers, attacks) = attacker.end();
@@ -98,6 +104,33 @@ fn leave(attacker: &Attacker, way: Way) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The pages of a large root leave together, of a block of which another page is away: what remembers them remembers each by itself. The last of them has
+/// an entry then.
+fn leave_together(attacker: &Attacker, context: &Context<'_>) -> Result<(), Failure> {
+    if context.info.ipa_bits < LARGE_BITS {
+        return Ok(());
+    }
+    let block = pages::take(MAX_PAGES, BLOCK).ok_or(Failure::Memory(BLOCK))?;
+    let (root, last) = (block + BLOCK / 2, block + BLOCK / 2 + (LARGE_ROOT - 1) * PAGE);
+    let apart = Bare::with_root(VM_PROTECTED, block)?;
+    [root, last].into_iter().try_for_each(|page| attacker.reaches(page, "before it left with others"))?;
+    let id = at("RegisterVm", calls::register_vm(VM_ORDINARY, LARGE_BITS, root))?;
+    let (pool, lent) = (pages::take_top(POOL, PAGE).ok_or(Failure::Memory(POOL * PAGE))?, page()?);
+    let vm = Bare { id, held: alloc::vec![(pool, POOL)], mailboxes: Vec::new() };
+    let given = at("DonatePool", calls::donate_pool(vm.id, pool, POOL))?;
+    ensure(given == POOL, "not all of a pool was taken")?;
+    let mapped = at("MapMemory", calls::map_memory(vm.id, (1 << LARGE_BITS) - BLOCK, lent, 1, 0))?;
+    ensure(mapped == 1, "a page was not lent")?;
+    [root, last].into_iter().try_for_each(|page| attacker.attacks(page, PAGE, "a page that left with others"))?;
+    attacker.reaches(last + PAGE, "the page behind those that left")?;
+    vm.end()?;
+    apart.end()?;
+    [root, last].into_iter().try_for_each(|page| write_first(attacker, page))?;
+    pages::give(lent, 1);
+    pages::give(block, MAX_PAGES);
+    Ok(())
+}
+
 /// What an ordinary VM has of this host's stays this host's, and its devices'.
 fn lent(attacker: &Attacker) -> Result<(), Failure> {
     let (vm, page) = (Bare::ready()?, page()?);
@@ -128,7 +161,12 @@ fn kept(attacker: &Attacker, context: &Context<'_>) -> Result<(), Failure> {
         pages::give(start, pages);
         Ok(())
     };
+    // Once by pages, as another page of the block is away; then the block is whole, and goes whole.
+    let block = shown & !(BLOCK - 1);
+    let apart = Bare::with_root(VM_PROTECTED, block)?;
     reaches("before the VM had it")?;
+    apart.end()?;
+    attacker.write(block + BLOCK - PAGE, PAGE, LIE)?;
     let victim = Victim::start(context)?;
     ensure(victim.memory().next() == Some(start), "the VM's memory is not where the device was")?;
     secrets(attacker, &victim, shown)?;
@@ -161,7 +199,7 @@ fn show(attacker: &Attacker, victim: &Victim, shown: u64) -> Result<(), Failure>
     all_are(&words(shown, PAGE)?, LIE, "a page that is shown, written")?;
     // From what is shown into the secrets behind it, and from those before it.
     for (start, private) in [(shown + PAGE / 2, 1), (shown - PAGE / 2, 0)] {
-        let found = attacker.read(start, PAGE)?;
+        let found = attacker.refused("across a page's end", || attacker.read(start, PAGE))?;
         let mut halves = found.chunks(found.len() / 2);
         let secret = halves.nth(private).and_then(|half| half.iter().find(|word| !is_nothing(**word)));
         if let Some(word) = secret {
@@ -169,8 +207,7 @@ fn show(attacker: &Attacker, victim: &Victim, shown: u64) -> Result<(), Failure>
                 "from {start:#x} on, across a page's end, the device reads {word:#x}"
             )));
         }
-        attacker.write(start, PAGE, LIE)?;
-        attacker.count(2)?;
+        attacker.refused("across a page's end", || attacker.write(start, PAGE, LIE))?;
     }
     become_state(victim, b"u", page_state::PRIVATE)?;
     scheduler::run_for(REFILLED);
@@ -220,9 +257,8 @@ fn smmu(attacker: &Attacker) -> Result<(), Failure> {
     for at in (SMMU..SMMU + SIZE).step_by(PAGE as usize).chain([SMMU + CR0, SMMU + STRTAB_BASE]) {
         ensure(try_read(at).is_err_and(|abort| abort.is_external()), "this host reads the SMMU's registers")?;
     }
-    attacker.write(SMMU + STRTAB_BASE, 8, 0)?;
-    attacker.write(SMMU + CR0, 4, 0)?;
-    attacker.count(2)
+    attacker.refused("the SMMU's registers", || attacker.write(SMMU + STRTAB_BASE, 8, 0))?;
+    attacker.refused("the SMMU's registers", || attacker.write(SMMU + CR0, 4, 0))
 }
 
 /// Devices write to the interrupt translation service's one register for them, and to no other.
@@ -233,9 +269,8 @@ fn service(attacker: &Attacker, its: u64) -> Result<(), Failure> {
     let read = |register| try_read(its + register).map_err(|_| Failure::Text("this host has no ITS".into()));
     let (kind, before) = (read(GITS_TYPER)?, read(GITS_CBASER)?);
     ensure(kind != 0, "the ITS says nothing of itself")?;
-    let found = attacker.read(its + GITS_TYPER, 8)?;
+    let found = attacker.refused("the ITS", || attacker.read(its + GITS_TYPER, 8))?;
     ensure(found.iter().all(|word| is_nothing(*word)), "the device reads the ITS")?;
-    attacker.write(its + GITS_CBASER, 8, LIE)?;
-    ensure(read(GITS_CBASER)? == before, "the device writes the ITS")?;
-    attacker.count(2)
+    attacker.refused("the ITS", || attacker.write(its + GITS_CBASER, 8, LIE))?;
+    ensure(read(GITS_CBASER)? == before, "the device writes the ITS")
 }
