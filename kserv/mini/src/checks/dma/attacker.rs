@@ -127,11 +127,12 @@ impl Attacker {
     /// # Errors
     /// It has read something, or the core does not know of it.
     pub fn attacks(&self, pa: u64, size: u64, what: &str) -> Result<(), Failure> {
-        let found = self.refused(what, || self.read(pa, size))?;
-        if let Some(n) = found.iter().position(|word| !is_nothing(*word)) {
+        self.refused(what, || {
+            let found = self.read(pa, size)?;
+            let Some(n) = found.iter().position(|word| !is_nothing(*word)) else { return Ok(()) };
             let (at, word) = (pa + 8 * n as u64, found[n]);
-            return Err(Failure::Text(alloc::format!("{what}: the device reads {word:#x} at {at:#x}")));
-        }
+            Err(Failure::Text(alloc::format!("{what}: the device reads {word:#x} at {at:#x}")))
+        })?;
         self.refused(what, || self.write(pa, size, WRITTEN))
     }
 
