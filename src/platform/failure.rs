@@ -129,7 +129,8 @@ pub mod provoke {
 
     static JUDGED: AtomicU64 = AtomicU64::new(0);
 
-    /// After a call of the host: whether records and tables agree. Not after VcpuRun, of which there are too many, and not after those that only tell something.
+    /// After a call of the host: whether records and tables agree. Out of line: what it needs of the stack, a call that checks a signature has no room for. Not after VcpuRun, of which there are too many, and not after those that only tell something.
+    #[inline(never)]
     pub fn judge<M: Machine>(mem: &Memory<M>, asked: &[u64; 6]) {
         use HostCall::{CoreLogRead, CoreStatistics, GetRegister, PageInfo, PoolInfo, VcpuRun, VmInfo};
         if let Some(VcpuRun | CoreStatistics | CoreLogRead | GetRegister | PageInfo | PoolInfo | VmInfo) =

@@ -230,10 +230,15 @@ impl Attack {
     }
 }
 
+/// The machine of a storm: with GICv3 it has an SMMU, so that what devices reach changes with every page that changes hands.
+fn stormy(gic: u32, cpus: u32) -> Machine {
+    machine(gic, cpus).smmu(gic == 3)
+}
+
 /// One storm: the line in which the mini host says what it did.
 fn storm(bed: &Bed, gic: u32, cpus: u32, seed: u64, rounds: u32) -> Result<String, Failure> {
     // Every refused access is a warning.
-    let run = run(bed, machine(gic, cpus), storm_of(seed, rounds), "error").timeout(STORM_LIMIT);
+    let run = run(bed, stormy(gic, cpus), storm_of(seed, rounds), "error").timeout(STORM_LIMIT);
     let line = weathered(&finish(run)?)?;
     let done = line.rsplit(": ").next().unwrap_or_default().split(|c: char| !c.is_ascii_digit());
     let done = done.filter_map(|number| number.parse().ok());
@@ -257,7 +262,7 @@ fn weathered(done: &Finished) -> Result<String, Failure> {
 /// A storm in the test build, whose oracle compares records and tables after each call of the host that may change something, but VcpuRun, and stops the machine where they disagree.
 fn watched(bed: &Bed, gic: u32, cpus: u32, rounds: u32) -> Result<(), Failure> {
     // It looks at every page of RAM.
-    let machine = machine(gic, cpus).memory("128M");
+    let machine = stormy(gic, cpus).memory("128M");
     let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
     let done = finish(run(bed, machine, storm_of(1, rounds), "info").core(hooks))?;
     weathered(&done)?;
