@@ -28,7 +28,11 @@ fn gfn(at: u64) -> Gfn {
 /// 8 MiB of RAM for whatever comes, a bank behind it for what VMs need, a window; an SMMU whose leaves are at most `largest`.
 fn machine(largest: Level) -> World {
     let regions = vec![(WINDOW, BLOCK_2M, false), (RAM, 4 * BLOCK_2M, true), (BACK, BLOCK_2M, true)];
-    World::new(&Layout { regions, pool: BACK, pool_pages: 32, ia_bits: 40, cpus: 2, smmu: Some(largest) })
+    let layout = Layout { regions, pool: BACK, pool_pages: 32, ia_bits: 40, cpus: 2, smmu: Some(largest) };
+    let world = World::new(&layout);
+    // Devices use these at any moment.
+    world.sim().watch(&[RAM, RAM + 0x3000, RAM + 0x9000, RAM + BLOCK_2M + PAGE].map(Ipa::new));
+    world
 }
 
 /// The same with a protected VM 1 and an ordinary VM 2.

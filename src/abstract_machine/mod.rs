@@ -91,10 +91,15 @@ pub trait Machine: Worlds {
     /// (DSB ISHST, ISB): enough after an invalid entry became valid, which no TLB holds.
     fn publish_tables(&self);
 
-    /// Forgets, on every CPU, what was cached for `ipa` of `vm`, including combined stage-1 entries, and waits
-    /// until it is done: DSB; TLBI IPAS2E1IS; DSB; TLBI VMALLE1IS; DSB; ISB. K §2 L8, Arm ARM D8.16.
+    /// Forgets, on every CPU, what was cached for the `pages` pages from `ipa` of `vm` on, including combined stage-1 entries, and waits
+    /// until it is done: DSB; TLBI IPAS2E1IS for each; DSB; TLBI VMALLE1IS; DSB; ISB. K §2 L8, Arm ARM D8.16.
     /// `root` is the VM's VTTBR value.
-    fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa);
+    fn tlb_flush_run(&self, vm: VmId, root: u64, ipa: Ipa, pages: u64);
+
+    /// [`tlb_flush_run`](Self::tlb_flush_run) for one page.
+    fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa) {
+        self.tlb_flush_run(vm, root, ipa, 1);
+    }
 
     /// Forgets, on every CPU, all that was cached for `vm`. `root` is its VTTBR value.
     fn tlb_flush_vm(&self, vm: VmId, root: u64);

@@ -85,24 +85,27 @@ pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
     clear_run_host(npts, pfn, 1);
 }
 
-/// [`clear_pfn_host`] for the `count` pages from `pfn` on.
+/// [`clear_pfn_host`] for the `count` pages from `pfn` on: all entries first, then one flush.
 pub fn clear_run_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, count: u64) {
     let machine = npts.machine();
     let mut npt = npts.host().acquire();
-    let root = npt.vttbr();
-    for ipa in (0..count).map_while(|n| pfn.checked_add(n)).map(|pfn| pfn.identity().addr()) {
-        loop {
-            match npt_walk::clear_page(machine, &mut npt, ipa.into()) {
-                Walk::Hole(_) => break,
-                Walk::Mapped(Level::L1 | Level::L2, _) if split_host(machine, &mut npt, ipa) => {}
-                Walk::Mapped(level, _) => {
-                    if level != Level::L3 {
-                        npt_walk::clear_npt(machine, &mut npt, ipa.into());
-                    }
-                    machine.tlb_flush_ipa(VmId::HOST, root, ipa);
-                    break;
-                }
-            }
+    let mut cleared = false;
+    for page in (0..count).map_while(|n| pfn.checked_add(n)) {
+        cleared |= clear_host(machine, &mut npt, page.identity().addr());
+    }
+    if cleared {
+        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);
+    }
+}
+
+/// Takes the host's page at `ipa` out of its table, out of a block around it if need be. Whether anything was there: the TLBs still hold it.
+fn clear_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa) -> bool {
+    loop {
+        match npt_walk::clear_page(machine, npt, ipa.into()) {
+            Walk::Hole(_) => return false,
+            Walk::Mapped(Level::L3, _) => return true,
+            Walk::Mapped(..) if split_host(machine, npt, ipa) => {}
+            Walk::Mapped(..) => return npt_walk::clear_npt(machine, npt, ipa.into()).is_some(),
         }
     }
 }

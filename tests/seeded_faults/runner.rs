@@ -21,6 +21,8 @@ const TESTS: &[&str] = &[
     "vm_pages",
     "traps",
     "tables",
+    "devices",
+    "mediated",
     "seal",
     "authentic_boot",
     "hypercalls",
@@ -39,6 +41,10 @@ const TESTS: &[&str] = &[
 /// Which of them to ask first about a fault in a file.
 const FIRST: &[(&str, &[&str])] = &[
     ("src/npt", &["tables", "vm_pages", "small_world"]),
+    ("src/spt", &["devices"]),
+    ("src/mmio", &["mediated", "lib"]),
+    ("src/abstract_machine/stream_table", &["lib"]),
+    ("src/memory/oracle", &["devices", "vm_pages"]),
     ("src/memory", &["vm_pages", "pages", "small_world"]),
     ("src/vm/seal", &["seal"]),
     ("src/vm/boot_core", &["lifecycle", "seal"]),

@@ -34,14 +34,15 @@ fn with_vttbr(root: u64, flush: impl FnOnce()) {
     barrier::isb(barrier::SY);
 }
 
-/// Forgets one intermediate address of the VMID in `root`, on every CPU: first stage-2 entries, then, after these are
+/// Forgets `pages` intermediate addresses of the VMID in `root` from `ipa` on, on every CPU: first stage-2 entries, then, after these are
 /// gone, entries that combine both stages, which are not found by intermediate address.
-pub fn flush_ipa(root: u64, ipa: Ipa) {
+pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
     barrier::dsb(barrier::ISHST);
     with_vttbr(root, || {
-        // SAFETY: TLB invalidation only makes walks happen again.
-        unsafe {
-            asm!("tlbi ipas2e1is, {}", in(reg) ipa.raw() >> PAGE_SHIFT, options(nostack, preserves_flags));
+        let first = ipa.raw() >> PAGE_SHIFT;
+        for page in first..first + pages {
+            // SAFETY: TLB invalidation only makes walks happen again.
+            unsafe { asm!("tlbi ipas2e1is, {}", in(reg) page, options(nostack, preserves_flags)) };
         }
         barrier::dsb(barrier::ISH);
         // SAFETY: as above.

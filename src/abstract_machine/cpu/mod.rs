@@ -148,8 +148,8 @@ impl Machine for Cpu {
         maintenance::publish();
     }
 
-    fn tlb_flush_ipa(&self, _: VmId, root: u64, ipa: Ipa) {
-        maintenance::flush_ipa(root, ipa);
+    fn tlb_flush_run(&self, _: VmId, root: u64, ipa: Ipa, pages: u64) {
+        maintenance::flush_run(root, ipa, pages);
     }
 
     fn tlb_flush_vm(&self, _: VmId, root: u64) {

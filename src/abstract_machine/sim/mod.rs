@@ -30,7 +30,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::vec::Vec;
 use std::{format, vec};
 
-use super::addr::{Ipa, Pa, Pfn, PhysRange, VmId};
+use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::Event;
 use super::regs::{El1Reg, Syndrome, SysregId};
 use super::{Machine, SmcOutcome};
@@ -53,7 +53,7 @@ pub fn run_as(cpu: usize) {
 /// A fault to plant: what the machine leaves out, so that a test can show that it is noticed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sabotage {
-    /// `tlb_flush_ipa` does nothing.
+    /// `tlb_flush_run` does nothing.
     NoFlushIpa,
     /// `tlb_flush_vm` does nothing.
     NoFlushVm,
@@ -61,7 +61,7 @@ pub enum Sabotage {
     NoPublish,
     /// `clear_phys_page` does nothing.
     NoScrub,
-    /// `tlb_flush_ipa` reaches only the CPU that calls it.
+    /// `tlb_flush_run` reaches only the CPU that calls it.
     LocalFlushOnly,
     /// `sync_page_to_poc` does nothing.
     NoSync,
@@ -347,17 +347,19 @@ impl Machine for Sim {
         self.state().flush_smmu(at, pages);
     }
 
-    fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa) {
+    fn tlb_flush_run(&self, vm: VmId, root: u64, ipa: Ipa, pages: u64) {
         let mut state = self.state();
         state.check_root(vm, root);
         state.tables.publish();
         let me = CPU.get();
-        match state.sabotage {
-            Some(Sabotage::NoFlushIpa) => return,
-            Some(Sabotage::LocalFlushOnly) => state.cpus[me].tlb.flush_ipa(vm.raw(), ipa.raw()),
-            _ => state.cpus.iter_mut().for_each(|cpu| cpu.tlb.flush_ipa(vm.raw(), ipa.raw())),
+        for at in (0..pages).map(|n| ipa.raw() + n * PAGE_SIZE) {
+            match state.sabotage {
+                Some(Sabotage::NoFlushIpa) => return,
+                Some(Sabotage::LocalFlushOnly) => state.cpus[me].tlb.flush_ipa(vm.raw(), at),
+                _ => state.cpus.iter_mut().for_each(|cpu| cpu.tlb.flush_ipa(vm.raw(), at)),
+            }
+            state.tables.flushed_ipa(vm.raw(), at);
         }
-        state.tables.flushed_ipa(vm.raw(), ipa.raw());
     }
 
     fn tlb_flush_vm(&self, vm: VmId, root: u64) {

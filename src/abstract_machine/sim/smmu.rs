@@ -1,6 +1,6 @@
 //! An SMMU and the devices behind it: walks, and a TLB that forgets nothing unless it is told (K: `dev_load_ref`, `dev_store_ref`).
 //!
-//! Its table stands in memory of its own, which nothing else of the machine is. After every store to it the SMMU walks to all watched addresses, as a device may
+//! Its table stands in memory of its own, which nothing else of the machine is. After every store to it, and every time it was made to forget, the SMMU walks to all watched addresses, as a device may
 //! use them at any moment. Blocks may become tables and tables blocks in one store (SMMU_IDR3.BBML = 2), so that is no violation here.
 #![forbid(unsafe_code)]
 
@@ -109,7 +109,7 @@ impl State {
 
     /// A store to the SMMU's tables. Whether `entry` is in them.
     pub(super) fn store_smmu_entry(&mut self, entry: Pa, value: u64) -> bool {
-        let watched: Vec<u64> = self.watched.iter().map(|(_, ipa)| ipa.raw()).collect();
+        let watched = self.watched_by_devices();
         let Some(smmu) = &mut self.smmu else { return false };
         let Some(word) = smmu.word(entry) else { return false };
         assert!(entry.is_aligned(8), "store at {entry}: not aligned");
@@ -117,6 +117,10 @@ impl State {
         smmu.unseen = true;
         smmu.walk_to(&watched);
         true
+    }
+
+    fn watched_by_devices(&self) -> Vec<u64> {
+        self.watched.iter().map(|(_, ipa)| ipa.raw()).collect()
     }
 
     /// DSB: what was stored is seen.
@@ -132,8 +136,10 @@ impl State {
         if self.sabotage == Some(Sabotage::NoSmmuFlush) {
             return;
         }
+        let watched = self.watched_by_devices();
         if let Some(smmu) = &mut self.smmu {
             (0..pages).for_each(|n| smmu.tlb.flush_ipa(STREAMS, at.raw() + n * PAGE_SIZE));
+            smmu.walk_to(&watched);
         }
     }
 

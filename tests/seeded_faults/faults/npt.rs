@@ -20,8 +20,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: the host keeps all pages of a run but the first",
         "src/npt/npt_ops.rs",
-        "for ipa in (0..count).map_while",
-        "for ipa in (0..count.min(1)).map_while",
+        "for page in (0..count).map_while",
+        "for page in (0..count.min(1)).map_while",
     ),
     fault(
         "npt_walk: a leaf may be overwritten",
@@ -57,14 +57,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: clear without flush",
         "src/npt/npt_ops.rs",
-        "                    machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n                    break;",
-        "                    let _ = root;\n                    break;",
+        "        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n",
+        "",
     ),
     fault(
         "npt_ops: flush before clear",
         "src/npt/npt_ops.rs",
-        "            match npt_walk::clear_page(machine, &mut npt, ipa.into()) {\n                Walk::Hole(_) => break,\n                Walk::Mapped(Level::L1 | Level::L2, _) if split_host(machine, &mut npt, ipa) => {}\n                Walk::Mapped(level, _) => {\n                    if level != Level::L3 {\n                        npt_walk::clear_npt(machine, &mut npt, ipa.into());\n                    }\n                    machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n",
-        "            machine.tlb_flush_ipa(VmId::HOST, root, ipa);\n            match npt_walk::clear_page(machine, &mut npt, ipa.into()) {\n                Walk::Hole(_) => break,\n                Walk::Mapped(Level::L1 | Level::L2, _) if split_host(machine, &mut npt, ipa) => {}\n                Walk::Mapped(level, _) => {\n                    if level != Level::L3 {\n                        npt_walk::clear_npt(machine, &mut npt, ipa.into());\n                    }\n",
+        "    for page in (0..count).map_while(|n| pfn.checked_add(n)) {\n        cleared |= clear_host(machine, &mut npt, page.identity().addr());\n    }\n    if cleared {\n        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    }\n",
+        "    machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    for page in (0..count).map_while(|n| pfn.checked_add(n)) {\n        cleared |= clear_host(machine, &mut npt, page.identity().addr());\n    }\n    let _ = cleared;\n",
     ),
     fault(
         "npt_ops: split without flush",
