@@ -4,7 +4,7 @@
 //! |--------------------|-------------------------------------------------------------------------------|---------------------------|
 //! | [`emulate_mmio`]   | serves the access that trapped, and steps over it                              | takes Mmio; S2Page, inside |
 //!
-//! Below: MmioOpsAux. Above: FaultHandler. Specification: the tests of `tests/mediated`. Source: SeKVM layer MmioOps; K §2 L26.
+//! Below: MmioOpsAux. Above: FaultHandler. Specification: `spec::mmio`. Source: SeKVM layer MmioOps; K §2 L26.
 #![forbid(unsafe_code)]
 
 use super::Mediated;

@@ -4,7 +4,7 @@
 //! |-------------------------|----------------------------------------------------------------------------|------|
 //! | [`handle_host_mmio`]    | passes the access on to its kind of frame: what a load gives                | Mmio |
 //!
-//! Below: MmioCore. Above: MmioOps. Specification: the tests of `tests/mediated`. Source: SeKVM layer MmioOpsAux; K §2 L25.
+//! Below: MmioCore. Above: MmioOps. Specification: `spec::mmio`. Source: SeKVM layer MmioOpsAux; K §2 L25.
 #![forbid(unsafe_code)]
 
 use super::mmio_core::handle_gits_access;

@@ -9,7 +9,7 @@
 //!
 //! Register 31 is XZR (K §8.3 A8).
 //!
-//! Below: AbstractMachine. Above: MmioCoreAux. Specification: the tests of `tests/mediated`. Source: SeKVM layer MmioRaw; K §2 L22, §4.7.
+//! Below: AbstractMachine. Above: MmioCoreAux. Specification: `spec::mmio`. Source: SeKVM layer MmioRaw; K §2 L22, §4.7.
 #![forbid(unsafe_code)]
 
 use crate::abstract_machine::addr::{Ipa, PAGE_SIZE, Pa};

@@ -12,6 +12,7 @@
 //! | [`memory`]     | page -> state, and the transitions of host and core                          | 13-17  |
 //! | [`vm_memory`]  | the transitions of VMs: table, pool, memory                                  | 13-17  |
 //! | [`vm`]         | the life of VMs: what each call does in each state                           | 18-21  |
+//! | [`mmio`]       | what a GICv3 gets of what the host says, and what that reads again           | 22-26  |
 //! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
 //! | [`vcpu`]       | what an exit of a VM shows, what an entry takes back, what the core serves   | 27-32  |
 //! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
@@ -26,6 +27,7 @@
 pub mod invariants;
 pub mod locks;
 pub mod memory;
+pub mod mmio;
 pub mod npt;
 pub mod replay;
 pub mod spt;

@@ -209,11 +209,6 @@ impl Sim {
         self.state().synced.clone()
     }
 
-    /// The log's text; its first byte has sequence number `first`.
-    pub fn set_log_text(&self, first: u64, text: &[u8]) {
-        self.state().text = (first, text.to_vec());
-    }
-
     /// Number of free pages in the pool.
     pub fn free_pages(&self) -> usize {
         self.state().tables.free_pages()

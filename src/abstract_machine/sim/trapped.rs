@@ -79,6 +79,11 @@ impl Sim {
         self.state().id_registers.insert(reg, value);
     }
 
+    /// The log's text; its first byte has sequence number `first`.
+    pub fn set_log_text(&self, first: u64, text: &[u8]) {
+        self.state().text = (first, text.to_vec());
+    }
+
     /// Registers of devices. Without, there are none.
     pub fn set_registers(&self, registers: Registers) {
         *self.registers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(registers);

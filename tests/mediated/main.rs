@@ -2,6 +2,8 @@
 //! reads again. Layers 22-26 with 31, against registers that write down what is done to them.
 #![forbid(unsafe_code)]
 
+mod random;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
