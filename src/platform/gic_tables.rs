@@ -24,6 +24,8 @@ const TYPER_VLPIS: u64 = 1 << 1;
 const TYPER_LAST: u64 = 1 << 4;
 const GICD_TYPER: u64 = 0x04;
 
+/// GITS_TYPER.PTA.
+const TYPER_PTA: u64 = 1 << 19;
 /// GITS_CTLR.Quiescent, and how often it is asked.
 const QUIESCENT: u64 = 1 << 31;
 const PATIENCE: u32 = 1 << 20;
@@ -48,6 +50,8 @@ enum Unfit {
     TooSmall,
     NotQuiescent,
     NotCoherent,
+    /// Its commands name redistributors by address, and it would write there.
+    PhysicalTargets,
 }
 
 /// What ends the set-up.
@@ -169,6 +173,9 @@ fn find_redistributors(region: PhysRange, stride: Option<u64>, frames: &mut Fram
 fn set_up_its(range: PhysRange) -> Result<Setup, Trouble> {
     let frame = range.base();
     let register = |offset: u64| Pa::new(frame.raw() + offset);
+    if Cpu.mmio_read(register(GITS_TYPER), 8) & TYPER_PTA != 0 {
+        return Err(Trouble::Unfit(Unfit::PhysicalTargets, range));
+    }
     Cpu.mmio_write(register(GITS_CTLR), 4, 0);
     if !(0..PATIENCE).any(|_| Cpu.mmio_read(register(GITS_CTLR), 4) & QUIESCENT != 0) {
         return Err(Trouble::Unfit(Unfit::NotQuiescent, range));

@@ -6,7 +6,6 @@ mod locks;
 mod memory;
 mod npt;
 mod seal;
-mod spt;
 mod vcpu;
 mod vm;
 
@@ -35,7 +34,7 @@ const fn fault(name: &'static str, file: &'static str, from: &'static str, to: &
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [locks::FAULTS, npt::FAULTS, spt::FAULTS, memory::FAULTS, vm::FAULTS, seal::FAULTS, vcpu::FAULTS, host::FAULTS]
+    [locks::FAULTS, npt::FAULTS, memory::FAULTS, vm::FAULTS, seal::FAULTS, vcpu::FAULTS, host::FAULTS]
         .into_iter()
         .flatten()
 }
