@@ -15,6 +15,7 @@
 //! | [`failure`]      | the core itself fails                                                  |
 //! | [`hostile`]      | a host that attacks at random; `--soak`                                |
 //! | [`dma`]          | the same with a device                                                 |
+//! | [`gic`]          | the same with its interrupt controller                                 |
 //! | [`vms`]          | virtual machines under the mini host                                   |
 //! | [`kvm`]          | virtual machines of a Linux host, by `/dev/kvm`                        |
 //! | [`kvm_timer`]    | when such a machine hears of its timer                                 |
@@ -30,6 +31,7 @@ mod confinement;
 mod consoles;
 mod dma;
 mod failure;
+mod gic;
 mod host_life;
 mod host_tree;
 mod hostile;
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
         vms::cases(),
         hostile::cases(),
         dma::cases(),
+        gic::cases(),
         kvm::cases(),
         kvm_timer::cases(),
         smmu::cases(),

@@ -148,7 +148,7 @@ impl Machine {
         self
     }
 
-    /// The version of the interrupt controller: 2 or 3.
+    /// The version of the interrupt controller: 2, 3 or 4.
     #[must_use]
     pub fn gic(mut self, version: u32) -> Self {
         self.gic = Some(version);

@@ -144,9 +144,11 @@ switch_tables:
     ret
 
 // Accesses that may fail: 0, or ESR_EL1 if the access at x0 failed. guarded_store(x0, x1 = word), guarded_zero(x0: DC ZVA); the others store the word
-// that they found at x1: guarded_load(x0, x1), and two that add 1: guarded_exclusive by LDXR and STXR, guarded_atomic by LDADD.
+// that they found at x1: guarded_load(x0, x1), and two that add 1: guarded_exclusive by LDXR and STXR, guarded_atomic by LDADD. Those by bytes, halves of
+// words, pairs, and with a new address in x0 after it are for registers, which are not reached so.
     .arch_extension lse
     .globl  guarded_load, guarded_store, guarded_zero, guarded_exclusive, guarded_atomic
+    .globl  guarded_load_byte, guarded_store_byte, guarded_load_half, guarded_load_pair, guarded_store_pair, guarded_load_step
 guarded_load:
 guarded_start:
     ldr     x2, [x0]
@@ -168,6 +170,26 @@ guarded_exclusive:
 guarded_atomic:
     mov     x3, #1
     ldadd   x3, x2, [x0]
+    b       1f
+guarded_load_byte:
+    ldrb    w2, [x0]
+    b       1f
+guarded_store_byte:
+    strb    w1, [x0]
+    dsb     sy
+    b       2f
+guarded_load_half:
+    ldrh    w2, [x0]
+    b       1f
+guarded_load_pair:
+    ldp     x2, x3, [x0]
+    b       1f
+guarded_store_pair:
+    stp     x1, x1, [x0]
+    dsb     sy
+    b       2f
+guarded_load_step:
+    ldr     x2, [x0], #8
     b       1f
 guarded_end:
 1:  str     x2, [x1]

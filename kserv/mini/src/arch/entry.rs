@@ -43,6 +43,12 @@ unsafe extern "C" {
     fn guarded_exclusive(address: u64, word: *mut u64) -> u64;
     fn guarded_atomic(address: u64, word: *mut u64) -> u64;
     fn guarded_call(address: u64, word: *mut u64) -> u64;
+    fn guarded_load_byte(address: u64, word: *mut u64) -> u64;
+    fn guarded_store_byte(address: u64, word: u64) -> u64;
+    fn guarded_load_half(address: u64, word: *mut u64) -> u64;
+    fn guarded_load_pair(address: u64, word: *mut u64) -> u64;
+    fn guarded_store_pair(address: u64, word: u64) -> u64;
+    fn guarded_load_step(address: u64, word: *mut u64) -> u64;
     static _start: u8;
     static __image_end: u8;
 }
@@ -164,4 +170,72 @@ pub fn try_access(access: Access, pa: u64) -> Result<u64, Abort> {
         }
     };
     if esr == 0 { Ok(word) } else { Err(Abort { esr }) }
+}
+
+/// A way to reach a register that no register is reached by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Odd {
+    /// LDRB.
+    LoadByte,
+    /// STRB.
+    StoreByte,
+    /// LDRH.
+    LoadHalf,
+    /// LDP.
+    LoadPair,
+    /// STP.
+    StorePair,
+    /// LDR that moves its base on.
+    LoadStep,
+    /// A doubleword that begins in the middle of a word.
+    LoadUnaligned,
+    /// The same.
+    StoreUnaligned,
+    /// LDXR and STXR.
+    Exclusive,
+    /// DC ZVA.
+    Zero,
+    /// A fetch.
+    Execute,
+}
+
+impl Odd {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::LoadByte,
+        Self::StoreByte,
+        Self::LoadHalf,
+        Self::LoadPair,
+        Self::StorePair,
+        Self::LoadStep,
+        Self::LoadUnaligned,
+        Self::StoreUnaligned,
+        Self::Exclusive,
+        Self::Zero,
+        Self::Execute,
+    ];
+
+    /// # Safety
+    /// At `address` there is a device's register whose change, to 0 or by 1, harms nothing of this program's; there is no code.
+    pub(super) unsafe fn attempt(self, address: u64) -> Result<(), Abort> {
+        let mut found = 0;
+        let word = &raw mut found;
+        // SAFETY: a failing access is caught; for one that succeeds the caller vouches.
+        let esr = unsafe {
+            match self {
+                Self::LoadByte => guarded_load_byte(address, word),
+                Self::StoreByte => guarded_store_byte(address, 0),
+                Self::LoadHalf => guarded_load_half(address, word),
+                Self::LoadPair => guarded_load_pair(address, word),
+                Self::StorePair => guarded_store_pair(address, 0),
+                Self::LoadStep => guarded_load_step(address, word),
+                Self::LoadUnaligned => guarded_load(address + 2, word),
+                Self::StoreUnaligned => guarded_store(address + 2, 0),
+                Self::Exclusive => guarded_exclusive(address, word),
+                Self::Zero => guarded_zero(address),
+                Self::Execute => guarded_call(address, word),
+            }
+        };
+        if esr == 0 { Ok(()) } else { Err(Abort { esr }) }
+    }
 }

@@ -1,9 +1,11 @@
 //! The machine's own interrupt controller: its private interrupts and one software-generated interrupt.
 //! Sources: Arm IHI 0048B (GICv2), IHI 0069H (GICv3).
 
+use alloc::vec::Vec;
 use core::arch::asm;
 
 use super::Registers;
+use super::lpis::Frame;
 
 /// The kick between CPUs.
 pub const KICK: u32 = 0;
@@ -25,7 +27,10 @@ const GICR_SGI: u64 = 0x1_0000;
 const GICR_IGROUPR0: u64 = GICR_SGI + 0x80;
 const GICR_ISENABLER0: u64 = GICR_SGI + 0x100;
 const GICR_IPRIORITYR: u64 = GICR_SGI + 0x400;
+/// From here on an interrupt's number says that there is none, up to those of LPIs.
 const SPURIOUS: u32 = 1020;
+/// The first LPI.
+const FIRST_LPI: u32 = 8192;
 const PATIENCE: u32 = 10_000_000;
 
 /// The interrupt controller.
@@ -129,14 +134,14 @@ impl Gic {
                 let iar: u64;
                 // SAFETY: ICC_IAR1_EL1.
                 unsafe { asm!("mrs {}, S3_0_C12_C12_0", "dsb sy", out(reg) iar, options(nostack)) };
-                if (iar as u32) < SPURIOUS {
+                if !is_none(iar as u32) {
                     // SAFETY: ICC_EOIR1_EL1, with what was read.
                     unsafe { asm!("msr S3_0_C12_C12_1, {}", "isb", in(reg) iar, options(nostack)) };
                 }
                 iar as u32
             }
         };
-        (id < SPURIOUS).then_some(id)
+        (!is_none(id)).then_some(id)
     }
 
     /// Interrupts another CPU: GICv2 by the number of its interface, GICv3 by its affinity.
@@ -159,6 +164,16 @@ impl Gic {
         }
     }
 
+    /// GICv3: every redistributor, and which of them is this CPU's. GICv2: there is none.
+    pub fn redistributors(&self) -> Vec<(Frame, bool)> {
+        match self {
+            Self::V2 { .. } => Vec::new(),
+            Self::V3 { redistributors: first, .. } => {
+                redistributors(*first).map(|at| (Frame::new(at), is_own(at))).collect()
+            }
+        }
+    }
+
     /// GICv2: this CPU's interface, as the distributor numbers them (GICD_ITARGETSR0). GICv3: 0.
     pub fn interface(&self) -> usize {
         match self {
@@ -168,19 +183,26 @@ impl Gic {
     }
 }
 
-fn own_redistributor(first: Registers) -> Option<Registers> {
-    let affinity = super::cpu::affinity();
-    let own = (affinity & 0xff_ffff) | (affinity >> 32 & 0xff) << 24;
-    let mut at = first;
-    for _ in 0..super::entry::MAX_CPUS * 4 {
+/// Whether this is no interrupt's number.
+const fn is_none(id: u32) -> bool {
+    SPURIOUS <= id && id < FIRST_LPI
+}
+
+/// One behind the other, up to the one that says it is the last.
+fn redistributors(first: Registers) -> impl Iterator<Item = Registers> {
+    let after = |at: &Registers| {
         let typer = at.read64(GICR_TYPER);
-        if typer >> 32 == own {
-            return Some(at);
-        }
-        if typer & 1 << 4 != 0 {
-            return None;
-        }
-        at.base += if typer & 1 << 1 != 0 { 0x4_0000 } else { 0x2_0000 };
-    }
-    None
+        let next = at.base + if typer & 1 << 1 != 0 { 0x4_0000 } else { 0x2_0000 };
+        (typer & 1 << 4 == 0).then_some(Registers { base: next })
+    };
+    core::iter::successors(Some(first), after).take(super::entry::MAX_CPUS * 4)
+}
+
+fn is_own(redistributor: Registers) -> bool {
+    let affinity = super::cpu::affinity();
+    redistributor.read64(GICR_TYPER) >> 32 == (affinity & 0xff_ffff) | (affinity >> 32 & 0xff) << 24
+}
+
+fn own_redistributor(first: Registers) -> Option<Registers> {
+    redistributors(first).find(|at| is_own(*at))
 }

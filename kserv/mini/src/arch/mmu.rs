@@ -5,7 +5,8 @@ use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 
-use super::entry::{Abort, try_read};
+use super::entry::{Abort, Odd, try_read};
+use super::lpis::Frame;
 
 const BLOCK_1G: u64 = 1 << 30;
 const BLOCK_2M: u64 = 1 << 21;
@@ -97,11 +98,28 @@ pub const fn table(pa: u64) -> u64 {
 /// # Errors
 /// [`Abort`] if the access, or the walk, was refused.
 pub fn try_through(root: u64, offset: u64) -> Result<u64, Abort> {
+    through(root, || try_read(UPPER + offset))
+}
+
+/// An odd access to a register, by addresses at which the table at `root` has it as normal memory that executes: stage 1 refuses nothing then.
+///
+/// # Errors
+/// [`Abort`] if the access, or the walk, was refused.
+pub fn try_odd(root: u64, frame: Frame, register: u64, odd: Odd) -> Result<(), Abort> {
+    let at = frame.at() + register;
+    super::memory::copy_to(root + at / BLOCK_1G * 8, &(at & !(BLOCK_1G - 1) | NORMAL_BLOCK).to_le_bytes());
+    super::memory::clean(root, 4096);
+    // SAFETY: it is a register of the interrupt controller's that has nothing to do with memory, or is read-only (`Frame`).
+    through(root, || unsafe { odd.attempt(UPPER + at) })
+}
+
+/// Does `act` while the table at `root` translates the upper half.
+fn through<T>(root: u64, act: impl FnOnce() -> T) -> T {
     let tcr: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, tcr_el1", out(reg) tcr, options(nomem, nostack, preserves_flags)) };
     set_upper(root, tcr & !NO_UPPER_HALF | UPPER_HALF);
-    let result = try_read(UPPER + offset);
+    let result = act();
     set_upper(0, tcr);
     result
 }

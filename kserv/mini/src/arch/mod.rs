@@ -11,6 +11,7 @@
 //! | [`registers`] | runs of a VM with every register full                                             |
 //! | [`sme`]       | the same for streaming mode and ZA                                                |
 //! | [`gic`]       | the machine's own GICv2 or GICv3                                                  |
+//! | [`lpis`]      | its pages of registers about LPIs                                                 |
 //! | [`uart`]      | PL011 and the Raspberry Pi's mini-UART                                            |
 //! | [`pci`]       | a PCI host bridge, as far as one device needs it                                  |
 //! | [`edu`]       | QEMU's educational PCI device: a DMA engine                                       |
@@ -19,12 +20,15 @@
 //! WFI ends for a masked one too; so no code here can be interrupted and a plain spin lock is enough everywhere.
 #![allow(unsafe_code, reason = "the bottom; each block says why it is right")]
 
+use core::arch::asm;
+
 pub mod call;
 pub mod cpu;
 pub mod edu;
 pub mod entry;
 pub mod gic;
 pub mod heap;
+pub mod lpis;
 pub mod memory;
 pub mod mmu;
 pub mod pci;
@@ -32,7 +36,8 @@ pub mod registers;
 pub mod sme;
 pub mod uart;
 
-/// Registers of a device: accesses of 32 or 64 bits at byte offsets.
+/// Registers of a device: accesses of 32 or 64 bits at byte offsets. Each is one plain load or store: what the core serves for the host it must know by the
+/// syndrome, which does not describe one that also moves its base on, as compilers like to make of volatile ones.
 #[derive(Clone, Copy, Debug)]
 struct Registers {
     base: u64,
@@ -46,21 +51,28 @@ impl Registers {
     }
 
     fn read(self, offset: u64) -> u32 {
+        let value;
         // SAFETY: `new`'s caller vouches for the registers.
-        unsafe { core::ptr::read_volatile((self.base + offset) as *const u32) }
+        unsafe {
+            asm!("ldr {:w}, [{}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags))
+        };
+        value
     }
 
     fn read64(self, offset: u64) -> u64 {
+        let value;
         // SAFETY: as in `read`.
-        unsafe { core::ptr::read_volatile((self.base + offset) as *const u64) }
+        unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags)) };
+        value
     }
 
     fn write(self, offset: u64, value: u32) {
         // SAFETY: as in `read`.
-        unsafe { core::ptr::write_volatile((self.base + offset) as *mut u32, value) }
+        unsafe { asm!("str {:w}, [{}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags)) };
     }
+
     fn write64(self, offset: u64, value: u64) {
         // SAFETY: as in `read`.
-        unsafe { core::ptr::write_volatile((self.base + offset) as *mut u64, value) }
+        unsafe { asm!("str {}, [{}]", in(reg) value, in(reg) self.base + offset, options(nostack, preserves_flags)) };
     }
 }

@@ -23,6 +23,7 @@
 //! | `storm`         | random calls and accesses of all CPUs at once get nowhere (`seed=N`, `rounds=N`); needs a VM; only by its name |
 //! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
 //! | `dma`           | a device that does what this host tells it reaches what this host reaches, and no more; wants a PCI device of QEMU's (edu) and --vm guest:bait --protected; only by its name |
+//! | `gic`           | tables and queues that this host gives its own GICv3 are its own or not used, and what is used leaves it no more; wants --vm guest:keeper --protected, and 2 CPUs or more; only by its name |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
@@ -30,6 +31,7 @@ mod canaries;
 mod costs;
 mod dma;
 mod drive;
+mod gic;
 mod life;
 mod limits;
 mod races;
@@ -96,6 +98,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("storm", storm::storm),
     ("snapshot", snapshot::snapshot),
     ("dma", dma::dma),
+    ("gic", gic::gic),
     ("costs", costs::costs),
 ];
 
@@ -118,6 +121,7 @@ const ONLY_BY_NAME: &[&str] = &[
     "storm",
     "snapshot",
     "dma",
+    "gic",
     "costs",
 ];
 
