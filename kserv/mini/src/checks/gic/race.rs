@@ -18,7 +18,7 @@ use crate::guest::Failure;
 use crate::pages::PAGE;
 
 /// Moves of the queue.
-const ROUNDS: u64 = 600;
+const ROUNDS: u64 = 400;
 /// The VM has a turn now and then.
 const TURN: u64 = 16;
 /// Times that LPIs are enabled, at most: a page is lent no more than 255 times.
