@@ -250,7 +250,7 @@ pub fn queues(ground: &Ground) -> Result<(), Failure> {
     ground.refused("a queue that left", 1, || {
         frame.write64(GITS_CWRITER, 3 * SIZE);
         let reader = frame.read64(GITS_CREADR);
-        ensure(reader == 2 * SIZE | STALLED, &alloc::format!("GITS_CREADR is {reader:#x}"))
+        ensure(reader == (2 * SIZE) | STALLED, &alloc::format!("GITS_CREADR is {reader:#x}"))
     })?;
     vm.end()?;
     returned(service.queue)?;
