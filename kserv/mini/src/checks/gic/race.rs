@@ -16,11 +16,17 @@ use super::{Ground, PATTERN, fill};
 use crate::arch::memory;
 use crate::guest::Failure;
 use crate::pages::PAGE;
+use crate::scheduler;
 
-/// Moves of the queue.
+/// Moves of the queue, for each of the others. A move runs up to 64 commands, and one of theirs may too, one after the other.
 const ROUNDS: u64 = 400;
+/// Of so many changes of the others one is of what stands in registers, for each kind; the rest is of commands in the queue.
+const KINDS: u64 = 32;
 /// The VM has a turn now and then.
 const TURN: u64 = 16;
+/// One move in so many goes beyond the first page. And how often it is looked whether registers change that should not.
+const BEYOND: u64 = 32;
+const LOOKS: u64 = 4;
 /// Times that LPIs are enabled, at most: a page is lent no more than 255 times.
 const MOST_ENABLED: u64 = 100;
 /// Devices that the commands are about: few, for each has a table of the core's.
@@ -34,6 +40,7 @@ pub fn race(ground: &Arc<Ground>) -> Result<(u64, u64), Failure> {
     fill(ground.used(0), PATTERN);
     fill(ground.used(1), PATTERN);
     ensure(ground.last()?.disable(), "LPIs stay enabled")?;
+    ground.last()?.name(ground.spare());
     ground.service.start(1);
     let counts = Arc::new([const { AtomicU64::new(0) }; 2]);
     let (shared, told) = (ground.clone(), counts.clone());
@@ -47,11 +54,13 @@ pub fn race(ground: &Arc<Ground>) -> Result<(u64, u64), Failure> {
 
 fn move_on(ground: &Ground, stage: &Stage, [moves, enabled]: &[AtomicU64; 2]) -> Result<(), Failure> {
     let (its, last, mut random) = (ground.service.frame, ground.last()?, Random::new(0));
-    for round in 0..ROUNDS {
+    for round in 0..ROUNDS / (scheduler::online() as u64 - 1) {
         if stage.is_over() {
             break;
         }
-        its.write64(GITS_CWRITER, random.below(2 * PAGE / SIZE) * SIZE);
+        // Seldom where a queue of one page never gets: each access goes on running commands then.
+        let most = if random.below(BEYOND) == 0 { 2 * PAGE } else { PAGE };
+        its.write64(GITS_CWRITER, random.below(most / SIZE) * SIZE);
         let reader = its.read64(GITS_CREADR);
         ensure(reader & !(OFFSET | STALLED) == 0, &alloc::format!("GITS_CREADR is {reader:#x}"))?;
         moves.fetch_add(1, SeqCst);
@@ -62,7 +71,7 @@ fn move_on(ground: &Ground, stage: &Stage, [moves, enabled]: &[AtomicU64; 2]) ->
             let spare = ground.spare();
             let own = prop & PEND_ADDRESS == spare.prop && pend & PEND_ADDRESS == spare.pend;
             ensure(own, &alloc::format!("LPIs are enabled with tables at {prop:#x} and {pend:#x}"))?;
-            ensure((0..TURN).all(|_| registers() == (prop, pend)), "the registers of enabled tables change")?;
+            ensure((0..LOOKS).all(|_| registers() == (prop, pend)), "the registers of enabled tables change")?;
             ensure(last.disable(), "LPIs stay enabled")?;
             enabled.fetch_add(1, SeqCst);
         }
@@ -79,7 +88,7 @@ fn change(ground: &Ground, stage: &Stage, mut random: Random) -> Result<(), Fail
     let names: alloc::vec::Vec<u64> = ground.redistributors.iter().map(|one| ground.service.name_of(one)).collect();
     while !stage.is_over() {
         let (_, place) = random.pick(&ground.places);
-        match random.below(8) {
+        match random.below(KINDS) {
             // More often its own than another's: or it would stall most of the time.
             0 => its.write64(GITS_CBASER, VALID | if random.below(4) == 0 { place } else { queue } | random.below(2)),
             1 => its.write64(GITS_BASER + 8 * random.below(BASERS), VALID | place | random.below(0x100)),
