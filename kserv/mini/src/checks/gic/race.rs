@@ -19,7 +19,7 @@ use crate::pages::PAGE;
 use crate::scheduler;
 
 /// Moves of the queue, for each of the others. A move runs up to 64 commands, and one of theirs may too, one after the other.
-const ROUNDS: u64 = 400;
+const ROUNDS: u64 = 200;
 /// Of so many changes of the others one is of what stands in registers, for each kind; the rest is of commands in the queue.
 const KINDS: u64 = 32;
 /// The VM has a turn now and then.
