@@ -3,7 +3,7 @@
 //!
 //! | finding               | invariant                                                                                  |
 //! |-----------------------|--------------------------------------------------------------------------------------------|
-//! | [`Broken::Identity`]  | K §6.1 1, 2: a leaf of the host, or of the SMMUs, maps gfn g to pfn g                                     |
+//! | [`Broken::Identity`]  | K §6.1 2: a leaf of the host maps gfn g to pfn g       |
 //! | [`Broken::PageZero`]  | K §6.1 4 (A15): page 0 is never given away                                                 |
 //! | [`Broken::HostIso`]   | K §6.1 5: what the host's table maps, the host may access                                  |
 //! | [`Broken::Devices`]   | K §6.1 8, adapted (A6, A13): devices reach a page if and only if the host may access it     |
@@ -21,12 +21,12 @@ use super::Memory;
 use super::mem_region::{MemRegion, RegionKind, mem_region_search};
 use super::page_manager::{PageState, S2Pages, get_pfn_state, host_may_access_block, set_pfn_state};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use crate::npt::npt_ops::vm::{VmTable, vm_s2pt, walk_vm_s2pt};
 use crate::npt::npt_ops::walk_s2pt;
 use crate::npt::npt_walk::Walk;
 use crate::npt::{Level, VM_SLOTS, VmKind};
-use crate::spt::mmio_spt_ops::walk_spt;
+use crate::spt::mmio_spt_ops::walk_spt_block;
 
 /// Most bits of addresses of a VM that is looked at.
 pub const MOST_BITS: u32 = 40;
@@ -75,7 +75,7 @@ pub fn check<M: Machine>(mem: &Memory<M>) -> Result<(), Broken> {
 fn check_host<M: Machine>(mem: &Memory<M>, pages: &S2Pages, bank: &MemRegion, named: &mut Named) -> Result<(), Broken> {
     let (mut at, end) = (bank.range.base().raw(), bank.range.end().raw());
     let (mut mapped_to, mut foreign) = (at, false);
-    let mut devices = (at, None);
+    let mut devices = None;
     while at < end {
         let pa = Pa::new(at);
         let state = get_pfn_state(pages, mem.regions(), Pfn::containing(pa)).unwrap_or(PageState::Core);
@@ -93,10 +93,11 @@ fn check_host<M: Machine>(mem: &Memory<M>, pages: &S2Pages, bank: &MemRegion, na
         if at < mapped_to && !state.host_may_access() {
             return Err(Broken::HostIso(pa, state));
         }
-        if at >= devices.0 {
-            devices = reached_until(mem, pa)?;
+        if at == bank.range.base().raw() || pa.is_aligned(BLOCK_2M) {
+            devices = mem.spt().and_then(|spt| walk_spt_block(mem.machine(), spt, Ipa::new(at)));
         }
-        if devices.1.is_some_and(|reached| reached != state.host_may_access()) {
+        let reached = devices.map(|block| is_set(&block, at / PAGE_SIZE % BLOCK_PAGES));
+        if reached.is_some_and(|reached| reached != state.host_may_access()) {
             return Err(Broken::Devices(pa, state));
         }
         foreign = (foreign && !pa.is_aligned(BLOCK_2M)) || !state.host_may_access();
@@ -122,19 +123,9 @@ fn mapped_until<M: Machine>(mem: &Memory<M>, pa: Pa) -> Result<u64, Broken> {
     Ok(start.raw() + level.size())
 }
 
-/// Where the SMMUs' leaf, or the hole in their table, at `pa` ends, and whether it is a leaf; none where there is no SMMU, or an address that no device has.
-fn reached_until<M: Machine>(mem: &Memory<M>, pa: Pa) -> Result<(u64, Option<bool>), Broken> {
-    let Some(spt) = mem.spt().filter(|spt| pa.raw() >> spt.acquire().shape().ia_bits() == 0) else {
-        return Ok((u64::MAX, None));
-    };
-    let Some((level, leaf)) = walk_spt(mem.machine(), spt, Ipa::new(pa.raw())) else {
-        return Ok((pa.raw() + PAGE_SIZE, Some(false)));
-    };
-    let start = pa.align_down(level.size());
-    if leaf.address() != start {
-        return Err(Broken::Identity(start, leaf.address()));
-    }
-    Ok((start.raw() + level.size(), Some(true)))
+/// Bit `n` of these words.
+fn is_set(words: &[u64], n: u64) -> bool {
+    words.get(n as usize / 64).is_some_and(|word| word >> (n % 64) & 1 == 1)
 }
 
 /// A VM's table, from end to end.

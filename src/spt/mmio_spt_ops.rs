@@ -4,6 +4,7 @@
 //! |------------------|--------------------------------------------------------------------------|-----------|
 //! | [`init_spt`]     | a table of all RAM, and of the pages that take interrupts; at boot       | none yet  |
 //! | [`walk_spt`]     | the leaf at an address                                                   | takes Spt |
+//! | [`walk_spt_block`] | which pages of a block devices reach                                   | takes Spt |
 //! | [`map_spt`]      | devices reach some pages                                                 | takes Spt |
 //! | [`unmap_spt`]    | devices no longer reach some pages, and no TLB of an SMMU says otherwise  | takes Spt |
 //!
@@ -14,9 +15,9 @@
 
 use super::Spt;
 use super::mmio_pt_alloc::{Reserve, alloc_smmu_root};
-use super::mmio_spt_walk::{Part, add_smmu_pt, clear_smmu_pt, set_smmu_pt, walk_smmu_pt};
+use super::mmio_spt_walk::{Part, add_smmu_pt, clear_smmu_pt, set_smmu_pt, walk_smmu_block, walk_smmu_pt};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Ipa, Pfn, PhysRange};
+use crate::abstract_machine::addr::{BLOCK_PAGES, Ipa, Pfn, PhysRange};
 use crate::abstract_machine::shape::Shape;
 use crate::locks::{Lock, Rank};
 use crate::npt::Level;
@@ -51,6 +52,12 @@ pub fn init_spt<M: Machine>(
 /// The leaf that maps a device's access to `at`. K: `walk_spt`.
 pub fn walk_spt<M: Machine>(machine: &M, spt: &Lock<Spt>, at: Ipa) -> Option<(Level, Desc)> {
     walk_smmu_pt(machine, &spt.acquire(), at.into())
+}
+
+/// Which pages of the 2 MiB block around `at` devices reach, each at its own address: a bit for each. `None` for an address that no device has.
+pub fn walk_spt_block<M: Machine>(machine: &M, spt: &Lock<Spt>, at: Ipa) -> Option<[u64; BLOCK_PAGES as usize / 64]> {
+    let spt = spt.acquire();
+    (at.raw() >> spt.shape().ia_bits() == 0).then(|| walk_smmu_block(machine, &spt, at.into()))
 }
 
 /// Devices reach the `count` pages from `pfn` on, RAM of one bank, from now on. K: `map_spt`.

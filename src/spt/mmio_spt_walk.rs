@@ -4,6 +4,7 @@
 //! |----------------------|---------------------------------------------------------------------------------|------|
 //! | [`add_smmu_pt`]      | tables for a range, which becomes reachable; at boot                            | Spt  |
 //! | [`walk_smmu_pt`]     | the leaf that maps an address                                                   | Spt  |
+//! | [`walk_smmu_block`]  | which pages of a block are reachable                                            | Spt  |
 //! | [`set_smmu_pt`]      | pages of one block become reachable                                             | Spt  |
 //! | [`clear_smmu_pt`]    | pages of one block become unreachable; the TLBs still hold them                 | Spt  |
 //!
@@ -107,6 +108,26 @@ pub fn walk_smmu_pt<M: Machine>(machine: &M, spt: &Spt, at: Ia) -> Option<(Level
         Kind::Leaf(_) => Some((Level::L2, block)),
         Kind::Table(_) => Some((Level::L3, smmu_pte(machine, pte, at))).filter(|(_, leaf)| leaf.is_valid()),
     }
+}
+
+/// Which pages of the 2 MiB block around `at` devices reach at their own addresses: a bit for each.
+pub fn walk_smmu_block<M: Machine>(machine: &M, spt: &Spt, at: Ia) -> [u64; BLOCK_PAGES as usize / 64] {
+    let (mut reached, base) = ([0; BLOCK_PAGES as usize / 64], at.align_down(BLOCK_2M));
+    let Some((pmd, pte)) = tables_for(machine, spt, base) else { return reached };
+    let entry = smmu_pmd(machine, pmd, base);
+    let block = entry.kind(Some(Level::L2));
+    for n in 0..BLOCK_PAGES {
+        let page = base.raw() + n * PAGE_SIZE;
+        let is_reached = match block {
+            Kind::Invalid => false,
+            Kind::Leaf(to) => to.raw() == base.raw(),
+            Kind::Table(_) => smmu_pte(machine, pte, Ia::new(page)).kind(Some(Level::L3)) == Kind::Leaf(Pa::new(page)),
+        };
+        if let Some(word) = reached.get_mut(n as usize / 64) {
+            *word |= u64::from(is_reached) << (n % 64);
+        }
+    }
+    reached
 }
 
 /// Devices reach these pages of RAM from now on. Whether TLBs have to forget what stood in their place: an entry that leads to a table, no leaf. K: `set_smmu_pt`.

@@ -52,7 +52,7 @@ pub fn random_layout(rng: &mut Rng, large: bool) -> Layout {
     regions.push((base, size, true));
     let pool = base + rng.below((size - pool_pages * PAGE) / PAGE + 1) * PAGE;
     let pool = if pool == 0 { pool + PAGE } else { pool };
-    Layout { regions, pool, pool_pages: pool_pages - 1, ia_bits, cpus: 3, smmu: random_smmu(rng) }
+    Layout { regions, pool, pool_pages: pool_pages - 1, ia_bits, cpus: 3, smmu: random_smmu(rng, large) }
 }
 
 /// A machine for VMs: some blocks of RAM, often with page 0, and a bank for pools and odd pages.
@@ -66,12 +66,12 @@ pub fn vm_layout(rng: &mut Rng) -> Layout {
     regions.push((GIB, (2 + rng.below(3)) * BLOCK, true));
     let pool = 2 * GIB + rng.below(64) * PAGE;
     regions.push((2 * GIB, BLOCK + rng.below(40) * PAGE, true));
-    Layout { regions, pool, pool_pages: 6 + rng.below(30), ia_bits, cpus: 2, smmu: random_smmu(rng) }
+    Layout { regions, pool, pool_pages: 6 + rng.below(30), ia_bits, cpus: 2, smmu: random_smmu(rng, false) }
 }
 
-/// An SMMU that takes blocks, one that takes pages only, or none.
-fn random_smmu(rng: &mut Rng) -> Option<Level> {
-    rng.pick(&[None, Some(Level::L2), Some(Level::L3)])
+/// An SMMU that takes blocks, one that takes pages only, or none. A whole GiB by pages would take most of the time of all machines.
+fn random_smmu(rng: &mut Rng, large: bool) -> Option<Level> {
+    rng.pick(&[None, Some(Level::L2), if large { Some(Level::L2) } else { Some(Level::L3) }])
 }
 
 /// Addresses worth trying: ends of regions and blocks, and what is just outside of them.
