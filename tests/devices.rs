@@ -5,9 +5,11 @@ use corevisor::abstract_machine::addr::{BLOCK_2M, Gfn, Ipa, Pa, Pfn, VmId};
 use corevisor::abstract_machine::sim::Sabotage;
 use corevisor::abstract_machine::sim::walker::AccessKind::{Read, Write};
 use corevisor::memory::memory_ops::Scrub;
+use corevisor::memory::oracle::{self, Broken};
+use corevisor::memory::page_manager::PageState;
 use corevisor::npt::{Level, VmKind};
 use corevisor::spec::world::{Layout, World};
-use corevisor::spt::mmio_spt_ops::walk_spt;
+use corevisor::spt::mmio_spt_ops::{map_spt, unmap_spt, walk_spt};
 
 const RAM: u64 = 0x4000_0000;
 const WINDOW: u64 = 0x0900_0000;
@@ -176,6 +178,23 @@ fn pages_that_the_core_could_not_adopt_are_within_devices_reach_again() {
     assert!(world.donate_pool_page(A, pfn(RAM + 0x6000)).is_err());
     assert!(device(&mut world, RAM + 0x6000));
     world.check();
+}
+
+#[test]
+fn the_oracle_that_runs_on_target_finds_a_page_that_devices_lost_and_one_that_they_kept() {
+    for largest in [Level::L2, Level::L3] {
+        let mut world = machine(largest);
+        assert_eq!(world.assign_page_to_core(pfn(RAM + 0x7000)), Ok(()));
+        let memory = world.core.memory();
+        let (sim, spt) = (memory.machine(), memory.spt().unwrap());
+        assert_eq!(oracle::check(memory), Ok(()));
+        unmap_spt(sim, spt, pfn(RAM + BLOCK_2M), 1);
+        assert_eq!(oracle::check(memory), Err(Broken::Devices(Pa::new(RAM + BLOCK_2M), PageState::Host)));
+        map_spt(sim, spt, pfn(RAM + BLOCK_2M), 1);
+        assert_eq!(oracle::check(memory), Ok(()));
+        map_spt(sim, spt, pfn(RAM + 0x7000), 1);
+        assert_eq!(oracle::check(memory), Err(Broken::Devices(Pa::new(RAM + 0x7000), PageState::Core)));
+    }
 }
 
 #[test]

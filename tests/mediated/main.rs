@@ -319,6 +319,19 @@ fn a_devices_table_is_the_cores_wherever_the_host_says_that_it_is() {
 }
 
 #[test]
+fn a_table_that_a_device_left_is_zero_when_the_next_one_gets_it() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[map_device(1, 5, Pa::new(0))]);
+    let table = bed.given(0)[2] & !VALID;
+    // What the ITS has written there, to the last word.
+    (0..512).for_each(|word| bed.world.sim().pt_store(Pa::new(table + 8 * word), 0x1d_1d1d));
+    bed.commands(1, &[[0x08 | 1 << 32, 0, 0, 0], map_device(2, 5, Pa::new(0))]);
+    assert_eq!(bed.given(2)[2], VALID | table);
+    assert!((0..512).all(|word| bed.world.sim().pt_load(Pa::new(table + 8 * word)) == 0));
+}
+
+#[test]
 fn commands_that_the_host_does_not_have_are_left_out() {
     let mut bed = bed();
     bed.set_queue(QUEUE);

@@ -198,6 +198,8 @@ fn readable(guest: &Guest, entry: u64) -> Result<(), Failure> {
             return Ok(());
         }
         scheduler::kick_all();
+        // The other CPU has to come to it: where CPUs take turns, not before this one lets go.
+        cpu::relax();
     }
     Err(Failure::Text(alloc::format!("the registers of {} cannot be read", guest.name)))
 }

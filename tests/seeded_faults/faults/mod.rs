@@ -4,8 +4,10 @@
 mod host;
 mod locks;
 mod memory;
+mod mmio;
 mod npt;
 mod seal;
+mod spt;
 mod vcpu;
 mod vm;
 
@@ -34,7 +36,17 @@ const fn fault(name: &'static str, file: &'static str, from: &'static str, to: &
 
 /// All of them.
 pub fn all() -> impl Iterator<Item = &'static Fault> {
-    [locks::FAULTS, npt::FAULTS, memory::FAULTS, vm::FAULTS, seal::FAULTS, vcpu::FAULTS, host::FAULTS]
-        .into_iter()
-        .flatten()
+    [
+        locks::FAULTS,
+        npt::FAULTS,
+        spt::FAULTS,
+        memory::FAULTS,
+        vm::FAULTS,
+        seal::FAULTS,
+        mmio::FAULTS,
+        vcpu::FAULTS,
+        host::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
 }

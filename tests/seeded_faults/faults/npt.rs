@@ -67,6 +67,12 @@ pub const FAULTS: &[Fault] = &[
         "    machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    for page in (0..count).map_while(|n| pfn.checked_add(n)) {\n        cleared |= clear_host(machine, &mut npt, page.identity().addr());\n    }\n    let _ = cleared;\n",
     ),
     fault(
+        "npt_ops: of a run the first page is flushed",
+        "src/npt/npt_ops.rs",
+        "machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);",
+        "machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), 1);",
+    ),
+    fault(
         "npt_ops: split without flush",
         "src/npt/npt_ops.rs",
         "    machine.tlb_flush_ipa(VmId::HOST, npt.vttbr(), ipa);\n    npt_walk::finish_split",
