@@ -421,7 +421,7 @@ impl Unit {
             // SAFETY: within the queue's page; the SMMU has written what is before PROD.
             let event = unsafe { (self.events.raw() as *const [u64; 4]).add(index).read_volatile() };
             if count < tell {
-                let (code, stream) = (event[0] & 0xff, event[0] >> EVENT::STREAM.shift);
+                let (code, stream) = (EVENT::CODE.read(event[0]), EVENT::STREAM.read(event[0]));
                 log::warn!("SMMU: an access of device {stream:#x} to {:#x} refused, event {code:#x}", event[2]);
             }
             (at, count) = ((at + 1) & wrap, count + 1);
