@@ -131,6 +131,17 @@ mod fields {
         pub ICH_LR [
             /// The end of the virtual interrupt ends a physical one.
             HW OFFSET(61) NUMBITS(1) [],
+            /// Pending and active.
+            STATE OFFSET(62) NUMBITS(2) [
+                Invalid = 0b00,
+                Pending = 0b01,
+            ],
+            /// It is in group 1.
+            GROUP OFFSET(60) NUMBITS(1) [],
+            /// Its priority.
+            PRIORITY OFFSET(48) NUMBITS(8) [],
+            /// Without HW: its end makes a maintenance interrupt.
+            EOI OFFSET(41) NUMBITS(1) [],
             /// Reserved, and non-maskability, which VMs do not have.
             RES0 OFFSET(56) NUMBITS(4) [],
             /// Reserved.
@@ -139,6 +150,34 @@ mod fields {
             PINTID OFFSET(32) NUMBITS(13) [],
             /// The interrupt that the VM sees.
             VINTID OFFSET(0) NUMBITS(32) [],
+        ],
+
+        /// ICC_SGI1R_EL1. IHI 0069 §12.2.15.
+        pub ICC_SGI1R [
+            /// Affinity of the targets.
+            AFF3 OFFSET(48) NUMBITS(8) [],
+            /// Which sixteen of the cluster.
+            RS OFFSET(44) NUMBITS(4) [],
+            /// All but the sender.
+            IRM OFFSET(40) NUMBITS(1) [],
+            /// Affinity of the targets.
+            AFF2 OFFSET(32) NUMBITS(8) [],
+            /// The interrupt.
+            INTID OFFSET(24) NUMBITS(4) [],
+            /// Affinity of the targets.
+            AFF1 OFFSET(16) NUMBITS(8) [],
+            /// The targets, by affinity 0.
+            TARGETS OFFSET(0) NUMBITS(16) [],
+        ],
+
+        /// Which list registers a vCPU that runs has in use: the core's own note, in its shadow context.
+        pub LISTS [
+            /// Number in use.
+            USED OFFSET(0) NUMBITS(8) [],
+            /// Of these the host's: the first ones.
+            HOST OFFSET(8) NUMBITS(8) [],
+            /// The one with the timer's interrupt, if the core put it there, plus 1; else 0.
+            TIMER OFFSET(16) NUMBITS(8) [],
         ],
 
         /// GICH_HCR and ICH_HCR_EL2, what they have in common.

@@ -150,6 +150,24 @@ pub trait Worlds: Sync {
     /// What VMs have of the GIC.
     fn vgic_info(&self) -> VgicInfo;
 
+    /// List register `n` of the vCPU that this CPU runs, as the vCPU left it; 0 if there is none. GICv3 only.
+    fn list_register(&self, n: usize) -> u64;
+
+    /// Writes list register `n` of the vCPU that this CPU runs. GICv3 only.
+    fn set_list_register(&self, n: usize, value: u64);
+
+    /// CNTV_CTL_EL0 of the vCPU that this CPU runs.
+    fn cntv_ctl(&self) -> u64;
+
+    /// Writes it.
+    fn set_cntv_ctl(&self, value: u64);
+
+    /// Interrupts `cpu` by the host's SGI `sgi`; what was written before is seen there by then. GICv3 only.
+    fn kick(&self, cpu: CpuId, sgi: u8);
+
+    /// If the physical interrupt that waits for this CPU is the host's SGI `sgi`, takes and ends it. Else it stays pending. GICv3 only.
+    fn take_kick(&self, sgi: u8) -> bool;
+
     /// Says which vCPU this CPU is running: [`VmId::HOST`] when none. K: `set_per_cpu`.
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId);
 
@@ -164,7 +182,7 @@ pub trait Worlds: Sync {
 
     /// Runs the vCPU. Each time it leaves, its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the context, and `exit` is asked:
     /// with `None` the vCPU goes on from what stands there then, with a result it has left. Between these two nothing else of the CPU is
-    /// touched. K: `core_to_vm`, `vm_to_core`.
+    /// touched but by list registers and CNTV_CTL ([`Self::set_list_register`], [`Self::set_cntv_ctl`]). K: `core_to_vm`, `vm_to_core`.
     fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, exit: F) -> R;
 
     /// Page of the intermediate address of the abort with which the vCPU of `ctxt` just left. HPFAR_EL2 holds it, but

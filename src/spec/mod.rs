@@ -15,6 +15,7 @@
 //! | [`mmio`]       | what a GICv3 gets of what the host says, and what that reads again           | 22-26  |
 //! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
 //! | [`vcpu`]       | what an exit of a VM shows, what an entry takes back, what the core serves   | 27-32  |
+//! | [`direct`]     | interrupts that the core delivers to running vCPUs by itself                 | 28, 31 |
 //! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
 //! | [`replay`]     | K §6.1 item 17: every order in which a section's stores may be seen          | 5-8    |
 //! | [`world`]      | code and specification side by side, compared after each call                | -      |
@@ -24,6 +25,7 @@
 //! Where K §8.2 or §8.3 says that the published model is wrong, the corrected behaviour stands here, with the item's name.
 #![forbid(unsafe_code)]
 
+pub mod direct;
 pub mod invariants;
 pub mod locks;
 pub mod memory;

@@ -5,7 +5,8 @@
 //! | [`handle_host_stage2_fault`]             | maps what is the host's, passes on what is for a register behind the core; else an abort | Mmio; S2Page, then Npt |
 //! | [`inject_undefined`]                     | an undefined instruction into the host                       | none             |
 //! | [`core_handle_pvops`](pvops::core_handle_pvops) | a VM's call: served, or the host's                    | by call          |
-//! | [`core_handle_sys64`](sys64::core_handle_sys64) | a VM's trapped system register                        | none             |
+//! | [`core_handle_sys64`](sys64::core_handle_sys64) | a VM's trapped system register                        | Vm, for an SGI   |
+//! | [`handle_interrupt`](interrupts::handle_interrupt) | a physical interrupt while a VM ran                | Vm, for an SGI   |
 //!
 //! A refused access never stops the machine (K §8.3 A22) and is never answered by a translation fault, which the host would
 //! take for one of its own and retry for ever. The host kills the process, or the thread, that did it.
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod id_registers;
+pub mod interrupts;
 pub mod pvops;
 pub mod sys64;
 

@@ -8,7 +8,7 @@
 //! | [`host_undefined_raw`]       | an undefined instruction into the host                    |
 //! | [`host_serror_raw`]          | an SError back to the host                                |
 //! | [`host_vcpu_run_handler_raw`]| save_host; restore_vm                                     |
-//! | [`vm_exit_handler_raw`]      | vm_exit_dispatcher, or why it is the host's               |
+//! | [`vm_exit_handler_raw`]      | vm_exit_dispatcher, handle_interrupt, or why it is the host's |
 //! | [`leave_vm_raw`]             | save_vm; restore_host                                     |
 //!
 //! host_to_core and core_to_host of the proof (x0-x30 to the core and back) are boot/vectors.S and the [`TrapFrame`].
@@ -19,6 +19,7 @@
 
 use super::Core;
 use super::fault_handler;
+use super::fault_handler::interrupts::handle_interrupt;
 use super::trap_dispatcher;
 use super::trap_dispatcher::vm_exit::vm_exit_dispatcher;
 use crate::abstract_machine::per_cpu::Event;
@@ -76,7 +77,7 @@ pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -
 pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, code: ExitCode) -> Action {
     match code {
         ExitCode::Trap => vm_exit_dispatcher(core, active, ctxt),
-        ExitCode::Irq => Action::ToHost(ExitReason::Irq),
+        ExitCode::Irq => handle_interrupt(core, active, ctxt),
         ExitCode::SError => failed(core, active),
     }
 }

@@ -14,13 +14,14 @@
 //! §8.3 A7.
 #![forbid(unsafe_code)]
 
+use super::vcpu_ops::direct::list_registers_in_use;
 use super::vcpu_ops::{read_entry, restore_shadow_kvm_regs, save_shadow_kvm_regs, save_timer};
 use crate::abstract_machine::addr::{VcpuId, VmId};
 use crate::abstract_machine::{ContextAt, Machine};
 use crate::interface::CallError;
 use crate::interface::mailbox::ExitReason;
+use crate::vm::boot_ops::posted::vcpu_leaving;
 use crate::vm::boot_ops::{set_vcpu_active, set_vcpu_inactive, vcpu_started};
-use crate::vm::vm_power::get_vm_poweron;
 use crate::vm::{Active, Start, Vms};
 
 /// The host's EL1 registers and FP state, into this CPU's own context. K: `save_host`.
@@ -43,8 +44,6 @@ pub struct Running<'m, M: Machine + 'm> {
     pub active: Active,
     /// Its registers, as far as they are not in the CPU.
     pub ctxt: M::Taken<'m>,
-    /// List registers that it began with.
-    lrs: usize,
 }
 
 /// Takes vCPU `vcpuid` of `vmid`, and loads it. The host was saved before. K: `restore_vm`; what K answers by `panic` (no such VM or vCPU; M8: it
@@ -82,14 +81,15 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     machine.restore_sysregs(ContextAt::Vm(&mut ctxt));
     machine.fpsimd_restore_state(ContextAt::Vm(&mut ctxt));
     machine.vgic_restore_state(&ctxt, lrs);
-    Ok(Running { active, ctxt, lrs })
+    Ok(Running { active, ctxt })
 }
 
 /// Saves the vCPU that this CPU runs, shows the host what an exit for `reason` shows, and gives the vCPU back. [`restore_host`] must follow. The reason as the host
 /// hears it: an interrupt may be the VM's timer, and a VM that was switched off meanwhile shows nothing but that. K: `save_vm`.
 pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reason: ExitReason) -> ExitReason {
     let machine = vms.machine();
-    let Running { active, mut ctxt, lrs } = running;
+    let Running { active, mut ctxt } = running;
+    let lrs = list_registers_in_use(&ctxt);
     machine.vgic_save_state(&mut ctxt, lrs);
     machine.save_sysregs(ContextAt::Vm(&mut ctxt));
     machine.fpsimd_save_state(ContextAt::Vm(&mut ctxt));
@@ -97,13 +97,14 @@ pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reaso
     // K §3.4: `timer_enable_traps` there is the model's only name for both.
     machine.timer_disable_traps();
     let fired = save_timer(&mut ctxt, reason == ExitReason::Irq);
+    let (on, sgis) = vcpu_leaving(vms, active.vm, active.vcpu);
     let reason = match reason {
         ExitReason::SystemOff | ExitReason::Failed => reason,
-        _ if !get_vm_poweron(vms, active.vm) => ExitReason::Stopped,
+        _ if !on => ExitReason::Stopped,
         ExitReason::Irq if fired => ExitReason::Timer,
         _ => reason,
     };
-    machine.visit_page(active.mailbox, |page| save_shadow_kvm_regs(&mut ctxt, &active, reason, lrs, page));
+    machine.visit_page(active.mailbox, |page| save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, page));
     drop(ctxt);
     // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation.
     machine.host_el2_restore_state();

@@ -5,6 +5,7 @@
 //! | [`read_entry`]                | copies what decides an entry out of the mailbox, once, and checks the copy | none |
 //! | [`restore_shadow_kvm_regs`]   | takes what the last exit, or a start, allows                               | none |
 //! | [`save_shadow_kvm_regs`]      | writes to the mailbox, once, what this exit shows                          | none |
+//! | [`direct`]                    | interrupts that the core delivers by itself                                | none |
 //!
 //! The mailbox is the host's memory, which any CPU may write at any time: a word of it is read once, into the core's own memory, checked there
 //! if it can be wrong, and used from there (K §8.3 A2, A17). A word that no field of this entry names is not read. What the core writes to it, it never
@@ -13,9 +14,13 @@
 //! Below: VCPUOpsAux. Above: CtxtSwitch. Specification: `spec::vcpu`. Source: SeKVM layer VCPUOps; K §3.5, §8.2 M4, M5, §8.3 A2, A9, A17.
 #![forbid(unsafe_code)]
 
+pub mod direct;
+
 use core::mem::offset_of;
 
 use tock_registers::LocalRegisterCopy;
+
+use direct::{Direct, begin_direct, list_registers_in_use};
 
 use super::el1::VmEl1;
 use super::vcpu_ops_aux::{
@@ -47,6 +52,7 @@ macro_rules! word {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
     lr_count: usize,
+    direct: Direct,
     vgic_hcr: u64,
     unmask_timer: bool,
     inject_abort: bool,
@@ -57,7 +63,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Number of list registers in use.
+    /// Number of the host's list registers.
     pub const fn list_registers(&self) -> usize {
         self.lr_count
     }
@@ -67,7 +73,7 @@ impl Entry {
 /// good go to `ctxt`.
 ///
 /// # Errors
-/// [`CallError::InvalidParameter`]: unknown flags; more list registers than there are, or one that links an interrupt other than the VM's timer; a start
+/// [`CallError::InvalidParameter`]: unknown flags, here or in what the core may deliver; more list registers than there are, or one that links an interrupt other than the VM's timer; a start
 /// in another state than EL1h with all masked (A9), or a protected VM's elsewhere than where its manifest says; an abort where no access was
 /// made. Nothing has changed then but list registers in the context, which every entry writes anew.
 pub fn read_entry(
@@ -98,8 +104,10 @@ pub fn read_entry(
     for (n, lr) in ctxt.vgic.iter_mut().enumerate().take(lr_count) {
         *lr = list_register(vgic.version, page.read(word!(lr) + n))?;
     }
+    let direct = Direct::checked(page.read(word!(direct)), vgic)?;
     Ok(Entry {
         lr_count,
+        direct,
         vgic_hcr: page.read(word!(vgic_hcr)) & MAINTENANCE,
         unmask_timer: flags & ENTRY_TIMER_UNMASK != 0,
         inject_abort: inject_abort && start.is_none(),
@@ -164,6 +172,7 @@ pub fn restore_shadow_kvm_regs<M: Machine>(ctxt: &mut Context, active: &Active, 
     ctxt.set(ShadowReg::Cntvoff, active.cntvoff);
     restore_timer(ctxt, entry.unmask_timer);
     ctxt.set(VgicWord::Hcr.reg(), entry.vgic_hcr);
+    begin_direct(ctxt, entry.direct, entry.lr_count);
 }
 
 /// Forgets that the last exit was an access; the timer stays masked at the CPU until the host says otherwise.
@@ -195,15 +204,16 @@ pub fn save_timer(ctxt: &mut Context, interrupted: bool) -> bool {
     fired
 }
 
-/// Writes to the mailbox `page` what an exit for `reason` shows, and notes what the next entry may take back. The VM ran with its first `lrs`
-/// list registers. K: `save_shadow_kvm_regs`.
+/// Writes to the mailbox `page` what an exit for `reason` shows, and notes what the next entry may take back. `sgis`: from other vCPUs, in no list register.
+/// K: `save_shadow_kvm_regs`.
 pub fn save_shadow_kvm_regs(
     ctxt: &mut Context,
     active: &Active,
     reason: ExitReason,
-    lrs: usize,
+    sgis: u16,
     page: &impl ForeignPage,
 ) {
+    let lrs = list_registers_in_use(ctxt);
     let shown = match reason {
         ExitReason::Wfx => prep_wfx(ctxt),
         ExitReason::Psci | ExitReason::SystemOff => prep_hvc(ctxt, reason),
@@ -217,8 +227,7 @@ pub fn save_shadow_kvm_regs(
     }
     page.write(word!(esr), shown.esr);
     page.write(word!(ipa), shown.ipa);
-    // List registers and the rest of the virtual CPU interface are the host's own doing, as the VM's interrupts left them. Those beyond its own
-    // count were not in use.
+    // List registers and the rest of the virtual CPU interface are the host's own doing or what it let the core do, as the VM's interrupts left them.
     for (n, lr) in ctxt.vgic.iter().enumerate().take(lrs.min(MAX_LIST_REGISTERS)) {
         page.write(word!(lr) + n, *lr);
     }
@@ -236,4 +245,5 @@ pub fn save_shadow_kvm_regs(
         _ => false,
     };
     page.write(word!(powered), u64::from(!off));
+    page.write(word!(sgis), sgis.into());
 }

@@ -10,6 +10,7 @@
 //! | [`set_vcpu_active`]          | Verified                | a CPU takes a vCPU to run it                                  | Vm            |
 //! | [`vcpu_started`]             | any                     | the start that it was taken with is over                      | Vm            |
 //! | [`set_vcpu_inactive`]        | any                     | the CPU gives it back                                         | Vm            |
+//! | [`posted`]                   | Verified                | SGIs between vCPUs that run                                   | Vm            |
 //! | [`psci_cpu_on`], [`psci_cpu_off`], [`psci_affinity_info`] | Verified | a VM's own view of its vCPUs' power           | Vm            |
 //! | [`set_cntvoff`]              | Ready                   | offset of the VM's virtual counter                            | Vm            |
 //! | [`destroy_vm`]               | PowerOff -> Dying -> Unused | table, pool, contexts, mailboxes and id are free again    | Vm; Core      |
@@ -20,6 +21,8 @@
 //! Below: BootAux. Above: the vCPU and trap layers. Specification: `spec::vm`. Source: SeKVM layer BootOps; K §2 L21, §4.4,
 //! §8.2 D2, D4, D7, D8, D12, §8.3 A7, A9.
 #![forbid(unsafe_code)]
+
+pub mod posted;
 
 use super::authenticate::Manifest;
 use super::boot_aux::{hash_images, load_image_page, read_manifest};
@@ -68,7 +71,7 @@ pub fn register_vcpu<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, mailbox: 
     memory_ops::hold_mailbox(vms.memory(), mailbox)?;
     let context = memory_ops::alloc_pool_page(vms.memory(), id).inspect_err(|_| vms.let_go(mailbox))?;
     let shadow = Shadow::new(context.addr());
-    *place = Vcpu { state: VcpuState::Ready, power: Power::Never, shadow, mailbox, last_cpu: 0 };
+    *place = Vcpu { state: VcpuState::Ready, shadow, mailbox, ..Vcpu::UNUSED };
     Ok(())
 }
 
@@ -207,6 +210,7 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
     let mailbox = place.mailbox;
 
     place.state = VcpuState::Active;
+    place.takes_sgis = true;
     // Two vCPUs of a VM may mean different things by one address and ASID: what one left in a CPU's TLB is not the other's.
     let here = vms.machine().get_cur_cpu().index() as u16 + 1;
     let flush = place.last_cpu != here;
@@ -232,7 +236,7 @@ pub fn set_vcpu_inactive<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
     let vm = &mut *guard;
     let Ok(place) = vm.vcpu(vcpu) else { return };
     if place.state == VcpuState::Active {
-        place.state = VcpuState::Ready;
+        (place.state, place.takes_sgis) = (VcpuState::Ready, false);
         vm.active -= 1;
     }
 }

@@ -144,15 +144,21 @@ pub struct Vcpu {
     pub(crate) mailbox: Pfn,
     /// The CPU, plus 1, on which it ran last and none of the VM's other vCPUs since; else 0.
     pub(crate) last_cpu: u16,
+    /// It runs, and SGIs of the VM's other vCPUs may be posted to it.
+    pub(crate) takes_sgis: bool,
+    /// SGIs that were, one bit each.
+    pub(crate) posted: u16,
 }
 
 impl Vcpu {
-    const UNUSED: Self = Self {
+    pub(crate) const UNUSED: Self = Self {
         state: VcpuState::Unused,
         power: Power::Never,
         shadow: Shadow::new(Pa::new(0)),
         mailbox: Pfn::new(0),
         last_cpu: 0,
+        takes_sgis: false,
+        posted: 0,
     };
 }
 

@@ -29,17 +29,25 @@ pub struct Bench {
     pub host: Host,
     pub vm: u64,
     pub mailbox: u64,
+    pub mailboxes: Vec<u64>,
     pub steps: Arc<Mutex<Vec<Step>>>,
     pub seen: Arc<Mutex<Vec<Context>>>,
 }
 
 impl Bench {
     pub fn new(kind: u64) -> Self {
+        Self::with_vcpus(kind, 1)
+    }
+
+    pub fn with_vcpus(kind: u64, vcpus: u64) -> Self {
         run_as(0);
         let mut host = Host::default();
         let vm = host.vm(kind, 30);
-        let mailbox = host.pages(1);
-        host.done(HostCall::RegisterVcpu, &[vm, 0, mailbox]).unwrap();
+        let mailboxes: Vec<_> = (0..vcpus).map(|_| host.pages(1)).collect();
+        let mailbox = mailboxes[0];
+        for (n, page) in (0..).zip(&mailboxes) {
+            host.done(HostCall::RegisterVcpu, &[vm, n, *page]).unwrap();
+        }
         if kind == VM_PROTECTED {
             let images = [image(ENTRY, 2 * PAGE as usize)];
             host.load(vm, &images);
@@ -50,7 +58,7 @@ impl Bench {
             host.done(HostCall::VerifyVm, &[vm]).unwrap();
             assert_eq!(host.call(HostCall::MapMemory, &[vm, ENTRY, pages, 2, 0]).unwrap()[0], 2);
         }
-        let bench = Self { host, vm, mailbox, steps: Arc::default(), seen: Arc::default() };
+        let bench = Self { host, vm, mailbox, mailboxes, steps: Arc::default(), seen: Arc::default() };
         let (steps, seen) = (bench.steps.clone(), bench.seen.clone());
         bench.host.world.sim().set_script(Box::new(move |context| {
             seen.lock().unwrap().push(*context);
@@ -77,8 +85,12 @@ impl Bench {
     }
 
     pub fn mailbox(&self) -> [u64; 512] {
+        self.mailbox_of(0)
+    }
+
+    pub fn mailbox_of(&self, vcpu: usize) -> [u64; 512] {
         let mut words = [0; 512];
-        self.host.world.sim().read_page(Pfn::containing(Pa::new(self.mailbox)), 0, &mut words);
+        self.host.world.sim().read_page(Pfn::containing(Pa::new(self.mailboxes[vcpu])), 0, &mut words);
         words
     }
 
@@ -124,6 +136,8 @@ pub fn word_of(field: &str) -> usize {
         "cntv_ctl" => core::mem::offset_of!(Mailbox, cntv_ctl),
         "exits" => core::mem::offset_of!(Mailbox, exits),
         "powered" => core::mem::offset_of!(Mailbox, powered),
+        "direct" => core::mem::offset_of!(Mailbox, direct),
+        "sgis" => core::mem::offset_of!(Mailbox, sgis),
         _ => panic!("{field}"),
     }) / 8
 }

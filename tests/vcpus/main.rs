@@ -7,6 +7,7 @@
 //! | [`exits`]         | how a VM leaves, by example, and what it may do there            |
 //! | [`entries`]       | how a vCPU starts and goes on: what of the mailbox is taken      |
 //! | [`switch`]        | the world switch: its order, and what it flushes                 |
+//! | [`direct`]        | interrupts that need no host                                     |
 //! | [`bench`]         | what they stand on: a VM with one vCPU, and random traps         |
 #![forbid(unsafe_code)]
 #![allow(missing_docs)]
@@ -15,6 +16,7 @@
 mod common;
 
 mod bench;
+mod direct;
 mod entries;
 mod exits;
 mod specification;

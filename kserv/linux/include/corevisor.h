@@ -3,7 +3,7 @@
 #ifndef COREVISOR_H
 #define COREVISOR_H
 
-#define CV_INTERFACE_VERSION 0x2ULL
+#define CV_INTERFACE_VERSION 0x3ULL
 #define CV_MAX_PAGES 0x200ULL
 #define CV_MAX_VMS 0x7fULL
 #define CV_MAX_VCPUS 0x10ULL
@@ -20,6 +20,12 @@
 #define CV_ENTRY_INJECT_ABORT 0x4ULL
 #define CV_ENTRY_TIMER_UNMASK 0x8ULL
 #define CV_ENTRY_KEEP_REGISTERS 0x10ULL
+#define CV_DIRECT_SGIS 0xffffULL
+#define CV_DIRECT_SGI_PRIORITY_SHIFT 0x10ULL
+#define CV_DIRECT_TIMER 0x1000000ULL
+#define CV_DIRECT_KICK 0x2000000ULL
+#define CV_DIRECT_KICK_SGI_SHIFT 0x1cULL
+#define CV_DIRECT_TIMER_PRIORITY_SHIFT 0x20ULL
 
 /* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */
 #define CV_MAILBOX_ENTRY_FLAGS 0x0
@@ -39,6 +45,8 @@
 #define CV_MAILBOX_CNTVOFF 0x1e0
 #define CV_MAILBOX_EXITS 0x1e8
 #define CV_MAILBOX_POWERED 0x1f0
+#define CV_MAILBOX_DIRECT 0x1f8
+#define CV_MAILBOX_SGIS 0x200
 
 /* ()
  * x0 = [`INTERFACE_VERSION`].

@@ -21,6 +21,7 @@ use kserv_model::vm::{GicVersion, Vm};
 
 pub use plan::{Image, Plan, Shape};
 
+use crate::arch::gic::CORE_KICK;
 use crate::arch::memory::{self, MailboxPage};
 use crate::arch::{cpu, registers};
 use crate::calls::{self, CoreInfo};
@@ -170,11 +171,9 @@ impl Guest {
         let slot = Slot { gpa: RAM_BASE, size: ram_pages * PAGE, pa: ram, read_only: false };
         let mut model_memory = Memory::new(Box::leak(vec![kserv_model::memory::Chunk::EMPTY; slot.chunks()].into()));
         model_memory.add(slot).map_err(|error| Failure::Text(alloc::format!("{error:?}")))?;
-        let inner = Inner {
-            model: Box::new(Vm::new(gic, shape.vcpus, info.list_registers, model_memory)),
-            console: VmConsole::new(&shape.name, shape.raw_console),
-            held: vec![(root, 1)],
-        };
+        let mut model = Box::new(Vm::new(gic, shape.vcpus, info.list_registers, model_memory));
+        model.let_core_deliver(CORE_KICK as u8);
+        let inner = Inner { model, console: VmConsole::new(&shape.name, shape.raw_console), held: vec![(root, 1)] };
         let pages = (0..cpus.len()).map_while(|_| pages::take_top(1, PAGE));
         let mailboxes: Vec<_> = pages.map(|pa| Mutex::new(MailboxPage::new(pa))).collect();
         let guest = Arc::new(Self {

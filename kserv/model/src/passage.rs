@@ -33,6 +33,8 @@ pub(crate) struct Passage {
     split_eoi: bool,
     /// The access of its last exit ends with an abort.
     pub(crate) inject_abort: bool,
+    /// The kick of `Mailbox::direct`, if the core may deliver by itself what the interrupt controller lets it; else 0.
+    pub(crate) direct: u64,
     exits: [u64; ExitReason::ALL.len()],
 }
 
@@ -43,12 +45,13 @@ impl Passage {
         physical_timer: PhysicalTimer::new(),
         split_eoi: false,
         inject_abort: false,
+        direct: 0,
         exits: [0; ExitReason::ALL.len()],
     };
 
     /// It starts anew; its exits were exits all the same.
     pub(crate) const fn restart(&mut self) {
-        *self = Self { exits: self.exits, ..Self::NEW };
+        *self = Self { exits: self.exits, direct: self.direct, ..Self::NEW };
     }
 
     /// Exits for this reason.
@@ -74,6 +77,8 @@ impl Passage {
     ) {
         let filled = irqs.fill(vcpu, &mut mailbox.lr[..most], self.split_eoi);
         (mailbox.lr_count, mailbox.vgic_hcr) = (filled.count as u64, filled.hcr);
+        // With something that waits for a list register, each end of an interrupt is to be heard of.
+        mailbox.direct = if self.direct != 0 && filled.hcr == 0 { self.direct | irqs.direct(vcpu) } else { 0 };
     }
 
     /// VcpuRun was refused: what stood in the mailbox is due at the next entry. List registers come back there by themselves.
@@ -91,15 +96,19 @@ impl Passage {
         most: usize,
         fired: bool,
     ) {
-        let timer_ended = irqs.is_some_and(|irqs| {
+        let (mut timer_came, mut timer_ended) = (false, false);
+        if let Some(irqs) = irqs {
             let ends = (mailbox.vgic_hcr >> 27 & 31).max(u64::from(mailbox.vgic_misr & MISR_LRENP != 0));
-            // The core gives back as many as it got.
+            // The core gives back as many as it got, and those that it has filled.
             let used = usize::try_from(mailbox.lr_count).unwrap_or(usize::MAX).min(most);
-            irqs.fold(vcpu, &mailbox.lr[..used], ends as u32);
-            irqs.has_ended(vcpu, VTIMER_INTID)
-        });
+            timer_came = irqs.fold(vcpu, &mailbox.lr[..used], ends as u32);
+            if mailbox.sgis != 0 {
+                irqs.sent_to(vcpu, mailbox.sgis);
+            }
+            timer_ended = irqs.has_ended(vcpu, VTIMER_INTID);
+        }
         self.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
-        self.virtual_timer.observe(mailbox, fired, timer_ended);
+        self.virtual_timer.observe(mailbox, fired || timer_came, timer_ended);
     }
 
     /// One more exit for this reason.

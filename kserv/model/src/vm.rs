@@ -15,7 +15,9 @@
 //! list registers are made anew. Times are of the physical counter. Source: K §3.5; `corevisor_interface::mailbox`.
 #![forbid(unsafe_code)]
 
-use corevisor_interface::mailbox::{ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE};
+use corevisor_interface::mailbox::{
+    DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
+};
 
 mod devices;
 mod moved;
@@ -166,6 +168,15 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             list_registers: list_registers.min(MAX_LIST_REGISTERS),
             unknown_registers: 0,
             ended: None,
+        }
+    }
+
+    /// The core may deliver private interrupts by itself, and interrupt the CPUs of running vCPUs by this machine's SGI `kick`: it has a higher priority
+    /// than the machine's other interrupts, and the maintenance interrupt is enabled. Only with GICv3.
+    pub fn let_core_deliver(&mut self, kick: u8) {
+        if matches!(self.gic, Gic::V3(_)) {
+            let kick = DIRECT_KICK | u64::from(kick & 15) << DIRECT_KICK_SGI_SHIFT;
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.passage.direct = kick);
         }
     }
 

@@ -11,23 +11,28 @@ use common::world::{SPIS, World};
 use corevisor_evidence::{Rng, tell};
 use kserv_model::irq::{Bits, Engine, Form, HCR_LRENPIE, HCR_UIE, ListRegister};
 
-fn run(form: Form, prompt: bool) {
-    let (mut rng, mut delivered, mut worlds) = (Rng::new(0x5eed + form as u64), 0, 0);
+fn run(form: Form, prompt: bool, core: bool) {
+    let (mut rng, mut delivered, mut worlds, mut by_core) = (Rng::new(0x5eed + form as u64), 0, 0, 0);
     for vcpus in [1, 2, 4] {
         for lrs in [1, 2, 4, 16] {
             for _ in 0..12 {
                 let mut world = World::new(form, vcpus, lrs, prompt, &mut rng);
+                if core {
+                    world.use_core();
+                }
                 for _ in 0..1500 {
                     world.step(&mut rng);
                 }
                 world.drain();
                 delivered += world.delivered;
+                by_core += world.by_core;
                 worlds += 1;
             }
         }
     }
-    tell(&format!("interrupts: {form:?}"), &[("worlds", worlds), ("interrupts", delivered as u64)]);
-    assert!(delivered > 10_000);
+    let counts = [("worlds", worlds), ("interrupts", delivered as u64), ("by the core", by_core as u64)];
+    tell(&format!("interrupts: {form:?}"), &counts);
+    assert!(delivered > 10_000 && (by_core > 1_000) == core);
 }
 
 /// An engine with interrupts 32 and on raised, of these priorities, edge-triggered, for vCPU 0.
@@ -155,20 +160,77 @@ fn what_another_vcpu_writes_to_active_and_pending_state_wins_over_the_list_regis
 
 #[test]
 fn v2_loses_no_interrupt_and_delivers_none_twice() {
-    run(Form::V2, true);
+    run(Form::V2, true, false);
 }
 
 #[test]
 fn v3_loses_no_interrupt_and_delivers_none_twice() {
-    run(Form::V3, true);
+    run(Form::V3, true, false);
 }
 
 #[test]
 fn v2_loses_nothing_when_vcpus_are_slow_to_exit() {
-    run(Form::V2, false);
+    run(Form::V2, false, false);
 }
 
 #[test]
 fn v3_loses_nothing_when_vcpus_are_slow_to_exit() {
-    run(Form::V3, false);
+    run(Form::V3, false, false);
+}
+
+#[test]
+fn v3_loses_nothing_and_delivers_nothing_twice_where_the_core_delivers_sgis() {
+    run(Form::V3, true, true);
+}
+
+#[test]
+fn v3_loses_nothing_where_the_core_delivers_sgis_and_vcpus_are_slow_to_exit() {
+    run(Form::V3, false, true);
+}
+
+#[test]
+fn the_core_may_deliver_what_is_enabled_and_has_no_state_here() {
+    let timer = 27;
+    let mut engine = Engine::<4, SPIS>::new(Form::V3, 2);
+    assert_eq!(engine.direct(0), 0);
+    engine.write_bits(0, 0, Bits::Enabled, 0b111 | 1 << timer, true);
+    assert_eq!(engine.direct(0), 0, "the distributor forwards nothing");
+    engine.set_enables([false, true]);
+    (0..32).for_each(|intid| engine.set_priority(0, intid, 0xa0));
+    engine.set_priority(0, timer, 0xb0);
+    assert_eq!(engine.direct(0), 0b111 | 0xa0 << 16 | 1 << 24 | 0xb0 << 32);
+    assert_eq!(engine.direct(1) & 0xffff, 0);
+    // Another priority, another group, pending, pending at the vCPU, disabled.
+    engine.take_kicks();
+    engine.set_priority(0, 2, 0x80);
+    engine.write_bits(0, 0, Bits::Group, 0b10, false);
+    engine.set_line(0, timer, true);
+    assert_eq!(engine.take_kicks(), 1, "the core must not go on with them");
+    assert_eq!(engine.direct(0), 0b1 | 0xa0 << 16 | 0xb0 << 32);
+    engine.send_sgi(1, 1, 0, None);
+    assert_eq!(engine.direct(0), 0);
+    let mut lrs = [0; 4];
+    engine.fill(0, &mut lrs, false);
+    assert_eq!(engine.direct(0) & 0xffff, 0b1, "in a list register the core finds it");
+    engine.take_kicks();
+    engine.write_bits(1, 0, Bits::Enabled, 0b1, true);
+    engine.write_bits(0, 0, Bits::Enabled, 0b1, false);
+    assert_eq!((engine.direct(0), engine.take_kicks()), (0, 1));
+    assert_eq!(Engine::<4, SPIS>::new(Form::V2, 1).direct(0), 0, "GICv2's SGIs have senders");
+}
+
+#[test]
+fn what_the_core_delivered_comes_back_as_it_is() {
+    let (sgi, timer) = (3, 27);
+    for (pending, active) in [(true, false), (false, true), (true, true), (false, false)] {
+        let mut engine = Engine::<4, SPIS>::new(Form::V3, 1);
+        engine.set_enables([true, true]);
+        engine.write_bits(0, 0, Bits::Enabled, 1 << sgi | 1 << timer, true);
+        let lr = |intid| ListRegister { intid, group1: true, pending, active, ..Default::default() }.encode(Form::V3);
+        assert!(engine.fold(0, &[0, lr(sgi), lr(timer)], 0));
+        assert_eq!(engine.bits(0, 0, Bits::Pending), u32::from(pending) << sgi, "the timer's is what its line is");
+        assert_eq!(engine.bits(0, 0, Bits::Active), if active { 1 << sgi | 1 << timer } else { 0 });
+        assert_eq!(engine.has_ended(0, timer), !pending && !active);
+        assert!(!engine.fold(0, &[lr(sgi), lr(64), u64::MAX], 0), "none of them is the timer's");
+    }
 }

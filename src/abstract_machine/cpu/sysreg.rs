@@ -105,6 +105,8 @@ mod fields {
         ],
         /// ID_AA64ISAR0_EL1.
         pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
+        /// ICC_CTLR_EL1: an interrupt's end does not deactivate it.
+        pub ICC_CTLR [ EOIMODE OFFSET(1) NUMBITS(1) [] ],
         /// PMCR_EL0.
         pub PMCR_EL0 [
             N OFFSET(11) NUMBITS(5) [],
@@ -219,6 +221,18 @@ registers! {
     Par: "par_el1", ();
     /// The GIC CPU interface's system register enable.
     IccSre1: "S3_0_C12_C12_5", ();
+    /// GIC CPU interface: control.
+    IccCtlr: "S3_0_C12_C12_4", ICC_CTLR::Register;
+    /// GIC CPU interface: the interrupt of group 1 that would be taken next.
+    IccHppir1: "S3_0_C12_C12_2", ();
+    /// GIC CPU interface: takes an interrupt of group 1.
+    IccIar1: "S3_0_C12_C12_0", ();
+    /// GIC CPU interface: ends one.
+    IccEoir1: "S3_0_C12_C12_1", ();
+    /// GIC CPU interface: deactivates one.
+    IccDir: "S3_0_C12_C11_1", ();
+    /// GIC CPU interface: sends an SGI of group 1.
+    IccSgi1r: "S3_0_C12_C11_5", super::super::regs::ICC_SGI1R::Register;
     /// GIC virtual CPU interface: control.
     IchHcr: "S3_4_C12_C11_0", ();
     /// GIC virtual CPU interface: type.

@@ -12,6 +12,7 @@ use spin::Once;
 
 use super::super::addr::PhysRange;
 use super::super::per_cpu::World;
+use super::super::regs::ICC_SGI1R;
 use super::super::shadow::Context;
 use super::super::world::{VgicInfo, VgicWord};
 use super::sysreg;
@@ -26,6 +27,9 @@ const HCR_LRENPIE: u64 = 1 << 2;
 /// Most list registers that a GIC has.
 pub const MOST_LRS: usize = 16;
 const SRE: u64 = 0b111;
+/// From here on a number says that there is no interrupt, up to those of LPIs.
+const SPECIAL: u64 = 1020;
+const FIRST_LPI: u64 = 8192;
 const AP0R: usize = VgicWord::Ap0r as usize;
 const AP1R: usize = VgicWord::Ap1r as usize;
 
@@ -164,6 +168,53 @@ pub fn restore(world: &mut World, context: &Context, used: usize) {
     }
 }
 
+/// A list register as the VM that runs here left it. What it did through the interface is in the register after the barrier.
+#[inline]
+pub fn list_register(n: usize) -> u64 {
+    barrier::dsb(barrier::SY);
+    ich_lr(n)
+}
+
+/// Writes a list register of the VM that runs here; the return to it makes that seen.
+#[inline]
+pub fn set_list_register(world: &mut World, n: usize, value: u64) {
+    world.list_registers = world.list_registers.max(n as u8 + 1);
+    set_ich_lr(n, value);
+}
+
+/// Sends SGI `sgi` to the CPU of this affinity.
+pub fn kick(mpidr: u64, sgi: u8) {
+    let affinity = |shift: u32| mpidr >> shift & 0xff;
+    let value = ICC_SGI1R::AFF3.val(affinity(32))
+        + ICC_SGI1R::AFF2.val(affinity(16))
+        + ICC_SGI1R::AFF1.val(affinity(8))
+        + ICC_SGI1R::RS.val(affinity(0) >> 4)
+        + ICC_SGI1R::TARGETS.val(1 << (affinity(0) & 15))
+        + ICC_SGI1R::INTID.val(sgi.into());
+    barrier::dsb(barrier::ISHST);
+    sysreg::IccSgi1r::set(value.value);
+    barrier::isb(barrier::SY);
+}
+
+/// Takes and ends SGI `sgi` if it is what waits. The interface of EL2 is the machine's own, whatever EL1 has (IHI 0069 12.1). One that comes between the
+/// look and the taking has a lower priority, by the host's promise (`DIRECT_KICK_SGI_SHIFT`), so it is not what is taken.
+pub fn take_kick(sgi: u8) -> bool {
+    if sysreg::IccHppir1::get().get() != u64::from(sgi) {
+        return false;
+    }
+    let taken = sysreg::IccIar1::get().get();
+    barrier::dsb(barrier::SY);
+    if (SPECIAL..FIRST_LPI).contains(&taken) {
+        return false;
+    }
+    sysreg::IccEoir1::set(taken);
+    if sysreg::IccCtlr::get().is_set(sysreg::ICC_CTLR::EOIMODE) {
+        sysreg::IccDir::set(taken);
+    }
+    barrier::isb(barrier::SY);
+    taken == u64::from(sgi)
+}
+
 /// Registers whose number is in their name: reads or writes the one with number `n`, if there is one.
 macro_rules! numbered {
     ($get:ident, $set:ident, $($n:literal => $name:literal,)*) => {
@@ -181,7 +232,7 @@ macro_rules! numbered {
         #[inline(always)]
         fn $set(n: usize, value: u64) {
             match n {
-                // SAFETY: the same; the interface is off.
+                // SAFETY: the same; it concerns the VM that it is for, and the core itself not at all.
                 $($n => unsafe { asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags)) },)*
                 _ => {}
             }

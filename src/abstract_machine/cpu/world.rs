@@ -132,6 +132,31 @@ impl Worlds for Cpu {
         with_world(|world| world.vgic)
     }
 
+    fn list_register(&self, n: usize) -> u64 {
+        vgic::list_register(n)
+    }
+
+    fn set_list_register(&self, n: usize, value: u64) {
+        with_world(|world| vgic::set_list_register(world, n, value));
+    }
+
+    fn cntv_ctl(&self) -> u64 {
+        sysreg::CntvCtl::get().get()
+    }
+
+    fn set_cntv_ctl(&self, value: u64) {
+        sysreg::CntvCtl::set(value);
+    }
+
+    fn kick(&self, cpu: CpuId, sgi: u8) {
+        let target = super::all().get(cpu.index()).map(|cpu| cpu.mpidr);
+        target.into_iter().for_each(|mpidr| vgic::kick(mpidr, sgi));
+    }
+
+    fn take_kick(&self, sgi: u8) -> bool {
+        vgic::take_kick(sgi)
+    }
+
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
         with_world(|world| (world.vm, world.vcpu) = (vm, vcpu));
     }

@@ -77,6 +77,8 @@ pub(super) struct WorldState {
     leaving: Option<Box<dyn FnMut() + Send>>,
     raced: Option<Pfn>,
     vgic: VgicInfo,
+    /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
+    kicks: BTreeSet<(usize, u8)>,
     entropy: u64,
     now: u64,
 }
@@ -171,6 +173,11 @@ impl Sim {
     /// The whole context of a vCPU.
     pub fn context(&self, shadow: Shadow) -> Context {
         *self.worlds().context(shadow)
+    }
+
+    /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
+    pub fn kicks(&self) -> Vec<(usize, u8)> {
+        self.worlds().kicks.iter().copied().collect()
     }
 
     /// The steps of world switches since the last call, each with its CPU.
@@ -360,6 +367,30 @@ impl Worlds for Sim {
 
     fn vgic_info(&self) -> VgicInfo {
         self.worlds().vgic
+    }
+
+    fn list_register(&self, n: usize) -> u64 {
+        self.worlds().this().live.vgic[n]
+    }
+
+    fn set_list_register(&self, n: usize, value: u64) {
+        self.worlds().this().live.vgic[n] = value;
+    }
+
+    fn cntv_ctl(&self) -> u64 {
+        self.worlds().this().live.bank[BankReg::CntvCtl as usize]
+    }
+
+    fn set_cntv_ctl(&self, value: u64) {
+        self.worlds().this().live.bank[BankReg::CntvCtl as usize] = value;
+    }
+
+    fn kick(&self, cpu: CpuId, sgi: u8) {
+        self.worlds().kicks.insert((cpu.index(), sgi));
+    }
+
+    fn take_kick(&self, sgi: u8) -> bool {
+        self.worlds().kicks.remove(&(CPU.get(), sgi))
     }
 
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {

@@ -9,7 +9,7 @@
 
 /// Version of this table: major in the upper 16 bits, minor in the lower. A call is never changed, only added (minor) or
 /// removed (major).
-pub const INTERFACE_VERSION: u64 = 2;
+pub const INTERFACE_VERSION: u64 = 3;
 
 /// SMCCC: fast call, 64 bit, vendor-specific hypervisor service, function 0x8000.
 const HOST_BASE: u64 = 0xc600_8000;

@@ -11,8 +11,9 @@ use crate::calls::{
     VM_PROTECTED,
 };
 use crate::mailbox::{
-    ENTRY_INJECT_ABORT, ENTRY_KEEP_REGISTERS, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason,
-    MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
+    DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, DIRECT_SGI_PRIORITY_SHIFT, DIRECT_SGIS, DIRECT_TIMER,
+    DIRECT_TIMER_PRIORITY_SHIFT, ENTRY_INJECT_ABORT, ENTRY_KEEP_REGISTERS, ENTRY_TIMER_UNMASK, ENTRY_VFIQ, ENTRY_VIRQ,
+    ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
 
 /// The header's text.
@@ -41,6 +42,12 @@ pub fn text() -> String {
     define("ENTRY_INJECT_ABORT", ENTRY_INJECT_ABORT);
     define("ENTRY_TIMER_UNMASK", ENTRY_TIMER_UNMASK);
     define("ENTRY_KEEP_REGISTERS", ENTRY_KEEP_REGISTERS);
+    define("DIRECT_SGIS", DIRECT_SGIS);
+    define("DIRECT_SGI_PRIORITY_SHIFT", DIRECT_SGI_PRIORITY_SHIFT.into());
+    define("DIRECT_TIMER", DIRECT_TIMER);
+    define("DIRECT_KICK", DIRECT_KICK);
+    define("DIRECT_KICK_SGI_SHIFT", DIRECT_KICK_SGI_SHIFT.into());
+    define("DIRECT_TIMER_PRIORITY_SHIFT", DIRECT_TIMER_PRIORITY_SHIFT.into());
     out.push_str("\n/* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */\n");
     for (name, offset) in mailbox() {
         let _ = writeln!(out, "#define CV_MAILBOX_{} {offset:#x}", name.to_ascii_uppercase());
@@ -66,12 +73,13 @@ pub fn text() -> String {
 }
 
 /// The mailbox's fields.
-fn mailbox() -> [(&'static str, usize); 17] {
+fn mailbox() -> [(&'static str, usize); 19] {
     macro_rules! offsets {
         ($($field:ident)*) => { [$((stringify!($field), offset_of!(Mailbox, $field))),*] };
     }
     offsets! {
         entry_flags pc pstate x0 x esr ipa lr_count lr vgic_hcr vgic_vmcr vgic_misr cntv_ctl cntv_cval cntvoff exits powered
+        direct sgis
     }
 }
 

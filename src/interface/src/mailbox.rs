@@ -26,7 +26,7 @@
 pub enum ExitReason {
     /// A physical interrupt is pending: the host takes it as soon as it unmasks.
     Irq = 0,
-    /// The VM's virtual timer fired; the core has masked it at the CPU (CNTV_CTL.IMASK) until the next entry at which the host shows the
+    /// The VM's virtual timer fired, and the core did not deliver its interrupt; the core has masked it at the CPU (CNTV_CTL.IMASK) until the next entry at which the host shows the
     /// interrupt as active, pending or no longer asserted. See [`Mailbox::cntv_ctl`].
     Timer = 1,
     /// WFI or WFE.
@@ -86,6 +86,27 @@ pub const ENTRY_TIMER_UNMASK: u64 = 1 << 3;
 /// restored one does; `pc`, `pstate` and `x0` are not looked at. Refused in a protected VM. No meaning later.
 pub const ENTRY_KEEP_REGISTERS: u64 = 1 << 4;
 
+/// [`Mailbox::direct`]: SGIs that the core may deliver by itself, one bit each. They are in group 1.
+pub const DIRECT_SGIS: u64 = 0xffff;
+/// [`Mailbox::direct`]: where the priority of these SGIs is, 8 bits.
+pub const DIRECT_SGI_PRIORITY_SHIFT: u32 = 16;
+/// [`Mailbox::direct`]: the core may deliver the virtual timer's interrupt by itself.
+pub const DIRECT_TIMER: u64 = 1 << 24;
+/// [`Mailbox::direct`]: the core may interrupt another CPU of this VM, by the machine's own SGI named next.
+pub const DIRECT_KICK: u64 = 1 << 25;
+/// [`Mailbox::direct`]: where that SGI's number is, 4 bits. It must be of group 1 and of a higher priority than any other interrupt of the machine that is
+/// enabled: an interrupt that comes between could be lost otherwise.
+pub const DIRECT_KICK_SGI_SHIFT: u32 = 28;
+/// [`Mailbox::direct`]: where the priority of the timer's interrupt is, 8 bits.
+pub const DIRECT_TIMER_PRIORITY_SHIFT: u32 = 32;
+/// [`Mailbox::direct`]: all bits that mean something.
+pub const DIRECT_KNOWN: u64 = DIRECT_SGIS
+    | 0xff << DIRECT_SGI_PRIORITY_SHIFT
+    | DIRECT_TIMER
+    | DIRECT_KICK
+    | 0xf << DIRECT_KICK_SGI_SHIFT
+    | 0xff << DIRECT_TIMER_PRIORITY_SHIFT;
+
 /// The page. Fields marked "in" are read by the core at entry, "out" written by it at exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
@@ -104,7 +125,8 @@ pub struct Mailbox {
     pub esr: u64,
     /// out: the address in the VM, with its offset in the page where it is MMIO.
     pub ipa: u64,
-    /// in and out: number of list registers in use, at most CoreInfo's; an exit leaves it as it was.
+    /// in and out: number of list registers in use, at most CoreInfo's. An exit leaves it as it was, or says more: those behind the host's own hold what the core
+    /// has delivered by itself ([`Mailbox::direct`]), also where the VM has ended it meanwhile.
     pub lr_count: u64,
     /// in and out: the first `lr_count` list registers, in the form of the machine's GIC: GICH_LR<n> or ICH_LR<n>_EL2. Hardware-linked ones (HW) are refused
     /// except for the VM's own timer.
@@ -126,6 +148,12 @@ pub struct Mailbox {
     pub exits: u64,
     /// out: PSCI state the core has for the vCPU: 0 off, 1 on.
     pub powered: u64,
+    /// in, GICv3 only, else 0: which of the vCPU's private interrupts the core may deliver by itself, without an exit: DIRECT_*. The host names those that are enabled and
+    /// have no state in its model but in a list register of this entry, and enables the machine's maintenance interrupt where it names the timer. 0: none, every
+    /// one of them is an exit.
+    pub direct: u64,
+    /// out: SGIs that other vCPUs have sent to this one by way of the core and that stand in no list register, one bit each. They are pending.
+    pub sgis: u64,
 }
 
 impl Mailbox {
@@ -148,6 +176,8 @@ impl Mailbox {
         cntvoff: 0,
         exits: 0,
         powered: 0,
+        direct: 0,
+        sgis: 0,
     };
 
     /// Its 64-bit words in order, for copying it word by word.

@@ -2,7 +2,7 @@
 //!
 //! | primitive               | does                                                          | lock |
 //! |-------------------------|---------------------------------------------------------------|------|
-//! | [`core_handle_sys64`]   | serves the access, gives it to the host, or undefines it      | none |
+//! | [`core_handle_sys64`]   | serves the access, gives it to the host, or undefines it      | Vm, for an SGI |
 //! | [`outcome`]             | which of these, as a table                                    | none |
 //!
 //! The published function steps over every access: a read leaves the register as it was, a write is dropped (K §3.1; M2: its
@@ -12,7 +12,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::Core;
-use super::id_registers;
+use super::{id_registers, interrupts};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::{Syndrome, SysregId};
@@ -21,6 +21,7 @@ use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
 use crate::vcpu::el1::VmEl1;
 use crate::vcpu::vcpu_ops_aux::{is_el0, step_over, take_undefined};
+use crate::vm::Active;
 
 /// What becomes of an access to a system register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +32,9 @@ pub enum Outcome {
     Fixed(u64),
     /// The host emulates it.
     Host,
-    /// The host emulates writes, where the GIC has system registers; there are no reads.
+    /// The host emulates writes, where the GIC has system registers; there are no reads. What it has left to the core, the core serves.
+    Sgi1,
+    /// The same, but the host serves all.
     HostSgi,
     /// VMs do not have it.
     Undefined,
@@ -46,8 +49,9 @@ pub const fn outcome(reg: SysregId) -> Outcome {
         _ if id_registers::is_id_register(reg) => Outcome::Id,
         // Implementation's own controls: ACTLR_EL1.
         (3, 0, 1, 0, 1) => Outcome::Fixed(0),
-        // ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
-        (3, 0, 12, 11, 5..=7) => Outcome::HostSgi,
+        // ICC_SGI1R_EL1; ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
+        (3, 0, 12, 11, 5) => Outcome::Sgi1,
+        (3, 0, 12, 11, 6..=7) => Outcome::HostSgi,
         // CNTP_TVAL_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0.
         (3, 3, 14, 2, 0..=2) => Outcome::Host,
         // Performance counters: the ID register says that there are none; some systems write them all the same.
@@ -64,7 +68,12 @@ pub const fn outcome(reg: SysregId) -> Outcome {
 
 /// The vCPU's next step is the access to a system register that `syndrome` describes. K: `core_handle_sys64`.
 #[inline]
-pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndrome) -> Action {
+pub fn core_handle_sys64<M: Machine>(
+    core: &Core<M>,
+    active: &Active,
+    ctxt: &mut Context,
+    syndrome: Syndrome,
+) -> Action {
     // What a kernel of the VM reads often, and measures: nothing else stands before it.
     if syndrome.is_id_register_read() && !is_el0(ctxt.get(ShadowReg::Pstate)) {
         let (machine, reg) = (core.machine(), syndrome.sys_register());
@@ -72,12 +81,12 @@ pub fn core_handle_sys64<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrom
         let value = machine.id_register(reg, |raw| id_registers::visible(reg, raw, gic_registers()));
         return served(ctxt, Some((syndrome.sys_rt(), value)));
     }
-    other_access(core, ctxt, syndrome)
+    other_access(core, active, ctxt, syndrome)
 }
 
 /// An access that is no kernel's read of an ID register.
 #[inline(never)]
-fn other_access<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndrome) -> Action {
+fn other_access<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
     let is_read = syndrome.is_sys_read();
     let outcome = match outcome(syndrome.sys_register()) {
@@ -89,8 +98,15 @@ fn other_access<M: Machine>(core: &Core<M>, ctxt: &mut Context, syndrome: Syndro
         Outcome::Fixed(value) if is_read => served(ctxt, Some((syndrome.sys_rt(), value))),
         Outcome::Fixed(_) => served(ctxt, None),
         Outcome::Host => Action::ToHost(ExitReason::Sysreg),
-        Outcome::HostSgi if !is_read && machine.vgic_info().version == 3 => Action::ToHost(ExitReason::Sysreg),
-        Outcome::Id | Outcome::HostSgi | Outcome::Undefined => {
+        Outcome::Sgi1 | Outcome::HostSgi if !is_read && machine.vgic_info().version == 3 => {
+            let value = ctxt.get(ShadowReg::X(syndrome.sys_rt()));
+            if outcome == Outcome::Sgi1 && interrupts::send_sgi(core, active, ctxt, value) {
+                served(ctxt, None)
+            } else {
+                Action::ToHost(ExitReason::Sysreg)
+            }
+        }
+        Outcome::Id | Outcome::Sgi1 | Outcome::HostSgi | Outcome::Undefined => {
             machine.count(Event::VmUndefined);
             take_undefined(&mut VmEl1::loaded(machine, ctxt));
             Action::Resume

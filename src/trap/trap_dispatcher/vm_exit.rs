@@ -79,7 +79,7 @@ pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mu
             step_over(ctxt);
             pvops::call(core, active, ctxt, syndrome)
         }
-        Outcome::Register => sys64::core_handle_sys64(core, ctxt, syndrome),
+        Outcome::Register => sys64::core_handle_sys64(core, active, ctxt, syndrome),
         Outcome::Abort => handle_vm_abort(core, active.vm, ctxt, syndrome),
         Outcome::Wait => Action::ToHost(ExitReason::Wfx),
         other => inject(machine, ctxt, syndrome, other),

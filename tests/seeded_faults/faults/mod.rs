@@ -1,6 +1,7 @@
 //! The faults, from the bottom layer up.
 #![forbid(unsafe_code)]
 
+mod direct;
 mod host;
 mod locks;
 mod memory;
@@ -45,6 +46,7 @@ pub fn all() -> impl Iterator<Item = &'static Fault> {
         seal::FAULTS,
         mmio::FAULTS,
         vcpu::FAULTS,
+        direct::FAULTS,
         host::FAULTS,
     ]
     .into_iter()

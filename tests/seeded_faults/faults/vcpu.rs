@@ -98,7 +98,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "ctxt_switch: an exit of a VM that was switched off is shown",
         "src/vcpu/ctxt_switch.rs",
-        "        _ if !get_vm_poweron(vms, active.vm) => ExitReason::Stopped,\n",
+        "        _ if !on => ExitReason::Stopped,\n",
         "",
     ),
     fault(

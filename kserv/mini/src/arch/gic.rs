@@ -9,8 +9,14 @@ use super::lpis::Frame;
 
 /// The kick between CPUs.
 pub const KICK: u32 = 0;
-/// Interrupts that are enabled: the kick, maintenance, virtual timer, this program's own timer.
-const ENABLED: u32 = 1 << KICK | 1 << 25 | 1 << 27 | 1 << 30;
+/// The core's kick between CPUs that run vCPUs of one VM: of a higher priority than all others, as the core wants it.
+pub const CORE_KICK: u32 = 1;
+/// Interrupts that are enabled: both kicks, maintenance, virtual timer, this program's own timer.
+const ENABLED: u32 = 1 << KICK | 1 << CORE_KICK | 1 << 25 | 1 << 27 | 1 << 30;
+/// Priorities of interrupts 4 * n and on.
+const PRIORITY: u32 = 0xa0a0_a0a0;
+/// Those of the first four.
+const PRIORITY_0: u32 = PRIORITY & !(0xff << (8 * CORE_KICK)) | 0x80 << (8 * CORE_KICK);
 
 const GICD_CTLR: u64 = 0;
 const GICD_ISENABLER: u64 = 0x100;
@@ -86,7 +92,7 @@ impl Gic {
         match self {
             Self::V2 { distributor, cpu } => {
                 for n in 0..8 {
-                    distributor.write(GICD_IPRIORITYR + n * 4, 0xa0a0_a0a0);
+                    distributor.write(GICD_IPRIORITYR + n * 4, PRIORITY);
                 }
                 distributor.write(GICD_ISENABLER, ENABLED);
                 cpu.write(GICC_PMR, 0xf0);
@@ -101,7 +107,7 @@ impl Gic {
                 }
                 own.write(GICR_IGROUPR0, u32::MAX);
                 for n in 0..8 {
-                    own.write(GICR_IPRIORITYR + n * 4, 0xa0a0_a0a0);
+                    own.write(GICR_IPRIORITYR + n * 4, if n == 0 { PRIORITY_0 } else { PRIORITY });
                 }
                 own.write(GICR_ISENABLER0, ENABLED);
                 // SAFETY: this program's own CPU interface; interrupts are masked.

@@ -220,20 +220,24 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     }
 
     /// Takes back what the list registers hold after an exit of `vcpu`; `ends`: how many interrupts without list register ended
-    /// (EOIcount). A register that is not what it was filled with counts as untouched.
-    #[inline]
-    pub fn fold(&mut self, vcpu: usize, lrs: &[u64], ends: u32) {
+    /// (EOIcount). A register that is not what it was filled with counts as untouched; those behind are the core's (module `direct`). Whether the timer's was among
+    /// these.
+    #[inline(always)]
+    pub fn fold(&mut self, vcpu: usize, lrs: &[u64], ends: u32) -> bool {
         if vcpu >= self.vcpus {
-            return;
+            return false;
         }
-        if ends != 0 || self.placed_count[vcpu] != 0 {
-            self.fold_placed(vcpu, lrs, ends);
+        self.given[vcpu] = 0;
+        if ends != 0 || !lrs.is_empty() || self.placed_count[vcpu] != 0 {
+            self.fold_placed(vcpu, lrs, ends)
         } else {
             self.ended[vcpu] = 0;
+            false
         }
     }
 
-    fn fold_placed(&mut self, vcpu: usize, lrs: &[u64], ends: u32) {
+    #[inline(never)]
+    fn fold_placed(&mut self, vcpu: usize, lrs: &[u64], ends: u32) -> bool {
         let form = self.form;
         let count = core::mem::take(&mut self.placed_count[vcpu]);
         self.ended[vcpu] = 0;
@@ -249,6 +253,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 self.note_end(vcpu, intid);
             }
         }
+        lrs.iter().skip(count).filter(|lr| self.adopt(vcpu, **lr)).count() > 0
     }
 
     /// The active interrupts of highest priority that have no list register end.
@@ -268,7 +273,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
     }
 
-    fn note_end(&mut self, vcpu: usize, intid: usize) {
+    pub(super) fn note_end(&mut self, vcpu: usize, intid: usize) {
         if intid < PRIVATE {
             self.ended[vcpu] |= 1 << intid;
         } else {
@@ -297,7 +302,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 None => (placed.pending, irq.active),
             };
             if pending && !placed.withdrawn {
-                irq.latch |= placed.latched;
+                // An SGI that was not pending when it was placed was sent again since, by way of the core.
+                irq.latch |= placed.latched || irq.edge && !placed.pending && !v2_sgi;
                 if v2_sgi {
                     irq.sources |= 1 << placed.source;
                 }

@@ -6,6 +6,7 @@
 //! | [`Engine::send_sgi`]                       | an interrupt from vCPU to vCPU                                      |
 //! | [`Engine::fill`], [`Engine::fold`]         | list registers for an entry; back at its exit (module `delivery`)   |
 //! | [`Engine::deliverable`]                    | whether a vCPU that waits has to go on                              |
+//! | [`Engine::direct`]                         | what the core may deliver by itself meanwhile (module `direct`)     |
 //! | [`Engine::take_kicks`]                     | which vCPUs must be looked at since the last call                   |
 //! | [`Engine::bits`], [`Engine::write_bits`]   | the one-bit registers, 32 interrupts at a time                      |
 //!
@@ -16,13 +17,16 @@
 #![forbid(unsafe_code)]
 
 mod delivery;
+mod direct;
 mod list_register;
 mod lpi;
 pub mod registers;
+mod state;
 
 pub use delivery::{Filled, HCR_LRENPIE, HCR_NPIE, HCR_UIE};
 pub use list_register::{Form, ListRegister};
 pub use lpi::Lpi;
+use state::{Irq, Placed};
 
 /// Interrupts of one vCPU: SGIs and PPIs.
 pub const PRIVATE: usize = 32;
@@ -36,73 +40,6 @@ pub const MAX_LRS: usize = corevisor_interface::mailbox::MAX_LIST_REGISTERS;
 pub const PRIORITY_MASK: u8 = 0xf8;
 
 const NOBODY: u8 = 0xff;
-
-/// What stands in a list register.
-#[derive(Clone, Copy, Debug)]
-struct Placed {
-    /// It was pending there.
-    pending: bool,
-    /// The latch went with it.
-    latched: bool,
-    /// Sender of a GICv2 SGI.
-    source: u8,
-    /// Somebody cleared its pending state since.
-    withdrawn: bool,
-    /// Somebody wrote its active state since.
-    active_written: bool,
-}
-
-/// One interrupt.
-#[derive(Clone, Copy, Debug)]
-struct Irq {
-    priority: u8,
-    /// vCPUs that it may go to, one bit each (SPIs).
-    route: u16,
-    enabled: bool,
-    group1: bool,
-    edge: bool,
-    line: bool,
-    /// An edge, or set by software.
-    latch: bool,
-    /// GICv2 SGI: senders that wait.
-    sources: u8,
-    active: bool,
-    /// GICv2 SGI: sender of the active one.
-    source: u8,
-    /// The vCPU that has it active or in a list register.
-    holder: u8,
-    placed: Option<Placed>,
-}
-
-impl Irq {
-    const RESET: Self = Self {
-        priority: 0,
-        route: 0,
-        enabled: false,
-        group1: false,
-        edge: false,
-        line: false,
-        latch: false,
-        sources: 0,
-        active: false,
-        source: 0,
-        holder: NOBODY,
-        placed: None,
-    };
-
-    /// Pending here, apart from a list register.
-    const fn pending(&self) -> bool {
-        self.latch || self.sources != 0 || (self.line && !self.edge)
-    }
-
-    fn pending_anywhere(&self) -> bool {
-        self.pending() || self.placed.is_some_and(|placed| placed.pending && !placed.withdrawn)
-    }
-
-    const fn is_hot(&self) -> bool {
-        self.pending() || self.active || self.placed.is_some()
-    }
-}
 
 /// A one-bit register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,6 +81,10 @@ pub struct Engine<const V: usize, const S: usize> {
     watched: [u32; MAX_INTIDS.div_ceil(32)],
     ended_shared: [u32; MAX_INTIDS.div_ceil(32)],
     kicks: u32,
+    /// Private interrupts that the core may deliver by itself.
+    direct: [u32; V],
+    /// Those that it was let to in the run that goes on.
+    given: [u32; V],
 }
 
 impl<const V: usize, const S: usize> Engine<V, S> {
@@ -169,6 +110,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             watched: [0; MAX_INTIDS.div_ceil(32)],
             ended_shared: [0; MAX_INTIDS.div_ceil(32)],
             kicks: 0,
+            direct: [0; V],
+            given: [0; V],
         }
     }
 
@@ -200,7 +143,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         (self.hot_private, self.hot_shared, self.hot_words) = ([0; V], [0; MAX_INTIDS.div_ceil(32)], 0);
         (self.enables, self.placed_count, self.ended) = ([false; 2], [0; V], [0; V]);
         (self.watched, self.ended_shared) = ([0; MAX_INTIDS.div_ceil(32)], [0; MAX_INTIDS.div_ceil(32)]);
-        self.kicks = 0;
+        (self.kicks, self.direct, self.given) = (0, [0; V], [0; V]);
     }
 
     /// Whose list registers it fills.
@@ -271,6 +214,9 @@ impl<const V: usize, const S: usize> Engine<V, S> {
             None
         };
         self.kicks |= kicked.map_or(0, |vcpu| 1 << vcpu);
+        if intid < PRIVATE {
+            self.note_direct(vcpu, intid, &irq);
+        }
     }
 
     /// The line of a PPI (of `vcpu`) or SPI. A rising line makes an edge where the interrupt is edge-triggered.
@@ -399,6 +345,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if self.enables != enables {
             self.enables = enables;
             self.kicks |= (1 << self.vcpus) - 1;
+            (0..self.vcpus).for_each(|vcpu| self.note_all_direct(vcpu));
         }
     }
 
@@ -452,6 +399,10 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     /// Sets it.
     pub fn set_priority(&mut self, vcpu: usize, intid: usize, priority: u8) {
         self.change(vcpu, intid, |irq| irq.priority = priority & PRIORITY_MASK);
+        if intid < PRIVATE {
+            self.note_all_direct(vcpu);
+            self.take_direct_back(vcpu, intid);
+        }
     }
 
     /// Whether it is edge-triggered.

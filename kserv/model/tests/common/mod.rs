@@ -18,6 +18,8 @@ pub struct Taken {
 pub struct Interface {
     form: Form,
     pub lrs: Vec<u64>,
+    /// Of these the host's: the first ones.
+    host: usize,
     hcr: u64,
     /// EOIcount.
     pub ends: u32,
@@ -29,7 +31,7 @@ pub struct Interface {
 
 impl Interface {
     pub fn new(form: Form, lrs: usize) -> Self {
-        Self { form, lrs: vec![0; lrs], hcr: 0, ends: 0, ended: false, stack: vec![] }
+        Self { form, lrs: vec![0; lrs], host: 0, hcr: 0, ends: 0, ended: false, stack: vec![] }
     }
 
     fn decoded(&self) -> Vec<ListRegister> {
@@ -39,6 +41,7 @@ impl Interface {
     /// What an entry loads. Maintenance interrupts that would leave the vCPU no instruction are an error.
     pub fn load(&mut self, filled: Filled) {
         (self.hcr, self.ends, self.ended) = (filled.hcr, 0, false);
+        self.host = filled.count;
         // The machine gets as many as the count says.
         self.lrs[filled.count..].fill(0);
         let valid: Vec<_> = self.decoded().into_iter().filter(ListRegister::is_valid).collect();
@@ -48,6 +51,20 @@ impl Interface {
             assert_eq!(valid.iter().filter(same).count(), 1, "{n}: one interrupt in two list registers");
         }
         assert!(!self.maintenance(), "the vCPU would never run");
+    }
+
+    /// The core makes an SGI pending. `false`: no list register is free.
+    pub fn deliver(&mut self, intid: usize, priority: u8) -> bool {
+        let decoded = self.decoded();
+        let held = decoded.iter().position(|lr| lr.is_valid() && lr.intid == intid);
+        let free = || (self.host..decoded.len()).find(|n| !decoded[*n].is_valid());
+        let fresh = ListRegister { intid, priority, group1: true, pending: true, ..Default::default() };
+        let Some(n) = held.or_else(free) else { return false };
+        self.lrs[n] = match held {
+            Some(n) => ListRegister { pending: true, ..decoded[n] }.encode(self.form),
+            None => fresh.encode(self.form),
+        };
+        true
     }
 
     /// Whether the maintenance interrupt is asserted.

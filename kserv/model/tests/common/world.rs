@@ -35,7 +35,10 @@ pub struct World {
     /// Kicked vCPUs exit at once; else some steps later.
     prompt: bool,
     kicked: u32,
+    /// What the core may deliver by itself, and what it could not: SGIs by bit.
+    core: Vec<Option<(u64, u64)>>,
     pub delivered: usize,
+    pub by_core: usize,
 }
 
 impl World {
@@ -49,7 +52,9 @@ impl World {
             known: vec![vec![Known::default(); IDS]; vcpus],
             prompt,
             kicked: 0,
+            core: vec![None; vcpus],
             delivered: 0,
+            by_core: 0,
         };
         world.engine.set_enables([true, true]);
         for vcpu in 0..vcpus {
@@ -69,6 +74,17 @@ impl World {
         world
     }
 
+    /// From now on the core delivers SGIs by itself, as far as it may.
+    pub fn use_core(&mut self) {
+        self.core.fill(Some((0, 0)));
+        for vcpu in 0..self.vcpus {
+            for sgi in 0..16 {
+                self.engine.set_priority(vcpu, sgi, 0x90);
+                self.known(vcpu, sgi).priority = 0x90;
+            }
+        }
+    }
+
     fn known(&mut self, vcpu: usize, intid: usize) -> &mut Known {
         &mut self.known[if intid < 32 { vcpu } else { 0 }][intid]
     }
@@ -85,6 +101,9 @@ impl World {
         if !self.running[vcpu] {
             let filled = self.engine.fill(vcpu, &mut self.cpus[vcpu].lrs, false);
             self.cpus[vcpu].load(filled);
+            if let Some((may, left)) = &mut self.core[vcpu] {
+                (*may, *left) = (if filled.hcr == 0 { self.engine.direct(vcpu) } else { 0 }, 0);
+            }
             self.running[vcpu] = true;
         }
     }
@@ -92,6 +111,7 @@ impl World {
     fn exit(&mut self, vcpu: usize) {
         if self.running[vcpu] {
             self.engine.fold(vcpu, &self.cpus[vcpu].lrs, self.cpus[vcpu].ends);
+            self.core[vcpu].into_iter().for_each(|(_, left)| self.engine.sent_to(vcpu, left));
             self.running[vcpu] = false;
         }
     }
@@ -117,14 +137,28 @@ impl World {
     }
 
     fn raise(&mut self, vcpu: usize, intid: usize, sender: usize, most: u8) {
-        match intid {
-            0..16 => self.engine.send_sgi(sender, 1 << vcpu, intid, None),
+        match (intid, self.core[vcpu]) {
+            (0..16, Some((may, _))) if self.running[vcpu] => self.send_by_core(vcpu, intid, may),
+            (0..16, _) => self.engine.send_sgi(sender, 1 << vcpu, intid, None),
             _ => self.engine.pulse(vcpu, intid),
         }
         let by_sender = if self.form == Form::V2 && intid < 16 { sender } else { 0 };
         let known = self.known(vcpu, intid);
         known.owed[by_sender] = (known.owed[by_sender] + 1).min(most);
         known.due[by_sender] = true;
+    }
+
+    /// A vCPU sends to one that runs; what has no place there is shown with its exit.
+    fn send_by_core(&mut self, vcpu: usize, sgi: usize, may: u64) {
+        if may >> sgi & 1 != 0 && self.cpus[vcpu].deliver(sgi, (may >> 16) as u8) {
+            self.by_core += 1;
+            return;
+        }
+        if let Some((_, left)) = &mut self.core[vcpu] {
+            *left |= 1 << sgi;
+        }
+        self.exit(vcpu);
+        self.enter(vcpu);
     }
 
     fn set_line(&mut self, vcpu: usize, intid: usize, line: bool) {

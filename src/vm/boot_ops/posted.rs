@@ -1,0 +1,68 @@
+//! Part of layer 21, BootOps: SGIs from one running vCPU to another.
+//!
+//! | primitive            | does                                                                             | lock |
+//! |----------------------|----------------------------------------------------------------------------------|------|
+//! | [`post_sgi`]         | notes an SGI for vCPUs of a VM that all run                                       | Vm   |
+//! | [`take_posted_sgis`] | the CPU that runs a vCPU takes what was noted for it                              | Vm   |
+//! | [`return_posted_sgis`] | it had no list register for these                                              | Vm   |
+//! | [`vcpu_leaving`]     | the vCPU leaves: takes them for the last time, nothing is noted after that        | Vm   |
+//!
+//! A vCPU takes part from `set_vcpu_active` to [`vcpu_leaving`], both under the lock of its VM: so an SGI either is noted in time to be shown to the host with
+//! the exit, or is the sender's host's to deliver. Nothing is lost between.
+//!
+//! Specification: `spec::direct`. Source: new.
+#![forbid(unsafe_code)]
+
+use super::super::{VcpuState, VmState, Vms};
+use crate::abstract_machine::Machine;
+use crate::abstract_machine::addr::{CpuId, VcpuId, VmId};
+
+/// Notes SGI `sgi` for the vCPUs of `vm` in the mask `targets`, and tells `kick` the CPU of each. `false`: one of them does not run; nothing was noted.
+pub fn post_sgi<M: Machine>(vms: &Vms<M>, vm: VmId, targets: u16, sgi: u8, kick: impl Fn(CpuId)) -> bool {
+    let Ok(mut vm) = vms.vm(vm) else { return false };
+    let runs = |n: u32| vm.vcpus.get(n as usize).is_some_and(|vcpu| vcpu.state == VcpuState::Active && vcpu.takes_sgis);
+    if !ones(targets).all(runs) {
+        return false;
+    }
+    for n in ones(targets) {
+        let vcpu = &mut vm.vcpus[n as usize];
+        vcpu.posted |= 1 << sgi;
+        kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));
+    }
+    true
+}
+
+/// What was noted for the vCPU, which this CPU runs, one bit for each SGI.
+pub fn take_posted_sgis<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId) -> u16 {
+    let Ok(mut vm) = vms.vm(vm) else { return 0 };
+    vm.vcpu(vcpu).map_or(0, |vcpu| core::mem::take(&mut vcpu.posted))
+}
+
+/// These wait for the vCPU's exit.
+pub fn return_posted_sgis<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId, sgis: u16) {
+    let Ok(mut vm) = vms.vm(vm) else { return };
+    if let Ok(vcpu) = vm.vcpu(vcpu) {
+        vcpu.posted |= sgis;
+    }
+}
+
+/// The vCPU, which this CPU runs, leaves: whether its VM is powered on, and what was noted for it. K: `get_vm_poweron`.
+pub fn vcpu_leaving<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId) -> (bool, u16) {
+    let Ok(mut vm) = vms.vm(vm) else { return (false, 0) };
+    let on = matches!(vm.state, VmState::Ready | VmState::Verified);
+    let posted = vm.vcpu(vcpu).map_or(0, |vcpu| {
+        vcpu.takes_sgis = false;
+        core::mem::take(&mut vcpu.posted)
+    });
+    (on, posted)
+}
+
+/// Numbers of the bits that are set.
+pub fn ones(mask: u16) -> impl Iterator<Item = u32> {
+    let mut left = mask;
+    core::iter::from_fn(move || {
+        let n = left.trailing_zeros();
+        left &= left.wrapping_sub(1);
+        (n < u16::BITS).then_some(n)
+    })
+}
