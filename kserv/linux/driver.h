@@ -56,6 +56,7 @@ struct cv_core {
 
 extern struct cv_core cv_core;
 extern bool cv_all_protected;
+extern unsigned int cv_halt_poll_ns;
 
 /* Pages that the core has until the VM's end. */
 struct cv_held {
@@ -93,6 +94,12 @@ struct cv_vcpu {
 	bool inside;
 	wait_queue_head_t wait;
 	struct hrtimer timer;
+	/* Somebody changed the model for it. */
+	bool kicked;
+	/* The VM waits for an interrupt: not one that is off. */
+	bool waits;
+	/* How long its next wait is looked at before the thread sleeps, in ticks. */
+	u64 poll_window;
 
 	/* Registers while the core has none of them; by number of corevisor.h. */
 	u64 *cache;
@@ -113,7 +120,10 @@ struct cv_vcpu {
 	bool sigset_active;
 	sigset_t sigset;
 	u32 irq_level_told;
-	u64 exits_user, exits_signal, halts;
+	u64 exits_user, exits_signal;
+	/* How often it waited, was looked at meanwhile, and needed no sleep; and ticks: of looking with and without success, and of sleep. */
+	u64 halts, polls, polls_good;
+	u64 poll_good_ticks, poll_vain_ticks, sleep_ticks;
 };
 
 struct cv_gsi {
@@ -194,6 +204,17 @@ static inline u64 *cv_mailbox(struct cv_vcpu *vcpu, u32 offset)
 	__result;							\
 })
 
+/* Without an interrupt controller in the kernel user space is told when a timer's output changes. */
+static inline bool cv_irq_level_changed(struct cv_vcpu *vcpu)
+{
+	u32 level;
+
+	if (READ_ONCE(vcpu->vm->has_gic))
+		return false;
+	level = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
+	return level != vcpu->irq_level_told;
+}
+
 /* vm.c */
 extern const struct file_operations cv_vm_ops;
 int cv_vm_create(unsigned long type);
@@ -220,7 +241,12 @@ void cv_vcpu_free(struct cv_vcpu *vcpu);
 /* run.c */
 long cv_vcpu_run(struct cv_vcpu *vcpu);
 void cv_its_serve(struct cv_vm *vm);
+
+/* wait.c */
 enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);
+void cv_set_timer(struct cv_vcpu *vcpu, u64 at);
+bool cv_has_work(struct cv_vcpu *vcpu);
+bool cv_wait_for_work(struct cv_vcpu *vcpu);
 
 /* timer.c */
 int cv_timer_module_init(void);

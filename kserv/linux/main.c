@@ -21,6 +21,11 @@ bool cv_all_protected;
 module_param_named(protected, cv_all_protected, bool, 0644);
 MODULE_PARM_DESC(protected, "every VM is a protected one, also for a VMM that knows nothing of it");
 
+/* As KVM's on arm64, by its name. */
+unsigned int cv_halt_poll_ns = 500000;
+module_param_named(halt_poll_ns, cv_halt_poll_ns, uint, 0644);
+MODULE_PARM_DESC(halt_poll_ns, "how long a vCPU that waits is looked at before its thread sleeps, at most; 0: not at all");
+
 static long cv_dev_ioctl(struct file *file, unsigned int ioctl, unsigned long arg)
 {
 	switch (ioctl) {

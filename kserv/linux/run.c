@@ -5,7 +5,6 @@
  * The physical interrupt that ends a run is taken when they are on again. Whoever wants a vCPU to look around changes the model first and kicks
  * afterwards: the kick finds the thread asleep, or inside, where an interrupt makes it leave.
  */
-#include <linux/math64.h>
 #include <linux/uaccess.h>
 
 #include "compat.h"
@@ -13,64 +12,6 @@
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
-
-/* ---- waiting -------------------------------------------------------------------------------------------------------------- */
-
-enum hrtimer_restart cv_timer_fired(struct hrtimer *timer)
-{
-	struct cv_vcpu *vcpu = container_of(timer, struct cv_vcpu, timer);
-
-	/* A vCPU that runs has left by the interrupt itself. */
-	wake_up(&vcpu->wait);
-	return HRTIMER_NORESTART;
-}
-
-static void set_timer(struct cv_vcpu *vcpu, u64 at)
-{
-	u64 now = cv_now();
-	u64 ticks = at > now ? at - now : 0;
-	u64 frequency = read_sysreg(cntfrq_el0);
-	/* A time beyond a day is asked for again anyway. */
-	u64 ns = mul_u64_u32_div(min_t(u64, ticks, 86400 * frequency), NSEC_PER_SEC, frequency);
-
-	hrtimer_start(&vcpu->timer, ns_to_ktime(ns), HRTIMER_MODE_REL_PINNED_HARD);
-}
-
-/* Without an interrupt controller in the kernel user space is told when a timer's output changes. */
-static bool irq_level_changed(struct cv_vcpu *vcpu)
-{
-	u32 level;
-
-	if (READ_ONCE(vcpu->vm->has_gic))
-		return false;
-	level = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
-	return level != vcpu->irq_level_told;
-}
-
-static void show_irq_level(struct cv_vcpu *vcpu)
-{
-	if (READ_ONCE(vcpu->vm->has_gic))
-		return;
-	vcpu->irq_level_told = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
-	vcpu->run->s.regs.device_irq_level = vcpu->irq_level_told;
-}
-
-static bool has_work(struct cv_vcpu *vcpu)
-{
-	return cv_with_model(vcpu->vm, kserv_runnable(vcpu->vm->model, vcpu->id, cv_now())) || irq_level_changed(vcpu);
-}
-
-/* Waits until the vCPU has something to do, or a signal comes. */
-static void wait_for_work(struct cv_vcpu *vcpu)
-{
-	u64 until = cv_with_model(vcpu->vm, kserv_block_until(vcpu->vm->model, vcpu->id));
-
-	vcpu->halts++;
-	if (until != KSERV_NEVER)
-		set_timer(vcpu, until);
-	wait_event_interruptible(vcpu->wait, has_work(vcpu));
-	hrtimer_cancel(&vcpu->timer);
-}
 
 /* ---- running -------------------------------------------------------------------------------------------------------------- */
 
@@ -82,7 +23,7 @@ static int be_in_core(struct cv_vcpu *vcpu)
 
 	while (!vm->up) {
 		/* Only one that can run brings the core's VM to life. */
-		if (!has_work(vcpu))
+		if (!cv_has_work(vcpu))
 			return -EAGAIN;
 		up_read(&vm->life);
 		mutex_lock(&vm->lock);
@@ -162,7 +103,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 			*cv_mailbox(vcpu, CV_MAILBOX_ENTRY_FLAGS) |= CV_ENTRY_KEEP_REGISTERS;
 	}
 	if (until != KSERV_NEVER)
-		set_timer(vcpu, until);
+		cv_set_timer(vcpu, until);
 
 	held = hold_timer(vcpu);
 	trace_kvm_entry(vcpu->id);
@@ -352,6 +293,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	s64 reason;
 	int result;
 
+	vcpu->waits = false;
 	result = be_in_core(vcpu);
 	if (result)
 		return result;
@@ -374,6 +316,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	if (READ_ONCE(vcpu->vm->has_resampler))
 		cv_irq_resampled(vcpu->vm);
 	*ended = action.kind == KSERV_SYSTEM_EVENT || action.kind == KSERV_FAIL;
+	vcpu->waits = action.kind == KSERV_BLOCK;
 	result = serve(vcpu, &action);
 	if (!result && (action.kind == KSERV_BLOCK || action.kind == KSERV_OFF || action.kind == KSERV_STOPPED))
 		return -EAGAIN;
@@ -383,13 +326,13 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 /* Whether nothing wants anything of this thread or of `life`. */
 static bool undisturbed(struct cv_vcpu *vcpu)
 {
-	return !signal_pending(current) && !need_resched() && !atomic_read(&vcpu->vm->pausing) && !irq_level_changed(vcpu);
+	return !signal_pending(current) && !need_resched() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
 }
 
 static int run_loop(struct cv_vcpu *vcpu)
 {
 	struct cv_vm *vm = vcpu->vm;
-	/* Whether the last turn left the vCPU so that it goes on. */
+	/* Whether the last turn, or wait, left the vCPU so that it goes on. */
 	bool ready = false, ended = false;
 	int result;
 
@@ -397,10 +340,10 @@ static int run_loop(struct cv_vcpu *vcpu)
 		cond_resched();
 		if (signal_pending(current))
 			return interrupted(vcpu);
-		if (irq_level_changed(vcpu))
+		if (cv_irq_level_changed(vcpu))
 			return interrupted(vcpu);
-		if (!ready && !has_work(vcpu)) {
-			wait_for_work(vcpu);
+		if (!ready && !cv_has_work(vcpu)) {
+			ready = cv_wait_for_work(vcpu);
 			continue;
 		}
 		down_read(&vm->life);
@@ -412,10 +355,18 @@ static int run_loop(struct cv_vcpu *vcpu)
 			cv_vm_retire(vm);
 		ready = !result;
 		if (result == -EAGAIN)
-			wait_for_work(vcpu);
+			ready = cv_wait_for_work(vcpu);
 		else if (result)
 			return min(result, 0);
 	}
+}
+
+static void show_irq_level(struct cv_vcpu *vcpu)
+{
+	if (READ_ONCE(vcpu->vm->has_gic))
+		return;
+	vcpu->irq_level_told = cv_with_model(vcpu->vm, kserv_irq_level(vcpu->vm->model, vcpu->id, cv_now()));
+	vcpu->run->s.regs.device_irq_level = vcpu->irq_level_told;
 }
 
 /* User space has answered a load. */

@@ -92,6 +92,7 @@ void cv_kick(struct cv_vm *vm, u32 mask)
 		vcpu = READ_ONCE(vm->vcpus[n]);
 		if (!vcpu)
 			continue;
+		WRITE_ONCE(vcpu->kicked, true);
 		if (wq_has_sleeper(&vcpu->wait))
 			wake_up(&vcpu->wait);
 		if (!READ_ONCE(vcpu->inside))

@@ -171,6 +171,11 @@ void kserv_abort(struct kserv_vm *vm, uint32_t vcpu);
 bool kserv_runnable(struct kserv_vm *vm, uint32_t vcpu, uint64_t now);
 /* When a vCPU that waits must be looked at (hrtimer); KSERV_NEVER. */
 uint64_t kserv_block_until(const struct kserv_vm *vm, uint32_t vcpu);
+/*
+ * How long a vCPU's thread looks for the end of its next wait before it sleeps, after a wait that took `waited` in all with the window `window` (at first 0);
+ * `most`: the longest one. All of one unit. Needs no lock.
+ */
+uint64_t kserv_poll_window(uint64_t window, uint64_t waited, uint64_t most);
 /* When a vCPU that is about to run must be made to exit, if nothing else does (hrtimer); KSERV_NEVER. */
 uint64_t kserv_run_until(struct kserv_vm *vm, uint32_t vcpu, uint64_t now);
 /*

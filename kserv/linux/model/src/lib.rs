@@ -12,7 +12,7 @@ use core::ptr;
 
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_model::kvm::registers::{self, Found};
-use kserv_model::kvm::{Action, Errno, Kvm, Machine};
+use kserv_model::kvm::{Action, Errno, Kvm, Machine, poll};
 use kserv_model::mmio::Access;
 
 /// A VM, opaque to C.
@@ -346,6 +346,12 @@ pub extern "C" fn kserv_runnable(vm: &mut Vm, vcpu: u32, now: u64) -> bool {
 #[unsafe(no_mangle)]
 pub extern "C" fn kserv_block_until(vm: &Vm, vcpu: u32) -> u64 {
     vm.block_until(vcpu as usize).unwrap_or(NEVER)
+}
+
+/// How long the next wait is looked at.
+#[unsafe(no_mangle)]
+pub extern "C" fn kserv_poll_window(window: u64, waited: u64, most: u64) -> u64 {
+    poll::next_window(window, waited, most)
 }
 
 /// When a run must end.

@@ -4,6 +4,7 @@
 //! |---------------------|--------------------------------------------------------------------------------------|
 //! | this one            | vCPUs: made, initialised, their power                                                |
 //! | `run`               | before an entry, after an exit; waiting                                              |
+//! | [`poll`]            | how long a wait is looked at before its thread sleeps                                |
 //! | [`registers`]       | ONE_REG: which ids there are, and what stands behind each                            |
 //! | [`gic_device`]      | the interrupt controller as a device: addresses, size, initialisation; lines         |
 //! | [`its_device`]      | GICv3's translation service as a device, and messages                                |
@@ -17,6 +18,7 @@
 pub mod gic_device;
 pub mod gic_registers;
 pub mod its_device;
+pub mod poll;
 pub mod registers;
 mod run;
 
