@@ -118,6 +118,31 @@ fn a_split_keeps_everything_else_mapped_and_the_page_goes_on_every_cpu() {
 }
 
 #[test]
+fn a_run_goes_however_it_was_mapped_and_nothing_else_with_it() {
+    let npts = npts(40, 16);
+    // Pages with a hole between them, up to the end of their table; a hole for a whole table; a block; nothing.
+    let first = BLOCK_1G + 508 * 4096;
+    for at in [first - 4096, first, first + 4096, first + 3 * 4096] {
+        assert_eq!(map(&npts, Level::L3, at), Ok(()));
+    }
+    assert_eq!(map(&npts, Level::L2, BLOCK_1G + 2 * BLOCK_2M), Ok(()));
+    let mapped = |at| reach(&npts, 0, at) && reach(&npts, 1, at);
+    let count = 4 + 512 + 3;
+    let behind = first + count * 4096;
+    assert!([first - 4096, first, first + 0x3000, behind - 4096, behind].iter().all(|at| mapped(*at)));
+    npt_ops::clear_run_host(&npts, Pfn::new(first >> 12), count);
+    for at in (first..behind).step_by(4096) {
+        assert!(!reach(&npts, 0, at) && !reach(&npts, 1, at), "{at:#x}");
+    }
+    assert!(mapped(first - 4096) && (behind..BLOCK_1G + 3 * BLOCK_2M).step_by(4096).all(mapped));
+    // Nothing is there any more: nothing happens.
+    npt_ops::clear_run_host(&npts, Pfn::new(first >> 12), count);
+    npt_ops::clear_run_host(&npts, Pfn::new(BLOCK_1G >> 11), 3);
+    assert!(mapped(first - 4096) && mapped(behind));
+    assert_clean(&npts);
+}
+
+#[test]
 fn when_the_pool_ends_a_mapping_is_refused_and_everything_mapped_stays() {
     // Root of two pages, and two tables.
     let npts = npts(40, 4);

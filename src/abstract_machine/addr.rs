@@ -288,6 +288,14 @@ impl PhysRange {
         Self { base, size: end.raw().saturating_sub(base.raw()) }
     }
 
+    /// The `count` pages from `pfn` on; empty if they would run past the end of the address space.
+    pub const fn of_pages(pfn: Pfn, count: u64) -> Self {
+        match Self::new(pfn.addr(), count << PAGE_SHIFT) {
+            Some(range) => range,
+            None => Self::between(pfn.addr(), pfn.addr()),
+        }
+    }
+
     /// First byte.
     pub const fn base(self) -> Pa {
         self.base

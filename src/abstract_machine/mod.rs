@@ -64,6 +64,9 @@ pub trait ForeignPage {
     fn write(&self, word: usize, value: u64);
 }
 
+/// Bytes of a page-table entry.
+const ENTRY_SIZE: u64 = 8;
+
 /// The machine, as the layers see it.
 ///
 /// An implementation is shared by all CPUs; a method that speaks of "this CPU" means the one that calls it.
@@ -79,6 +82,17 @@ pub trait Machine: Worlds {
 
     /// Writes the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_store`.
     fn pt_store(&self, entry: Pa, value: u64);
+
+    /// How many of the `most` entries from `entry` on, all in one table, are as `fits` says, up to the first that is not: as so many [`pt_load`](Self::pt_load)s.
+    fn pt_load_run(&self, entry: Pa, most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+        let at = |n| Pa::new(entry.raw() + n * ENTRY_SIZE);
+        (0..most).find(|n| !fits(self.pt_load(at(*n)))).unwrap_or(most)
+    }
+
+    /// Writes `count` entries from `entry` on, all in one table: the first is `value`, each behind it `step` more. As so many [`pt_store`](Self::pt_store)s, in any order.
+    fn pt_store_run(&self, entry: Pa, count: u64, value: u64, step: u64) {
+        (0..count).for_each(|n| self.pt_store(Pa::new(entry.raw() + n * ENTRY_SIZE), value + n * step));
+    }
 
     /// Takes `1 << order` pages for tables from the pool: zeroed, aligned to their size. `None` if the pool
     /// has no such run left.
@@ -125,8 +139,13 @@ pub trait Machine: Worlds {
     /// Writes words of a page of somebody else, from its `first_word` on, each once.
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]);
 
-    /// Fills the page, any page of RAM, with zeroes and cleans it to the point of coherency. K: `clear_phys_page`.
-    fn clear_phys_page(&self, pfn: Pfn);
+    /// Fills whole pages, any pages of RAM, with zeroes and cleans them to the point of coherency.
+    fn clear_phys_run(&self, pages: PhysRange);
+
+    /// The same for one page. K: `clear_phys_page`.
+    fn clear_phys_page(&self, pfn: Pfn) {
+        self.clear_phys_run(PhysRange::of_pages(pfn, 1));
+    }
 
     /// Cleans the range from the data caches to the point of coherency and drops it from the instruction
     /// caches of all CPUs: for memory that changes hands (K A21).

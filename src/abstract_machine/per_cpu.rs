@@ -102,6 +102,8 @@ pub struct PerCpu {
     found: Found,
     /// What this CPU looked at last through its window: a page, or ([`BLOCK`](PerCpu::BLOCK)) any of a 2 MiB block; 0 if nothing.
     seen: AtomicU64,
+    /// The 2 MiB block of which this CPU changed pages last through its windows, in the same form.
+    changed: AtomicU64,
     world: UnsafeCell<World>,
 }
 
@@ -186,6 +188,7 @@ impl PerCpu {
             events,
             found,
             seen: AtomicU64::new(0),
+            changed: AtomicU64::new(0),
             world: UnsafeCell::new(world),
         }
     }
@@ -217,6 +220,17 @@ impl PerCpu {
     pub fn has_seen(&self, pfn: Pfn) -> bool {
         let seen = self.seen.load(Ordering::Relaxed);
         seen == Self::block_of(pfn) || seen == pfn.raw()
+    }
+
+    /// Whether `pfn` lies in the block of which this CPU changed pages last.
+    #[inline]
+    pub fn has_changed(&self, pfn: Pfn) -> bool {
+        self.changed.load(Ordering::Relaxed) == Self::block_of(pfn)
+    }
+
+    /// This CPU changes pages in the 2 MiB block around `pfn`, of all of which is known that it may.
+    pub fn has_changed_now(&self, pfn: Pfn) {
+        self.changed.store(Self::block_of(pfn), Ordering::Relaxed);
     }
 
     /// This CPU looks at `pfn`, of which is known that it may; with `block` it is known of all of the 2 MiB block around it. Page 0 is never one.

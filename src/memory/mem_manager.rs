@@ -36,6 +36,7 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops;
+use crate::npt::npt_ops::vm::Prepared;
 use crate::npt::npt_walk::{SetNptError, Walk};
 use crate::npt::{Level, VmKind};
 use crate::spt::mmio_spt_ops;
@@ -261,7 +262,7 @@ fn by_runs(pfn: Pfn, count: u64, mut act: impl FnMut(Pfn, u64) -> Result<u64, De
 }
 
 /// Makes sure that leaves of `level` can be put at `gfn` of `vm`, for one block, or for up to `most` pages of which the first `fit` can be its, and why not the one behind
-/// them. How many pages, and by how many leaves.
+/// them. How many pages, and where.
 fn prepare<M: Machine>(
     mem: &Memory<M>,
     vm: VmId,
@@ -269,18 +270,13 @@ fn prepare<M: Machine>(
     level: Level,
     most: u64,
     (fit, why): (u64, Result<(), Denied>),
-) -> Result<(u64, u64), Denied> {
+) -> Result<(u64, Prepared), Denied> {
     // Of a block every page has to be.
     if fit == 0 || level != Level::L3 && fit < most {
         why?;
     }
-    let leaves = npt_ops::vm::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level, fit)?;
-    Ok((leaves * (level.size() / PAGE_SIZE), leaves))
-}
-
-/// The bytes of the pages from `pfn` on.
-fn bytes_of(pfn: Pfn, count: u64) -> PhysRange {
-    PhysRange::new(pfn.addr(), count * PAGE_SIZE).unwrap_or_default()
+    let prepared = npt_ops::vm::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level, fit)?;
+    Ok((prepared.leaves() * (level.size() / PAGE_SIZE), prepared))
 }
 
 /// Whether `vm` is a VM of this kind that has not begun to give its memory back.

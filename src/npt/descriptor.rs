@@ -216,11 +216,6 @@ impl Desc {
         self.is_valid() && LocalRegisterCopy::<u64, STAGE1::Register>::new(self.0).matches_all(STAGE1::ATTRINDX::Device)
     }
 
-    /// The leaf for the memory `bytes` further on, which are whole leaves of this level.
-    pub fn further(self, bytes: u64) -> Self {
-        Self(self.0 + bytes)
-    }
-
     /// The leaf of the next smaller level for the part of this leaf's memory that starts `offset` bytes into it.
     pub fn shrunk(self, smaller: Level, offset: u64) -> Self {
         let attributes = self.0 & !(DESCRIPTOR::ADDRESS.mask << DESCRIPTOR::ADDRESS.shift) & !0b11;

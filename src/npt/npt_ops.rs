@@ -12,8 +12,9 @@
 //! | [`forget_host`]          | all tables of the host below the root go                           | takes Npt |
 //! | [`vm`]                   | the same for the tables of VMs                                     | takes Npt |
 //!
-//! At most one leaf is made valid in one critical section; what was valid is unmapped by: invalid entry, DSB, TLBI by
-//! IPA and of combined entries, DSB, and only then anything else (break before make; K §6.1 17, VRM's sequential TLB invalidation).
+//! What one critical section makes valid is one leaf, or leaves behind one another in one table where nothing stood: a walk meets one of them, so it gives what it gave
+//! before or what it gives after, in whatever order they are seen (K §6.1 17; the proof has one leaf only). What was valid is unmapped by: invalid entry, DSB, TLBI by
+//! IPA and of combined entries, DSB, and only then anything else (break before make; VRM's sequential TLB invalidation).
 //!
 //! Below: NPTWalk. Above: MemManager. Specification: `spec::npt`. Source: SeKVM layer NPTOps; K §2 L8.
 #![forbid(unsafe_code)]
@@ -89,23 +90,26 @@ pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
 pub fn clear_run_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, count: u64) {
     let machine = npts.machine();
     let mut npt = npts.host().acquire();
-    let mut cleared = false;
-    for page in (0..count).map_while(|n| pfn.checked_add(n)) {
-        cleared |= clear_host(machine, &mut npt, page.identity().addr());
+    let (mut cleared, mut done) = (false, 0);
+    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {
+        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);
+        cleared |= was_there;
+        done += pages;
     }
     if cleared {
         machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);
     }
 }
 
-/// Takes the host's page at `ipa` out of its table, out of a block around it if need be. Whether anything was there: the TLBs still hold it.
-fn clear_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa) -> bool {
+/// Takes the host's page at `ipa` out of its table, out of a block around it if need be, and those behind it as far as that is one step, up to `most`. Whether anything
+/// was there, which the TLBs still hold, and how many pages are done.
+fn clear_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa, most: u64) -> (bool, u64) {
     loop {
-        match npt_walk::clear_page(machine, npt, ipa.into()) {
-            Walk::Hole(_) => return false,
-            Walk::Mapped(Level::L3, _) => return true,
-            Walk::Mapped(..) if split_host(machine, npt, ipa) => {}
-            Walk::Mapped(..) => return npt_walk::clear_npt(machine, npt, ipa.into()).is_some(),
+        match npt_walk::clear_pages(machine, npt, ipa.into(), most) {
+            (Walk::Hole(_), pages) => return (false, pages),
+            (Walk::Mapped(Level::L3, _), pages) => return (true, pages),
+            (Walk::Mapped(..), _) if split_host(machine, npt, ipa) => {}
+            (Walk::Mapped(..), _) => return (npt_walk::clear_npt(machine, npt, ipa.into()).is_some(), 1),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! | [`prepare_npt`]    | makes sure that a leaf can be put there                               | Npt  |
 //! | [`free_slots`], [`set_free`] | the same for more than one in the table that it gave          | Npt  |
 //! | [`clear_npt`]      | takes a leaf away                                                     | Npt  |
-//! | [`clear_page`]     | takes a leaf away if it is a page's                                   | Npt  |
+//! | [`clear_pages`]    | takes leaves away that are pages', behind one another                 | Npt  |
 //! | [`split_npt`]      | a block becomes a table of the next smaller leaves, in two steps      | Npt  |
 //! | [`unlink_npt`]     | a table that stands where a block could goes, in two steps            | Npt  |
 //! | [`park_all`]       | all tables below the root go, in two steps                            | Npt  |
@@ -150,45 +150,42 @@ pub fn prepare_npt<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, level: Level)
     table_for(machine, npt, ia, level, Alloc::Yes)?.ok_or(SetNptError::Occupied)
 }
 
-/// In `table`, which [`prepare_npt`] gave for a page at `ia`: at how many of the `most` pages from there on nothing is mapped, as far as the table goes.
-pub fn free_slots<M: Machine>(machine: &M, table: Pa, ia: Ia, most: u64) -> u64 {
-    let mut free = 0;
-    while free < most {
-        let at = Ia::new(ia.raw() + free * Level::L3.size());
-        if is_taken(machine, table, at, Level::L3) {
-            break;
-        }
-        free += 1;
-        if pt_walk::is_last_slot(at, Level::L3) {
-            break;
-        }
-    }
-    free
+/// In `table`, which [`prepare_npt`] gave for a leaf of `level` at `ia`: how many of the `most` leaves from there on can be put, as far as the table goes.
+pub fn free_slots<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, most: u64) -> u64 {
+    let most = most.min(pt_walk::slots_from(ia, level));
+    pt_walk::load_slots(machine, pt_walk::table_slot(table, ia, level), most, |desc| !desc.is_valid())
 }
 
-/// Puts `leaf` of `level` at `ia` into `table`, which [`prepare_npt`] gave for an address in it, if nothing stands there. Whether it did.
-pub fn set_free<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, leaf: Desc) -> bool {
+/// Puts `count` leaves of `level` at `ia` and behind it into `table`, which [`prepare_npt`] gave for `ia`, if nothing stands there. `leaf` is the first, the others' memory is
+/// behind its. Whether it did.
+pub fn set_free<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, count: u64, leaf: Desc) -> bool {
     // K §8.3 A5, A4.
-    let allowed = leaf.address().is_aligned(level.size()) && !is_taken(machine, table, ia, level);
+    let allowed = leaf.address().is_aligned(level.size()) && free_slots(machine, table, ia, level, count) == count;
     if allowed {
-        set_leaf(machine, level, table, ia, leaf);
+        pt_walk::store_leaves(machine, pt_walk::table_slot(table, ia, level), level, count, leaf);
     }
     allowed
 }
 
-/// Whether something stands at `ia` in `table`, whose entries are of `level`.
-fn is_taken<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level) -> bool {
-    pt_walk::load_slot(machine, pt_walk::table_slot(table, ia, level)).kind(Some(level)) != Kind::Invalid
-}
-
-/// Takes the leaf that maps `ia` away if it is a page's, and gives what stood there. The TLBs still hold it. K: part of `clear_pfn_host`.
-pub fn clear_page<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Walk {
+/// Takes the leaves that map `ia` and what is behind it away, up to `most`, as far as they are pages of one table; and gives what stood at `ia`, and of how many pages from `ia` on
+/// that is over: none where a larger leaf stands, at most `most`. The TLBs still hold what was there. K: part of `clear_pfn_host`.
+pub fn clear_pages<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, most: u64) -> (Walk, u64) {
     let mut table = None;
     let found = find(machine, npt, ia, &mut table);
-    if let (Walk::Mapped(Level::L3, _), Some(table)) = (found, table) {
-        set_leaf(machine, Level::L3, table, ia, Desc::INVALID);
-    }
-    found
+    let most = most.min(pt_walk::slots_from(ia, Level::L3));
+    let pages = match (found, table) {
+        (Walk::Mapped(Level::L3, _), Some(table)) => {
+            let slot = pt_walk::table_slot(table, ia, Level::L3);
+            let pages = pt_walk::load_slots(machine, slot, most, Desc::is_valid);
+            pt_walk::clear_slots(machine, slot, pages);
+            pages
+        }
+        (Walk::Hole(Level::L3), Some(table)) => free_slots(machine, table, ia, Level::L3, most),
+        // Nothing stands in the place of a whole table of pages.
+        (Walk::Hole(_), _) => most,
+        (Walk::Mapped(..), _) => 0,
+    };
+    (found, pages)
 }
 
 /// Takes the leaf that maps `ia` away and returns it. The TLBs still hold it. K: part of `clear_pfn_host`.

@@ -6,6 +6,7 @@
 //! | [`walk_pud`], [`set_pud`]               | a level-1 table: a 1 GiB block, or a level-2 table | Npt |
 //! | [`walk_pmd`], [`set_pmd`]               | a level-2 table: a 2 MiB block, or a level-3 table | Npt |
 //! | [`walk_pte`], [`set_pte`]               | a level-3 table: a page                        | Npt  |
+//! | [`load_slots`], [`store_leaves`], [`clear_slots`] | some entries of one table behind one another | Npt |
 //! | [`load_slot`], [`store_slot`]           | any table, by place ([`root_slots`], [`table_slots`], [`root_slot`], [`table_slot`]) | Npt |
 //!
 //! A step with [`Alloc::Yes`] puts an empty table where nothing is; a step never replaces anything.
@@ -111,9 +112,14 @@ pub fn table_slot(table: Pa, ia: Ia, level: Level) -> Pa {
     entry(table, ia, level as u32)
 }
 
+/// How many entries of a table, whose entries are of `level`, there are from the one for `ia` on.
+pub fn slots_from(ia: Ia, level: Level) -> u64 {
+    ENTRIES - ia.raw() / level.size() % ENTRIES
+}
+
 /// Whether the entry for `ia` is the last of its table, whose entries are of `level`.
 pub fn is_last_slot(ia: Ia, level: Level) -> bool {
-    ia.raw() / level.size() % ENTRIES == ENTRIES - 1
+    slots_from(ia, level) == 1
 }
 
 fn slots(table: Pa, entries: u64) -> impl Iterator<Item = Pa> {
@@ -128,6 +134,22 @@ pub fn load_slot<M: Machine>(machine: &M, slot: Pa) -> Desc {
 /// Writes the entry at this place.
 pub fn store_slot<M: Machine>(machine: &M, slot: Pa, desc: Desc) {
     machine.pt_store(slot, desc.raw());
+}
+
+/// Of how many of the `most` entries from this place on, all in one table, `fits` is true, up to the first of which it is not.
+#[inline]
+pub fn load_slots<M: Machine>(machine: &M, slot: Pa, most: u64, fits: impl Fn(Desc) -> bool) -> u64 {
+    machine.pt_load_run(slot, most, |raw| fits(Desc::from_raw(raw)))
+}
+
+/// Writes `count` leaves of `level` at this place and behind it, all in one table: the first is `leaf`, the others' memory is behind its.
+pub fn store_leaves<M: Machine>(machine: &M, slot: Pa, level: Level, count: u64, leaf: Desc) {
+    machine.pt_store_run(slot, count, leaf.raw(), level.size());
+}
+
+/// Writes nothing ([`Desc::INVALID`]) at this place and at `count` - 1 behind it, all in one table.
+pub fn clear_slots<M: Machine>(machine: &M, slot: Pa, count: u64) {
+    machine.pt_store_run(slot, count, Desc::INVALID.raw(), 0);
 }
 
 fn step<M: Machine>(

@@ -1,7 +1,7 @@
-//! Windows: how a CPU reaches one page of somebody else's RAM, for the length of one access.
+//! Windows: how a CPU reaches pages of somebody else's RAM, for the length of one access.
 //!
-//! Each CPU has a page of addresses at the top of the core's own map, beyond all RAM, and its entry in the last table there. The
-//! page is mapped, used and taken away again; interrupts are masked at EL2, so nobody else uses the CPU's window meanwhile, and the other CPUs never
+//! Each CPU has [`SHARE`] pages of addresses at the top of the core's own map, beyond all RAM, and their entries in the last table there. A
+//! page, or a few behind one another that change hands together, is mapped, used and taken away again; interrupts are masked at EL2, so nobody else uses the CPU's window meanwhile, and the other CPUs never
 //! use this one's, whatever their TLBs may have seen of it: so forgetting is local. The attributes are those of all RAM.
 
 use core::arch::asm;
@@ -11,16 +11,21 @@ use spin::Once;
 
 use super::host_start::CoreMemory;
 use crate::abstract_machine::ForeignPage;
-use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange};
+use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange, Va};
 use crate::abstract_machine::cpu::{self, maintenance, pool};
+use crate::abstract_machine::per_cpu::PerCpu;
 use crate::npt::Level;
 use crate::npt::descriptor::{CoreAccess, Desc};
+use crate::platform::device_tree::MAX_CPUS;
 
 /// Where the windows are: the last 2 MiB of 48 bits of address, one table's worth.
 pub const BASE: u64 = (1 << 48) - BLOCK_2M;
 
 /// Words of a page, and entries of a table.
 const WORDS: usize = 512;
+
+/// Windows of one CPU.
+const SHARE: usize = WORDS / MAX_CPUS;
 
 /// Address of the level-3 table for [`BASE`]; 0 before [`init`].
 static TABLE: AtomicU64 = AtomicU64::new(0);
@@ -67,7 +72,27 @@ fn expect_foreign(pfn: Pfn) {
     }
 }
 
-/// The same for the first page of a block that this CPU comes to.
+/// The same for pages behind one another, which change hands: what a CPU visits between two of these calls is elsewhere.
+#[inline]
+fn expect_all_foreign(this: &PerCpu, pages: PhysRange) {
+    let in_block = BLOCK_2M - pages.base().raw() % BLOCK_2M;
+    if !this.has_changed(pages.first_pfn()) || pages.size() > in_block {
+        look_at_all(this, pages);
+    }
+}
+
+/// The same for the first pages of a block that this CPU changes.
+#[inline(never)]
+fn look_at_all(this: &PerCpu, pages: PhysRange) {
+    let block = PhysRange::new(pages.base().align_down(BLOCK_2M), BLOCK_2M).filter(|block| is_foreign(*block));
+    if block.is_some() {
+        this.has_changed_now(pages.first_pfn());
+    }
+    let all = block.is_some_and(|block| block.contains_range(pages)) || is_foreign(pages);
+    assert!(all, "{pages:?} is no memory for a window");
+}
+
+/// [`expect_foreign`] for the first page of a block that this CPU comes to.
 #[inline(never)]
 fn look_at(pfn: Pfn) {
     let around = |size| PhysRange::new(pfn.addr().align_down(size), size).is_some_and(is_foreign);
@@ -78,16 +103,42 @@ fn look_at(pfn: Pfn) {
     }
 }
 
+/// This CPU, and address and entry of its first window; the others are behind it.
+#[inline]
+fn own_windows() -> (&'static PerCpu, u64, *mut u64) {
+    let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this());
+    let (Some(this), true) = (this.filter(|this| this.cpu.index() < MAX_CPUS), table != 0) else {
+        panic!("no window yet")
+    };
+    let slot = (this.cpu.index() * SHARE) as u64;
+    (this, BASE | slot << PAGE_SHIFT, (table | slot << 3) as *mut u64)
+}
+
+/// Shows whole pages, as many at once as the CPU has windows, to `change`, which gets where they are seen.
+fn show(pages: PhysRange, change: impl Fn(PhysRange)) {
+    let (this, first, entries) = own_windows();
+    expect_all_foreign(this, pages);
+    let mut at = pages.base().raw();
+    while at < pages.end().raw() {
+        let size = (pages.end().raw() - at).min(SHARE as u64 * PAGE_SIZE);
+        let count = (size >> PAGE_SHIFT) as usize;
+        let leaf = Desc::stage1(Level::L3, Pa::new(at), CoreAccess::ReadWrite).raw();
+        // SAFETY: the entries are this CPU's own, in a table of the core's map; the pages are RAM that is not the core's.
+        (0..count).for_each(|n| unsafe { entries.add(n).write_volatile(leaf + (n as u64 * PAGE_SIZE)) });
+        maintenance::publish();
+        change(PhysRange::between(Pa::new(first), Pa::new(first + size)));
+        // SAFETY: as above; then this CPU forgets the windows.
+        (0..count).for_each(|n| unsafe { entries.add(n).write_volatile(0) });
+        maintenance::forget_own_pages(Va::new(first), count as u64);
+        at += size;
+    }
+}
+
 /// See `Machine::visit_page`.
 #[inline]
 pub fn visit<R>(pfn: Pfn, visit: impl FnOnce(&Window) -> R) -> R {
     expect_foreign(pfn);
-    let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this());
-    let (Some(this), true) = (this.filter(|this| this.cpu.index() < WORDS), table != 0) else {
-        panic!("{pfn:?}: no window yet")
-    };
-    let slot = this.cpu.index() as u64;
-    let (at, entry) = (BASE | slot << PAGE_SHIFT, (table | slot << 3) as *mut u64);
+    let (_, at, entry) = own_windows();
     // SAFETY: the entry is this CPU's own, in a table of the core's map; the page is RAM that is not the core's.
     unsafe { entry.write_volatile(Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw()) };
     maintenance::publish();
@@ -110,23 +161,20 @@ pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
     visit(pfn, |page| (first_word..).zip(words).for_each(|(n, word)| page.write(n, *word)));
 }
 
-/// See `Machine::clear_phys_page`.
-pub fn clear(pfn: Pfn) {
-    let zero = |at: u64| maintenance::zero_to_poc(PhysRange::between(Pa::new(at), Pa::new(at + PAGE_SIZE)));
-    // The core's own pages are in no window. A page that it adopted may be: its other address has the same attributes, so it finds the zeroes there.
-    if pool::holds(pfn.addr()) { zero(pfn.addr().raw()) } else { visit(pfn, |page| zero(page.0 as u64)) }
+/// See `Machine::clear_phys_run`.
+pub fn clear(pages: PhysRange) {
+    // The core's own pages are in no window. Pages that it adopted may be: their other address has the same attributes, so it finds the zeroes there.
+    if pool::holds(pages.base()) && !pages.is_empty() {
+        maintenance::zero_to_poc(pages);
+    } else {
+        show(pages, maintenance::zero_to_poc);
+    }
 }
 
 /// See `Machine::sync_page_to_poc`.
 pub fn sync(range: PhysRange) {
-    let pages = range.page_cover();
-    let mut at = pages.base();
-    while at < pages.end() {
-        visit(Pfn::containing(at), |page| {
-            let page = Pa::new(page.0 as u64);
-            maintenance::clean_and_invalidate_to_poc(PhysRange::between(page, Pa::new(page.raw() + PAGE_SIZE)));
-        });
-        at = Pa::new(at.raw() + PAGE_SIZE);
+    if !range.is_empty() {
+        show(range.page_cover(), maintenance::clean_and_invalidate_to_poc);
     }
     maintenance::invalidate_icache_all();
 }

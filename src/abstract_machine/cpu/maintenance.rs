@@ -5,7 +5,7 @@ use core::arch::asm;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable};
 
-use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, PhysRange};
+use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, PhysRange, Va};
 use super::traps;
 
 /// DSB ISHST, ISB: table entries written before are seen by walks that start after.
@@ -76,6 +76,18 @@ pub fn flush_vmid_local() {
     }
 }
 
+/// Forgets, on this CPU, the `pages` pages from `at` on of the core's own map, whose entries are gone.
+pub fn forget_own_pages(at: Va, pages: u64) {
+    let first = at.raw() >> PAGE_SHIFT;
+    barrier::dsb(barrier::NSHST);
+    for page in first..first + pages {
+        // SAFETY: TLB invalidation only makes walks happen again.
+        unsafe { asm!("tlbi vae2, {}", in(reg) page, options(nostack, preserves_flags)) };
+    }
+    barrier::dsb(barrier::NSH);
+    barrier::isb(barrier::SY);
+}
+
 /// Forgets everything of EL1 and of EL2 on this CPU: at its start, when any rest of a loader may stand there.
 pub fn flush_all_local() {
     // SAFETY: TLB invalidation only makes walks happen again.
@@ -100,14 +112,14 @@ fn zero_block_size() -> Option<u64> {
     (dczid >> 4 & 1 == 0).then_some(4 << (dczid & 0xf))
 }
 
-/// Executes instructions at every `$step` bytes of `$pages`, whole pages at their address `{0}`, four at a time: a page's way from one
-/// owner to the next is made of this. A step of more than a quarter of a page does the same thing more than once.
+/// Executes instructions at every `$step` bytes of `$pages`, whole pages at their address `{0}`, sixteen at a time: a page's way from one
+/// owner to the next is made of this. A step of more than a sixteenth of a page does the same thing more than once. Of no page it is never used.
 macro_rules! throughout {
     ($pages:expr, $step:expr, $($instruction:literal),+) => {{
         let (pages, step): (PhysRange, u64) = ($pages, $step);
         asm!(
-            "2:", ".rept 4", $($instruction,)+ "add {0}, {0}, {1}", ".endr", "cmp {0}, {2}", "b.lo 2b",
-            inout(reg) pages.base().raw() => _, in(reg) step.min(PAGE_SIZE / 4), in(reg) pages.end().raw(),
+            "2:", ".rept 16", $($instruction,)+ "add {0}, {0}, {1}", ".endr", "cmp {0}, {2}", "b.lo 2b",
+            inout(reg) pages.base().raw() => _, in(reg) step.min(PAGE_SIZE / 16), in(reg) pages.end().raw(),
             options(nostack),
         )
     }};

@@ -37,7 +37,7 @@ use spin::Once;
 use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::{Event, PerCpu, World};
 use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
-use super::{Machine, SmcOutcome};
+use super::{ENTRY_SIZE, Machine, SmcOutcome};
 use crate::platform::{own_map, window};
 
 /// What serves SMC for the host: the board's PSCI server, set once at boot.
@@ -91,7 +91,36 @@ fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
 #[inline]
 fn is_table_memory(pa: Pa) -> bool {
     let known = || this().is_some_and(|cpu| cpu.has_found(pa.align_down(PAGE_SIZE).raw(), own_map::releases()));
-    pool::holds(pa) || known() || pool::holds_added(pa) || is_adopted(pa)
+    pool::holds(pa) || known() || is_other_table_memory(pa)
+}
+
+/// The same for what is seldom asked.
+#[inline(never)]
+fn is_other_table_memory(pa: Pa) -> bool {
+    pool::holds_added(pa) || is_adopted(pa)
+}
+
+/// Stops the machine if no entry may stand at `entry`.
+fn expect_table_entry(entry: Pa) {
+    if !is_table_memory(entry) || !entry.is_aligned(ENTRY_SIZE) {
+        outside(entry);
+    }
+}
+
+/// Stops the machine if not all of the `count` entries from `entry` on may stand in one table.
+#[inline]
+fn expect_table_run(entry: Pa, count: u64) {
+    expect_table_entry(entry);
+    if count > (PAGE_SIZE - entry.raw() % PAGE_SIZE) / ENTRY_SIZE {
+        outside(entry);
+    }
+}
+
+/// The end: a layer made an address that is none of a table.
+#[cold]
+#[inline(never)]
+fn outside(entry: Pa) -> ! {
+    panic!("page-table entry {entry} outside the pool")
 }
 
 /// Whether `pa` lies in an adopted page.
@@ -124,16 +153,38 @@ impl Machine for Cpu {
     type Foreign<'v> = window::Window;
 
     fn pt_load(&self, entry: Pa) -> u64 {
-        assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
+        expect_table_entry(entry);
         // SAFETY: the pool is the core's, mapped at its physical addresses; the entry is aligned. The hardware may
         // read it at the same time, and other CPUs under another table's lock never write it.
         unsafe { (entry.raw() as *const u64).read_volatile() }
     }
 
     fn pt_store(&self, entry: Pa, value: u64) {
-        assert!(is_table_memory(entry) && entry.is_aligned(8), "page-table entry {entry} outside the pool");
+        expect_table_entry(entry);
         // SAFETY: as above; one aligned 64-bit store, which walkers see whole.
         unsafe { (entry.raw() as *mut u64).write_volatile(value) };
+    }
+
+    #[inline]
+    fn pt_load_run(&self, entry: Pa, most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+        expect_table_run(entry, most);
+        let mut count = 0;
+        // SAFETY: as above, for each of them: they lie in one page.
+        while count < most && fits(unsafe { (entry.raw() as *const u64).add(count as usize).read_volatile() }) {
+            count += 1;
+        }
+        count
+    }
+
+    #[inline]
+    fn pt_store_run(&self, entry: Pa, count: u64, value: u64, step: u64) {
+        expect_table_run(entry, count);
+        let mut value = value;
+        for n in 0..count as usize {
+            // SAFETY: as above, for each of them: they lie in one page.
+            unsafe { (entry.raw() as *mut u64).add(n).write_volatile(value) };
+            value = value.wrapping_add(step);
+        }
     }
 
     fn alloc_table(&self, order: u32) -> Option<Pa> {
@@ -156,8 +207,8 @@ impl Machine for Cpu {
         maintenance::flush_vm(root);
     }
 
-    fn clear_phys_page(&self, pfn: Pfn) {
-        window::clear(pfn);
+    fn clear_phys_run(&self, pages: PhysRange) {
+        window::clear(pages);
     }
 
     fn sync_page_to_poc(&self, range: PhysRange) {

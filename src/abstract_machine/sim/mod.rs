@@ -59,7 +59,7 @@ pub enum Sabotage {
     NoFlushVm,
     /// `publish_tables` does nothing.
     NoPublish,
-    /// `clear_phys_page` does nothing.
+    /// `clear_phys_run` does nothing.
     NoScrub,
     /// `tlb_flush_run` reaches only the CPU that calls it.
     LocalFlushOnly,
@@ -368,10 +368,11 @@ impl Machine for Sim {
         }
     }
 
-    fn clear_phys_page(&self, pfn: Pfn) {
+    fn clear_phys_run(&self, pages: PhysRange) {
         let mut state = self.state();
         if state.sabotage != Some(Sabotage::NoScrub) {
-            state.scrub(pfn);
+            let first = pages.first_pfn().raw();
+            (first..first + pages.pages()).for_each(|pfn| state.scrub(Pfn::new(pfn)));
         }
     }
 

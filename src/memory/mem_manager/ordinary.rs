@@ -10,9 +10,9 @@
 //! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
 #![forbid(unsafe_code)]
 
-use super::{Denied, by_runs, bytes_of, expect_vm, lendable, lent_less, prepare};
+use super::{Denied, by_runs, expect_vm, lendable, lent_less, prepare};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pa, Pfn, VmId};
+use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pa, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
 use crate::memory::mem_region::{RegionKind, mem_region_search};
 use crate::memory::page_manager::{PageState, S2Pages, get_pfn_run, set_pfn_run};
@@ -71,17 +71,23 @@ fn lend<M: Machine>(
         return Err(Denied::Misaligned); // K §8.3 A5
     }
     pfn.checked_add(most).ok_or(Denied::NotDescribed)?;
-    let fit = by_runs(pfn, most, |page, most| lendable(mem, &pages, page, most).map(|(_, run)| run));
-    let (count, leaves) = prepare(mem, vm, gfn, level, most, fit)?;
-
-    mem.machine().sync_page_to_poc(bytes_of(pfn, count)); // K §8.3 A21
-    let _ = by_runs(pfn, count, |page, most| {
-        lendable(mem, &pages, page, most).map(|(times, run)| {
-            set_pfn_run(&mut pages, mem.regions(), page, run, PageState::Lent(times));
-            run
-        })
+    let mut first = None;
+    let fit = by_runs(pfn, most, |page, most| {
+        let (times, run) = lendable(mem, &pages, page, most)?;
+        first.get_or_insert((times, run));
+        Ok(run)
     });
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, leaves, Desc::stage2(level, pfn.addr(), access));
+    let (count, prepared) = prepare(mem, vm, gfn, level, most, fit)?;
+
+    mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)); // K §8.3 A21
+    match first {
+        // All in one state, as nearly always: they were looked at.
+        Some((times, run)) if run >= count => {
+            set_pfn_run(&mut pages, mem.regions(), pfn, count, PageState::Lent(times));
+        }
+        _ => once_more_lent(mem, &mut pages, pfn, count),
+    }
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, Desc::stage2(level, pfn.addr(), access));
     Ok(count)
 }
 
@@ -121,6 +127,16 @@ fn to_the_end(gfn: Gfn, level: Level) -> u64 {
     count - gfn.raw() % count
 }
 
+/// One mapping of each of the `count` pages from `pfn` on is there, all of which can be lent.
+fn once_more_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, count: u64) {
+    // Nothing of it is refused.
+    let _ = by_runs(pfn, count, |page, most| {
+        let (times, run) = lendable(mem, records, page, most)?;
+        set_pfn_run(records, mem.regions(), page, run, PageState::Lent(times));
+        Ok(run)
+    });
+}
+
 /// One mapping of each of the `count` pages from `pfn` on is gone, as far as they are lent.
 pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, count: u64) {
     // Nothing of it is refused.
@@ -150,9 +166,9 @@ pub fn map_vm_io<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pa: Pa) -> Res
     if mem_region_search(mem.regions(), pa).is_some_and(|region| region.kind != RegionKind::Device) {
         return Err(Denied::NotOwner);
     }
-    vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1)?;
+    let prepared = vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1)?;
     let leaf = Desc::stage2(Level::L3, pa, Stage2Access::Window);
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1, leaf);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, prepared, leaf);
     Ok(())
 }
 

@@ -11,9 +11,9 @@
 //! caches, then the VM's (K §8.3 A18, A21).
 #![forbid(unsafe_code)]
 
-use super::{Denied, bytes_of, expect_vm, host_pages, mapped_page, prepare, run, show_to_devices, take_from_host};
+use super::{Denied, expect_vm, host_pages, mapped_page, prepare, show_to_devices, take_from_host};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pfn, VmId};
+use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
 use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_run, set_pfn_state};
 use crate::npt::descriptor::{Desc, Stage2Access};
@@ -74,20 +74,20 @@ fn assign<M: Machine>(
         return Err(Denied::Misaligned); // K §8.3 A5
     }
     let fit = host_pages(mem, &pages, pfn, most);
-    let (count, leaves) = prepare(mem, vm, gfn, level, most, fit)?;
+    let (count, prepared) = prepare(mem, vm, gfn, level, most, fit)?;
 
     take_from_host(mem, pfn, count);
     match scrub {
         // Scrubbing leaves it clean; what is left are the instruction caches.
         Scrub::Zero => {
-            run(pfn, count).for_each(|page| mem.machine().clear_phys_page(page));
-            mem.machine().sync_page_to_poc(bytes_of(pfn, 0));
+            mem.machine().clear_phys_run(PhysRange::of_pages(pfn, count));
+            mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 0));
         }
-        Scrub::Keep => mem.machine().sync_page_to_poc(bytes_of(pfn, count)),
+        Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)),
     }
     set_pfn_run(&mut pages, mem.regions(), pfn, count, PageState::Private { vm, gfn });
     let leaf = Desc::stage2(level, pfn.addr(), Stage2Access::Ram);
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, leaves, leaf);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, leaf);
     Ok(count)
 }
 

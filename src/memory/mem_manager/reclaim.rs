@@ -10,9 +10,9 @@
 #![forbid(unsafe_code)]
 
 use super::ordinary::less_lent;
-use super::{Denied, by_runs, give_to_host, run};
+use super::{Denied, by_runs, give_to_host};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Pfn, VmId};
+use crate::abstract_machine::addr::{Pfn, PhysRange, VmId};
 use crate::memory::Memory;
 use crate::memory::page_manager::{PageState, S2Pages, get_pfn_run, get_pfn_state};
 use crate::npt::Level;
@@ -48,7 +48,7 @@ fn take_pages<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, vm: VmId, first:
     // Nothing of it is refused.
     let _ = by_runs(first, count, |page, most| match get_pfn_run(pages, mem.regions(), page, most) {
         Some((state, own)) if is_own(Some(state)) => {
-            run(page, own).for_each(|page| mem.machine().clear_phys_page(page));
+            mem.machine().clear_phys_run(PhysRange::of_pages(page, own));
             Ok(own)
         }
         // Lent, or a window, which nobody owns.

@@ -119,6 +119,20 @@ pub fn walk_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa) -> Option<Wa
         .flatten()
 }
 
+/// Where leaves can be put: what [`prepare_vm_s2pt`] found, which stays true for as long as its caller holds S2Page.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    table: Pa,
+    leaves: u64,
+}
+
+impl Prepared {
+    /// How many leaves.
+    pub const fn leaves(self) -> u64 {
+        self.leaves
+    }
+}
+
 /// Makes sure that [`fill_vm_s2pt`] can put a leaf of `level` at `ipa`; for pages also how many of `most` from there on, all in one table. A live
 /// table is the caller's to check.
 ///
@@ -130,31 +144,27 @@ pub fn prepare_vm_s2pt<M: Machine>(
     ipa: Ipa,
     level: Level,
     most: u64,
-) -> Result<u64, SetNptError> {
+) -> Result<Prepared, SetNptError> {
     with_vm(npts, vm, |machine, table| {
         let prepared = npt_walk::prepare_npt(machine, &mut table.npt, ipa.into(), level);
         // Also after an error: tables may have been added on the way.
         machine.publish_tables();
         let table = prepared?;
-        Ok(if level == Level::L3 { npt_walk::free_slots(machine, table, ipa.into(), most) } else { 1 })
+        let most = if level == Level::L3 { most } else { 1 };
+        Ok(Prepared { table, leaves: npt_walk::free_slots(machine, table, ipa.into(), level, most) })
     })
     .unwrap_or(Err(SetNptError::OutOfRange))
 }
 
-/// Puts `count` leaves of `level` at `ipa` and behind it, each in a critical section of its own, where [`prepare_vm_s2pt`] made sure that they can be. `leaf` is the first; the
-/// others' memory is behind its.
-pub fn fill_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, level: Level, count: u64, leaf: Desc) {
-    let mut found = None;
-    for bytes in (0..count).map(|n| n * level.size()) {
-        let (ia, leaf) = (Ia::new(ipa.raw() + bytes), leaf.further(bytes));
-        with_vm(npts, vm, |machine, vm| {
-            found = found.or_else(|| npt_walk::prepare_npt(machine, &mut vm.npt, ia, level).ok());
-            if found.is_some_and(|table| npt_walk::set_free(machine, table, ia, level, leaf)) {
-                vm.mapped += ram_pages(level, leaf);
-            }
-            machine.publish_tables();
-        });
-    }
+/// Puts the leaves of `level` at `ipa` and behind it, where [`prepare_vm_s2pt`] made sure that they can be. `leaf` is the first; the others' memory is behind its.
+pub fn fill_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, level: Level, prepared: Prepared, leaf: Desc) {
+    let Prepared { table, leaves } = prepared;
+    with_vm(npts, vm, |machine, vm| {
+        if npt_walk::set_free(machine, table, ipa.into(), level, leaves, leaf) {
+            vm.mapped += leaves * ram_pages(level, leaf);
+        }
+        machine.publish_tables();
+    });
 }
 
 fn ram_pages(level: Level, leaf: Desc) -> u64 {

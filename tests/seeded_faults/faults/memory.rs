@@ -112,7 +112,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: donation without scrub",
         "src/memory/mem_manager/protected.rs",
-        "            run(pfn, count).for_each(|page| mem.machine().clear_phys_page(page));\n",
+        "            mem.machine().clear_phys_run(PhysRange::of_pages(pfn, count));\n",
         "",
     ),
     fault(
@@ -130,19 +130,19 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: instruction caches keep what the host left",
         "src/memory/mem_manager/protected.rs",
-        "            mem.machine().sync_page_to_poc(bytes_of(pfn, 0));\n",
+        "            mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 0));\n",
         "",
     ),
     fault(
         "vm: an image stays in the host's caches",
         "src/memory/mem_manager/protected.rs",
-        "Scrub::Keep => mem.machine().sync_page_to_poc(bytes_of(pfn, count)),",
+        "Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)),",
         "Scrub::Keep => {}",
     ),
     fault(
         "vm: what is lent stays in the host's caches",
         "src/memory/mem_manager/ordinary.rs",
-        "    mem.machine().sync_page_to_poc(bytes_of(pfn, count)); // K §8.3 A21\n",
+        "    mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)); // K §8.3 A21\n",
         "",
     ),
     fault(
@@ -179,7 +179,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: reclaim without scrub",
         "src/memory/mem_manager/reclaim.rs",
-        "            run(page, own).for_each(|page| mem.machine().clear_phys_page(page));\n",
+        "            mem.machine().clear_phys_run(PhysRange::of_pages(page, own));\n",
         "",
     ),
     fault(

@@ -8,20 +8,20 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_walk: a run goes on over what is mapped",
         "src/npt/npt_walk.rs",
-        "        if is_taken(machine, table, at, Level::L3) {\n            break;",
-        "        if is_taken(machine, table, at, Level::L3) && free == most {\n            break;",
+        "most, |desc| !desc.is_valid())",
+        "most, |_| true)",
     ),
     fault(
         "npt_ops: all pages of a run are the first one's memory",
-        "src/npt/npt_ops/vm.rs",
-        "leaf.further(bytes)",
-        "leaf.further(bytes & 1)",
+        "src/npt/pt_walk.rs",
+        "    machine.pt_store_run(slot, count, leaf.raw(), level.size());\n",
+        "    machine.pt_store_run(slot, count, leaf.raw(), level.size() * 0);\n",
     ),
     fault(
         "npt_ops: the host keeps all pages of a run but the first",
-        "src/npt/npt_ops.rs",
-        "for page in (0..count).map_while",
-        "for page in (0..count.min(1)).map_while",
+        "src/npt/npt_walk.rs",
+        "            pt_walk::clear_slots(machine, slot, pages);\n",
+        "            pt_walk::clear_slots(machine, slot, pages.min(1));\n",
     ),
     fault(
         "npt_walk: a leaf may be overwritten",
@@ -63,8 +63,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: flush before clear",
         "src/npt/npt_ops.rs",
-        "    for page in (0..count).map_while(|n| pfn.checked_add(n)) {\n        cleared |= clear_host(machine, &mut npt, page.identity().addr());\n    }\n    if cleared {\n        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    }\n",
-        "    machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    for page in (0..count).map_while(|n| pfn.checked_add(n)) {\n        cleared |= clear_host(machine, &mut npt, page.identity().addr());\n    }\n    let _ = cleared;\n",
+        "    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);\n        cleared |= was_there;\n        done += pages;\n    }\n    if cleared {\n        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    }\n",
+        "    machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);\n        cleared |= was_there;\n        done += pages;\n    }\n    let _ = cleared;\n",
     ),
     fault(
         "npt_ops: of a run the first page is flushed",
