@@ -10,7 +10,7 @@ use super::regs::SysregId;
 pub struct Traps {
     /// HCR_EL2; a VM's interrupt lines come on top.
     pub hcr: u64,
-    /// CPTR_EL2.
+    /// CPTR_EL2; that FP traps from a VM comes on top.
     pub cptr: u64,
     /// MDCR_EL2.
     pub mdcr: u64,

@@ -143,6 +143,8 @@ pub struct World {
     pub list_registers: u8,
     /// The host was in SVE streaming mode.
     pub streaming: bool,
+    /// The FP registers of the host are saved: those of the VM that runs here are in the CPU, or come there with it.
+    pub fp_saved: bool,
     /// Address of the area for the host's vectors; 0 if there is none.
     pub vectors: u64,
     /// PMCR_EL0 of the host.
@@ -172,6 +174,7 @@ impl PerCpu {
             priorities: 0,
             list_registers: 0,
             streaming: false,
+            fp_saved: false,
             vectors: 0,
             pmcr: 0,
             pmscr: 0,

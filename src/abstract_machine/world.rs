@@ -5,10 +5,12 @@
 //! ```text
 //! save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
 //! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
-//! run_vm (which goes on after exits that the core serves),
+//! run_vm (which goes on after exits that the core serves; fpsimd_open at the first use of FP),
 //! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps, host_el2_restore_state,
 //! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host)
 //! ```
+//!
+//! FP registers are moved only for a VM that uses them, at its first use; a VM never runs with the host's open to it, the host never with a VM's in the CPU.
 //!
 //! Between `vm_el2_restore_state` and `host_el2_restore_state` the CPU's EL1 is the VM's; interrupts are masked at EL2 all the
 //! way. Source: K §1.2 (primitives), §3.3-3.7.
@@ -114,11 +116,16 @@ pub trait Worlds: Sync {
     /// Loads them; for a VM, its MPIDR into VMPIDR_EL2. Stage 1 comes to life last, when stage 2 stands. K: `restore_sysregs`.
     fn restore_sysregs(&self, at: ContextAt<'_>);
 
-    /// Saves q0-q31, FPSR and FPCR; for the host also what SVE and SME add to them. K: `fpsimd_save_state`.
+    /// The VM's q0-q31, FPSR and FPCR, if they are in the CPU; the host's, with what SVE and SME add to them, only if a VM could not run with them in place
+    /// (streaming mode). K: `fpsimd_save_state`.
     fn fpsimd_save_state(&self, at: ContextAt<'_>);
 
-    /// Loads them. K: `fpsimd_restore_state`.
+    /// Loads them: the VM's, if the host's are saved already; the host's, if they are not in place. K: `fpsimd_restore_state`.
     fn fpsimd_restore_state(&self, at: ContextAt<'_>);
+
+    /// The VM that this CPU runs touched FP: the host's registers are saved, the VM's loaded, and FP does not trap any more until it leaves.
+    /// `false`, and nothing has changed, if that was so already.
+    fn fpsimd_open(&self, ctxt: &Context) -> bool;
 
     /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters, profiling
     /// and trace. K: `activate_traps`.

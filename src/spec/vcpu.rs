@@ -28,6 +28,8 @@ pub struct Around {
     pub mapped: bool,
     /// The VM has its GIC's system registers.
     pub gicv3: bool,
+    /// The FP registers in the CPU are the VM's.
+    pub fp: bool,
     /// What the trapped ID register shows a VM.
     pub id: u64,
 }
@@ -65,6 +67,7 @@ const FAILED: u64 = 10;
 pub fn trap(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
     match v.regs.esr >> 26 & 0x3f {
         0x01 => (v, Next::Host(WFX)),
+        0x07 if !around.fp => (v, Next::Resume),
         0x0e => (exception(v, 0x0e << 26 | 1 << 25), Next::Resume),
         0x16 => call(v, around),
         0x17 => {

@@ -8,7 +8,8 @@
 //! | [`restore_host`] | the host's registers come back                                          | none                 |
 //!
 //! The order is K §3.7's: the host is saved before anything of a VM is loaded; a VM is saved whole before another CPU may take it. An exit that the
-//! core serves comes here not at all. Interrupts are masked at EL2 all the while; nothing of the host's state depends on how it called.
+//! core serves comes here not at all. FP registers are moved only if the VM uses them: the two FP steps of each primitive are the machine's to decide (`abstract_machine::world`),
+//! and its first use in a run is `vm_exit_dispatcher`'s. Interrupts are masked at EL2 all the while; nothing of the host's state depends on how it called.
 //!
 //! Below: VCPUOps. Above: the trap layers. Specification: `spec::vcpu`. Source: SeKVM layer CtxtSwitch; K §3.3, §3.4, §3.7, §8.2 M8,
 //! §8.3 A7.
@@ -24,13 +25,13 @@ use crate::vm::boot_ops::posted::vcpu_leaving;
 use crate::vm::boot_ops::{set_vcpu_active, set_vcpu_inactive, vcpu_started};
 use crate::vm::{Active, Start, Vms};
 
-/// The host's EL1 registers and FP state, into this CPU's own context. K: `save_host`.
+/// The host's EL1 registers, into this CPU's own context; its FP state only if no VM could run with it in place. K: `save_host`.
 pub fn save_host<M: Machine>(machine: &M) {
     machine.save_sysregs(ContextAt::Host);
     machine.fpsimd_save_state(ContextAt::Host);
 }
 
-/// The host's registers come back, after its stage 2. The FP state is *restored*: the published skeleton's second "save" is a slip (K §0). K: `restore_host`.
+/// The host's registers come back, after its stage 2; its FP state, if a VM's took its place. It is *restored*: the published skeleton's second "save" is a slip (K §0). K: `restore_host`.
 pub fn restore_host<M: Machine>(machine: &M) {
     // K: HOST's vCPU is the CPU's number.
     machine.set_per_cpu(VmId::HOST, VcpuId::new(machine.get_cur_cpu().index() as u16));

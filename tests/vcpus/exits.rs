@@ -29,6 +29,8 @@ fn m1_every_exception_class_of_a_vm_has_a_decided_outcome() {
         });
         match class {
             0x01 => assert_eq!(reason, ExitReason::Wfx),
+            // FP is the VM's now, and its instruction is made again.
+            0x07 => assert_eq!((reason, ran[0].pc, ran[0].pstate), (ExitReason::Irq, 0x1000, 0x5)),
             0x16 | 0x17 => assert_eq!((reason, ran[0].x[0]), (ExitReason::Irq, 0x1_0001)),
             0x20 | 0x24 => assert_eq!(reason, ExitReason::MemoryFault, "no syndrome of an access"),
             _ => {

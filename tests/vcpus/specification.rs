@@ -22,15 +22,24 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
         for crm in 1..8 {
             (0..8).for_each(|op2| sim.set_id_register(SysregId::new(3, 0, 0, crm, op2), 0x1111_1111_1111_1111));
         }
+        // The VM's FP registers: it writes some of them, or none.
+        let mut own = ([0; 64], [0; 2]);
         for round in 0..3_000 * factor() {
             let gicv3 = rng.below(2) == 0;
             let version = if gicv3 { 3 } else { 2 };
             sim.set_vgic(VgicInfo { version, list_registers: 4, gicv: None });
             let mut before = Context::EMPTY;
             random_trap(rng, &mut before);
+            let (uses_fp, kept, streaming) = (rng.below(3) != 0, rng.next(), rng.below(4) == 0);
+            let is_kept = |n: usize| !uses_fp || kept >> (n % 64) & 1 != 0;
+            (0..64).filter(|n| is_kept(*n)).for_each(|n| before.q[n] = own.0[n]);
+            (0..2).filter(|n| is_kept(*n)).for_each(|n| before.fp_control[n] = own.1[n]);
+            let changes_fp = own != (before.q, before.fp_control);
+            own = (before.q, before.fp_control);
             let mut host_before = Context::EMPTY;
             fill(&mut Rng::new(round), &mut host_before);
             sim.set_live(0, host_before);
+            sim.set_streaming(0, streaming);
             bench.next(move |context| {
                 let exits = context.control;
                 *context = before;
@@ -47,6 +56,7 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
                 protected: kind == VM_PROTECTED,
                 mapped: (ENTRY..ENTRY + 2 * PAGE).contains(&vcpu.regs.hpfar),
                 gicv3,
+                fp: changes_fp || streaming,
                 id: id_registers::visible(id_register, sim.id_register(id_register, |raw| raw), gicv3),
             };
             let (after, next) = spec::trap(vcpu, around);
@@ -54,11 +64,13 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
             let words = bench.mailbox();
             let live = sim.live(0);
             assert_eq!((live.bank, live.q, live.fp_control), (host_before.bank, host_before.q, host_before.fp_control));
+            assert_eq!(sim.is_streaming(0), streaming, "{said}");
+            sim.set_streaming(0, false);
             match next {
                 Next::Resume => {
                     assert_eq!((reason, seen.len()), (ExitReason::Irq, 2), "{said}");
                     assert_eq!(view(&seen[1]), after, "{said}");
-                    assert_eq!((seen[1].q, seen[1].fp_control), (before.q, before.fp_control), "{said}");
+                    assert_eq!((seen[1].q, seen[1].fp_control), own, "{said}");
                     assert_none_shown(&words, &[], &said);
                 }
                 Next::Host(expected) => {
@@ -85,8 +97,9 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
                     }
                     assert_eq!(bench.run(), Ok(ExitReason::Irq));
                     bench.write_mailbox(&[(word_of("entry_flags"), 0)]);
-                    let entered = view(&bench.take_seen()[0]);
-                    assert_eq!(entered, spec::enter(after, expected, &answer, abort && abortable), "{said}");
+                    let entered = bench.take_seen()[0];
+                    assert_eq!((entered.q, entered.fp_control), own, "{said}");
+                    assert_eq!(view(&entered), spec::enter(after, expected, &answer, abort && abortable), "{said}");
                 }
             }
             let blank: Vec<_> = (4..512).map(|n| (n, 0)).collect();

@@ -6,7 +6,7 @@ use std::thread;
 use crate::bench::{Bench, word_of};
 use crate::common::vms::Host;
 use corevisor::abstract_machine::addr::{Pa, Pfn, VcpuId, VmId};
-use corevisor::abstract_machine::shadow::BankReg;
+use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::sim::worlds::{Switch, Whose};
 use corevisor::abstract_machine::{ExitCode, Machine, VirtualLines};
@@ -55,6 +55,91 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         Switch::FpsimdRestoreState(Whose::Host),
     ];
     assert_eq!(switches, expected);
+}
+
+/// The steps of FP in the VM's next run.
+fn fp_steps(bench: &Bench) -> Vec<Switch> {
+    bench.host.world.sim().switches();
+    bench.run().unwrap();
+    let switches = bench.host.world.sim().switches().into_iter().map(|(_, switch)| switch);
+    switches.filter(|switch| matches!(switch, Switch::FpsimdOpen)).collect()
+}
+
+#[test]
+fn fp_is_switched_once_a_run_and_only_for_a_vm_that_uses_it() {
+    let bench = Bench::started(VM_PROTECTED);
+    let sim = bench.host.world.sim();
+    let mut host = Context::EMPTY;
+    (host.q, host.fp_control) = ([0x4057; 64], [0x4058; 2]);
+    sim.set_live(0, host);
+    let after_the_host = |value: u64| {
+        move |context: &mut Context| {
+            assert_eq!((context.q, context.fp_control), ([value; 64], [value; 2]));
+            context.syndrome[0] = 0x16 << 26;
+            context.x[0] = psci::VERSION;
+            ExitCode::Trap
+        }
+    };
+    assert!(fp_steps(&bench).is_empty(), "untouched");
+    for value in 1..4 {
+        // Twice: what was loaded is not loaded again after an exit that the core serves.
+        bench.next(after_the_host(value - 1));
+        for _ in 0..2 {
+            bench.next(move |context| {
+                (context.q, context.fp_control) = ([value; 64], [value; 2]);
+                after_the_host(value)(context)
+            });
+        }
+        assert_eq!(fp_steps(&bench), [Switch::FpsimdOpen]);
+        assert_eq!((sim.live(0).q, sim.live(0).fp_control), (host.q, host.fp_control));
+        bench.next(after_the_host(value));
+        assert!(fp_steps(&bench).is_empty(), "a run without");
+        assert_eq!((sim.live(0).q, sim.live(0).fp_control), (host.q, host.fp_control));
+    }
+    assert!(sim.violations().is_empty(), "{:?}", sim.violations());
+}
+
+#[test]
+fn a_host_in_streaming_mode_is_out_of_it_while_a_vm_runs_and_no_fp_traps_then() {
+    let bench = Bench::started(VM_ORDINARY);
+    let sim = bench.host.world.sim();
+    let mut host = Context::EMPTY;
+    host.q = [0x4057; 64];
+    sim.set_live(0, host);
+    sim.set_streaming(0, true);
+    bench.next(|context| {
+        assert_eq!(context.q, [0; 64]);
+        context.q = [7; 64];
+        ExitCode::Irq
+    });
+    assert!(fp_steps(&bench).is_empty());
+    assert_eq!((sim.is_streaming(0), sim.live(0).q), (true, host.q));
+    bench.next(|context| {
+        assert_eq!(context.q, [7; 64]);
+        ExitCode::Irq
+    });
+    sim.set_streaming(0, false);
+    assert!(fp_steps(&bench).is_empty());
+    assert_eq!((sim.is_streaming(0), sim.live(0).q), (false, host.q));
+    assert!(sim.violations().is_empty(), "{:?}", sim.violations());
+}
+
+#[test]
+fn a_second_fp_trap_in_one_run_is_an_undefined_instruction_and_no_endless_loop() {
+    let bench = Bench::started(VM_PROTECTED);
+    for (n, undefined) in [false, true].into_iter().enumerate() {
+        bench.next(move |context| {
+            if n == 0 {
+                (context.pc, context.pstate) = (0x1000, 0x5);
+                context.bank[BankReg::Vbar as usize] = 0x8_0000;
+            }
+            context.syndrome[0] = 0x07 << 26 | 1 << 25;
+            assert_eq!(context.pc, 0x1000, "{undefined}");
+            ExitCode::Trap
+        });
+    }
+    bench.run().unwrap();
+    assert_eq!(bench.take_seen().last().unwrap().pc, 0x8_0200);
 }
 
 #[test]

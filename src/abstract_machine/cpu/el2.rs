@@ -72,6 +72,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
         sysreg::Vdisr::set(0);
         sysreg::Vsesr::set(0);
     }
+    sysreg::Cptr::set(features.host.cptr);
     traps::write(&features, &features.host);
     vectors_for_host(&features);
     if sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceFilt) != 0 {

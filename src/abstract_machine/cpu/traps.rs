@@ -78,10 +78,16 @@ pub fn for_vm(features: &Features, amu: bool) -> Traps {
     }
 }
 
-/// Writes what this CPU has of `traps`, but HCR_EL2.
+/// CPTR_EL2 for the VM that runs on this CPU: FP traps while the host's registers are in place.
+#[inline]
+pub fn cptr_of_vm(world: &World) -> u64 {
+    let fp = CPTR_EL2::TFP.val(u64::from(!world.fp_saved));
+    world.features.vm.cptr | fp.value
+}
+
+/// Writes what this CPU has of `traps`, but HCR_EL2 and CPTR_EL2.
 #[inline]
 pub fn write(features: &Features, traps: &Traps) {
-    sysreg::Cptr::set(traps.cptr);
     MDCR_EL2.set(traps.mdcr);
     if features.hcx {
         sysreg::Hcrx::set(traps.hcrx);
@@ -114,6 +120,7 @@ pub fn activate(world: &mut World, lines: VirtualLines) {
     let virq = if lines.virq { HCR_VI } else { 0 };
     let vfiq = if lines.vfiq { HCR_VF } else { 0 };
     HCR_EL2.set(world.features.vm.hcr | virq | vfiq);
+    sysreg::Cptr::set(cptr_of_vm(world));
     write(&world.features, &world.features.vm);
 }
 
@@ -126,6 +133,7 @@ pub fn set_host_hcr(world: &mut World) {
 /// The host's features and counters again.
 pub fn deactivate(world: &World) {
     let features = &world.features;
+    sysreg::Cptr::set(features.host.cptr);
     write(features, &features.host);
     if features.pmu {
         sysreg::Pmcr::set(world.pmcr);

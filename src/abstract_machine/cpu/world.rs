@@ -52,6 +52,7 @@ impl Worlds for Cpu {
         unsafe { &mut *(page.raw() as *mut Context) }
     }
 
+    #[inline(always)]
     fn save_sysregs(&self, at: ContextAt<'_>) {
         with_world(|world| match at {
             ContextAt::Host => {
@@ -63,6 +64,7 @@ impl Worlds for Cpu {
         });
     }
 
+    #[inline(always)]
     fn restore_sysregs(&self, at: ContextAt<'_>) {
         with_world(|world| match at {
             ContextAt::Host => {
@@ -74,18 +76,24 @@ impl Worlds for Cpu {
         });
     }
 
+    #[inline(always)]
     fn fpsimd_save_state(&self, at: ContextAt<'_>) {
-        match at {
-            ContextAt::Host => fpsimd::save_host(),
-            ContextAt::Vm(ctxt) => fpsimd::save(ctxt),
-        }
+        with_world(|world| match at {
+            ContextAt::Host => fpsimd::save_host(world),
+            ContextAt::Vm(ctxt) => fpsimd::save_vm(world, ctxt),
+        });
     }
 
+    #[inline(always)]
     fn fpsimd_restore_state(&self, at: ContextAt<'_>) {
-        match at {
-            ContextAt::Host => fpsimd::restore_host(),
-            ContextAt::Vm(ctxt) => fpsimd::restore(ctxt),
-        }
+        with_world(|world| match at {
+            ContextAt::Host => fpsimd::restore_host(world),
+            ContextAt::Vm(ctxt) => fpsimd::restore_vm(world, ctxt),
+        });
+    }
+
+    fn fpsimd_open(&self, ctxt: &Context) -> bool {
+        with_world(|world| fpsimd::open(world, ctxt))
     }
 
     fn activate_traps(&self, lines: VirtualLines) {
@@ -106,6 +114,7 @@ impl Worlds for Cpu {
         CNTVOFF_EL2.set(0);
     }
 
+    #[inline(always)]
     fn host_el2_restore_state(&self) {
         with_world(|world| {
             let features = &world.features;

@@ -54,6 +54,7 @@ pub enum Switch {
     VmEl2RestoreState { vttbr: u64, ia_bits: u32, flush: bool },
     VgicSaveState(usize),
     VgicRestoreState(usize),
+    FpsimdOpen,
     SetPerCpu(VmId, VcpuId),
     RunVm,
 }
@@ -62,8 +63,27 @@ pub enum Switch {
 struct Registers {
     live: Context,
     host: Context,
+    /// The host's FP registers are saved, so those in the CPU are the VM's, and do not trap.
+    fp_saved: bool,
+    /// SVE streaming mode: of the CPU, and of the host while a VM runs.
+    streaming: (bool, bool),
+    /// A step of the VM that waits for its FP registers.
+    waits: Option<(Context, ExitCode)>,
     vm: VmId,
     vcpu: VcpuId,
+}
+
+impl Registers {
+    /// A VM's step is done, with the registers as in `seen`; of FP it wrote what is not as in `before` any more.
+    fn done(&mut self, ctxt: &mut Context, seen: &Context, before: &Context) {
+        let live = &mut self.live;
+        (live.bank, live.vgic) = (seen.bank, seen.vgic);
+        let fp = |c: &Context| c.q.into_iter().chain(c.fp_control);
+        let places = live.q.iter_mut().chain(&mut live.fp_control);
+        let written = places.zip(fp(before).zip(fp(seen))).filter(|(_, (before, after))| before != after);
+        written.for_each(|(place, (_, after))| *place = after);
+        (ctxt.x, ctxt.pc, ctxt.pstate, ctxt.syndrome) = (seen.x, seen.pc, seen.pstate, seen.syndrome);
+    }
 }
 
 /// All of it.
@@ -92,6 +112,9 @@ impl WorldState {
         let host = || Registers {
             live: Context::EMPTY,
             host: Context::EMPTY,
+            fp_saved: false,
+            streaming: (false, false),
+            waits: None,
             vm: VmId::HOST,
             vcpu: VcpuId::new(CPU.get() as u16),
         };
@@ -162,6 +185,21 @@ impl Sim {
         CPU.set(me);
     }
 
+    /// Puts the host of `cpu` into SVE streaming mode, or out of it.
+    pub fn set_streaming(&self, cpu: usize, streaming: bool) {
+        let me = CPU.replace(cpu);
+        self.worlds().this().streaming.0 = streaming;
+        CPU.set(me);
+    }
+
+    /// Whether `cpu` is in SVE streaming mode.
+    pub fn is_streaming(&self, cpu: usize) -> bool {
+        let me = CPU.replace(cpu);
+        let streaming = self.worlds().this().streaming.0;
+        CPU.set(me);
+        streaming
+    }
+
     /// The registers of EL1 and EL0 of `cpu` as they stand there now.
     pub fn live(&self, cpu: usize) -> Context {
         let me = CPU.replace(cpu);
@@ -204,22 +242,41 @@ impl Sim {
 }
 
 impl Sim {
-    /// The VM does its next step.
+    /// The VM does its next step. One that changes FP registers traps first while these are the host's; until then the script sees its own, as it would after
+    /// the trap.
     fn run_once(&self, ctxt: &mut Context) -> ExitCode {
+        const FP_TRAP: u64 = 0x07 << 26 | 1 << 25;
         let mut worlds = self.worlds();
         worlds.note(Switch::RunVm);
+        let this = worlds.this();
+        let (live, open, streaming) = (this.live, this.fp_saved, this.streaming.0);
+        if let Some((seen, code)) = this.waits.take().filter(|_| open) {
+            let before = *ctxt;
+            this.done(ctxt, &seen, &before);
+            return code;
+        }
         let Some(mut script) = worlds.script.take() else { return ExitCode::Irq };
         let mut seen = *ctxt;
-        let live = worlds.this().live;
-        (seen.bank, seen.q, seen.fp_control, seen.vgic) = (live.bank, live.q, live.fp_control, live.vgic);
+        (seen.bank, seen.vgic) = (live.bank, live.vgic);
+        if open {
+            (seen.q, seen.fp_control) = (live.q, live.fp_control);
+        }
+        let before = seen;
         // The script may look at the machine itself.
         drop(worlds);
+        if streaming {
+            self.state().tables.violation("a VM runs in streaming mode".into());
+        }
         let code = script(&mut seen);
         let mut worlds = self.worlds();
         worlds.script.get_or_insert(script);
-        let live = &mut worlds.this().live;
-        (live.bank, live.q, live.fp_control, live.vgic) = (seen.bank, seen.q, seen.fp_control, seen.vgic);
-        (ctxt.x, ctxt.pc, ctxt.pstate, ctxt.syndrome) = (seen.x, seen.pc, seen.pstate, seen.syndrome);
+        let this = worlds.this();
+        if !open && (seen.q, seen.fp_control) != (before.q, before.fp_control) {
+            this.waits = Some((seen, code));
+            ctxt.syndrome[0] = FP_TRAP;
+            return ExitCode::Trap;
+        }
+        this.done(ctxt, &seen, &before);
         code
     }
 }
@@ -308,13 +365,40 @@ impl Worlds for Sim {
     fn fpsimd_save_state(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::FpsimdSaveState(Whose::from(&at)));
-        worlds.pair(at, |live, saved| (saved.q, saved.fp_control) = (live.q, live.fp_control));
+        let this = worlds.this();
+        if let ContextAt::Host = at {
+            // A VM does not run in streaming mode.
+            this.streaming.1 = core::mem::take(&mut this.streaming.0);
+            this.fp_saved = this.streaming.1;
+        }
+        if this.fp_saved {
+            worlds.pair(at, |live, saved| (saved.q, saved.fp_control) = (live.q, live.fp_control));
+        }
     }
 
     fn fpsimd_restore_state(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::FpsimdRestoreState(Whose::from(&at)));
-        worlds.pair(at, |live, saved| (live.q, live.fp_control) = (saved.q, saved.fp_control));
+        let (host, this) = (matches!(at, ContextAt::Host), worlds.this());
+        let saved = this.fp_saved;
+        if host {
+            (this.fp_saved, this.streaming) = (false, (this.streaming.1, false));
+        }
+        if saved {
+            worlds.pair(at, |live, saved| (live.q, live.fp_control) = (saved.q, saved.fp_control));
+        }
+    }
+
+    fn fpsimd_open(&self, ctxt: &Context) -> bool {
+        let mut worlds = self.worlds();
+        worlds.note(Switch::FpsimdOpen);
+        let this = worlds.this();
+        let first = !core::mem::replace(&mut this.fp_saved, true);
+        if first {
+            (this.host.q, this.host.fp_control) = (this.live.q, this.live.fp_control);
+            (this.live.q, this.live.fp_control) = (ctxt.q, ctxt.fp_control);
+        }
+        first
     }
 
     fn activate_traps(&self, lines: VirtualLines) {

@@ -36,6 +36,8 @@ pub enum Outcome {
     Register,
     /// `handle_vm_abort`.
     Abort,
+    /// The VM gets its FP registers, and goes on; if it has them, it takes an undefined instruction.
+    Fp,
     /// The VM takes an illegal-state exception.
     Illegal,
     /// The VM takes its breakpoint itself.
@@ -49,6 +51,8 @@ pub const fn outcome(class: u8) -> Outcome {
     match class {
         // WFI; WFE does not trap.
         0x01 => Outcome::Wait,
+        // FP and SIMD, in either state of execution: it traps as long as the host's registers are in place.
+        0x07 => Outcome::Fp,
         // An illegal return: the CPU brings it to EL1 by itself.
         0x0e => Outcome::Illegal,
         // HVC and SMC of AArch64.
@@ -60,7 +64,7 @@ pub const fn outcome(class: u8) -> Outcome {
         0x20 | 0x24 => Outcome::Abort,
         // BRK: goes to EL1 by itself, for debug exceptions are not routed to EL2.
         0x3c => Outcome::Breakpoint,
-        // Not there for VMs: coprocessor traps of AArch32 (0x03 to 0x06, 0x08, 0x0c), FP (0x07, never trapped), pointer authentication (0x09, 0x1c), LS64 (0x0a),
+        // Not there for VMs: coprocessor traps of AArch32 (0x03 to 0x06, 0x08, 0x0c), pointer authentication (0x09, 0x1c), LS64 (0x0a),
         // branch targets (0x0d), SVC, HVC and SMC of AArch32 (0x11 to 0x13), SVC (0x15), SVE (0x19), ERET (0x1a), SME (0x1d), alignment (0x22, 0x26), FP exceptions
         // (0x28, 0x2c), SError (0x2f: another vector), breakpoint, step and watchpoint (0x30 to 0x35), AArch32 BKPT and vector catch (0x38, 0x3a), and what no
         // manual knows yet.
@@ -82,13 +86,17 @@ pub fn vm_exit_dispatcher<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mu
         Outcome::Register => sys64::core_handle_sys64(core, active, ctxt, syndrome),
         Outcome::Abort => handle_vm_abort(core, active.vm, ctxt, syndrome),
         Outcome::Wait => Action::ToHost(ExitReason::Wfx),
-        other => inject(machine, ctxt, syndrome, other),
+        other => seldom(machine, ctxt, syndrome, other),
     }
 }
 
+// Out of line, so that the calls pay for nothing of this.
 #[cold]
 #[inline(never)]
-fn inject<M: Machine>(machine: &M, ctxt: &mut Context, syndrome: Syndrome, outcome: Outcome) -> Action {
+fn seldom<M: Machine>(machine: &M, ctxt: &mut Context, syndrome: Syndrome, outcome: Outcome) -> Action {
+    if outcome == Outcome::Fp && machine.fpsimd_open(ctxt) {
+        return Action::Resume;
+    }
     let vm = &mut VmEl1::loaded(machine, ctxt);
     match outcome {
         Outcome::Illegal => take_illegal(vm),

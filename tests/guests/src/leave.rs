@@ -1,5 +1,5 @@
 //! Leaving the VM with every register full: all general and FP registers, and what there is of EL1, are loaded, the VM is left in one of the ways there
-//! are, and all is stored.
+//! are, and all is stored. FP registers are not touched before or afterwards where a test wants that: a core may switch them by use.
 
 use core::arch::global_asm;
 
@@ -60,8 +60,22 @@ pub enum Action {
     SystemOff,
 }
 
-// leave(values, action, found): loads all registers from `values`, does `action`, stores all to `found`.
-// x0 is the action's own; x1 is an address for the actions that need one.
+/// What is done with the FP registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fp {
+    /// They are loaded before the VM leaves.
+    pub loaded: bool,
+    /// They are stored afterwards.
+    pub stored: bool,
+}
+
+impl Fp {
+    /// All of it.
+    pub const FULL: Self = Self { loaded: true, stored: true };
+}
+
+// leave(values, action, found, fp): loads all registers from `values`, does `action`, stores all to `found`; FP registers where bit 0 (load) and bit 1 (store) of
+// `fp` say so. x0 is the action's own; x1 is an address for the actions that need one.
 global_asm!(
     r#"
     .arch_extension fp
@@ -77,9 +91,11 @@ global_asm!(
         stp     x27, x28, [sp, #80]
         stp     x29, x30, [sp, #96]
         str     x2, [sp]
-        adr     x3, 10f
-        add     x3, x3, x1, lsl #3
-        str     x3, [sp, #8]
+        str     x3, [sp, #112]
+        adr     x4, 10f
+        add     x4, x4, x1, lsl #3
+        str     x4, [sp, #8]
+        tbz     x3, #0, 9f
         add     x3, x0, #248
         .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
         ldp     x4, x5, [x3], #16
@@ -89,7 +105,7 @@ global_asm!(
         ldp     x4, x5, [x3]
         msr     fpsr, x4
         msr     fpcr, x5
-        ldp     x2, x3, [x0, #16]
+    9:  ldp     x2, x3, [x0, #16]
         ldp     x4, x5, [x0, #32]
         ldp     x6, x7, [x0, #48]
         ldp     x8, x9, [x0, #64]
@@ -197,9 +213,11 @@ global_asm!(
     39: movz    x0, #0x8400, lsl #16
         movk    x0, #8
         hvc     #0
-    30: mov     v0.16b, v0.16b          // in streaming mode, the host's, there is no such instruction
-        str     x0, [sp, #8]
-        ldr     x0, [sp]
+    30: str     x0, [sp, #8]
+        ldr     x0, [sp, #112]
+        tbz     x0, #1, 40f
+        mov     v0.16b, v0.16b          // in streaming mode, the host's, there is no such instruction
+    40: ldr     x0, [sp]
         stp     x1, x2, [x0, #8]
         stp     x3, x4, [x0, #24]
         stp     x5, x6, [x0, #40]
@@ -215,6 +233,8 @@ global_asm!(
         stp     x25, x26, [x0, #200]
         stp     x27, x28, [x0, #216]
         stp     x29, x30, [x0, #232]
+        ldr     x4, [sp, #112]
+        tbz     x4, #1, 41f
         add     x3, x0, #248
         .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
         fmov    x4, d\n
@@ -224,7 +244,7 @@ global_asm!(
         mrs     x4, fpsr
         mrs     x5, fpcr
         stp     x4, x5, [x3]
-        ldr     x4, [sp, #8]
+    41: ldr     x4, [sp, #8]
         str     x4, [x0]
         ldp     x19, x20, [sp, #16]
         ldp     x21, x22, [sp, #32]
@@ -238,14 +258,20 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    fn guest_leave(values: *const u64, action: u64, found: *mut u64);
+    fn guest_leave(values: *const u64, action: u64, found: *mut u64, fp: u64);
 }
 
 /// Leaves with `values` in all registers; what is in them afterwards.
 pub fn leave(values: &File, action: Action) -> File {
-    let mut found: File = [0; WORDS];
+    leave_with(values, action, Fp::FULL)
+}
+
+/// The same with so much of FP. Registers that are not stored are found as `values` says.
+pub fn leave_with(values: &File, action: Action, fp: Fp) -> File {
+    let mut found = *values;
+    let parts = u64::from(fp.loaded) | u64::from(fp.stored) << 1;
     // SAFETY: the function keeps the calling convention, but for FP registers, which nothing here uses.
-    unsafe { guest_leave(values.as_ptr(), action as u64, found.as_mut_ptr()) };
+    unsafe { guest_leave(values.as_ptr(), action as u64, found.as_mut_ptr(), parts) };
     found
 }
 

@@ -54,6 +54,8 @@ pub(super) const PATHS: &[Path] = &[
     path("id_register", "ID register read (ID_AA64PFR0_EL1)", 2, Some(120.0)),
     path("host_register", "register read served by the host (CNTP_CTL_EL0)", 4, Some(1400.0)),
     path("gicd", "read of an emulated interrupt-controller register (GICD_CTLR), by way of the host", 5, Some(1400.0)),
+    path("switch", "world switch, VM to host and back, FP not in use by the VM", 13, None),
+    path("switch_fp", "world switch, VM to host and back, FP in use by the VM", 14, None),
     path("pl011", "MMIO to the host's PL011 and back (UARTFR)", 6, Some(5000.0)),
     path("sgi_self", "SGI to self, until acknowledged and ended", 7, Some(600.0)),
     path("ipi", "IPI to another vCPU, until acknowledged, both CPUs' instructions", 12, Some(1800.0)),

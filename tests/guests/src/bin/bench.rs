@@ -167,6 +167,16 @@ mod bare {
             row("unshare", net(ticks), ROUNDS);
         }
 
+        // World switches: the VM uses FP in none of its runs, or in each.
+        let ticks = batches!(13, BATCHES, ROUNDS, |_| mrs!("cntp_ctl_el0"));
+        row("switch", net(ticks), ROUNDS);
+        let ticks = batches!(14, BATCHES, ROUNDS, |_| {
+            // SAFETY: a register of FP, which nothing here uses.
+            unsafe { asm!(".arch_extension fp", "fmov d0, xzr", options(nomem, nostack, preserves_flags)) };
+            mrs!("cntp_ctl_el0")
+        });
+        row("switch_fp", net(ticks), ROUNDS);
+
         if calls::cpu_on(1) == calls::SUCCESS {
             until(&READY, 1);
             let ticks = batches!(12, BATCHES, ROUNDS, |n| {

@@ -1,12 +1,14 @@
 //! The context switch: every vCPU fills its general, FP and EL1 system registers with values of its own, leaves the VM in every way
-//! there is, and finds them again, `rounds=N` times.
+//! there is, and finds them again, `rounds=N` times. In half of the rounds it does not load FP registers, in half it does not look at them: there are runs in which it
+//! does not use FP, after which it must find what it loaded last.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
 mod bare {
     use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
     use corevisor_guests::leave::{
-        Action, File, changed, check_keys, check_system, has_keys, leave, mask_fp, write_keys, write_system,
+        Action, File, Fp, GENERAL, WORDS, changed, check_keys, check_system, has_keys, leave_with, mask_fp, write_keys,
+        write_system,
     };
     use corevisor_guests::{calls, fail, gic, mrs, msr, say, tree::Tree};
 
@@ -50,6 +52,7 @@ mod bare {
         let has_keys = has_keys();
         // Different VMs, different values: the counter is not the same when they start.
         let salt = mrs!("cntvct_el0") << 8 | vcpu;
+        let mut last: File = [0; WORDS];
         for round in 0..ROUNDS.load(SeqCst) {
             // New values now and then; the same ones also survive many switches.
             let seed = mix(salt, round / 64);
@@ -62,7 +65,14 @@ mod bare {
             }
             let action = ACTIONS[round as usize % ACTIONS.len()];
             msr!("cntv_ctl_el0", u64::from(action == Action::Wait));
-            check_file(seed, action, round);
+            // FP registers get new values whenever they are loaded: older ones must not come back.
+            let fp_seed = mix(salt, !round);
+            let fp = Fp { loaded: round == 0 || fp_seed & 1 != 0, stored: fp_seed & 2 != 0 };
+            if fp.loaded {
+                last = core::array::from_fn(|number| mix(fp_seed, number as u64));
+                mask_fp(&mut last);
+            }
+            check_file(&last, seed, action, round, fp);
             check_system(word, round);
             if has_keys {
                 check_keys(word, round);
@@ -70,13 +80,14 @@ mod bare {
         }
     }
 
-    fn check_file(seed: u64, action: Action, round: u64) {
+    /// `last` is what FP registers hold, or are to hold.
+    fn check_file(last: &File, seed: u64, action: Action, round: u64, fp: Fp) {
         let mut values: File = core::array::from_fn(|number| mix(seed, number as u64));
-        mask_fp(&mut values);
-        let found = leave(&values, action);
+        values[GENERAL..].copy_from_slice(&last[GENERAL..]);
+        let found = leave_with(&values, action, fp);
         if let Some(number) = changed(&values, &found) {
             let (is, was) = (found[number], values[number]);
-            fail!("round {round}, {action:?}: register {number} is {is:#x}, not {was:#x}");
+            fail!("round {round}, {action:?}, {fp:?}: register {number} is {is:#x}, not {was:#x}");
         }
     }
 }
