@@ -176,7 +176,7 @@ mod fields {
             USED OFFSET(0) NUMBITS(8) [],
             /// Of these the host's: the first ones.
             HOST OFFSET(8) NUMBITS(8) [],
-            /// The one with the timer's interrupt, if the core put it there, plus 1; else 0.
+            /// The one with the timer's interrupt, if the core put it there or masked the timer because of it, plus 1; else 0.
             TIMER OFFSET(16) NUMBITS(8) [],
         ],
 

@@ -76,7 +76,7 @@ pub struct Running {
     pub host: usize,
     /// List registers that there are.
     pub most: usize,
-    /// Which one has the timer's interrupt by the core's doing.
+    /// Which one has the timer's interrupt, for which the core has masked the timer.
     pub timer: Option<usize>,
     /// CNTV_CTL_EL0.
     pub ctl: u64,
@@ -152,10 +152,14 @@ pub fn interrupted(v: &Running) -> Option<Running> {
         match v.timer {
             Some(_) if held => {}
             Some(n) => next.lrs[n] = v.allowed.fresh(TIMER),
-            None => {
-                let (with, n) = v.pend(TIMER)?;
-                next = Running { timer: Some(n), ..with };
-            }
+            None => match v.lrs.iter().position(|lr| lr.holds() && lr.intid == TIMER) {
+                Some(n) if v.lrs[n].eoi => next.timer = Some(n),
+                Some(_) => return None,
+                None => {
+                    let (with, n) = v.pend(TIMER)?;
+                    next = Running { timer: Some(n), ..with };
+                }
+            },
         }
         (next.ctl, next.masked) = (v.ctl | MASKED, true);
         return Some(next);

@@ -211,11 +211,18 @@ fn the_core_may_deliver_what_is_enabled_and_has_no_state_here() {
     assert_eq!(engine.direct(0), 0);
     let mut lrs = [0; 4];
     engine.fill(0, &mut lrs, false);
-    assert_eq!(engine.direct(0) & 0xffff, 0b1, "in a list register the core finds it");
+    assert_eq!(engine.direct(0), 0b1 | 0xa0 << 16 | 1 << 24 | 0xb0 << 32, "in list registers the core finds them");
     engine.take_kicks();
     engine.write_bits(1, 0, Bits::Enabled, 0b1, true);
     engine.write_bits(0, 0, Bits::Enabled, 0b1, false);
-    assert_eq!((engine.direct(0), engine.take_kicks()), (0, 1));
+    assert_eq!((engine.direct(0) & 0xffff, engine.take_kicks()), (0, 1));
+    // Active with its line low: its end would make no exit.
+    engine.fold(0, &lrs, 0);
+    engine.write_bits(0, 0, Bits::Active, 1 << timer, true);
+    engine.set_line(0, timer, false);
+    assert_eq!(engine.direct(0), 0);
+    engine.fill(0, &mut lrs, false);
+    assert_eq!(engine.direct(0), 0);
     assert_eq!(Engine::<4, SPIS>::new(Form::V2, 1).direct(0), 0, "GICv2's SGIs have senders");
 }
 

@@ -90,7 +90,7 @@ pub const ENTRY_KEEP_REGISTERS: u64 = 1 << 4;
 pub const DIRECT_SGIS: u64 = 0xffff;
 /// [`Mailbox::direct`]: where the priority of these SGIs is, 8 bits.
 pub const DIRECT_SGI_PRIORITY_SHIFT: u32 = 16;
-/// [`Mailbox::direct`]: the core may deliver the virtual timer's interrupt by itself.
+/// [`Mailbox::direct`]: the core may deliver the virtual timer's interrupt by itself. In a list register of the host's it has to make a maintenance interrupt at its end (EOI).
 pub const DIRECT_TIMER: u64 = 1 << 24;
 /// [`Mailbox::direct`]: the core may interrupt another CPU of this VM, by the machine's own SGI named next.
 pub const DIRECT_KICK: u64 = 1 << 25;

@@ -166,14 +166,20 @@ pub fn handle_vtimer<M: Worlds>(machine: &M, ctxt: &mut Context) -> bool {
     }
 }
 
-/// Its interrupt becomes pending, unless it is in a list register still: then its end looks at the timer again.
+/// Its interrupt becomes pending, unless it is in a list register still, of the core's or the host's: then its end looks at the timer again.
 fn vtimer_fired<M: Worlds>(machine: &M, ctxt: &mut Context, ctl: Ctl) -> bool {
     match lists(ctxt).read(LISTS::TIMER).checked_sub(1).map(|n| n as usize) {
         Some(n) if Lr::new(machine.list_register(n)).read(ICH_LR::STATE) != 0 => {}
         Some(n) => machine.set_list_register(n, Direct::of(ctxt).pending(TIMER_INTID)),
         None => {
             let Some(place) = place_of(machine, ctxt, TIMER_INTID) else { return false };
-            deliver(machine, ctxt, place);
+            let held = Lr::new(machine.list_register(place.n));
+            if held.read(ICH_LR::STATE) == 0 {
+                deliver(machine, ctxt, place);
+            } else if !held.is_set(ICH_LR::EOI) {
+                // The host put it there, and would not hear of its end.
+                return false;
+            }
             let mut lists = lists(ctxt);
             lists.modify(LISTS::TIMER.val(place.n as u64 + 1));
             ctxt.set(ShadowReg::Lists, lists.get());

@@ -7,7 +7,7 @@
 //! | [`Engine::sent_to`]  | SGIs that found none                                                                      |
 //!
 //! An interrupt that has any state here must not be delivered past this model: it would come twice, or too early. So an SGI may be delivered that is
-//! enabled and nowhere but in a list register; and the virtual timer's if its line is low and it is nowhere. All SGIs that are named have one priority:
+//! enabled and nowhere but in a list register; and the virtual timer's if it is nowhere, or in a list register with its line high, of which the core hears the end. All SGIs that are named have one priority:
 //! that of SGI 0, as kernels have it. When one of them may not be delivered any more, its vCPU is kicked: it may stand in a list register that this model has
 //! not seen.
 #![forbid(unsafe_code)]
@@ -47,7 +47,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                         && (!irq.active || irq.placed.is_some())
                         && irq.priority == self.private[vcpu][0].priority
                 }
-                VTIMER_INTID => !irq.is_hot(),
+                VTIMER_INTID => !irq.is_hot() || irq.line && irq.placed.is_some(),
                 _ => false,
             };
         self.direct[vcpu] = self.direct[vcpu] & !(1 << intid) | u32::from(may) << intid;
