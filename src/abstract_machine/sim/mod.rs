@@ -7,13 +7,14 @@
 //! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
 //! | [`smmu`]   | an SMMU and the devices behind it                                                          |
 //! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
-//! | [`worlds`] | the world switch, with scripts as VMs                                                      |
+//! | [`worlds`] | the world switch, with scripts as VMs; `registers`: those of one CPU, and whose they are     |
 //! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
 //!
 //! A thread is one CPU at a time: [`run_as`] says which. [`Sim::host_access`] is what the host's hardware would do with
 //! an address. Mistakes that real hardware would only punish at times are collected in [`Sim::violations`].
 #![forbid(unsafe_code)]
 
+mod registers;
 pub mod smmu;
 pub mod tables;
 pub mod tlb;

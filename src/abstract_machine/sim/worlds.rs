@@ -11,6 +11,7 @@ use std::format;
 use std::sync::MutexGuard;
 use std::vec::Vec;
 
+use super::registers::Registers;
 use super::{CPU, Sim};
 use crate::abstract_machine::addr::{CpuId, Ipa, Pa, Pfn, VcpuId, VmId};
 use crate::abstract_machine::regs::El1Reg;
@@ -59,33 +60,6 @@ pub enum Switch {
     RunVm,
 }
 
-/// One CPU's registers, and the vCPU that it runs.
-struct Registers {
-    live: Context,
-    host: Context,
-    /// The host's FP registers are saved, so those in the CPU are the VM's, and do not trap.
-    fp_saved: bool,
-    /// SVE streaming mode: of the CPU, and of the host while a VM runs.
-    streaming: (bool, bool),
-    /// A step of the VM that waits for its FP registers.
-    waits: Option<(Context, ExitCode)>,
-    vm: VmId,
-    vcpu: VcpuId,
-}
-
-impl Registers {
-    /// A VM's step is done, with the registers as in `seen`; of FP it wrote what is not as in `before` any more.
-    fn done(&mut self, ctxt: &mut Context, seen: &Context, before: &Context) {
-        let live = &mut self.live;
-        (live.bank, live.vgic) = (seen.bank, seen.vgic);
-        let fp = |c: &Context| c.q.into_iter().chain(c.fp_control);
-        let places = live.q.iter_mut().chain(&mut live.fp_control);
-        let written = places.zip(fp(before).zip(fp(seen))).filter(|(_, (before, after))| before != after);
-        written.for_each(|(place, (_, after))| *place = after);
-        (ctxt.x, ctxt.pc, ctxt.pstate, ctxt.syndrome) = (seen.x, seen.pc, seen.pstate, seen.syndrome);
-    }
-}
-
 /// All of it.
 #[derive(Default)]
 pub(super) struct WorldState {
@@ -109,27 +83,8 @@ impl WorldState {
     }
 
     fn this(&mut self) -> &mut Registers {
-        let host = || Registers {
-            live: Context::EMPTY,
-            host: Context::EMPTY,
-            fp_saved: false,
-            streaming: (false, false),
-            waits: None,
-            vm: VmId::HOST,
-            vcpu: VcpuId::new(CPU.get() as u16),
-        };
-        self.cpus.entry(CPU.get()).or_insert_with(host)
-    }
-
-    /// Registers of the CPU, and the context that they are saved to or loaded from.
-    fn pair(&mut self, at: ContextAt<'_>, copy: impl FnOnce(&mut Context, &mut Context)) {
-        let this = self.this();
-        let mut live = this.live;
-        match at {
-            ContextAt::Host => copy(&mut live, &mut this.host),
-            ContextAt::Vm(ctxt) => copy(&mut live, ctxt),
-        }
-        self.this().live = live;
+        let cpu = CPU.get();
+        self.cpus.entry(cpu).or_insert_with(|| Registers::new(cpu as u16))
     }
 
     fn context(&mut self, shadow: Shadow) -> &mut Context {
@@ -188,14 +143,14 @@ impl Sim {
     /// Puts the host of `cpu` into SVE streaming mode, or out of it.
     pub fn set_streaming(&self, cpu: usize, streaming: bool) {
         let me = CPU.replace(cpu);
-        self.worlds().this().streaming.0 = streaming;
+        self.worlds().this().set_streaming(streaming);
         CPU.set(me);
     }
 
     /// Whether `cpu` is in SVE streaming mode.
     pub fn is_streaming(&self, cpu: usize) -> bool {
         let me = CPU.replace(cpu);
-        let streaming = self.worlds().this().streaming.0;
+        let streaming = self.worlds().this().is_streaming();
         CPU.set(me);
         streaming
     }
@@ -242,42 +197,25 @@ impl Sim {
 }
 
 impl Sim {
-    /// The VM does its next step. One that changes FP registers traps first while these are the host's; until then the script sees its own, as it would after
-    /// the trap.
+    /// The VM does its next step.
     fn run_once(&self, ctxt: &mut Context) -> ExitCode {
-        const FP_TRAP: u64 = 0x07 << 26 | 1 << 25;
         let mut worlds = self.worlds();
         worlds.note(Switch::RunVm);
-        let this = worlds.this();
-        let (live, open, streaming) = (this.live, this.fp_saved, this.streaming.0);
-        if let Some((seen, code)) = this.waits.take().filter(|_| open) {
-            let before = *ctxt;
-            this.done(ctxt, &seen, &before);
+        if let Some(code) = worlds.this().waited(ctxt) {
             return code;
         }
         let Some(mut script) = worlds.script.take() else { return ExitCode::Irq };
-        let mut seen = *ctxt;
-        (seen.bank, seen.vgic) = (live.bank, live.vgic);
-        if open {
-            (seen.q, seen.fp_control) = (live.q, live.fp_control);
-        }
-        let before = seen;
+        let (before, streaming) = (worlds.this().of_vm(ctxt), worlds.this().is_streaming());
         // The script may look at the machine itself.
         drop(worlds);
         if streaming {
             self.state().tables.violation("a VM runs in streaming mode".into());
         }
-        let code = script(&mut seen);
+        let mut after = before;
+        let code = script(&mut after);
         let mut worlds = self.worlds();
         worlds.script.get_or_insert(script);
-        let this = worlds.this();
-        if !open && (seen.q, seen.fp_control) != (before.q, before.fp_control) {
-            this.waits = Some((seen, code));
-            ctxt.syndrome[0] = FP_TRAP;
-            return ExitCode::Trap;
-        }
-        this.done(ctxt, &seen, &before);
-        code
+        worlds.this().step(ctxt, &before, &after, code)
     }
 }
 
@@ -350,7 +288,7 @@ impl Worlds for Sim {
     fn save_sysregs(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::SaveSysregs(Whose::from(&at)));
-        worlds.pair(at, |live, saved| {
+        worlds.this().pair(at, |live, saved| {
             saved.bank = live.bank;
             live.bank[BankReg::CntvCtl as usize] = 0;
         });
@@ -359,46 +297,25 @@ impl Worlds for Sim {
     fn restore_sysregs(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::RestoreSysregs(Whose::from(&at)));
-        worlds.pair(at, |live, saved| live.bank = saved.bank);
+        worlds.this().pair(at, |live, saved| live.bank = saved.bank);
     }
 
     fn fpsimd_save_state(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::FpsimdSaveState(Whose::from(&at)));
-        let this = worlds.this();
-        if let ContextAt::Host = at {
-            // A VM does not run in streaming mode.
-            this.streaming.1 = core::mem::take(&mut this.streaming.0);
-            this.fp_saved = this.streaming.1;
-        }
-        if this.fp_saved {
-            worlds.pair(at, |live, saved| (saved.q, saved.fp_control) = (live.q, live.fp_control));
-        }
+        worlds.this().fp_save(at);
     }
 
     fn fpsimd_restore_state(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::FpsimdRestoreState(Whose::from(&at)));
-        let (host, this) = (matches!(at, ContextAt::Host), worlds.this());
-        let saved = this.fp_saved;
-        if host {
-            (this.fp_saved, this.streaming) = (false, (this.streaming.1, false));
-        }
-        if saved {
-            worlds.pair(at, |live, saved| (live.q, live.fp_control) = (saved.q, saved.fp_control));
-        }
+        worlds.this().fp_restore(at);
     }
 
     fn fpsimd_open(&self, ctxt: &Context) -> bool {
         let mut worlds = self.worlds();
         worlds.note(Switch::FpsimdOpen);
-        let this = worlds.this();
-        let first = !core::mem::replace(&mut this.fp_saved, true);
-        if first {
-            (this.host.q, this.host.fp_control) = (this.live.q, this.live.fp_control);
-            (this.live.q, this.live.fp_control) = (ctxt.q, ctxt.fp_control);
-        }
-        first
+        worlds.this().fp_open(ctxt)
     }
 
     fn activate_traps(&self, lines: VirtualLines) {
@@ -434,7 +351,7 @@ impl Worlds for Sim {
     fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize) {
         let mut worlds = self.worlds();
         worlds.note(Switch::VgicSaveState(lrs));
-        worlds.pair(ContextAt::Vm(ctxt), |live, saved| {
+        worlds.this().pair(ContextAt::Vm(ctxt), |live, saved| {
             saved.vgic[..lrs].copy_from_slice(&live.vgic[..lrs]);
             saved.vgic[16..].copy_from_slice(&live.vgic[16..]);
             live.vgic[VgicWord::Hcr as usize] = 0;
