@@ -67,7 +67,7 @@ fn is_foreign(pages: PhysRange) -> bool {
 #[inline]
 fn expect_foreign(pfn: Pfn) {
     // What is RAM, and what the core's, never changes: a CPU need not look twice.
-    if !cpu::this().is_some_and(|this| this.has_seen(pfn)) {
+    if !cpu::this_for_good().is_some_and(|this| this.has_seen(pfn)) {
         look_at(pfn);
     }
 }
@@ -106,7 +106,7 @@ fn look_at(pfn: Pfn) {
 /// This CPU, and address and entry of its first window; the others are behind it.
 #[inline]
 fn own_windows() -> (&'static PerCpu, u64, *mut u64) {
-    let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this());
+    let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this_for_good());
     let (Some(this), true) = (this.filter(|this| this.cpu.index() < MAX_CPUS), table != 0) else {
         panic!("no window yet")
     };

@@ -187,7 +187,7 @@ pub fn set_cntvoff<M: Machine>(vms: &Vms<M>, id: VmId, offset: u64) -> Result<()
 /// [`CallError::NoSuchObject`]; [`CallError::WrongState`] if the VM may not run, the vCPU runs already, switched itself off, or may not be started
 /// by the host: in a protected VM only vCPU 0 may, the others when the VM says so.
 pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Result<Active, CallError> {
-    let mut guard = vms.vm(id)?;
+    let mut guard = vms.vm_at_once(id)?;
     let vm = &mut *guard;
     vm.in_state(&[VmState::Verified])?;
     let (kind, cntvoff, entry, x0) = (vm.kind, vm.cntvoff, vm.entry, vm.x0);
@@ -231,8 +231,9 @@ pub fn vcpu_started<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
 }
 
 /// This CPU runs the vCPU no more. K: `set_vcpu_inactive`.
+#[inline(always)]
 pub fn set_vcpu_inactive<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
-    let Ok(mut guard) = vms.vm(id) else { return };
+    let Ok(mut guard) = vms.vm_at_once(id) else { return };
     let vm = &mut *guard;
     let Ok(place) = vm.vcpu(vcpu) else { return };
     if place.state == VcpuState::Active {

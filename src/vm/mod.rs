@@ -423,6 +423,11 @@ impl<M: Machine> Vms<M> {
     /// [`CallError::NoSuchObject`] if there is no place with this number: the host's 0, and beyond the last.
     #[inline(never)]
     pub(crate) fn place(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
+        self.place_at_once(vm)
+    }
+
+    #[inline(always)]
+    fn place_at_once(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
         let slot = vm.raw().checked_sub(1).and_then(|n| self.slots.get(usize::from(n)));
         slot.map(Lock::acquire).ok_or(CallError::NoSuchObject)
     }
@@ -433,7 +438,16 @@ impl<M: Machine> Vms<M> {
     /// [`CallError::NoSuchObject`] if there is none.
     #[inline(never)]
     pub(crate) fn vm(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
-        let place = self.place(vm)?;
+        self.vm_at_once(vm)
+    }
+
+    /// The same without a call, for the way of a vCPU in and out: there it is a quarter of the cost.
+    ///
+    /// # Errors
+    /// As [`vm`](Self::vm).
+    #[inline(always)]
+    pub(crate) fn vm_at_once(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
+        let place = self.place_at_once(vm)?;
         if place.state == VmState::Unused { Err(CallError::NoSuchObject) } else { Ok(place) }
     }
 }

@@ -101,6 +101,13 @@ pub fn vtcr(features: &Features, shape: Shape) -> u64 {
     features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(u64::from(64 - shape.ia_bits()))).value
 }
 
+/// The same for a VM's table of so many bits of address: what `Shape::new` makes sure of was made sure of when the VM was registered.
+#[inline(always)]
+pub fn vtcr_of_vm(features: &Features, ia_bits: u32) -> u64 {
+    let start = 1 + u64::from(ia_bits > 43);
+    features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(64_u64.wrapping_sub(ia_bits.into()))).value
+}
+
 /// What this CPU has.
 fn features() -> Features {
     let (pfr0, pfr1) = (sysreg::IdAa64pfr0::get(), sysreg::IdAa64pfr1::get());

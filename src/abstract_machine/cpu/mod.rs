@@ -27,6 +27,8 @@ mod traps;
 pub mod vgic;
 mod world;
 
+use core::arch::asm;
+
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{
     ELR_EL1, ELR_EL2, ESR_EL1, ESR_EL2, FAR_EL1, FAR_EL2, HPFAR_EL2, Readable, SCTLR_EL1, SPSR_EL1, SPSR_EL2,
@@ -74,6 +76,17 @@ pub fn this() -> Option<&'static PerCpu> {
     unsafe { (TPIDR_EL2.get() as *const PerCpu).as_ref() }
 }
 
+/// The same for a CPU that serves host and VMs: its data do not change any more ([`set_this`] is for its start), so the compiler may take one reading of the
+/// register for all of a world switch ("pure").
+#[inline(always)]
+pub fn this_for_good() -> Option<&'static PerCpu> {
+    let data: *const PerCpu;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, tpidr_el2", out(reg) data, options(pure, nomem, nostack, preserves_flags)) };
+    // SAFETY: as above.
+    unsafe { data.as_ref() }
+}
+
 /// Makes `per_cpu` the data of this CPU.
 pub fn set_this(per_cpu: Option<&'static PerCpu>) {
     TPIDR_EL2.set(per_cpu.map_or(0, |data| core::ptr::from_ref(data) as u64));
@@ -82,9 +95,23 @@ pub fn set_this(per_cpu: Option<&'static PerCpu>) {
 /// Runs `with` on this CPU's part of the world switch. Not to be nested.
 #[inline(always)]
 fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
-    let Some(cpu) = this() else { unreachable!("a CPU without data serves nobody") };
+    let Some(cpu) = this() else { without_data() };
     // SAFETY: this CPU's own, which no other CPU follows; interrupts are masked and uses are not nested.
     with(unsafe { &mut *cpu.world() })
+}
+
+/// The same for a CPU that serves host and VMs.
+#[inline(always)]
+fn serving<R>(with: impl FnOnce(&mut World) -> R) -> R {
+    let Some(cpu) = this_for_good() else { without_data() };
+    // SAFETY: as above.
+    with(unsafe { &mut *cpu.world() })
+}
+
+#[cold]
+#[inline(never)]
+fn without_data() -> ! {
+    unreachable!("a CPU without data serves nobody")
 }
 
 /// Whether a table or a context may stand at `pa`: the pool, an adopted page, or the SMMUs' tables.
@@ -127,7 +154,7 @@ fn outside(entry: Pa) -> ! {
 #[inline]
 fn is_adopted(pa: Pa) -> bool {
     let (page, releases) = (pa.align_down(PAGE_SIZE).raw(), own_map::releases());
-    this().is_some_and(|cpu| cpu.has_found(page, releases) || finds(cpu, page, releases))
+    this_for_good().is_some_and(|cpu| cpu.has_found(page, releases) || finds(cpu, page, releases))
 }
 
 /// Whether the page is an adopted one, by the core's map; then this CPU remembers it.
@@ -335,7 +362,7 @@ impl Machine for Cpu {
     }
 
     fn count(&self, event: Event) {
-        if let Some(cpu) = this() {
+        if let Some(cpu) = this_for_good() {
             cpu.count(event);
         }
     }

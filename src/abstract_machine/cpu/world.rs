@@ -10,9 +10,8 @@ use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, Read
 use super::super::addr::{CpuId, Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
 use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
-use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
-use super::{Cpu, bank, el2, entropy, fpsimd, sysreg, this, traps, vgic, with_world};
+use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, traps, vgic};
 
 unsafe extern "C" {
     fn run_vm(
@@ -41,12 +40,21 @@ extern "C" fn left<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(
     true
 }
 
+#[cold]
+#[inline(never)]
+fn no_context(page: Pa) -> ! {
+    panic!("no shadow context at {page}")
+}
+
 impl Worlds for Cpu {
     type Taken<'m> = &'m mut Context;
 
+    #[inline(always)]
     fn take_shadow_ctxt(&self, shadow: Shadow) -> &mut Context {
         let page = shadow.page();
-        assert!(super::is_adopted(page) && page.is_aligned(PAGE_SIZE), "no shadow context at {page}");
+        if !(super::is_adopted(page) && page.is_aligned(PAGE_SIZE)) {
+            no_context(page);
+        }
         // SAFETY: a page of the core's own, mapped at its physical address. A vCPU that is ACTIVE is its CPU's alone, one that is
         // not is reached under its VM's lock (layer Vm), so nobody else has this context.
         unsafe { &mut *(page.raw() as *mut Context) }
@@ -54,7 +62,7 @@ impl Worlds for Cpu {
 
     #[inline(always)]
     fn save_sysregs(&self, at: ContextAt<'_>) {
-        with_world(|world| match at {
+        serving(|world| match at {
             ContextAt::Host => {
                 world.host.pc = ELR_EL2.get();
                 world.host.pstate = SPSR_EL2.get();
@@ -66,7 +74,7 @@ impl Worlds for Cpu {
 
     #[inline(always)]
     fn restore_sysregs(&self, at: ContextAt<'_>) {
-        with_world(|world| match at {
+        serving(|world| match at {
             ContextAt::Host => {
                 ELR_EL2.set(world.host.pc);
                 SPSR_EL2.set(world.host.pstate);
@@ -78,7 +86,7 @@ impl Worlds for Cpu {
 
     #[inline(always)]
     fn fpsimd_save_state(&self, at: ContextAt<'_>) {
-        with_world(|world| match at {
+        serving(|world| match at {
             ContextAt::Host => fpsimd::save_host(world),
             ContextAt::Vm(ctxt) => fpsimd::save_vm(world, ctxt),
         });
@@ -86,22 +94,22 @@ impl Worlds for Cpu {
 
     #[inline(always)]
     fn fpsimd_restore_state(&self, at: ContextAt<'_>) {
-        with_world(|world| match at {
+        serving(|world| match at {
             ContextAt::Host => fpsimd::restore_host(world),
             ContextAt::Vm(ctxt) => fpsimd::restore_vm(world, ctxt),
         });
     }
 
     fn fpsimd_open(&self, ctxt: &Context) -> bool {
-        with_world(|world| fpsimd::open(world, ctxt))
+        serving(|world| fpsimd::open(world, ctxt))
     }
 
     fn activate_traps(&self, lines: VirtualLines) {
-        with_world(|world| traps::activate(world, lines));
+        serving(|world| traps::activate(world, lines));
     }
 
     fn deactivate_traps(&self) {
-        with_world(|world| traps::deactivate(world));
+        serving(|world| traps::deactivate(world));
     }
 
     fn timer_enable_traps(&self, cntvoff: u64) {
@@ -116,7 +124,7 @@ impl Worlds for Cpu {
 
     #[inline(always)]
     fn host_el2_restore_state(&self) {
-        with_world(|world| {
+        serving(|world| {
             let features = &world.features;
             traps::set_stage2(features.host_vtcr, features.host_vttbr, false);
             traps::set_host_hcr(world);
@@ -125,20 +133,20 @@ impl Worlds for Cpu {
     }
 
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
-        let vtcr = with_world(|world| el2::vtcr(&world.features, Shape::new(ia_bits)));
+        let vtcr = serving(|world| el2::vtcr_of_vm(&world.features, ia_bits));
         traps::set_stage2(vtcr, vttbr, flush);
     }
 
     fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize) {
-        with_world(|world| vgic::save(world, ctxt, lrs));
+        serving(|world| vgic::save(world, ctxt, lrs));
     }
 
     fn vgic_restore_state(&self, ctxt: &Context, lrs: usize) {
-        with_world(|world| vgic::restore(world, ctxt, lrs));
+        serving(|world| vgic::restore(world, ctxt, lrs));
     }
 
     fn vgic_info(&self) -> VgicInfo {
-        with_world(|world| world.vgic)
+        serving(|world| world.vgic)
     }
 
     fn list_register(&self, n: usize) -> u64 {
@@ -167,19 +175,19 @@ impl Worlds for Cpu {
     }
 
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
-        with_world(|world| (world.vm, world.vcpu) = (vm, vcpu));
+        serving(|world| (world.vm, world.vcpu) = (vm, vcpu));
     }
 
     fn get_cur_vmid(&self) -> VmId {
-        with_world(|world| world.vm)
+        serving(|world| world.vm)
     }
 
     fn get_cur_vcpuid(&self) -> VcpuId {
-        with_world(|world| world.vcpu)
+        serving(|world| world.vcpu)
     }
 
     fn get_cur_cpu(&self) -> CpuId {
-        this().map_or(CpuId::new(0), |cpu| cpu.cpu)
+        this_for_good().map_or(CpuId::new(0), |cpu| cpu.cpu)
     }
 
     fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, ask: F) -> R {
