@@ -8,6 +8,7 @@
 //! | breakpoints, watchpoints, OS lock           | the host's stay: trap (MDCR_EL2.TDA, TDRA, TDOSA)                          |
 //! | performance counters, profiling, trace      | the host's stay, stopped while a VM runs; trap (MDCR_EL2, CPTR_EL2.TTA)    |
 //! | activity monitors, MPAM, error records      | trap (CPTR_EL2.TAM, MPAM2_EL2, HCR_EL2.TERR)                               |
+//! | VMPIDR_EL2                                  | loaded; nobody but the core writes it, so it is never saved                |
 //! | DISR_EL1                                    | host and VM have VDISR_EL2 in its place (HCR_EL2.AMO)                      |
 //! | PAuth keys                                  | switched where the CPU has them                                            |
 //! | CNTV_*                                      | switched; off while the core is between the two                            |
@@ -19,6 +20,7 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
+use aarch64_cpu::registers::{MPIDR_EL1, Readable};
 
 use super::super::features::Features;
 use super::super::shadow::{BANK_REGS, BankReg, Context};
@@ -72,15 +74,13 @@ macro_rules! moves {
     };
 }
 
-// Always there; SCTLR, TCR and CNTV_CTL are not in it, for they are loaded in an order of their own.
+// Always there.
 moves!(
     save_plain,
     load_plain,
     (SpEl0, "sp_el0") + (SpEl1, "sp_el1"),
     (ElrEl1, "elr_el1") + (SpsrEl1, "spsr_el1"),
-    (Mpidr, "vmpidr_el2") + (Csselr, "csselr_el1"),
     (Cpacr, "cpacr_el1") + (Ttbr0, "ttbr0_el1"),
-    (Ttbr1, "ttbr1_el1"),
     (Esr, "esr_el1") + (Afsr0, "afsr0_el1"),
     (Afsr1, "afsr1_el1") + (Far, "far_el1"),
     (Mair, "mair_el1") + (Vbar, "vbar_el1"),
@@ -88,7 +88,14 @@ moves!(
     (TpidrroEl0, "tpidrro_el0") + (TpidrEl1, "tpidr_el1"),
     (Amair, "amair_el1") + (Cntkctl, "cntkctl_el1"),
     (Par, "par_el1"),
-    (CntvCval, "cntv_cval_el0"),
+);
+// These too, but they are loaded in an order of their own.
+moves!(
+    save_in_order,
+    _load_in_order,
+    (Csselr, "csselr_el1") + (Sctlr, "sctlr_el1"),
+    (Ttbr1, "ttbr1_el1") + (Tcr, "tcr_el1"),
+    (CntvCtl, "cntv_ctl_el0") + (CntvCval, "cntv_cval_el0"),
 );
 moves!(save_debug, load_debug, (Mdscr, "mdscr_el1") + (Mdccint, "mdccint_el1"));
 moves!(save_ras, load_ras, (Disr, "S3_4_C12_C1_1"));
@@ -102,13 +109,17 @@ moves!(
     (ApgaKeyLo, "S3_0_C2_C3_0") + (ApgaKeyHi, "S3_0_C2_C3_1"),
 );
 
-/// Saves the registers that are there, and switches CNTV off.
+/// What of this CPU's host is never saved, for it does not change.
+pub fn init_host(context: &mut Context) {
+    context.bank[BankReg::Mpidr as usize] = MPIDR_EL1.get();
+}
+
+/// Saves the registers that are there, and switches CNTV off. It is so when the caller's next ISB is over, before CNTVOFF_EL2 or CNTV_CVAL_EL0 change.
+#[inline(always)]
 pub fn save(context: &mut Context, features: &Features, is_host: bool) {
     let bank = &mut context.bank;
     save_plain(bank);
-    save!(bank, (Sctlr, "sctlr_el1"));
-    save!(bank, (Tcr, "tcr_el1"));
-    save!(bank, (CntvCtl, "cntv_ctl_el0"));
+    save_in_order(bank);
     if is_host {
         save_debug(bank);
     }
@@ -119,14 +130,17 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
         save_pauth(bank);
     }
     sysreg::CntvCtl::set(0);
-    barrier::isb(barrier::SY);
 }
 
 /// Loads the registers: first all that stage-1 walks read, then SCTLR, at last TCR, which lets walks begin again
-/// (`traps::no_walks` stopped them).
+/// (`traps::no_walks` stopped them). What stands after the last ISB holds for who runs next: ERET is one, too (SCTLR_EL2.EOS, which boot sets).
+#[inline(always)]
 pub fn restore(context: &Context, features: &Features, is_host: bool) {
     let bank = &context.bank;
     load_plain(bank);
+    load!(bank, (Mpidr, "vmpidr_el2"), (Csselr, "csselr_el1"));
+    load!(bank, (Ttbr1, "ttbr1_el1"));
+    load!(bank, (CntvCval, "cntv_cval_el0"));
     if is_host {
         load_debug(bank);
     } else {
@@ -144,5 +158,4 @@ pub fn restore(context: &Context, features: &Features, is_host: bool) {
     barrier::isb(barrier::SY);
     sysreg::Tcr1::set(bank[BankReg::Tcr as usize]);
     sysreg::CntvCtl::set(bank[BankReg::CntvCtl as usize]);
-    barrier::isb(barrier::SY);
 }

@@ -19,7 +19,7 @@ use super::sysreg::{
     self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64PFR0,
     ID_AA64PFR1, ID_AA64SMFR0,
 };
-use super::{maintenance, traps, vgic, with_world};
+use super::{bank, maintenance, traps, vgic, with_world};
 
 /// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
@@ -74,6 +74,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     }
     sysreg::Cptr::set(features.host.cptr);
     traps::write(&features, &features.host);
+    barrier::isb(barrier::SY);
     vectors_for_host(&features);
     if sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceFilt) != 0 {
         sysreg::Trfcr::set(0);
@@ -90,6 +91,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     barrier::isb(barrier::SY);
     with_world(|world| {
         (world.features, world.ids) = (features, SeenIds::NONE);
+        bank::init_host(&mut world.host);
         vgic::prepare(world);
     });
     maintenance::flush_all_local();

@@ -85,7 +85,7 @@ pub fn cptr_of_vm(world: &World) -> u64 {
     world.features.vm.cptr | fp.value
 }
 
-/// Writes what this CPU has of `traps`, but HCR_EL2 and CPTR_EL2.
+/// Writes what this CPU has of `traps`, but HCR_EL2 and CPTR_EL2. They hold after the caller's next ISB.
 #[inline]
 pub fn write(features: &Features, traps: &Traps) {
     MDCR_EL2.set(traps.mdcr);
@@ -109,10 +109,10 @@ pub fn write(features: &Features, traps: &Traps) {
     if features.mpam {
         sysreg::Mpam2::set(traps.mpam);
     }
-    barrier::isb(barrier::SY);
 }
 
-/// Traps for a VM; the host's counters, profiling and trace stop.
+/// Traps for a VM; the host's counters, profiling and trace stop. In force when `bank::restore` has come to its first ISB: until then nothing of EL1 is used, and the core
+/// itself uses nothing that they trap.
 pub fn activate(world: &mut World, lines: VirtualLines) {
     // What waits for the host is not for the VM, and waits on.
     world.serror |= HCR_EL2.get() & HCR_VSE;
@@ -130,7 +130,7 @@ pub fn set_host_hcr(world: &mut World) {
     HCR_EL2.set(world.features.host.hcr | waits);
 }
 
-/// The host's features and counters again.
+/// The host's features and counters again. Afterwards CNTV is off, too (`bank::save`), so that its offset may change.
 pub fn deactivate(world: &World) {
     let features = &world.features;
     sysreg::Cptr::set(features.host.cptr);

@@ -127,9 +127,9 @@ impl Worlds for Cpu {
         serving(|world| {
             let features = &world.features;
             traps::set_stage2(features.host_vtcr, features.host_vttbr, false);
+            // In force after the first ISB of `bank::restore`, before the host's stage 1 is.
             traps::set_host_hcr(world);
         });
-        barrier::isb(barrier::SY);
     }
 
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
