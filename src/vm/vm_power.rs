@@ -32,7 +32,7 @@ pub fn set_vm_poweroff<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallErr
 
 /// Whether `vm` exists and is not powered off. K: `get_vm_poweron`.
 pub fn get_vm_poweron<M: Machine>(vms: &Vms<M>, vm: VmId) -> bool {
-    vms.vm_at_once(vm).is_ok_and(|vm| matches!(vm.state, VmState::Ready | VmState::Verified))
+    vms.vm(vm).is_ok_and(|vm| matches!(vm.state, VmState::Ready | VmState::Verified))
 }
 
 /// Whose memory `vm` runs in.

@@ -369,7 +369,9 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             }
             (timer @ (Register::CntpCtl | Register::CntpCval | Register::CntpTval), write, _) => {
                 value = self.vcpus[vcpu].passage.timer_register(timer, write, now);
-                self.update_timers(vcpu, now);
+                if write.is_some() {
+                    self.update_timers(vcpu, now);
+                }
             }
             _ => self.unknown_registers = self.unknown_registers.wrapping_add(1),
         }

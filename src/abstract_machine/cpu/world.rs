@@ -154,7 +154,7 @@ impl Worlds for Cpu {
     }
 
     fn set_list_register(&self, n: usize, value: u64) {
-        with_world(|world| vgic::set_list_register(world, n, value));
+        serving(|world| vgic::set_list_register(world, n, value));
     }
 
     fn cntv_ctl(&self) -> u64 {

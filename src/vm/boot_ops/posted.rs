@@ -47,8 +47,9 @@ pub fn return_posted_sgis<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId, sgis
 }
 
 /// The vCPU, which this CPU runs, leaves: whether its VM is powered on, and what was noted for it. K: `get_vm_poweron`.
+#[inline(always)]
 pub fn vcpu_leaving<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId) -> (bool, u16) {
-    let Ok(mut vm) = vms.vm(vm) else { return (false, 0) };
+    let Ok(mut vm) = vms.vm_at_once(vm) else { return (false, 0) };
     let on = matches!(vm.state, VmState::Ready | VmState::Verified);
     let posted = vm.vcpu(vcpu).map_or(0, |vcpu| {
         vcpu.takes_sgis = false;
