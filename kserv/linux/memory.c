@@ -84,11 +84,24 @@ bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
 	return true;
 }
 
+/* How many of pages[0..count), which are not none, follow one another in memory. A block has many: with CONFIG_SPARSEMEM_VMEMMAP, which arm64 has, it is
+ * enough to compare where their structures are. */
+static unsigned long run_of(struct page **pages, unsigned long count)
+{
+	unsigned long run = 1;
+
+	while (run < count && pages[run] == pages[0] + run)
+		run++;
+	return run;
+}
+
 /* Lends pages[0..count), which are not lent yet, at page `first` of `slot`. How many were, or an error. mmu_lock is held. */
 static long lend(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page **pages, unsigned long count, bool write)
 {
 	u64 flags = slot->flags & KVM_MEM_READONLY || (slot->dirty && !write) ? CV_MAP_READ_ONLY : 0;
 	unsigned long done = 0, run;
+	struct page **place;
+	void *taken;
 	s64 result;
 
 	while (done < count) {
@@ -96,18 +109,18 @@ static long lend(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page 
 			unpin_user_page(pages[done++]);
 			continue;
 		}
-		for (run = 1; done + run < count; run++) {
-			if (page_to_pfn(pages[done + run]) != page_to_pfn(pages[done]) + run ||
-			    slot->pages[first + done + run])
-				break;
-		}
+		run = run_of(pages + done, count - done);
+		place = &slot->pages[first + done];
+		taken = memchr_inv(place, 0, run * sizeof(*place));
+		if (taken)
+			run = (taken - (void *)place) / sizeof(*place);
 		result = cv_call(CV_CALL_MAP_MEMORY, vm->id, slot->gpa + ((first + done) << PAGE_SHIFT),
 				 page_to_phys(pages[done]), run, flags);
 		if (result <= 0) {
 			unpin_user_pages(pages + done, count - done);
 			return done ? done : result;
 		}
-		memcpy(&slot->pages[first + done], &pages[done], result * sizeof(pages[0]));
+		memcpy(place, &pages[done], result * sizeof(pages[0]));
 		if (slot->dirty && write)
 			bitmap_set(slot->dirty, first + done, result);
 		vm->lent += result;
@@ -141,10 +154,26 @@ static long pin(struct cv_slot *slot, u64 first, unsigned long count, struct pag
 	return pin_user_pages_fast(slot->hva + (first << PAGE_SHIFT), count, flags, pages);
 }
 
+/* The VM may write them at any time from now on. */
+static void mark_dirty(struct page **pages, unsigned long count)
+{
+	unsigned long k, n, run;
+	struct folio *folio;
+
+	for (k = 0; k < count; k += run) {
+		run = run_of(pages + k, count - k);
+		/* The pages of a huge one are dirty together. */
+		for (n = 0; n < run; n += folio_nr_pages(folio) - folio_page_idx(folio, pages[k + n])) {
+			folio = page_folio(pages[k + n]);
+			set_page_dirty_lock(pages[k + n]);
+		}
+	}
+}
+
 /* Pins what a fault at page `n` wants; `pages` has room for a block. How many, from *first on. */
 static long pin_around(struct cv_slot *slot, u64 n, struct page **pages, u64 *first)
 {
-	u64 count, k;
+	u64 count;
 	long pinned;
 
 	pinned = pin(slot, n, 1, pages);
@@ -165,11 +194,8 @@ static long pin_around(struct cv_slot *slot, u64 n, struct page **pages, u64 *fi
 		if (pinned <= 0)
 			return pinned ? pinned : -EFAULT;
 	}
-	for (k = 0; k < pinned && !(slot->flags & KVM_MEM_READONLY); k++) {
-		/* The pages of a huge one are dirty together. */
-		if (!k || compound_head(pages[k]) != compound_head(pages[k - 1]))
-			set_page_dirty_lock(pages[k]);
-	}
+	if (!(slot->flags & KVM_MEM_READONLY))
+		mark_dirty(pages, pinned);
 	return pinned;
 }
 
