@@ -76,6 +76,8 @@ pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Contex
     })
 }
 
+#[cold]
+#[inline(never)]
 fn deny<M: Machine>(machine: &M, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     machine.count(Event::VmAccessDenied);
     let va = ctxt.get(ShadowReg::FarEl2);

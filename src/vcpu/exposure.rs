@@ -26,6 +26,7 @@ pub enum Regs {
 
 impl Regs {
     /// As a mask of x0 to x30. Register 31 is XZR: never shown, never taken (K §8.3 A8).
+    #[inline(always)]
     pub fn mask(self, syndrome: Syndrome) -> u64 {
         let one = |n: u8| if n < 31 { 1 << n } else { 0 };
         match self {
@@ -74,6 +75,7 @@ const SYSREG: u64 = ESR::SYS_ID.mask << ESR::SYS_ID.shift
 const PAGE: u64 = !(PAGE_SIZE - 1);
 
 /// The row of `reason`.
+#[inline(always)]
 pub const fn of(reason: ExitReason) -> Exposure {
     match reason {
         ExitReason::Irq | ExitReason::Timer | ExitReason::Stopped => NOTHING,

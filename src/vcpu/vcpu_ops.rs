@@ -216,10 +216,14 @@ pub fn save_shadow_kvm_regs(
     let lrs = list_registers_in_use(ctxt);
     let shown = match reason {
         ExitReason::Wfx => prep_wfx(ctxt),
-        ExitReason::Psci | ExitReason::SystemOff => prep_hvc(ctxt, reason),
-        ExitReason::MmioRead | ExitReason::MmioWrite | ExitReason::MemoryFault => prep_abort(ctxt, reason),
+        ExitReason::Psci => prep_hvc(ctxt, ExitReason::Psci),
+        ExitReason::SystemOff => prep_hvc(ctxt, ExitReason::SystemOff),
+        ExitReason::MmioRead => prep_abort(ctxt, ExitReason::MmioRead),
+        ExitReason::MmioWrite => prep_abort(ctxt, ExitReason::MmioWrite),
+        ExitReason::MemoryFault => prep_abort(ctxt, ExitReason::MemoryFault),
         ExitReason::Sysreg => prep_sys64(ctxt),
-        ExitReason::Irq | ExitReason::Timer | ExitReason::Stopped | ExitReason::Failed => prep_none(ctxt, reason),
+        ExitReason::Irq | ExitReason::Timer | ExitReason::Stopped => prep_none(ctxt, ExitReason::Irq),
+        ExitReason::Failed => prep_none(ctxt, ExitReason::Failed),
     };
     ctxt.set(ShadowReg::Exits, ctxt.get(ShadowReg::Exits).wrapping_add(1));
     for n in numbers(shown.x) {

@@ -53,30 +53,37 @@ pub struct Shown {
 // ---- exit ---------------------------------------------------------------------------------------------------------------
 
 /// WFI: the host sees that, and no register. K: `prep_wfx`.
+#[inline(always)]
 pub fn prep_wfx(ctxt: &mut Context) -> Shown {
     prepare(ctxt, ExitReason::Wfx)
 }
 
 /// A call that is the host's to serve, or the VM's last. K: `prep_hvc`.
+#[inline(always)]
 pub fn prep_hvc(ctxt: &mut Context, reason: ExitReason) -> Shown {
     prepare(ctxt, reason)
 }
 
 /// An access to an address that is not the VM's memory, or not yet. K: `prep_abort`.
+#[inline(always)]
 pub fn prep_abort(ctxt: &mut Context, reason: ExitReason) -> Shown {
     prepare(ctxt, reason)
 }
 
 /// A trapped system register that the host emulates. New: K skips them all.
+#[inline(always)]
 pub fn prep_sys64(ctxt: &mut Context) -> Shown {
     prepare(ctxt, ExitReason::Sysreg)
 }
 
 /// An exit that has nothing to show. K: exits by an interrupt.
+#[inline(always)]
 pub fn prep_none(ctxt: &mut Context, reason: ExitReason) -> Shown {
     prepare(ctxt, reason)
 }
 
+// Each exit knows its reason where it is made, so that its row is no table to look into but what the code does.
+#[inline(always)]
 fn prepare(ctxt: &mut Context, reason: ExitReason) -> Shown {
     let row = exposure::of(reason);
     let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
