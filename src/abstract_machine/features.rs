@@ -70,6 +70,8 @@ pub struct Features {
     pub trf: bool,
     /// FEAT_MPAM.
     pub mpam: bool,
+    /// One of the last three: most CPUs have none of them.
+    pub seldom: bool,
     /// FEAT_HCX.
     pub hcx: bool,
     /// Fine-grained traps: 0, 1 (FEAT_FGT) or 2 (FEAT_FGT2).
@@ -98,6 +100,7 @@ impl Features {
         spe: false,
         trf: false,
         mpam: false,
+        seldom: false,
         hcx: false,
         fgt: 0,
         vtcr: 0,

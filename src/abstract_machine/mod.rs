@@ -74,8 +74,10 @@ const ENTRY_SIZE: u64 = 8;
 /// were adopted: an entry outside it is a broken invariant and stops the machine, so no error in a layer can make the core
 /// write elsewhere.
 pub trait Machine: Worlds {
-    /// A page of somebody else during a visit.
-    type Foreign<'v>: ForeignPage;
+    /// A page of somebody else, within the core's reach until it is dropped.
+    type Foreign<'v>: ForeignPage
+    where
+        Self: 'v;
 
     /// Reads the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_load`.
     fn pt_load(&self, entry: Pa) -> u64;
@@ -130,8 +132,8 @@ pub trait Machine: Worlds {
     /// Scrubs an adopted page, cleans it to the point of coherency, and takes it out of the core's own map on all CPUs.
     fn release_page(&self, pfn: Pfn);
 
-    /// Runs `visit` on a page of somebody else, which the core can reach for that long.
-    fn visit_page<R>(&self, pfn: Pfn, visit: impl FnOnce(&Self::Foreign<'_>) -> R) -> R;
+    /// Brings a page of somebody else, which stays theirs meanwhile, within the reach of this CPU. One at a time.
+    fn open_page(&self, pfn: Pfn) -> Self::Foreign<'_>;
 
     /// Copies words of a page of somebody else, from its `first_word` on, each read once.
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]);

@@ -1,7 +1,7 @@
-//! Windows: how a CPU reaches pages of somebody else's RAM, for the length of one access.
+//! Windows: how a CPU reaches pages of somebody else's RAM, for the length of one access, or one page from a vCPU's entry to its exit.
 //!
 //! Each CPU has [`SHARE`] pages of addresses at the top of the core's own map, beyond all RAM, and their entries in the last table there. A
-//! page, or a few behind one another that change hands together, is mapped, used and taken away again; interrupts are masked at EL2, so nobody else uses the CPU's window meanwhile, and the other CPUs never
+//! page, or a few behind one another that change hands together, is mapped, used and taken away again; interrupts are masked at EL2, so nobody else uses the CPU's windows meanwhile, and the other CPUs never
 //! use this one's, whatever their TLBs may have seen of it: so forgetting is local. The attributes are those of all RAM.
 
 use core::arch::asm;
@@ -26,6 +26,8 @@ const WORDS: usize = 512;
 
 /// Windows of one CPU.
 const SHARE: usize = WORDS / MAX_CPUS;
+/// The one for a page that stays open while others are visited; those before it are for the length of an access.
+const OPEN: usize = SHARE - 1;
 
 /// Address of the level-3 table for [`BASE`]; 0 before [`init`].
 static TABLE: AtomicU64 = AtomicU64::new(0);
@@ -37,7 +39,7 @@ pub fn init(ram: &'static [PhysRange], core: CoreMemory, table: Pa) {
     TABLE.store(table.raw(), Ordering::Release);
 }
 
-/// The page that this CPU's window shows.
+/// The page that a window of this CPU shows.
 pub struct Window(*mut u64);
 
 impl ForeignPage for Window {
@@ -104,23 +106,27 @@ fn look_at(pfn: Pfn) {
 }
 
 /// This CPU, and address and entry of its first window; the others are behind it.
-#[inline]
+#[inline(always)]
 fn own_windows() -> (&'static PerCpu, u64, *mut u64) {
     let (table, this) = (TABLE.load(Ordering::Acquire), cpu::this_for_good());
-    let (Some(this), true) = (this.filter(|this| this.cpu.index() < MAX_CPUS), table != 0) else {
-        panic!("no window yet")
-    };
+    let (Some(this), true) = (this.filter(|this| this.cpu.index() < MAX_CPUS), table != 0) else { no_window() };
     let slot = (this.cpu.index() * SHARE) as u64;
     (this, BASE | slot << PAGE_SHIFT, (table | slot << 3) as *mut u64)
 }
 
+#[cold]
+#[inline(never)]
+fn no_window() -> ! {
+    panic!("no window yet")
+}
+
 /// Shows whole pages, as many at once as the CPU has windows, to `change`, which gets where they are seen.
-fn show(pages: PhysRange, change: impl Fn(PhysRange)) {
+fn show_all(pages: PhysRange, change: impl Fn(PhysRange)) {
     let (this, first, entries) = own_windows();
     expect_all_foreign(this, pages);
     let mut at = pages.base().raw();
     while at < pages.end().raw() {
-        let size = (pages.end().raw() - at).min(SHARE as u64 * PAGE_SIZE);
+        let size = (pages.end().raw() - at).min(OPEN as u64 * PAGE_SIZE);
         let count = (size >> PAGE_SHIFT) as usize;
         let leaf = Desc::stage1(Level::L3, Pa::new(at), CoreAccess::ReadWrite).raw();
         // SAFETY: the entries are this CPU's own, in a table of the core's map; the pages are RAM that is not the core's.
@@ -134,21 +140,69 @@ fn show(pages: PhysRange, change: impl Fn(PhysRange)) {
     }
 }
 
-/// See `Machine::visit_page`.
-#[inline]
-pub fn visit<R>(pfn: Pfn, visit: impl FnOnce(&Window) -> R) -> R {
+/// Shows `pfn` in window `n` of this CPU: the window, and its entry in the table.
+#[inline(always)]
+fn show(n: usize, pfn: Pfn) -> (Window, *mut u64) {
     expect_foreign(pfn);
-    let (_, at, entry) = own_windows();
+    let (_, first, entries) = own_windows();
+    // SAFETY: each CPU has `SHARE` entries, and `n` is less.
+    let (at, entry) = (first + (n as u64 * PAGE_SIZE), unsafe { entries.add(n) });
     // SAFETY: the entry is this CPU's own, in a table of the core's map; the page is RAM that is not the core's.
     unsafe { entry.write_volatile(Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw()) };
     maintenance::publish();
-    let result = visit(&Window(at as *mut u64));
+    (Window(at as *mut u64), entry)
+}
+
+/// The window of this CPU with this entry shows nothing any more.
+#[inline(always)]
+fn hide(window: &Window, entry: *mut u64) {
+    let at = window.0 as u64 >> PAGE_SHIFT;
     // SAFETY: as above; then this CPU forgets the window.
     unsafe {
         entry.write_volatile(0);
-        asm!("dsb nshst", "tlbi vae2, {}", "dsb nsh", "isb", in(reg) at >> PAGE_SHIFT, options(nostack, preserves_flags));
+        asm!("dsb nshst", "tlbi vae2, {}", "dsb nsh", "isb", in(reg) at, options(nostack, preserves_flags));
     }
+}
+
+/// Runs `visit` on a page, which the core can reach for that long.
+#[inline]
+fn visit<R>(pfn: Pfn, visit: impl FnOnce(&Window) -> R) -> R {
+    let (window, entry) = show(0, pfn);
+    let result = visit(&window);
+    hide(&window, entry);
     result
+}
+
+/// A page that this CPU's other window shows until this is dropped.
+pub struct Open {
+    window: Window,
+    entry: *mut u64,
+}
+
+/// See `Machine::open_page`.
+#[inline(always)]
+pub fn open(pfn: Pfn) -> Open {
+    let (window, entry) = show(OPEN, pfn);
+    Open { window, entry }
+}
+
+impl ForeignPage for Open {
+    #[inline(always)]
+    fn read(&self, word: usize) -> u64 {
+        self.window.read(word)
+    }
+
+    #[inline(always)]
+    fn write(&self, word: usize, value: u64) {
+        self.window.write(word, value);
+    }
+}
+
+impl Drop for Open {
+    #[inline(always)]
+    fn drop(&mut self) {
+        hide(&self.window, self.entry);
+    }
 }
 
 /// See `Machine::read_page`.
@@ -167,14 +221,14 @@ pub fn clear(pages: PhysRange) {
     if pool::holds(pages.base()) && !pages.is_empty() {
         maintenance::zero_to_poc(pages);
     } else {
-        show(pages, maintenance::zero_to_poc);
+        show_all(pages, maintenance::zero_to_poc);
     }
 }
 
 /// See `Machine::sync_page_to_poc`.
 pub fn sync(range: PhysRange) {
     if !range.is_empty() {
-        show(range.page_cover(), maintenance::clean_and_invalidate_to_poc);
+        show_all(range.page_cover(), maintenance::clean_and_invalidate_to_poc);
     }
     maintenance::invalidate_icache_all();
 }

@@ -45,6 +45,8 @@ pub struct Running<'m, M: Machine + 'm> {
     pub active: Active,
     /// Its registers, as far as they are not in the CPU.
     pub ctxt: M::Taken<'m>,
+    /// Its mailbox, which the core holds for as long as the VM lives: within reach from the entry to the exit.
+    page: M::Foreign<'m>,
 }
 
 /// Takes vCPU `vcpuid` of `vmid`, and loads it. The host was saved before. K: `restore_vm`; what K answers by `panic` (no such VM or vCPU; M8: it
@@ -59,21 +61,19 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     // Before anything can fail: that this CPU forgot what was to be flushed is on record now.
     machine.vm_el2_restore_state(active.vttbr, active.ia_bits, active.flush);
     let mut ctxt = machine.take_shadow_ctxt(active.shadow);
-    let entry = machine.visit_page(active.mailbox, |page| {
-        let entry = read_entry(page, &active, &machine.vgic_info(), &mut ctxt)?;
-        restore_shadow_kvm_regs::<M>(&mut ctxt, &active, &entry, page);
-        Ok((entry.lines, entry.list_registers()))
-    });
-    let (lines, lrs) = match entry {
+    let page = machine.open_page(active.mailbox);
+    let entry = match read_entry(&page, &active, &machine.vgic_info(), &mut ctxt) {
         Ok(entry) => entry,
         Err(error) => {
-            drop(ctxt);
+            drop((ctxt, page));
             machine.host_el2_restore_state();
             set_vcpu_inactive(vms, vmid, vcpuid);
             return Err(error);
         }
     };
     // All is checked; nothing below fails.
+    restore_shadow_kvm_regs::<M>(&mut ctxt, &active, &entry, &page);
+    let (lines, lrs) = (entry.lines, entry.list_registers());
     if active.start != Start::Resume {
         vcpu_started(vms, vmid, vcpuid);
     }
@@ -82,14 +82,14 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
     machine.restore_sysregs(ContextAt::Vm(&mut ctxt));
     machine.fpsimd_restore_state(ContextAt::Vm(&mut ctxt));
     machine.vgic_restore_state(&ctxt, lrs);
-    Ok(Running { active, ctxt })
+    Ok(Running { active, ctxt, page })
 }
 
 /// Saves the vCPU that this CPU runs, shows the host what an exit for `reason` shows, and gives the vCPU back. [`restore_host`] must follow. The reason as the host
 /// hears it: an interrupt may be the VM's timer, and a VM that was switched off meanwhile shows nothing but that. K: `save_vm`.
 pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reason: ExitReason) -> ExitReason {
     let machine = vms.machine();
-    let Running { active, mut ctxt } = running;
+    let Running { active, mut ctxt, page } = running;
     let lrs = list_registers_in_use(&ctxt);
     machine.vgic_save_state(&mut ctxt, lrs);
     machine.save_sysregs(ContextAt::Vm(&mut ctxt));
@@ -105,8 +105,9 @@ pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reaso
         ExitReason::Irq if fired => ExitReason::Timer,
         _ => reason,
     };
-    machine.visit_page(active.mailbox, |page| save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, page));
-    drop(ctxt);
+    save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, &page);
+    // With the vCPU given back the VM, and with it the mailbox, may go.
+    drop((ctxt, page));
     // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation.
     machine.host_el2_restore_state();
     set_vcpu_inactive(vms, active.vm, active.vcpu);

@@ -27,6 +27,7 @@ fn the_world_switch_has_the_order_of_k_3_7() {
     });
     bench.run().unwrap();
     let (vm, vcpu) = (VmId::new(bench.vm as u16), VcpuId::new(0));
+    let mailbox = Pfn::containing(Pa::new(bench.mailbox));
     let switches: Vec<Switch> = bench.host.world.sim().switches().into_iter().map(|(_, switch)| switch).collect();
     let (vttbr, ia_bits) = corevisor::memory::memory_ops::vm_vttbr(bench.host.world.core.memory(), vm).unwrap();
     let expected = [
@@ -34,6 +35,7 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         Switch::FpsimdSaveState(Whose::Host),
         Switch::SetPerCpu(vm, vcpu),
         Switch::VmEl2RestoreState { vttbr, ia_bits, flush: false },
+        Switch::OpenPage(mailbox),
         Switch::TimerEnableTraps(0),
         Switch::ActivateTraps(VirtualLines::default()),
         Switch::RestoreSysregs(Whose::Vm),
@@ -47,6 +49,8 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         Switch::FpsimdSaveState(Whose::Vm),
         Switch::DeactivateTraps,
         Switch::TimerDisableTraps,
+        // As long as the vCPU is the CPU's, its mailbox is the host's and stays so.
+        Switch::ClosePage(mailbox),
         // The VM's tables are left before the vCPU is given back (A7).
         Switch::HostEl2RestoreState,
         Switch::SetPerCpu(VmId::HOST, VcpuId::new(0)),

@@ -138,6 +138,7 @@ fn features() -> Features {
             .value,
         ..Features::NONE
     };
+    features.seldom = features.spe || features.trf || features.mpam;
     features.host = for_host(&features);
     features.vm = traps::for_vm(&features, pfr0.read(ID_AA64PFR0::AMU) != 0);
     features

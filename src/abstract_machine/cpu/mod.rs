@@ -177,7 +177,7 @@ fn first_look(reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64 {
 }
 
 impl Machine for Cpu {
-    type Foreign<'v> = window::Window;
+    type Foreign<'v> = window::Open;
 
     fn pt_load(&self, entry: Pa) -> u64 {
         expect_table_entry(entry);
@@ -250,8 +250,9 @@ impl Machine for Cpu {
         own_map::release(pfn);
     }
 
-    fn visit_page<R>(&self, pfn: Pfn, visit: impl FnOnce(&window::Window) -> R) -> R {
-        window::visit(pfn, visit)
+    #[inline(always)]
+    fn open_page(&self, pfn: Pfn) -> window::Open {
+        window::open(pfn)
     }
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {

@@ -106,7 +106,7 @@ pub fn write(features: &Features, traps: &Traps) {
         sysreg::Hdfgwtr2::set(traps.fine2);
         sysreg::Hfgitr2::set(traps.fine2_instructions);
     }
-    if features.mpam {
+    if features.seldom && features.mpam {
         sysreg::Mpam2::set(traps.mpam);
     }
 }
@@ -138,11 +138,8 @@ pub fn deactivate(world: &World) {
     if features.pmu {
         sysreg::Pmcr::set(world.pmcr);
     }
-    if features.spe {
-        sysreg::Pmscr1::set(world.pmscr);
-    }
-    if features.trf {
-        sysreg::Trfcr1::set(world.trfcr);
+    if features.seldom {
+        resume_sampling(world);
     }
     barrier::isb(barrier::SY);
 }
@@ -154,6 +151,25 @@ fn pause_host_counting(world: &mut World) {
         // C and P (bits 1, 2) read as zero, so writing back resets nothing.
         sysreg::Pmcr::set(world.pmcr & !PMCR_EL0::E::SET.value);
     }
+    if world.features.seldom {
+        pause_sampling(world);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn resume_sampling(world: &World) {
+    if world.features.spe {
+        sysreg::Pmscr1::set(world.pmscr);
+    }
+    if world.features.trf {
+        sysreg::Trfcr1::set(world.trfcr);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn pause_sampling(world: &mut World) {
     if world.features.spe {
         world.pmscr = sysreg::Pmscr1::get().get();
         sysreg::Pmscr1::set(0);

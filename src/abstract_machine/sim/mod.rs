@@ -394,8 +394,8 @@ impl Machine for Sim {
         self.forget_context(pfn);
     }
 
-    fn visit_page<R>(&self, pfn: Pfn, visit: impl FnOnce(&worlds::Visited<'_>) -> R) -> R {
-        visit(&self.visited(pfn))
+    fn open_page(&self, pfn: Pfn) -> worlds::Visited<'_> {
+        self.visited(pfn)
     }
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {

@@ -56,6 +56,8 @@ pub enum Switch {
     VgicSaveState(usize),
     VgicRestoreState(usize),
     FpsimdOpen,
+    OpenPage(Pfn),
+    ClosePage(Pfn),
     SetPerCpu(VmId, VcpuId),
     RunVm,
 }
@@ -248,7 +250,7 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// A page during a visit. In a race the host changes each word as soon as it was read.
+/// A page within reach. In a race the host changes each word as soon as it was read.
 pub struct Visited<'v>(&'v Sim, Pfn);
 
 impl ForeignPage for Visited<'_> {
@@ -264,8 +266,15 @@ impl ForeignPage for Visited<'_> {
     }
 }
 
+impl Drop for Visited<'_> {
+    fn drop(&mut self) {
+        self.0.worlds().note(Switch::ClosePage(self.1));
+    }
+}
+
 impl Sim {
     pub(super) fn visited(&self, pfn: Pfn) -> Visited<'_> {
+        self.worlds().note(Switch::OpenPage(pfn));
         Visited(self, pfn)
     }
 }
