@@ -153,7 +153,7 @@ pub struct World {
     pub pmscr: u64,
     /// TRFCR_EL1 of the host.
     pub trfcr: u64,
-    /// HCR_EL2.VSE of the host: an SError waits for it until it is back.
+    /// HCR_EL2.VSE of the host when it left for a VM: an SError waits for it until it is back.
     pub serror: u64,
     /// The host's registers.
     pub host: Context,

@@ -86,8 +86,16 @@ pub fn cptr_of_vm(world: &World) -> u64 {
 }
 
 /// Writes what this CPU has of `traps`, but HCR_EL2 and CPTR_EL2. They hold after the caller's next ISB.
-#[inline]
 pub fn write(features: &Features, traps: &Traps) {
+    write_common(features, traps);
+    if features.mpam {
+        sysreg::Mpam2::set(traps.mpam);
+    }
+}
+
+/// The same without MPAM.
+#[inline]
+fn write_common(features: &Features, traps: &Traps) {
     MDCR_EL2.set(traps.mdcr);
     if features.hcx {
         sysreg::Hcrx::set(traps.hcrx);
@@ -106,40 +114,39 @@ pub fn write(features: &Features, traps: &Traps) {
         sysreg::Hdfgwtr2::set(traps.fine2);
         sysreg::Hfgitr2::set(traps.fine2_instructions);
     }
-    if features.seldom && features.mpam {
-        sysreg::Mpam2::set(traps.mpam);
-    }
 }
 
 /// Traps for a VM; the host's counters, profiling and trace stop. In force when `bank::restore` has come to its first ISB: until then nothing of EL1 is used, and the core
 /// itself uses nothing that they trap.
 pub fn activate(world: &mut World, lines: VirtualLines) {
-    // What waits for the host is not for the VM, and waits on.
-    world.serror |= HCR_EL2.get() & HCR_VSE;
     pause_host_counting(world);
     let virq = if lines.virq { HCR_VI } else { 0 };
     let vfiq = if lines.vfiq { HCR_VF } else { 0 };
     HCR_EL2.set(world.features.vm.hcr | virq | vfiq);
     sysreg::Cptr::set(cptr_of_vm(world));
-    write(&world.features, &world.features.vm);
+    write_common(&world.features, &world.features.vm);
 }
 
-/// HCR_EL2 of the host, with the SError that waits for it: it stands in `world` if a VM ran, else still in the register.
-pub fn set_host_hcr(world: &mut World) {
-    let waits = core::mem::take(&mut world.serror) | HCR_EL2.get() & HCR_VSE;
-    HCR_EL2.set(world.features.host.hcr | waits);
+/// What waits for the host is not for the VM, and waits on: to be called before [`activate`].
+pub fn keep_serror(world: &mut World) {
+    world.serror = HCR_EL2.get() & HCR_VSE;
+}
+
+/// HCR_EL2 of the host, with the SError that waits for it ([`keep_serror`]).
+pub fn set_host_hcr(world: &World) {
+    HCR_EL2.set(world.features.host.hcr | world.serror);
 }
 
 /// The host's features and counters again. Afterwards CNTV is off, too (`bank::save`), so that its offset may change.
 pub fn deactivate(world: &World) {
     let features = &world.features;
     sysreg::Cptr::set(features.host.cptr);
-    write(features, &features.host);
+    write_common(features, &features.host);
     if features.pmu {
         sysreg::Pmcr::set(world.pmcr);
     }
     if features.seldom {
-        resume_sampling(world);
+        resume_seldom(world);
     }
     barrier::isb(barrier::SY);
 }
@@ -152,13 +159,16 @@ fn pause_host_counting(world: &mut World) {
         sysreg::Pmcr::set(world.pmcr & !PMCR_EL0::E::SET.value);
     }
     if world.features.seldom {
-        pause_sampling(world);
+        pause_seldom(world);
     }
 }
 
 #[cold]
 #[inline(never)]
-fn resume_sampling(world: &World) {
+fn resume_seldom(world: &World) {
+    if world.features.mpam {
+        sysreg::Mpam2::set(world.features.host.mpam);
+    }
     if world.features.spe {
         sysreg::Pmscr1::set(world.pmscr);
     }
@@ -169,7 +179,10 @@ fn resume_sampling(world: &World) {
 
 #[cold]
 #[inline(never)]
-fn pause_sampling(world: &mut World) {
+fn pause_seldom(world: &mut World) {
+    if world.features.mpam {
+        sysreg::Mpam2::set(world.features.vm.mpam);
+    }
     if world.features.spe {
         world.pmscr = sysreg::Pmscr1::get().get();
         sysreg::Pmscr1::set(0);

@@ -133,7 +133,10 @@ impl Worlds for Cpu {
     }
 
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
-        let vtcr = serving(|world| el2::vtcr_of_vm(&world.features, ia_bits));
+        let vtcr = serving(|world| {
+            traps::keep_serror(world);
+            el2::vtcr_of_vm(&world.features, ia_bits)
+        });
         traps::set_stage2(vtcr, vttbr, flush);
     }
 
