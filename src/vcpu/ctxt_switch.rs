@@ -41,7 +41,7 @@ pub fn restore_host<M: Machine>(machine: &M) {
 
 /// A vCPU that this CPU has loaded: between [`restore_vm`] and [`save_vm`].
 pub struct Running<'m, M: Machine + 'm> {
-    /// Which, and how.
+    /// Which.
     pub active: Active,
     /// Its registers, as far as they are not in the CPU.
     pub ctxt: M::Taken<'m>,
@@ -57,12 +57,12 @@ pub struct Running<'m, M: Machine + 'm> {
 pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Result<Running<'_, M>, CallError> {
     let machine = vms.machine();
     machine.set_per_cpu(vmid, vcpuid);
-    let active = set_vcpu_active(vms, vmid, vcpuid)?;
+    let entering = set_vcpu_active(vms, vmid, vcpuid)?;
     // Before anything can fail: that this CPU forgot what was to be flushed is on record now.
-    machine.vm_el2_restore_state(active.vttbr, active.ia_bits, active.flush);
-    let mut ctxt = machine.take_shadow_ctxt(active.shadow);
-    let page = machine.open_page(active.mailbox);
-    let entry = match read_entry(&page, &active, &machine.vgic_info(), &mut ctxt) {
+    machine.vm_el2_restore_state(entering.vttbr, entering.ia_bits, entering.flush);
+    let mut ctxt = machine.take_shadow_ctxt(entering.shadow);
+    let page = machine.open_page(entering.mailbox);
+    let entry = match read_entry(&page, &entering, &machine.vgic_info(), &mut ctxt) {
         Ok(entry) => entry,
         Err(error) => {
             drop((ctxt, page));
@@ -72,9 +72,10 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
         }
     };
     // All is checked; nothing below fails.
+    let active = entering.active;
     restore_shadow_kvm_regs::<M>(&mut ctxt, &active, &entry, &page);
     let (lines, lrs) = (entry.lines, entry.list_registers());
-    if active.start != Start::Resume {
+    if entering.start != Start::Resume {
         vcpu_started(vms, vmid, vcpuid);
     }
     machine.timer_enable_traps(active.cntvoff);

@@ -37,7 +37,7 @@ use crate::interface::mailbox::{
     MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
 use crate::npt::VmKind;
-use crate::vm::{Active, Start};
+use crate::vm::{Active, Entering, Start};
 
 /// Interrupt number of the virtual timer, physical and virtual: the only one that a list register may link.
 const TIMER_INTID: u64 = 27;
@@ -78,7 +78,7 @@ impl Entry {
 /// made. Nothing has changed then but list registers in the context, which every entry writes anew.
 pub fn read_entry(
     page: &impl ForeignPage,
-    active: &Active,
+    active: &Entering,
     vgic: &VgicInfo,
     ctxt: &mut Context,
 ) -> Result<Entry, CallError> {

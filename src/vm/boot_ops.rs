@@ -27,7 +27,7 @@ pub mod posted;
 use super::authenticate::Manifest;
 use super::boot_aux::{hash_images, load_image_page, read_manifest};
 use super::boot_core::{free_vmid, gen_vmid};
-use super::{Active, Check, Image, Power, Snapshot, Start, Vcpu, VcpuState, Vm, VmState, Vms, authenticate};
+use super::{Active, Check, Entering, Image, Power, Snapshot, Start, Vcpu, VcpuState, Vm, VmState, Vms, authenticate};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Pfn, VcpuId, VmId};
 use crate::abstract_machine::shadow::{Shadow, ShadowReg};
@@ -186,7 +186,7 @@ pub fn set_cntvoff<M: Machine>(vms: &Vms<M>, id: VmId, offset: u64) -> Result<()
 /// # Errors
 /// [`CallError::NoSuchObject`]; [`CallError::WrongState`] if the VM may not run, the vCPU runs already, switched itself off, or may not be started
 /// by the host: in a protected VM only vCPU 0 may, the others when the VM says so.
-pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Result<Active, CallError> {
+pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Result<Entering, CallError> {
     let mut guard = vms.vm_at_once(id)?;
     let vm = &mut *guard;
     vm.in_state(&[VmState::Verified])?;
@@ -219,7 +219,8 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
         vm.vcpu(vcpu)?.last_cpu = here;
     }
     vm.active += 1;
-    Ok(Active { vm: id, vcpu, kind, shadow, mailbox, vttbr, ia_bits, cntvoff, flush, start })
+    let active = Active { vm: id, vcpu, cntvoff };
+    Ok(Entering { active, kind, shadow, mailbox, vttbr, ia_bits, flush, start })
 }
 
 /// The start that [`set_vcpu_active`] told is made: the next run goes on where this one leaves.

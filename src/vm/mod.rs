@@ -110,13 +110,22 @@ pub enum Start {
     Mailbox,
 }
 
-/// A vCPU that this CPU is about to run: what the world switch needs. Nobody else runs it until `boot_ops::set_vcpu_inactive`.
+/// A vCPU that this CPU runs. Nobody else does until `boot_ops::set_vcpu_inactive`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Active {
     /// The VM.
     pub vm: VmId,
     /// The vCPU.
     pub vcpu: VcpuId,
+    /// CNTVOFF_EL2.
+    pub cntvoff: u64,
+}
+
+/// One that this CPU is about to run: what its entry needs besides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entering {
+    /// Which.
+    pub active: Active,
     /// Whose memory it runs in: what the host may see of it.
     pub kind: VmKind,
     /// Its registers.
@@ -127,8 +136,6 @@ pub struct Active {
     pub vttbr: u64,
     /// Bits of its addresses.
     pub ia_bits: u32,
-    /// CNTVOFF_EL2.
-    pub cntvoff: u64,
     /// What this CPU remembers of the VM's translations may be another vCPU's, or older than what this one did elsewhere.
     pub flush: bool,
     /// How this run begins.
