@@ -334,6 +334,15 @@ impl Syndrome {
         self.0.is_set(ESR::ISV)
     }
 
+    /// Whether the abort is a load's or store's that the syndrome describes, to an address at which nothing is mapped: neither of a table walk nor of cache maintenance.
+    #[inline]
+    pub fn is_access_to_nothing(self) -> bool {
+        const MAPPED: u64 = 0b11_1000; // FSC from 0b001000 on is no fault of translation, but for level -1
+        let is_load_or_store =
+            self.0.matches_all(ESR::EC::DataAbortLowerEl + ESR::ISV::SET + ESR::S1PTW::CLEAR + ESR::CM::CLEAR);
+        is_load_or_store && self.0.read(ESR::FSC) & MAPPED == 0
+    }
+
     /// Whether the abort is one of cache maintenance.
     pub fn is_cache_maintenance(self) -> bool {
         self.0.is_set(ESR::CM)

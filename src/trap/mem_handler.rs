@@ -27,9 +27,9 @@
 
 use super::Core;
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, VmId};
+use crate::abstract_machine::addr::{Gfn, Ipa, VmId};
 use crate::abstract_machine::per_cpu::Event;
-use crate::abstract_machine::regs::{ExceptionClass, FaultKind, Syndrome, hpfar_of_ipa};
+use crate::abstract_machine::regs::{ExceptionClass, FaultKind, Syndrome, hpfar_of_ipa, ipa_of_hpfar};
 use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::mailbox::ExitReason;
 use crate::memory::memory_ops;
@@ -45,6 +45,22 @@ const MOST_IPA_BITS: u32 = 48;
 /// Decides what follows from the data or instruction abort `syndrome` of the vCPU that this CPU runs.
 #[inline(never)]
 pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Context, syndrome: Syndrome) -> Action {
+    // What a driver of the VM does all the time; the row of the table is the same.
+    if syndrome.is_access_to_nothing() && is_device(core, vmid, ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2))) {
+        return Action::ToHost(if syndrome.is_write() { ExitReason::MmioWrite } else { ExitReason::MmioRead });
+    }
+    other_abort(core, vmid, ctxt, syndrome)
+}
+
+/// Whether the VM may have the host serve an access at this address.
+#[inline(always)]
+fn is_device<M: Machine>(core: &Core<M>, vmid: VmId, ipa: Ipa) -> bool {
+    !is_vm_memory(ipa) && ipa.raw() >> MOST_IPA_BITS == 0 && mmio_guard::allows(core.vms(), vmid, Gfn::containing(ipa))
+}
+
+/// An abort that is no driver's access.
+#[inline(never)]
+fn other_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Context, syndrome: Syndrome) -> Action {
     let machine = core.machine();
     let kind = syndrome.fault_kind();
     if kind == FaultKind::Other {
@@ -58,7 +74,7 @@ pub fn handle_vm_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Contex
         let served = kind != FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_some();
         return if served { Action::Resume } else { Action::ToHost(ExitReason::MemoryFault) };
     }
-    if kind == FaultKind::Permission || ipa.raw() >> MOST_IPA_BITS != 0 || !mmio_guard::allows(core.vms(), vmid, gfn) {
+    if kind == FaultKind::Permission || !is_device(core, vmid, ipa) {
         return deny(machine, ctxt, syndrome);
     }
     let is_data = syndrome.class() == ExceptionClass::DataAbort;

@@ -115,6 +115,7 @@ pub fn unmap<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn) -> Result<(), CallErr
 }
 
 /// Whether an access of `vm` to a device address in the page at `gfn` may be shown to the host.
+#[inline(always)]
 pub fn allows<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn) -> bool {
     vms.vm_at_once(vm).is_ok_and(|vm| vm.guard.allows(gfn.raw()))
 }

@@ -110,7 +110,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mem_handler: a device that the VM did not name hears of it",
         "src/trap/mem_handler.rs",
-        " || !mmio_guard::allows(core.vms(), vmid, gfn)",
+        " && mmio_guard::allows(core.vms(), vmid, Gfn::containing(ipa))",
         "",
     ),
     fault(
