@@ -76,6 +76,8 @@ pub struct Features {
     pub hcx: bool,
     /// Fine-grained traps: 0, 1 (FEAT_FGT) or 2 (FEAT_FGT2).
     pub fgt: u8,
+    /// FEAT_S2FWB, and it is in use: VMs run with HCR_EL2.FWB.
+    pub fwb: bool,
     /// VTCR_EL2 but for the size of the addresses.
     pub vtcr: u64,
     /// VTCR_EL2 of the host's table.
@@ -103,6 +105,7 @@ impl Features {
         seldom: false,
         hcx: false,
         fgt: 0,
+        fwb: false,
         vtcr: 0,
         host_vtcr: 0,
         host_vttbr: 0,

@@ -149,6 +149,13 @@ pub trait Machine: Worlds {
         self.clear_phys_run(PhysRange::of_pages(pfn, 1));
     }
 
+    /// Fills whole pages, any pages of RAM, with zeroes, which every cacheable access finds; what goes around the caches may not, before they are cleaned.
+    fn zero_phys_run(&self, pages: PhysRange);
+
+    /// Whether every access of a VM to its RAM is a write-back one, whatever its stage 1 says or if it has none (FEAT_S2FWB): it never goes around the caches, and data that
+    /// became instructions need not be cleaned for it (CTR_EL0.IDC, which comes with it). Then its leaves are made for that ([`Desc::of_vm`](crate::npt::descriptor::Desc::of_vm)).
+    fn forces_write_back(&self) -> bool;
+
     /// Cleans the range from the data caches to the point of coherency and drops it from the instruction
     /// caches of all CPUs: for memory that changes hands (K A21).
     fn sync_page_to_poc(&self, range: PhysRange);

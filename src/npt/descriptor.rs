@@ -40,10 +40,11 @@ register_bitfields! {u64,
             ReadOnly = 0b01,
             ReadWrite = 0b11,
         ],
-        /// Memory attributes.
+        /// Memory attributes. With HCR_EL2.FWB their encoding is another one, in which 0b1111 is reserved and 0b0101 means the same.
         MEMATTR OFFSET(2) NUMBITS(4) [
             DeviceNGnRE = 0b0001,
             NormalNonCacheable = 0b0101,
+            ForcedWriteBack = 0b0110,
             NormalWriteBack = 0b1111,
         ],
     ],
@@ -147,6 +148,17 @@ impl Desc {
         Self::leaf(level, output, (attributes + STAGE2::AF::SET).value)
     }
 
+    /// A leaf of a VM's stage-2 table. `forced` says whether VMs run with HCR_EL2.FWB ([`Machine::forces_write_back`](crate::abstract_machine::Machine::forces_write_back)).
+    pub fn of_vm(level: Level, output: Pa, access: Stage2Access, forced: bool) -> Self {
+        let leaf = Self::stage2(level, output, access);
+        if !forced || access == Stage2Access::Window {
+            return leaf;
+        }
+        let mut fields = LocalRegisterCopy::<u64, STAGE2::Register>::new(leaf.0);
+        fields.modify(STAGE2::MEMATTR::ForcedWriteBack);
+        Self(fields.get())
+    }
+
     /// A leaf of the core's stage-1 table.
     pub fn stage1(level: Level, output: Pa, access: CoreAccess) -> Self {
         let normal = STAGE1::ATTRINDX::Normal + STAGE1::SH::Inner + STAGE1::AF::SET;
@@ -208,7 +220,7 @@ impl Desc {
     /// Whether a stage-2 leaf maps RAM, not a window of device registers.
     pub fn is_ram(self) -> bool {
         let fields = LocalRegisterCopy::<u64, STAGE2::Register>::new(self.0);
-        fields.matches_all(STAGE2::MEMATTR::NormalWriteBack)
+        fields.matches_any(&[STAGE2::MEMATTR::NormalWriteBack, STAGE2::MEMATTR::ForcedWriteBack])
     }
 
     /// Whether a leaf of the core's own stage 1 maps registers of devices.
@@ -237,6 +249,22 @@ mod tests {
     fn a_ram_page_is_read_write_execute_and_write_back() {
         // Valid page, AF, inner shareable, S2AP = 11, MemAttr = 1111: K's PAGE_S2_KERNEL is 0xfff for the same memory.
         assert_eq!(Desc::stage2(Level::L3, Pa::new(0x4000_1000), Stage2Access::Ram).raw(), 0x4000_1000 | 0x7ff);
+    }
+
+    #[test]
+    fn where_vms_run_with_fwb_their_ram_is_forced_write_back_and_a_window_what_it_was() {
+        let at = Pa::new(0x4020_0000);
+        let of_vm = |access, forced| Desc::of_vm(Level::L2, at, access, forced);
+        for access in [Stage2Access::Ram, Stage2Access::RamReadOnly, Stage2Access::Window] {
+            let plain = Desc::stage2(Level::L2, at, access);
+            assert_eq!(of_vm(access, false), plain);
+            assert_eq!(of_vm(access, true).is_ram(), plain.is_ram());
+            // All but MemAttr is the same.
+            assert_eq!((of_vm(access, true).raw() ^ plain.raw()) & !(0xf << 2), 0);
+        }
+        let attributes = |access| of_vm(access, true).raw() >> 2 & 0xf;
+        let found = [Stage2Access::Ram, Stage2Access::RamReadOnly, Stage2Access::Window].map(attributes);
+        assert_eq!(found, [0b0110, 0b0110, 0b0101]);
     }
 
     #[test]

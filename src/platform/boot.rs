@@ -311,12 +311,13 @@ fn add_regions(regions: &mut MemRegions, description: &MachineDescription, shape
     }
 }
 
-/// Makes EL2 of this CPU ready for the host. A CPU that cannot walk the host's table never gets the host.
+/// Makes EL2 of this CPU ready for the host. A CPU that cannot walk the host's table, or those of VMs, never gets the host.
 pub fn ready_for_host() {
     let Some((vttbr, shape)) = el2::host_stage2() else { halt::stay() };
-    if el2::is_vhe() || el2::pa_bits() < shape.ia_bits() {
+    let walks_vms_tables = el2::has_forced_write_back() || !el2::vms_force_write_back();
+    if el2::is_vhe() || el2::pa_bits() < shape.ia_bits() || !walks_vms_tables {
         log::error!(
-            "CPU with MPIDR {:#x} is too different from the boot CPU (address size or VHE): it stays off",
+            "CPU with MPIDR {:#x} is too different from the boot CPU (address size, VHE or S2FWB): it stays off",
             el2::affinity()
         );
         halt::stay();

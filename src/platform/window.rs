@@ -225,6 +225,11 @@ pub fn clear(pages: PhysRange) {
     }
 }
 
+/// See `Machine::zero_phys_run`.
+pub fn zero(pages: PhysRange) {
+    show(pages, maintenance::zero_for_all);
+}
+
 /// See `Machine::sync_page_to_poc`.
 pub fn sync(range: PhysRange) {
     if !range.is_empty() {

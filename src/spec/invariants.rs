@@ -125,8 +125,9 @@ fn pages_of(leaf: &Leaf) -> impl Iterator<Item = (u64, Pfn)> + use<> {
     (leaf.base >> 12..).zip(leaf.output >> 12..).take((leaf.size >> 12) as usize).map(|(gfn, pfn)| (gfn, Pfn::new(pfn)))
 }
 
+/// Not write-back, without HCR_EL2.FWB or with it; which of the two fits is judged by the simulated machine.
 fn is_window(leaf: &Leaf) -> bool {
-    leaf.mem_attr() != 0b1111
+    !matches!(leaf.mem_attr(), 0b1111 | 0b0110)
 }
 
 /// Whether the VM may have this leaf.

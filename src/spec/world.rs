@@ -339,8 +339,8 @@ fn abstract_table(leaves: &[Leaf], tables: &[TableAt], ia_bits: u32) -> Result<n
     let mut table = npt::Table::new(ia_bits);
     for leaf in leaves {
         let access = match (leaf.raw & 0xfff0_0000_0000_0ffc, leaf.level) {
-            (0x0000_0000_0000_07fc, 1..=3) => Stage2Access::Ram,
-            (0x0000_0000_0000_077c, 1..=3) => Stage2Access::RamReadOnly,
+            (0x0000_0000_0000_07fc | 0x0000_0000_0000_07d8, 1..=3) => Stage2Access::Ram,
+            (0x0000_0000_0000_077c | 0x0000_0000_0000_0758, 1..=3) => Stage2Access::RamReadOnly,
             (0x0040_0000_0000_07d4, 1..=3) => Stage2Access::Window,
             (other, _) => return Err(format!("a leaf with the attributes {other:#x}")),
         };

@@ -113,6 +113,10 @@ pub fn run_with(rng: &mut Rng, machines: Machines, steps: usize, sabotage: Optio
     let mut world = World::new(&layout);
     let text = b"the log of a machine that was never built".to_vec();
     world.sim().set_log_text(7, &text);
+    // Half of all machines have FEAT_S2FWB.
+    if layout.pool_pages % 2 == 1 {
+        world.sim().force_write_back();
+    }
     world.spec.log = (7, text);
     let (mut taken, mut replayed) = (vec![], 0);
     // A few addresses, some of which every CPU also walks to by speculation.

@@ -1,13 +1,14 @@
 //! The rules of K §8.3, each by its number.
 
 use crate::bed::{A, B, BACK, GUEST, RAM, WINDOW, destroy, gfn, guest, host, pfn, two_vms};
-use corevisor::abstract_machine::addr::{BLOCK_2M, Ipa, Pa, Pfn, VmId};
+use corevisor::abstract_machine::Machine;
+use corevisor::abstract_machine::addr::{BLOCK_2M, Ipa, Pa, Pfn, PhysRange, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::mem_manager::Denied;
 use corevisor::memory::memory_ops::Scrub;
-use corevisor::npt::VmKind::Ordinary;
+use corevisor::npt::VmKind::{Ordinary, Protected};
 use corevisor::npt::descriptor::Stage2Access;
-use corevisor::spec::world::Touched;
+use corevisor::spec::world::{Touched, World};
 
 #[test]
 fn a1_d11_what_is_a_vms_or_lent_or_a_devices_is_never_given_a_second_time() {
@@ -157,6 +158,60 @@ fn a21_what_becomes_a_vms_is_clean_in_memory_and_in_no_instruction_cache() {
     assert!(synced.iter().any(|range| range.first_pfn() == pfn(RAM + BLOCK_2M) && range.pages() == 512));
     // The simulated machine writes down what a VM gets that is not clean.
     world.check();
+}
+
+#[test]
+fn a21_a_vm_that_never_goes_around_the_caches_gets_nothing_cleaned_but_images() {
+    let mut world = two_vms(8);
+    world.sim().force_write_back();
+    assert!((0..4).all(|n| host(&mut world, 0, RAM + n * 0x1000) && host(&mut world, 1, RAM + BLOCK_2M + n * 0x1000)));
+    let left = world.sim().read_ram(pfn(RAM + 0x1000));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 1), Ok(1));
+    assert_eq!(world.assign_pfn_to_vm(A, gfn(GUEST + 0x1000), pfn(RAM + 0x1000), Scrub::Keep), Ok(()));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + 0x2000), 2, false), Ok(2));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST + BLOCK_2M), pfn(RAM + BLOCK_2M), 512, true), Ok(512));
+    assert_eq!(world.map_vm_io(A, gfn(0x0801_0000), Pa::new(WINDOW)), Ok(()));
+    let synced: Vec<_> = world.sim().synced().into_iter().filter(|range| !range.is_empty()).collect();
+    assert_eq!(synced, [PhysRange::of_pages(pfn(RAM + 0x1000), 1)]);
+    // Zero for the VM, and what the host left is an image's.
+    let seen = [0, 0x1000].map(|at| world.sim().vm_load(0, A, Ipa::new(GUEST + at)));
+    assert_eq!(seen, [Ok(0), Ok(left)]);
+    let attributes = |vm| world.sim().enumerate(vm).0.into_iter().map(|leaf| leaf.mem_attr()).collect::<Vec<_>>();
+    assert_eq!((attributes(A), attributes(B)), (vec![0b0101, 0b0110, 0b0110], vec![0b0110; 3]));
+    assert!(world.sim().enumerate(VmId::HOST).0.iter().all(|leaf| leaf.mem_attr() != 0b0110));
+    world.check();
+}
+
+#[test]
+fn a18_whoever_goes_around_the_caches_finds_nothing_of_a_vm_in_what_comes_back_nor_in_what_it_shows() {
+    for forced in [false, true] {
+        let mut world = two_vms(8);
+        if forced {
+            world.sim().force_write_back();
+        }
+        let beneath = |world: &World, at| world.sim().read_beneath(pfn(at));
+        // A VM wrote to all of these, and what it wrote is in memory too.
+        assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 3), Ok(3));
+        let touch = |world: &mut World, n: u64| world.vm_touch(0, A, Ipa::new(GUEST + n * 0x1000), AccessKind::Write);
+        assert!((0..3).all(|n| touch(&mut world, n).is_some()));
+        world.sim().sync_page_to_poc(PhysRange::of_pages(pfn(RAM), 3));
+        assert!((0..3).all(|n| beneath(&world, RAM + n * 0x1000) != 0));
+        destroy(&mut world, A);
+        assert!((0..3).all(|n| beneath(&world, RAM + n * 0x1000) == 0), "forced: {forced}");
+        // The next VM shows one of them: memory has zeroes, or what the host itself left there.
+        assert_eq!(world.register_vm_table(A, Protected, 39, pfn(BACK + 0x10_0000)), Ok(()));
+        for n in 1..=8 {
+            assert_eq!(world.donate_pool_page(A, pfn(BACK + 0x10_0000 + n * 0x1000)), Ok(()));
+        }
+        assert!(host(&mut world, 0, RAM));
+        let left = world.sim().read_ram(pfn(RAM));
+        assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 1), Ok(1));
+        assert_eq!(world.grant_vm_page(A, gfn(GUEST)), Ok(()));
+        assert_eq!(world.touch(0, Ipa::new(RAM), AccessKind::Read), Touched::Reached(Pa::new(RAM)));
+        assert_eq!(world.sim().host_load(0, Ipa::new(RAM)), Ok(0));
+        assert!([0, left].contains(&beneath(&world, RAM)), "forced: {forced}");
+        world.check();
+    }
 }
 
 #[test]

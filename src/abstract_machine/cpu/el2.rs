@@ -16,8 +16,8 @@ use super::super::features::{Features, SeenIds, Traps};
 use super::super::regs::Syndrome;
 use super::super::shape::Shape;
 use super::sysreg::{
-    self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64PFR0,
-    ID_AA64PFR1, ID_AA64SMFR0,
+    self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64MMFR2,
+    ID_AA64PFR0, ID_AA64PFR1, ID_AA64SMFR0,
 };
 use super::{bank, maintenance, traps, vgic, with_world};
 
@@ -29,15 +29,27 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 const PA_BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
 
 static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
+static FORCED_WRITE_BACK: Once<bool> = Once::new();
 
-/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU: once, before the first is made ready.
+/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU, and says what VMs' tables are like: once, on the boot CPU, before the first is made ready.
 pub fn set_host_stage2(vttbr: u64, shape: Shape) {
     HOST_STAGE2.call_once(|| (vttbr, shape));
+    FORCED_WRITE_BACK.call_once(has_forced_write_back);
 }
 
 /// The host's stage 2: VTTBR_EL2 and the table's form; none before [`set_host_stage2`].
 pub fn host_stage2() -> Option<(u64, Shape)> {
     HOST_STAGE2.get().copied()
+}
+
+/// Whether this CPU has FEAT_S2FWB.
+pub fn has_forced_write_back() -> bool {
+    sysreg::IdAa64mmfr2::get().read(ID_AA64MMFR2::FWB) != 0
+}
+
+/// Whether VMs run with HCR_EL2.FWB: as the boot CPU can, for all CPUs walk the same tables. See `Machine::forces_write_back`.
+pub fn vms_force_write_back() -> bool {
+    FORCED_WRITE_BACK.get().copied().unwrap_or(false)
 }
 
 /// Affinity of this CPU.
@@ -128,6 +140,7 @@ fn features() -> Features {
         mpam: pfr0.read(ID_AA64PFR0::MPAM) != 0,
         hcx: mmfr1.read(ID_AA64MMFR1::HCX) != 0,
         fgt: mmfr0.read(ID_AA64MMFR0::FGT).min(2) as u8,
+        fwb: vms_force_write_back(),
         vtcr: (VTCR_EL2::RES1::SET
             + VTCR_EL2::VS.val(u64::from(mmfr1.matches_all(ID_AA64MMFR1::VMIDBits::Bits16)))
             + VTCR_EL2::PS.val(physical_size_field())

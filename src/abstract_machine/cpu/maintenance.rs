@@ -161,6 +161,12 @@ pub fn zero(pages: PhysRange) {
     }
 }
 
+/// [`zero`]: every CPU sees the zeroes before anything that this one does next.
+pub fn zero_for_all(pages: PhysRange) {
+    zero(pages);
+    barrier::dsb(barrier::ISH);
+}
+
 /// [`zero`], then [`clean_and_invalidate_to_poc`]: in one go where a block of zeroes is a cache line.
 pub fn zero_to_poc(pages: PhysRange) {
     let line = line_size();

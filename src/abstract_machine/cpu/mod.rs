@@ -238,6 +238,14 @@ impl Machine for Cpu {
         window::clear(pages);
     }
 
+    fn zero_phys_run(&self, pages: PhysRange) {
+        window::zero(pages);
+    }
+
+    fn forces_write_back(&self) -> bool {
+        el2::vms_force_write_back()
+    }
+
     fn sync_page_to_poc(&self, range: PhysRange) {
         window::sync(range);
     }

@@ -91,6 +91,10 @@ mod fields {
             VMIDBits OFFSET(4) NUMBITS(4) [ Bits16 = 0b0010 ],
             HCX OFFSET(40) NUMBITS(4) [],
         ],
+        /// ID_AA64MMFR2_EL1.
+        pub ID_AA64MMFR2 [
+            FWB OFFSET(40) NUMBITS(4) [],
+        ],
         /// ID_AA64ISAR1_EL1: pointer authentication, by whichever algorithm.
         pub ID_AA64ISAR1 [
             APA OFFSET(4) NUMBITS(4) [],
@@ -265,8 +269,8 @@ registers! {
     IdAa64mmfr1: "id_aa64mmfr1_el1", ID_AA64MMFR1::Register;
     /// Feature registers: instructions.
     IdAa64isar2: "S3_0_C0_C6_2", ID_AA64ISAR2::Register;
-    /// Feature registers.
-    IdAa64mmfr2: "S3_0_C0_C7_2", ();
+    /// Feature registers: memory model.
+    IdAa64mmfr2: "S3_0_C0_C7_2", ID_AA64MMFR2::Register;
     /// Feature registers: instructions.
     IdAa64isar0: "id_aa64isar0_el1", ID_AA64ISAR0::Register;
     /// Feature registers: instructions.

@@ -32,6 +32,9 @@ const HCR_VI: u64 = 1 << 7;
 const HCR_VSE: u64 = 1 << 8;
 const HCR_TERR: u64 = 1 << 36;
 const HCR_APK_API: u64 = 0b11 << 40;
+/// VMs' tables say how their RAM is cached ([`Desc::of_vm`](crate::npt::descriptor::Desc::of_vm)). TLBs may hold this bit: for a VMID it is always the same, and between two
+/// worlds nothing is walked.
+const HCR_FWB: u64 = 1 << 46;
 /// MDCR_EL2: performance counters, breakpoints, profiling and trace trap; BRK stays the VM's own.
 const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19; // TPMCR TPM TDA TDOSA TDRA TPMS TTRF
 const MDCR_TDCC: u64 = 1 << 27;
@@ -67,9 +70,10 @@ pub fn set_stage2(vtcr: u64, vttbr: u64, flush: bool) {
 pub fn for_vm(features: &Features, amu: bool) -> Traps {
     let pauth = if features.pauth { HCR_APK_API } else { 0 };
     let errors = if features.ras { HCR_TERR } else { 0 };
+    let forced = if features.fwb { HCR_FWB } else { 0 };
     let traps = CPTR_EL2::TZ::SET + CPTR_EL2::TSM::SET + CPTR_EL2::TTA::SET + CPTR_EL2::TAM.val(u64::from(amu));
     Traps {
-        hcr: HCR_VM | pauth | errors,
+        hcr: HCR_VM | pauth | errors | forced,
         cptr: (el2::CPTR_RES1 + traps).value,
         mdcr: el2::own_counters(features.pmu) | MDCR_TRAPS | if features.fgt != 0 { MDCR_TDCC } else { 0 },
         hcrx: sysreg::HCRX_EL2::MSCEn::SET.value,

@@ -60,7 +60,7 @@ pub enum Sabotage {
     NoFlushVm,
     /// `publish_tables` does nothing.
     NoPublish,
-    /// `clear_phys_run` does nothing.
+    /// `clear_phys_run` and `zero_phys_run` do nothing.
     NoScrub,
     /// `tlb_flush_run` reaches only the CPU that calls it.
     LocalFlushOnly,
@@ -370,19 +370,19 @@ impl Machine for Sim {
     }
 
     fn clear_phys_run(&self, pages: PhysRange) {
-        let mut state = self.state();
-        if state.sabotage != Some(Sabotage::NoScrub) {
-            let first = pages.first_pfn().raw();
-            (first..first + pages.pages()).for_each(|pfn| state.scrub(Pfn::new(pfn)));
-        }
+        self.state().scrub_all(pages, true);
+    }
+
+    fn zero_phys_run(&self, pages: PhysRange) {
+        self.state().scrub_all(pages, false);
+    }
+
+    fn forces_write_back(&self) -> bool {
+        self.state().caches.forced
     }
 
     fn sync_page_to_poc(&self, range: PhysRange) {
-        let mut state = self.state();
-        state.synced.push(range);
-        if state.sabotage != Some(Sabotage::NoSync) {
-            state.caches.sync(range);
-        }
+        self.state().sync(range);
     }
 
     fn adopt_page(&self, pfn: Pfn) -> bool {

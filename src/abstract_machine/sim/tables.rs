@@ -74,8 +74,8 @@ pub struct NewLeaf {
     pub output: u64,
     /// Bytes that it maps.
     pub size: u64,
-    /// Whether it maps memory that is cached (MemAttr), not a window.
-    pub cached: bool,
+    /// MemAttr\[3:0\].
+    pub mem_attr: u64,
 }
 
 /// The pool that tables come from, and the pages that were adopted.
@@ -197,7 +197,7 @@ impl Tables {
                 if is && old != new {
                     self.made_valid(me, addr, vm, TableAt { level, base, table: addr }, new);
                     if let Entry::Leaf(output) = decode(level, new) {
-                        return Some(NewLeaf { vm, output, size, cached: new >> 2 & 0xf == 0xf });
+                        return Some(NewLeaf { vm, output, size, mem_attr: new >> 2 & 0xf });
                     }
                 }
             }

@@ -271,6 +271,51 @@ fn a_vm_that_gets_what_only_caches_hold_is_written_down() {
 }
 
 #[test]
+fn with_fwb_a_vm_may_get_what_only_caches_hold_by_a_leaf_that_is_made_for_it() {
+    // MemAttr 0b0110 for 0b1111.
+    const FORCED: u64 = BLOCK & !0x3c | 0b0110 << 2;
+    let act = |forced, leaf, prepare: fn(&Sim, Pfn)| {
+        let (sim, root, _) = with_vm();
+        if forced {
+            sim.force_write_back();
+        }
+        sim.write_ram(Pfn::new(1 << 18), 7);
+        prepare(&sim, Pfn::new(1 << 18));
+        sim.pt_store(slot(root, 1), 1 << 30 | leaf);
+        sim.publish_tables();
+        sim.violations_at_rest().join("; ")
+    };
+    let no_instructions = |sim: &Sim, _| sim.sync_page_to_poc(PhysRange::default());
+    let clean = |sim: &Sim, pfn| sim.sync_page_to_poc(PhysRange::of_pages(pfn, 1));
+    assert_eq!(act(true, FORCED, no_instructions), "");
+    assert!(act(true, FORCED, |_, _| ()).contains("instructions are cached"));
+    assert!(act(false, BLOCK, no_instructions).contains("not clean in memory"));
+    assert!(act(true, BLOCK, clean).contains("MemAttr is reserved with FWB"));
+    assert!(act(false, FORCED, clean).contains("MemAttr is that of FWB"));
+    let (sim, root) = sim();
+    sim.force_write_back();
+    sim.pt_store(slot(root, 1), 1 << 30 | FORCED);
+    sim.publish_tables();
+    assert!(sim.violations_at_rest().join("; ").contains("the host got 0x40000000 with the MemAttr of FWB"));
+}
+
+#[test]
+fn memory_beneath_the_caches_holds_what_was_there_until_it_is_cleaned() {
+    let (sim, _) = sim();
+    let page = Pfn::new(0x4_0000);
+    let pages = PhysRange::of_pages(page, 1);
+    sim.write_ram(page, 7);
+    sim.write_ram(page, 8);
+    assert_eq!((sim.read_ram(page), sim.read_beneath(page)), (8, canary(page)));
+    sim.sync_page_to_poc(pages);
+    assert_eq!(sim.read_beneath(page), 8);
+    sim.zero_phys_run(pages);
+    assert_eq!((sim.read_ram(page), sim.read_beneath(page)), (0, 8));
+    sim.clear_phys_run(pages);
+    assert_eq!(sim.read_beneath(page), 0);
+}
+
+#[test]
 fn a_page_is_what_was_written_to_it_word_by_word() {
     let (sim, _) = sim();
     let page = Pfn::new(0x4_0000);

@@ -10,7 +10,7 @@ use std::vec::Vec;
 
 use super::tables::NewLeaf;
 use super::walker::{AccessKind, Fault};
-use super::{Sim, State, canary};
+use super::{Sabotage, Sim, State, canary};
 use crate::abstract_machine::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 
 const WORDS: usize = 512;
@@ -36,21 +36,38 @@ impl Content {
 /// Pages of which caches hold something that memory, or an instruction cache, does not have yet.
 #[derive(Default)]
 pub(super) struct Caches {
-    dirty: BTreeSet<u64>,
+    /// With what memory still holds beneath the caches.
+    dirty: BTreeMap<u64, Content>,
     stale_instructions: BTreeSet<u64>,
+    /// Scrubbed while somebody could still write them.
+    too_early: BTreeSet<u64>,
+    /// VMs run with HCR_EL2.FWB.
+    pub(super) forced: bool,
 }
 
 impl Caches {
-    fn written(&mut self, pfn: Pfn) {
-        self.dirty.insert(pfn.raw());
+    /// `before` is what the page held until now.
+    fn written(&mut self, pfn: Pfn, before: Content) {
+        self.dirty.entry(pfn.raw()).or_insert(before);
         self.stale_instructions.insert(pfn.raw());
     }
 
     /// Clean to the point of coherency, and all instruction caches invalid.
-    pub(super) fn sync(&mut self, range: PhysRange) {
+    fn sync(&mut self, range: PhysRange) {
         let first = range.first_pfn().raw();
-        self.dirty.retain(|pfn| !(first..first + range.pages()).contains(pfn));
+        self.dirty.retain(|pfn, _| !(first..first + range.pages()).contains(pfn));
+        self.too_early.retain(|pfn| !(first..first + range.pages()).contains(pfn));
         self.stale_instructions.clear();
+    }
+
+    /// Why a VM must not have memory that is mapped with `mem_attr`: not all of it fits how VMs run.
+    fn misfit(&self, mem_attr: u64) -> Option<&'static str> {
+        // Arm ARM D8.6.6: without FWB 0b0110 is non-cacheable outside and write-through inside, with it 0b1xxx is reserved.
+        match (mem_attr, self.forced) {
+            (0b1111, true) => Some("MemAttr is reserved with FWB"),
+            (0b0110, false) => Some("MemAttr is that of FWB"),
+            _ => None,
+        }
     }
 }
 
@@ -59,18 +76,45 @@ impl State {
         self.ram.get(&pfn.raw()).cloned().unwrap_or(Content::Filled(canary(pfn)))
     }
 
-    /// Zeroes that are in memory. What the host or a device may still write meanwhile, by what a TLB remembers, is not.
-    pub(super) fn scrub(&mut self, pfn: Pfn) {
+    /// Clean to the point of coherency, and in no instruction cache.
+    pub(super) fn sync(&mut self, range: PhysRange) {
+        self.synced.push(range);
+        if self.sabotage != Some(Sabotage::NoSync) {
+            self.caches.sync(range);
+        }
+    }
+
+    /// Zeroes, page by page.
+    pub(super) fn scrub_all(&mut self, pages: PhysRange, clean: bool) {
+        if self.sabotage != Some(Sabotage::NoScrub) {
+            let first = pages.first_pfn().raw();
+            (first..first + pages.pages()).for_each(|pfn| self.scrub(Pfn::new(pfn), clean));
+        }
+    }
+
+    /// What a page holds changes by a store that stays in the caches.
+    fn write(&mut self, pfn: Pfn, content: Content) {
+        let before = self.content(pfn);
+        self.ram.insert(pfn.raw(), content);
+        self.caches.written(pfn, before);
+    }
+
+    /// Zeroes that are in memory, if `clean`. What the host or a device may still write meanwhile, by what a TLB remembers, is not.
+    fn scrub(&mut self, pfn: Pfn, clean: bool) {
         if self.tables.scrub(pfn.addr().raw()) {
             return;
         }
-        self.ram.insert(pfn.raw(), Content::Filled(0));
+        self.write(pfn, Content::Filled(0));
         let at = pfn.addr().raw();
         let covers = |leaf: &super::Leaf| leaf.output <= at && at - leaf.output < leaf.size;
-        self.caches.written(pfn);
         let by_host = self.cpus.iter().any(|cpu| cpu.tlb.leaves(0).any(|leaf| covers(&leaf)));
-        if !by_host && !self.device_reaches(pfn) {
-            self.caches.dirty.remove(&pfn.raw());
+        if by_host || self.device_reaches(pfn) {
+            self.caches.too_early.insert(pfn.raw());
+        } else {
+            self.caches.too_early.remove(&pfn.raw());
+            if clean {
+                self.caches.dirty.remove(&pfn.raw());
+            }
         }
         let vms = self.tables.vms();
         let known =
@@ -81,13 +125,25 @@ impl State {
     }
 
     pub(super) fn check_caches(&mut self, leaf: NewLeaf) {
-        if leaf.vm == 0 || !leaf.cached {
+        // The host runs without FWB, always.
+        if leaf.vm == 0 && leaf.mem_attr == 0b0110 {
+            self.tables.violation(format!("the host got {:#x} with the MemAttr of FWB", leaf.output));
+        }
+        if leaf.vm == 0 || !matches!(leaf.mem_attr, 0b1111 | 0b0110) {
             return;
+        }
+        if let Some(misfit) = self.caches.misfit(leaf.mem_attr) {
+            self.tables.violation(format!("VM {} got {:#x}: {misfit}", leaf.vm, leaf.output));
         }
         let range = PhysRange::between(Pa::new(leaf.output), Pa::new(leaf.output + leaf.size));
         let pfns = range.first_pfn().raw()..range.first_pfn().raw() + range.pages();
-        if let Some(pfn) = self.caches.dirty.range(pfns.clone()).next() {
+        // With FWB no access of the VM goes around the caches.
+        if let Some((pfn, _)) = self.caches.dirty.range(pfns.clone()).next().filter(|_| !self.caches.forced) {
             self.tables.violation(format!("VM {} got page {pfn:#x}, which is not clean in memory (A21)", leaf.vm));
+        }
+        if let Some(pfn) = self.caches.too_early.range(pfns.clone()).next() {
+            self.tables
+                .violation(format!("VM {} got page {pfn:#x}, which others could write after its scrub", leaf.vm));
         }
         if let Some(pfn) = self.caches.stale_instructions.range(pfns).next() {
             self.tables.violation(format!("VM {} got page {pfn:#x}, of which instructions are cached (A21)", leaf.vm));
@@ -108,9 +164,9 @@ impl State {
         let tlbs: Vec<_> = self.cpus.iter().map(|cpu| cpu.tlb.clone()).collect();
         self.tables.release(at, remembered, |vm| tlbs.iter().any(|tlb| tlb.knows_vm(vm)));
         self.room_to_adopt = self.room_to_adopt.saturating_add(1);
-        self.ram.insert(pfn.raw(), Content::Filled(0));
-        self.caches.written(pfn);
+        self.write(pfn, Content::Filled(0));
         self.caches.dirty.remove(&pfn.raw());
+        self.caches.too_early.remove(&pfn.raw());
     }
 
     pub(super) fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
@@ -122,8 +178,7 @@ impl State {
         let content = self.content(pfn);
         let mut all: Vec<u64> = (0..WORDS).map(|n| content.word(n)).collect();
         all[first_word..first_word + words.len()].copy_from_slice(words);
-        self.ram.insert(pfn.raw(), Content::Words(all));
-        self.caches.written(pfn);
+        self.write(pfn, Content::Words(all));
     }
 }
 
@@ -135,9 +190,19 @@ impl Sim {
 
     /// Fills a page, as its owner on the host's side would.
     pub fn write_ram(&self, pfn: Pfn, value: u64) {
-        let mut state = self.state();
-        state.ram.insert(pfn.raw(), Content::Filled(value));
-        state.caches.written(pfn);
+        self.state().write(pfn, Content::Filled(value));
+    }
+
+    /// First word of a page in memory itself, beneath the caches: what somebody finds who goes around them.
+    pub fn read_beneath(&self, pfn: Pfn) -> u64 {
+        let state = self.state();
+        let beneath = state.caches.dirty.get(&pfn.raw()).cloned();
+        beneath.unwrap_or_else(|| state.content(pfn)).word(0)
+    }
+
+    /// The CPUs have FEAT_S2FWB: VMs run with HCR_EL2.FWB, the host never does.
+    pub fn force_write_back(&self) {
+        self.state().caches.forced = true;
     }
 
     /// What the hardware of `cpu` makes of the access of `vm` to `ipa`.
@@ -162,13 +227,13 @@ impl Sim {
         Ok(self.read_ram(Pfn::containing(pa)))
     }
 
-    /// The VM's store to the page at `ipa`. Its caches are its own matter.
+    /// The VM's store to the page at `ipa`, which stays in the caches.
     ///
     /// # Errors
     /// The fault.
     pub fn vm_store(&self, cpu: usize, vm: VmId, ipa: Ipa, value: u64) -> Result<(), Fault> {
         let pa = self.vm_access(cpu, vm, ipa, AccessKind::Write)?;
-        self.state().ram.insert(Pfn::containing(pa).raw(), Content::Filled(value));
+        self.state().write(Pfn::containing(pa), Content::Filled(value));
         Ok(())
     }
 

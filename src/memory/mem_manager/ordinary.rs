@@ -8,6 +8,9 @@
 //! | [`map_vm_io`]            | none: a window of device registers is mapped                                   | S2Page, then Npt |
 //!
 //! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
+//!
+//! What comes back is not cleaned: the host, which could read and write it all the while, cleans what it means to reach around the caches, as it does with what it wrote
+//! itself, or a process of its own.
 #![forbid(unsafe_code)]
 
 use super::{Denied, by_runs, expect_vm, lendable, lent_less, prepare};
@@ -79,7 +82,9 @@ fn lend<M: Machine>(
     });
     let (count, prepared) = prepare(mem, vm, gfn, level, most, fit)?;
 
-    mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)); // K §8.3 A21
+    // K §8.3 A21. For a VM that never goes around the caches only the instruction caches are left.
+    let forced = mem.machine().forces_write_back();
+    mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, if forced { 0 } else { count }));
     match first {
         // All in one state, as nearly always: they were looked at.
         Some((times, run)) if run >= count => {
@@ -87,7 +92,8 @@ fn lend<M: Machine>(
         }
         _ => once_more_lent(mem, &mut pages, pfn, count),
     }
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, Desc::stage2(level, pfn.addr(), access));
+    let leaf = Desc::of_vm(level, pfn.addr(), access, forced);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, leaf);
     Ok(count)
 }
 
@@ -167,7 +173,7 @@ pub fn map_vm_io<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pa: Pa) -> Res
         return Err(Denied::NotOwner);
     }
     let prepared = vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1)?;
-    let leaf = Desc::stage2(Level::L3, pa, Stage2Access::Window);
+    let leaf = Desc::of_vm(Level::L3, pa, Stage2Access::Window, mem.machine().forces_write_back());
     vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, prepared, leaf);
     Ok(())
 }

@@ -7,7 +7,7 @@
 //! | [`grant_vm_page`]        | `Private` -> `Shared(1)`, `Shared(n)` -> `Shared(n + 1)`                       | S2Page, then Npt |
 //! | [`revoke_vm_page`]       | back; the host's mapping goes with the last                                    | S2Page, then Npt |
 //!
-//! A page leaves the host before anything is done to it: unmapped, then scrubbed, then clean in memory and gone from all instruction
+//! A page leaves the host before anything is done to it: unmapped, then scrubbed, then clean in memory, if the VM may go around the caches, and gone from all instruction
 //! caches, then the VM's (K §8.3 A18, A21).
 #![forbid(unsafe_code)]
 
@@ -78,17 +78,30 @@ fn assign<M: Machine>(
 
     take_from_host(mem, pfn, count);
     match scrub {
-        // Scrubbing leaves it clean; what is left are the instruction caches.
         Scrub::Zero => {
-            mem.machine().clear_phys_run(PhysRange::of_pages(pfn, count));
+            scrub_for_vm(mem, PhysRange::of_pages(pfn, count));
+            // What is left are the instruction caches.
             mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 0));
         }
+        // Also where the VM never goes around the caches: the host may have, and a line that holds something else than memory must not go between the check of the
+        // image and the VM's look at it.
         Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)),
     }
     set_pfn_run(&mut pages, mem.regions(), pfn, count, PageState::Private { vm, gfn });
-    let leaf = Desc::stage2(level, pfn.addr(), Stage2Access::Ram);
+    let leaf = Desc::of_vm(level, pfn.addr(), Stage2Access::Ram, mem.machine().forces_write_back());
     vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, leaf);
     Ok(count)
+}
+
+/// Zeroes for a VM, in pages that nobody else reaches any more: in memory where the VM may go around the caches. Where it never does, its zeroes may wait in a cache: memory
+/// beneath them holds what the host left there, as nothing of a VM or of the core goes to the host before memory itself holds zeroes; so whoever goes around the
+/// caches to a page that the VM shows to the host finds nothing that the host did not have.
+fn scrub_for_vm<M: Machine>(mem: &Memory<M>, pages: PhysRange) {
+    if mem.machine().forces_write_back() {
+        mem.machine().zero_phys_run(pages);
+    } else {
+        mem.machine().clear_phys_run(pages);
+    }
 }
 
 /// The protected VM `vm` shows its page at `gfn` to the host, once more: its own mapping stays as it is. K: `grant_vm_page`.

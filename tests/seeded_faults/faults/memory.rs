@@ -112,7 +112,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: donation without scrub",
         "src/memory/mem_manager/protected.rs",
-        "            mem.machine().clear_phys_run(PhysRange::of_pages(pfn, count));\n",
+        "            scrub_for_vm(mem, PhysRange::of_pages(pfn, count));\n",
         "",
     ),
     fault(
@@ -142,8 +142,32 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: what is lent stays in the host's caches",
         "src/memory/mem_manager/ordinary.rs",
-        "    mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)); // K §8.3 A21\n",
-        "",
+        "PhysRange::of_pages(pfn, if forced { 0 } else { count })",
+        "PhysRange::of_pages(pfn, 0)",
+    ),
+    fault(
+        "vm: zeroes stay in the caches of a VM that may go around them",
+        "src/memory/mem_manager/protected.rs",
+        "    if mem.machine().forces_write_back() {\n",
+        "    if mem.machine().forces_write_back() || true {\n",
+    ),
+    fault(
+        "vm: what a VM wrote stays in memory beneath the zeroes",
+        "src/memory/mem_manager/reclaim.rs",
+        "mem.machine().clear_phys_run(",
+        "mem.machine().zero_phys_run(",
+    ),
+    fault(
+        "vm: leaves are not made for FWB",
+        "src/npt/descriptor.rs",
+        "        if !forced || access == Stage2Access::Window {",
+        "        if true || access == Stage2Access::Window {",
+    ),
+    fault(
+        "vm: leaves are made for FWB where there is none",
+        "src/npt/descriptor.rs",
+        "        if !forced || access == Stage2Access::Window {",
+        "        if access == Stage2Access::Window {",
     ),
     fault(
         "vm: the last revoke leaves the host's mapping",

@@ -24,6 +24,12 @@ pub const FAULTS: &[Fault] = &[
         "            pt_walk::clear_slots(machine, slot, pages.min(1));\n",
     ),
     fault(
+        "npt_ops: the host keeps what of a run stands in the next table",
+        "src/npt/npt_ops.rs",
+        "pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there",
+        "pfn.checked_add(done).filter(|_| done < 1) {\n        let (was_there",
+    ),
+    fault(
         "npt_walk: a leaf may be overwritten",
         "src/npt/npt_walk.rs",
         "        Walk::Mapped(..) => return Err(SetNptError::Occupied),\n",
