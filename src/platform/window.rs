@@ -227,7 +227,7 @@ pub fn clear(pages: PhysRange) {
 
 /// See `Machine::zero_phys_run`.
 pub fn zero(pages: PhysRange) {
-    show(pages, maintenance::zero_for_all);
+    show_all(pages, maintenance::zero_for_all);
 }
 
 /// See `Machine::sync_page_to_poc`.
