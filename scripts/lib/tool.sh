@@ -99,7 +99,7 @@ build_mini() {
     elf=$target/aarch64-unknown-none-softfloat/release/kserv-mini
     [ -e "$elf" ] || echo "${0##*/}: building the mini host (once)" >&2
     # A static PIE like the core, but linked by a script of its own, and made fast, not small: its size is nobody's concern.
-    (cd "$root" && CARGO_PROFILE_RELEASE_OPT_LEVEL=3 RUSTFLAGS="-Crelocation-model=pie -Cforce-frame-pointers=yes -Clink-arg=-T$root/kserv/mini/linker.ld -Clink-arg=-pie \
+    (cd "$root" && CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=false RUSTFLAGS="-Crelocation-model=pie -Cforce-frame-pointers=yes -Clink-arg=-T$root/kserv/mini/linker.ld -Clink-arg=-pie \
         -Clink-arg=-znotext -Clink-arg=--pack-dyn-relocs=relr -Clink-arg=--no-dynamic-linker -Clink-arg=-zmax-page-size=4096" \
         no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package kserv-mini --target-dir "$target")
     if [ "$flat" -nt "$elf" ]; then return 0; fi

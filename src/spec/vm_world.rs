@@ -138,7 +138,7 @@ impl VmWorld {
             Call::DestroyVm { vm } => repeat(HostCall::DestroyVm, &[vm]),
             Call::Activate { vm, vcpu } => {
                 let active = boot_ops::set_vcpu_active(vms, id(vm)?, host_calls::vcpu(vcpu)?)?;
-                assert_eq!((active.vm, active.vcpu), (id(vm)?, host_calls::vcpu(vcpu)?));
+                assert_eq!((active.active.vm, active.active.vcpu), (id(vm)?, host_calls::vcpu(vcpu)?));
                 Ok(Answer::Start(match active.start {
                     vm::Start::Resume => Start::Resume,
                     vm::Start::Psci { pc, x0 } => Start::Psci(pc, x0),
