@@ -110,10 +110,14 @@ fn fault_address(ctxt: &Context) -> u64 {
 pub fn sync_dirty_to_shadow(ctxt: &mut Context, page: &impl ForeignPage) {
     let dirty = ctxt.get(ShadowReg::Dirty);
     let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
-    for n in numbers(dirty) {
-        let value = page.read(X + usize::from(n));
-        let value = if syndrome.class() == ExceptionClass::DataAbort { loaded(value, syndrome) } else { value };
-        ctxt.set(ShadowReg::X(n), value);
+    if syndrome.class() == ExceptionClass::DataAbort {
+        // It has one register at most.
+        if let Some(n) = numbers(dirty).next() {
+            let value = page.read(X + usize::from(n));
+            ctxt.set(ShadowReg::X(n), loaded(value, syndrome));
+        }
+    } else {
+        numbers(dirty).for_each(|n| ctxt.set(ShadowReg::X(n), page.read(X + usize::from(n))));
     }
     if dirty & DIRTY_PC != 0 {
         step_over(ctxt);

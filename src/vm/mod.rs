@@ -435,7 +435,8 @@ impl<M: Machine> Vms<M> {
 
     #[inline(always)]
     fn place_at_once(&self, vm: VmId) -> Result<Guard<'_, Vm>, CallError> {
-        let slot = vm.raw().checked_sub(1).and_then(|n| self.slots.get(usize::from(n)));
+        // The host's number comes out beyond the last.
+        let slot = self.slots.get(usize::from(vm.raw().wrapping_sub(1)));
         slot.map(Lock::acquire).ok_or(CallError::NoSuchObject)
     }
 

@@ -80,11 +80,11 @@ impl Access {
         let width = Width::from_sas(esr >> 22);
         let register = (esr >> 16 & 31) as usize;
         // Register 31 is XZR.
-        let value = if register == 31 { 0 } else { mailbox.x[register] & width.mask() };
+        let value = || if register == 31 { 0 } else { mailbox.x[register] & width.mask() };
         Some(Self {
             address: mailbox.ipa,
             width,
-            write: write.then_some(value),
+            write: write.then(value),
             register,
             sign_extend: esr & ISS_SSE != 0,
             sixty_four: esr & ISS_SF != 0,

@@ -61,8 +61,8 @@ impl SysregAccess {
             name => Register::Unknown(name),
         };
         let rt = (esr >> 5 & 31) as usize;
-        let value = if rt == 31 { 0 } else { mailbox.x[rt] };
-        Self { register, write: (esr & 1 == 0).then_some(value), rt }
+        let value = || if rt == 31 { 0 } else { mailbox.x[rt] };
+        Self { register, write: (esr & 1 == 0).then(value), rt }
     }
 
     /// Ends an MRS with `value`.

@@ -369,6 +369,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             }
             (timer @ (Register::CntpCtl | Register::CntpCval | Register::CntpTval), write, _) => {
                 value = self.vcpus[vcpu].passage.timer_register(timer, write, now);
+                // A read changes nothing, and the exit has looked already.
                 if write.is_some() {
                     self.update_timers(vcpu, now);
                 }

@@ -14,8 +14,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vcpu_ops_aux: a word of the mailbox is read a second time",
         "src/vcpu/vcpu_ops_aux.rs",
-        "        let value = page.read(X + usize::from(n));\n",
-        "        page.read(X + usize::from(n));\n        let value = page.read(X + usize::from(n));\n",
+        "            let value = page.read(X + usize::from(n));\n",
+        "            page.read(X + usize::from(n));\n            let value = page.read(X + usize::from(n));\n",
     ),
     fault(
         "exposure: a load shows what its register held",
@@ -38,8 +38,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vcpu_ops_aux: a load gives more bits than it has",
         "src/vcpu/vcpu_ops_aux.rs",
-        "        let value = if syndrome.class() == ExceptionClass::DataAbort { loaded(value, syndrome) } else { value };\n",
-        "",
+        "ctxt.set(ShadowReg::X(n), loaded(value, syndrome));",
+        "ctxt.set(ShadowReg::X(n), value);",
     ),
     fault(
         "vcpu_ops_aux: a vCPU starts with the FP registers that it had",
