@@ -314,7 +314,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         let value = match GIC_RANGE.offset(access.address, access.width) {
             Some(offset) => device(&mut self.gic, vcpu, offset, &access),
             None => {
-                let mut console = Console { port: &mut self.uart, send };
+                // A copy, so that an access to the interrupt controller stays in registers.
+                let (access, mut console) = (access, Console { port: &mut self.uart, send });
                 let value = self.bus.dispatch(vcpu, &access, &mut [(UART_RANGE, &mut console)]);
                 self.update_uart();
                 value
