@@ -64,13 +64,15 @@ fn waits(bed: &Bed) -> Result<(), Failure> {
     let script = r#"
         mount -t debugfs debugfs /sys/kernel/debug
         seen() { # WITH
-            # A VM that has ended shows nothing any more.
+            # A VM that has ended shows nothing any more. Who looks disturbs it: the times are of another run.
             while :; do cat /sys/kernel/debug/corevisor_kvm/vms; sleep 0.005; done > /tmp/seen &
-            payload | sed "s/row timer_wfi/row timer_wfi $1/"
+            payload > /tmp/payload
             kill $!
+            wait $!
             for what in attempted successful; do
                 echo "$1 $what $(sed -n "s/.* halt_${what}_poll \([0-9]*\).*/\1/p" /tmp/seen | sort -n | tail -n 1)"
             done
+            payload | sed "s/row timer_wfi/row timer_wfi $1/"
         }
         is "the longest time" "$(cat /sys/module/corevisor_kvm/parameters/halt_poll_ns)" 500000
         seen with
