@@ -15,7 +15,7 @@
 
 use core::mem;
 
-use ed25519_compact::sha512::Hash;
+use sha2::{Digest, Sha512};
 
 use super::authenticate::Manifest;
 use super::keys::Digest512;
@@ -28,7 +28,7 @@ use crate::memory::memory_ops::{self, Scrub};
 /// Pages that one call digests.
 pub const HASH_STEP: u64 = 32;
 /// Words that are read at a time.
-const CHUNK: usize = 16;
+const CHUNK: usize = 32;
 const PAGE_WORDS: usize = PAGE_SIZE as usize / 8;
 
 /// The host's page `pfn` becomes the next page of image `image`. What lies behind the image's last byte is zeroed. K: `remap_vm_image`
@@ -98,7 +98,7 @@ pub fn hash_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, manifest: &M
     let mut steps = 0;
     while let Some(image) = images.get(check.image) {
         if check.page == image.pages() {
-            let digest: Digest512 = mem::replace(&mut check.hash, Hash::new()).finalize();
+            let digest: Digest512 = mem::replace(&mut check.hash, Sha512::new()).finalize().into();
             if digest != manifest.digest(check.image) {
                 return Err(CallError::NotAuthentic);
             }
@@ -117,7 +117,7 @@ pub fn hash_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, manifest: &M
 }
 
 /// Digests what the VM has at `gfn`.
-fn hash_page<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn, hash: &mut Hash) -> Result<(), CallError> {
+fn hash_page<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn, hash: &mut Sha512) -> Result<(), CallError> {
     let (pfn, _) = memory_ops::walk_vm(vms.memory(), vm, gfn).ok_or(CallError::NotAuthentic)?;
     let mut words = [0; CHUNK];
     for chunk in 0..PAGE_WORDS / CHUNK {

@@ -28,9 +28,9 @@ pub mod seal;
 pub mod vm_memory;
 pub mod vm_power;
 
-use ed25519_compact::sha512::Hash;
 use keys::{Digest512, Keys, PublicKey, SealingKey};
 use mmio_guard::MmioGuard;
+use sha2::{Digest, Sha512};
 use spin::Once;
 
 use crate::abstract_machine::Machine;
@@ -197,7 +197,7 @@ pub struct Check {
     /// Of the manifest that it is about, whose signature is good.
     pub(crate) identity: Digest512,
     /// Of the image's pages so far.
-    pub(crate) hash: Hash,
+    pub(crate) hash: Sha512,
     /// Images that are done.
     pub(crate) image: usize,
     /// Pages of the image that are done.
@@ -207,7 +207,7 @@ pub struct Check {
 impl Check {
     /// The check against a manifest with this identity, at its beginning.
     pub(crate) fn new(identity: Digest512) -> Self {
-        Self { identity, hash: Hash::new(), image: 0, page: 0 }
+        Self { identity, hash: Sha512::new(), image: 0, page: 0 }
     }
 }
 
