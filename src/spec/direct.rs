@@ -50,7 +50,7 @@ pub struct Allowed(pub u64);
 impl Allowed {
     /// Whether an entry with it is refused, on a machine with a GIC of `version`.
     pub fn is_refused(self, version: u8) -> bool {
-        self.0 != 0 && (version != 3 || self.0 >> 40 != 0 || self.0 >> 26 & 3 != 0)
+        self.0 != 0 && (version != 3 || self.0 >> 38 != 0)
     }
 
     fn sgi(self, n: u64) -> bool {
@@ -62,7 +62,7 @@ impl Allowed {
     }
 
     fn fresh(self, intid: u64) -> Lr {
-        let priority = self.0 >> if intid == TIMER { 32 } else { 16 } & 0xff;
+        let priority = self.0 >> if intid == TIMER { 30 } else { 16 } & 0xff;
         Lr { intid, priority, pending: true, active: false, group1: true, eoi: intid == TIMER }
     }
 }

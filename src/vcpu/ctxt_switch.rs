@@ -21,8 +21,7 @@ use crate::abstract_machine::addr::{VcpuId, VmId};
 use crate::abstract_machine::{ContextAt, Machine};
 use crate::interface::CallError;
 use crate::interface::mailbox::ExitReason;
-use crate::vm::boot_ops::posted::vcpu_leaving;
-use crate::vm::boot_ops::{set_vcpu_active, set_vcpu_inactive, vcpu_started};
+use crate::vm::boot_ops::{give_vcpu_back, set_vcpu_active, set_vcpu_inactive, vcpu_started};
 use crate::vm::{Active, Start, Vms};
 
 /// The host's EL1 registers, into this CPU's own context; its FP state only if no VM could run with it in place. K: `save_host`.
@@ -99,18 +98,18 @@ pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reaso
     // K §3.4: `timer_enable_traps` there is the model's only name for both.
     machine.timer_disable_traps();
     let fired = save_timer(&mut ctxt, reason == ExitReason::Irq);
-    let (on, sgis) = vcpu_leaving(vms, active.vm, active.vcpu);
-    let reason = match reason {
-        ExitReason::SystemOff | ExitReason::Failed => reason,
-        _ if !on => ExitReason::Stopped,
-        ExitReason::Irq if fired => ExitReason::Timer,
-        _ => reason,
-    };
-    save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, &page);
-    // With the vCPU given back the VM, and with it the mailbox, may go.
-    drop((ctxt, page));
     // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation.
     machine.host_el2_restore_state();
-    set_vcpu_inactive(vms, active.vm, active.vcpu);
-    reason
+    give_vcpu_back(vms, active.vm, active.vcpu, |on, sgis| {
+        let reason = match reason {
+            ExitReason::SystemOff | ExitReason::Failed => reason,
+            _ if !on => ExitReason::Stopped,
+            ExitReason::Irq if fired => ExitReason::Timer,
+            _ => reason,
+        };
+        save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, &page);
+        // With the vCPU given back the VM, and with it the mailbox, may go.
+        drop((ctxt, page));
+        reason
+    })
 }

@@ -9,7 +9,7 @@
 //! | [`verify_and_load_images`]   | Ready -> Verified       | the images are what was signed                                | Vm, below it S2Page, Npt |
 //! | [`set_vcpu_active`]          | Verified                | a CPU takes a vCPU to run it                                  | Vm            |
 //! | [`vcpu_started`]             | any                     | the start that it was taken with is over                      | Vm            |
-//! | [`set_vcpu_inactive`]        | any                     | the CPU gives it back                                         | Vm            |
+//! | [`set_vcpu_inactive`], [`give_vcpu_back`] | any        | the CPU gives it back                                         | Vm            |
 //! | [`posted`]                   | Verified                | SGIs between vCPUs that run                                   | Vm            |
 //! | [`psci_cpu_on`], [`psci_cpu_off`], [`psci_affinity_info`] | Verified | a VM's own view of its vCPUs' power           | Vm            |
 //! | [`set_cntvoff`]              | Ready                   | offset of the VM's virtual counter                            | Vm            |
@@ -47,6 +47,7 @@ pub fn register_vm<M: Machine>(vms: &Vms<M>, kind: VmKind, ipa_bits: u32, root: 
     let made = vms.place(id).and_then(|mut vm| {
         memory_ops::register_vm_table(vms.memory(), id, kind, ipa_bits, root)?;
         let (vttbr, _) = memory_ops::vm_vttbr(vms.memory(), id).ok_or(CallError::WrongState)?;
+        vms.note_guard(id, false);
         *vm = Vm { state: VmState::Ready, kind, ipa_bits, vttbr, ..Vm::UNUSED };
         Ok(id)
     });
@@ -210,7 +211,6 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
     let mailbox = place.mailbox;
 
     place.state = VcpuState::Active;
-    place.takes_sgis = true;
     // Two vCPUs of a VM may mean different things by one address and ASID: what one left in a CPU's TLB is not the other's.
     let here = vms.machine().get_cur_cpu().index() as u16 + 1;
     let flush = place.last_cpu != here;
@@ -232,15 +232,32 @@ pub fn vcpu_started<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
 }
 
 /// This CPU runs the vCPU no more. K: `set_vcpu_inactive`.
-#[inline(always)]
 pub fn set_vcpu_inactive<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
-    let Ok(mut guard) = vms.vm_at_once(id) else { return };
-    let vm = &mut *guard;
+    if let Ok(mut vm) = vms.vm(id) {
+        inactive(&mut vm, vcpu);
+    }
+}
+
+#[inline(always)]
+fn inactive(vm: &mut Vm, vcpu: VcpuId) {
     let Ok(place) = vm.vcpu(vcpu) else { return };
     if place.state == VcpuState::Active {
-        (place.state, place.takes_sgis) = (VcpuState::Ready, false);
+        place.state = VcpuState::Ready;
         vm.active -= 1;
     }
+}
+
+/// The same for a vCPU that ran: while `show` shows what there is to show, which is told whether the VM is powered on, and the SGIs that were posted to the vCPU, nobody
+/// else does anything with the VM. K: `get_vm_poweron`, `set_vcpu_inactive`.
+#[inline(always)]
+pub fn give_vcpu_back<M: Machine, R>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, show: impl FnOnce(bool, u16) -> R) -> R {
+    // It exists: a vCPU of it runs.
+    let Ok(mut vm) = vms.vm_at_once(id) else { return show(false, 0) };
+    let on = matches!(vm.state, VmState::Ready | VmState::Verified);
+    let posted = vm.vcpu(vcpu).map_or(0, |vcpu| core::mem::take(&mut vcpu.posted));
+    let shown = show(on, posted);
+    inactive(&mut vm, vcpu);
+    shown
 }
 
 /// What PSCI answers a VM. Arm DEN 0022 §5.2.2.

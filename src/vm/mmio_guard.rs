@@ -4,7 +4,7 @@
 //! |---------------------|-------------------------------------------------------------|------|
 //! | [`enroll`]          | from now on only addresses that the VM names leave it       | Vm   |
 //! | [`map`], [`unmap`]  | the VM names a page, and takes that back                    | Vm   |
-//! | [`allows`]          | whether an access to a page may be shown                    | Vm   |
+//! | [`allows`]          | whether an access to a page may be shown                    | Vm, if it may have enrolled |
 //!
 //! A VM that has not enrolled shows every access outside its memory. The pages are kept as [`MAX_RANGES`] runs, so that the
 //! register frames of a machine fit; beyond that a page is refused, which the VM is told.
@@ -47,6 +47,11 @@ impl MmioGuard {
             *run = (words.next().unwrap_or(0), words.next().unwrap_or(0));
         }
         guard
+    }
+
+    /// Whether the VM has enrolled.
+    pub(crate) const fn is_enrolled(&self) -> bool {
+        self.enrolled
     }
 
     fn allows(&self, page: u64) -> bool {
@@ -94,7 +99,9 @@ impl MmioGuard {
 /// # Errors
 /// [`CallError::NoSuchObject`].
 pub fn enroll<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallError> {
-    vms.vm(vm)?.guard.enrolled = true;
+    let mut place = vms.vm(vm)?;
+    vms.note_guard(vm, true);
+    place.guard.enrolled = true;
     Ok(())
 }
 
@@ -117,7 +124,7 @@ pub fn unmap<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn) -> Result<(), CallErr
 /// Whether an access of `vm` to a device address in the page at `gfn` may be shown to the host.
 #[inline(always)]
 pub fn allows<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn) -> bool {
-    vms.vm_at_once(vm).is_ok_and(|vm| vm.guard.allows(gfn.raw()))
+    !vms.may_be_guarded(vm) || vms.vm_at_once(vm).is_ok_and(|vm| vm.guard.allows(gfn.raw()))
 }
 
 #[cfg(test)]

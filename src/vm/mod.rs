@@ -28,6 +28,8 @@ pub mod seal;
 pub mod vm_memory;
 pub mod vm_power;
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use keys::{Digest512, Keys, PublicKey, SealingKey};
 use mmio_guard::MmioGuard;
 use sha2::{Digest, Sha512};
@@ -151,9 +153,7 @@ pub struct Vcpu {
     pub(crate) mailbox: Pfn,
     /// The CPU, plus 1, on which it ran last and none of the VM's other vCPUs since; else 0.
     pub(crate) last_cpu: u16,
-    /// It runs, and SGIs of the VM's other vCPUs may be posted to it.
-    pub(crate) takes_sgis: bool,
-    /// SGIs that were, one bit each.
+    /// SGIs that the VM's other vCPUs have sent to it while it runs, one bit each.
     pub(crate) posted: u16,
 }
 
@@ -164,7 +164,6 @@ impl Vcpu {
         shadow: Shadow::new(Pa::new(0)),
         mailbox: Pfn::new(0),
         last_cpu: 0,
-        takes_sgis: false,
         posted: 0,
     };
 }
@@ -339,7 +338,11 @@ pub struct Vms<M> {
     slots: &'static [VmLock],
     keys: Once<Keys>,
     sealing: Once<SealingKey>,
+    /// VM ids whose VM may have enrolled in the MMIO guard, one bit each.
+    guarded: [AtomicU64; GUARDED_WORDS],
 }
+
+const GUARDED_WORDS: usize = (MAX_VMS as usize + 1).div_ceil(64);
 
 /// The one place where a refusal of the memory layers becomes an error of the interface.
 impl From<Denied> for CallError {
@@ -367,6 +370,7 @@ impl<M: Machine> Vms<M> {
             slots,
             keys: Once::new(),
             sealing: Once::new(),
+            guarded: [const { AtomicU64::new(0) }; GUARDED_WORDS],
         }
     }
 
@@ -417,6 +421,25 @@ impl<M: Machine> Vms<M> {
     pub(crate) fn let_go(&self, pfn: Pfn) {
         // It was held, so nothing can be wrong with it.
         let _ = memory_ops::drop_mailbox(&self.memory, pfn);
+    }
+
+    /// Whether the VM may have enrolled in the MMIO guard. Without a lock, for every access to a device asks: once a VM was told that it is enrolled, no CPU
+    /// says "no" any more, for it was noted before ([`note_guard`](Self::note_guard)).
+    #[inline(always)]
+    pub(crate) fn may_be_guarded(&self, vm: VmId) -> bool {
+        let n = usize::from(vm.raw());
+        self.guarded.get(n / 64).is_none_or(|word| word.load(Ordering::Acquire) >> (n % 64) & 1 != 0)
+    }
+
+    /// The VM is about to enroll, or it is a new one (`false`), of which no vCPU has run. Its lock is held.
+    pub(crate) fn note_guard(&self, vm: VmId, enrolls: bool) {
+        let n = usize::from(vm.raw());
+        let Some(word) = self.guarded.get(n / 64) else { return };
+        if enrolls {
+            word.fetch_or(1 << (n % 64), Ordering::SeqCst);
+        } else {
+            word.fetch_and(!(1 << (n % 64)), Ordering::SeqCst);
+        }
     }
 
     /// The ids in use, behind their lock.

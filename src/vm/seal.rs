@@ -398,6 +398,7 @@ pub fn unseal_vm<M: Machine>(vms: &Vms<M>, id: VmId, data: Pfn) -> Result<(), Ca
         vm.identity = *identity;
     }
     vm.guard = MmioGuard::from_words(content.as_chunks().0.iter().skip(8 + 6).map(|bytes| u64::from_le_bytes(*bytes)));
+    vms.note_guard(id, vm.guard.is_enrolled());
     vm.snapshot = Snapshot::NONE;
     (vm.state, vm.verified) = (VmState::Verified, true);
     Ok(())

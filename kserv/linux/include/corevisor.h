@@ -24,8 +24,8 @@
 #define CV_DIRECT_SGI_PRIORITY_SHIFT 0x10ULL
 #define CV_DIRECT_TIMER 0x1000000ULL
 #define CV_DIRECT_KICK 0x2000000ULL
-#define CV_DIRECT_KICK_SGI_SHIFT 0x1cULL
-#define CV_DIRECT_TIMER_PRIORITY_SHIFT 0x20ULL
+#define CV_DIRECT_KICK_SGI_SHIFT 0x1aULL
+#define CV_DIRECT_TIMER_PRIORITY_SHIFT 0x1eULL
 
 /* Offsets in the mailbox page; every field is a little-endian 64-bit word, x and lr are arrays of them. */
 #define CV_MAILBOX_ENTRY_FLAGS 0x0

@@ -388,6 +388,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
         Action::PowerOff(ended)
     }
 
+    #[inline(always)]
     fn update_timers(&mut self, vcpu: usize, now: u64) {
         let one = &mut self.vcpus[vcpu];
         let lines = one.passage.lines(now);

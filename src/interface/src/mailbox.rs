@@ -96,16 +96,11 @@ pub const DIRECT_TIMER: u64 = 1 << 24;
 pub const DIRECT_KICK: u64 = 1 << 25;
 /// [`Mailbox::direct`]: where that SGI's number is, 4 bits. It must be of group 1 and of a higher priority than any other interrupt of the machine that is
 /// enabled: an interrupt that comes between could be lost otherwise.
-pub const DIRECT_KICK_SGI_SHIFT: u32 = 28;
+pub const DIRECT_KICK_SGI_SHIFT: u32 = 26;
 /// [`Mailbox::direct`]: where the priority of the timer's interrupt is, 8 bits.
-pub const DIRECT_TIMER_PRIORITY_SHIFT: u32 = 32;
-/// [`Mailbox::direct`]: all bits that mean something.
-pub const DIRECT_KNOWN: u64 = DIRECT_SGIS
-    | 0xff << DIRECT_SGI_PRIORITY_SHIFT
-    | DIRECT_TIMER
-    | DIRECT_KICK
-    | 0xf << DIRECT_KICK_SGI_SHIFT
-    | 0xff << DIRECT_TIMER_PRIORITY_SHIFT;
+pub const DIRECT_TIMER_PRIORITY_SHIFT: u32 = 30;
+/// [`Mailbox::direct`]: all bits that mean something, the low ones.
+pub const DIRECT_KNOWN: u64 = (1 << (DIRECT_TIMER_PRIORITY_SHIFT + 8)) - 1;
 
 /// The page. Fields marked "in" are read by the core at entry, "out" written by it at exit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,22 +5,21 @@
 //! | [`post_sgi`]         | notes an SGI for vCPUs of a VM that all run                                       | Vm   |
 //! | [`take_posted_sgis`] | the CPU that runs a vCPU takes what was noted for it                              | Vm   |
 //! | [`return_posted_sgis`] | it had no list register for these                                              | Vm   |
-//! | [`vcpu_leaving`]     | the vCPU leaves: takes them for the last time, nothing is noted after that        | Vm   |
 //!
-//! A vCPU takes part from `set_vcpu_active` to [`vcpu_leaving`], both under the lock of its VM: so an SGI either is noted in time to be shown to the host with
-//! the exit, or is the sender's host's to deliver. Nothing is lost between.
+//! A vCPU takes part while it is active, which begins and ends under the lock of its VM (`set_vcpu_active`, `give_vcpu_back`): so an SGI either is noted in time to be shown to the
+//! host with the exit, or is the sender's host's to deliver. Nothing is lost between.
 //!
 //! Specification: `spec::direct`. Source: new.
 #![forbid(unsafe_code)]
 
-use super::super::{VcpuState, VmState, Vms};
+use super::super::{VcpuState, Vms};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{CpuId, VcpuId, VmId};
 
 /// Notes SGI `sgi` for the vCPUs of `vm` in the mask `targets`, and tells `kick` the CPU of each. `false`: one of them does not run; nothing was noted.
 pub fn post_sgi<M: Machine>(vms: &Vms<M>, vm: VmId, targets: u16, sgi: u8, kick: impl Fn(CpuId)) -> bool {
     let Ok(mut vm) = vms.vm(vm) else { return false };
-    let runs = |n: u32| vm.vcpus.get(n as usize).is_some_and(|vcpu| vcpu.state == VcpuState::Active && vcpu.takes_sgis);
+    let runs = |n: u32| vm.vcpus.get(n as usize).is_some_and(|vcpu| vcpu.state == VcpuState::Active);
     if !ones(targets).all(runs) {
         return false;
     }
@@ -44,18 +43,6 @@ pub fn return_posted_sgis<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId, sgis
     if let Ok(vcpu) = vm.vcpu(vcpu) {
         vcpu.posted |= sgis;
     }
-}
-
-/// The vCPU, which this CPU runs, leaves: whether its VM is powered on, and what was noted for it. K: `get_vm_poweron`.
-#[inline(always)]
-pub fn vcpu_leaving<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId) -> (bool, u16) {
-    let Ok(mut vm) = vms.vm_at_once(vm) else { return (false, 0) };
-    let on = matches!(vm.state, VmState::Ready | VmState::Verified);
-    let posted = vm.vcpu(vcpu).map_or(0, |vcpu| {
-        vcpu.takes_sgis = false;
-        core::mem::take(&mut vcpu.posted)
-    });
-    (on, posted)
 }
 
 /// Numbers of the bits that are set.

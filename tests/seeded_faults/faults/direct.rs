@@ -74,14 +74,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "posted: an SGI for a vCPU that does not run is noted",
         "src/vm/boot_ops/posted.rs",
-        "vcpu.state == VcpuState::Active && vcpu.takes_sgis",
+        "vcpu.state == VcpuState::Active",
         "vcpu.state != VcpuState::Unused",
-    ),
-    fault(
-        "posted: a vCPU on its way out takes SGIs that nobody will see",
-        "src/vm/boot_ops/posted.rs",
-        "        vcpu.takes_sgis = false;\n",
-        "",
     ),
     fault(
         "posted: what had no list register is forgotten",
@@ -91,9 +85,9 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "posted: a vCPU that leaves forgets what was sent to it",
-        "src/vm/boot_ops/posted.rs",
-        "        vcpu.takes_sgis = false;\n        core::mem::take(&mut vcpu.posted)",
-        "        vcpu.takes_sgis = false;\n        core::mem::take(&mut vcpu.posted) & 0",
+        "src/vm/boot_ops.rs",
+        "|vcpu| core::mem::take(&mut vcpu.posted));\n    let shown",
+        "|vcpu| core::mem::take(&mut vcpu.posted) & 0);\n    let shown",
     ),
     fault(
         "posted: nobody tells the receiver's CPU",

@@ -92,13 +92,13 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "ctxt_switch: a vCPU is given back before its tables are left",
         "src/vcpu/ctxt_switch.rs",
-        "    machine.host_el2_restore_state();\n    set_vcpu_inactive(vms, active.vm, active.vcpu);\n",
-        "    set_vcpu_inactive(vms, active.vm, active.vcpu);\n    machine.host_el2_restore_state();\n",
+        "    machine.host_el2_restore_state();\n    give_vcpu_back(vms",
+        "    set_vcpu_inactive(vms, active.vm, active.vcpu);\n    machine.host_el2_restore_state();\n    give_vcpu_back(vms",
     ),
     fault(
         "ctxt_switch: an exit of a VM that was switched off is shown",
         "src/vcpu/ctxt_switch.rs",
-        "        _ if !on => ExitReason::Stopped,\n",
+        "            _ if !on => ExitReason::Stopped,\n",
         "",
     ),
     fault(

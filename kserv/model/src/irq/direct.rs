@@ -12,28 +12,30 @@
 //! not seen.
 #![forbid(unsafe_code)]
 
-use corevisor_interface::mailbox::{DIRECT_SGI_PRIORITY_SHIFT, DIRECT_SGIS, DIRECT_TIMER, DIRECT_TIMER_PRIORITY_SHIFT};
+use corevisor_interface::mailbox::{DIRECT_SGI_PRIORITY_SHIFT, DIRECT_TIMER, DIRECT_TIMER_PRIORITY_SHIFT};
 
 use super::{Engine, Form, Irq, ListRegister, PRIVATE, SGIS};
 use crate::layout::VTIMER_INTID;
+
+/// Where the mailbox's word has interrupt `intid`.
+const fn bit_of(intid: usize) -> Option<u64> {
+    match intid {
+        0..SGIS => Some(1 << intid),
+        VTIMER_INTID => Some(DIRECT_TIMER),
+        _ => None,
+    }
+}
 
 impl<const V: usize, const S: usize> Engine<V, S> {
     /// What the core may deliver to `vcpu` by itself during the next run, if nothing waits for a list register: bits of `Mailbox::direct`. Call it after
     /// [`Engine::fill`]. Nothing with GICv2, whose SGIs have senders.
     #[inline]
     pub fn direct(&mut self, vcpu: usize) -> u64 {
-        let Some(direct) = self.direct.get(vcpu).copied() else { return 0 };
-        self.given[vcpu] = direct;
-        if direct == 0 {
-            return 0;
+        let direct = self.direct.get(vcpu).copied().unwrap_or(0);
+        if let Some(given) = self.given.get_mut(vcpu) {
+            *given = direct;
         }
-        let direct = u64::from(direct);
-        let bank = &self.private[vcpu];
-        let timer = if direct >> VTIMER_INTID & 1 != 0 { DIRECT_TIMER } else { 0 };
-        direct & DIRECT_SGIS
-            | u64::from(bank[0].priority) << DIRECT_SGI_PRIORITY_SHIFT
-            | timer
-            | u64::from(bank[VTIMER_INTID].priority) << DIRECT_TIMER_PRIORITY_SHIFT
+        direct
     }
 
     /// A private interrupt of `vcpu` has changed to `irq`.
@@ -50,7 +52,16 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 VTIMER_INTID => !irq.is_hot() || irq.line && irq.placed.is_some(),
                 _ => false,
             };
-        self.direct[vcpu] = self.direct[vcpu] & !(1 << intid) | u32::from(may) << intid;
+        if let Some(bit) = bit_of(intid) {
+            let (priority, named) = (u64::from(irq.priority), if may { bit } else { 0 });
+            let shift = match intid {
+                0 => Some(DIRECT_SGI_PRIORITY_SHIFT),
+                VTIMER_INTID => Some(DIRECT_TIMER_PRIORITY_SHIFT),
+                _ => None,
+            };
+            let word = shift.map_or(0, |shift| 0xff << shift);
+            self.direct[vcpu] = self.direct[vcpu] & !(bit | word) | named | shift.map_or(0, |shift| priority << shift);
+        }
         if !may {
             self.take_direct_back(vcpu, intid);
         }
@@ -58,7 +69,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
 
     /// If the core may deliver it just now, it must not go on so: the vCPU has to leave.
     pub(super) fn take_direct_back(&mut self, vcpu: usize, intid: usize) {
-        self.kicks |= (self.given[vcpu] >> intid & 1) << vcpu;
+        let given = bit_of(intid).is_some_and(|bit| self.given[vcpu] & bit != 0);
+        self.kicks |= u32::from(given) << vcpu;
     }
 
     /// What they have in common has changed.

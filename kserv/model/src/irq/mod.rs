@@ -81,10 +81,10 @@ pub struct Engine<const V: usize, const S: usize> {
     watched: [u32; MAX_INTIDS.div_ceil(32)],
     ended_shared: [u32; MAX_INTIDS.div_ceil(32)],
     kicks: u32,
-    /// Private interrupts that the core may deliver by itself.
-    direct: [u32; V],
-    /// Those that it was let to in the run that goes on.
-    given: [u32; V],
+    /// Private interrupts that the core may deliver by itself, as the mailbox has them.
+    direct: [u64; V],
+    /// What it was let to in the run that goes on.
+    given: [u64; V],
 }
 
 impl<const V: usize, const S: usize> Engine<V, S> {
