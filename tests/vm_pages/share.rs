@@ -34,6 +34,19 @@ fn a_shared_page_is_the_hosts_to_see_as_often_as_it_was_shared_and_then_no_more(
 }
 
 #[test]
+fn what_a_vm_took_back_stays_what_it_is_when_caches_forget_it() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 512), Ok(512));
+    let (at, page) = (gfn(GUEST + 0x7000), pfn(RAM + 0x7000));
+    assert_eq!(world.grant_vm_page(A, at), Ok(()));
+    // One thing in the caches, where the VM reads it; another in memory, by a mapping that goes around them.
+    world.sim().write_ram(page, 7);
+    assert_ne!(world.sim().read_beneath(page), 7);
+    assert_eq!(world.revoke_vm_page(A, at), Ok(()));
+    assert_eq!((world.sim().read_beneath(page), world.sim().read_ram(page)), (7, 7));
+}
+
+#[test]
 fn a_lent_page_counts_each_place_that_it_is_lent_to_and_each_mailbox() {
     let mut world = two_vms(8);
     let third = VmId::new(3);

@@ -145,6 +145,8 @@ pub fn revoke_vm_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Result
                 set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Shared { vm, gfn, count: count - 1 });
             } else {
                 take_from_host(mem, pfn, 1);
+                // The host may have written around the caches: what the VM looks at from now on must not be exchanged for that.
+                mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));
                 set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Private { vm, gfn });
             }
             Ok(())

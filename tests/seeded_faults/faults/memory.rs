@@ -254,4 +254,10 @@ pub const FAULTS: &[Fault] = &[
         "            run(pfn, n as u64).for_each(|adopted| mem.machine().release_page(adopted));\n",
         "            let _ = n;\n",
     ),
+    fault(
+        "protected: what a VM took back may be exchanged for what the host wrote around the caches",
+        "src/memory/mem_manager/protected.rs",
+        "                mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
+        "",
+    ),
 ];
