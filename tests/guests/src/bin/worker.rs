@@ -39,11 +39,14 @@ mod bare {
         for round in 1..=rounds {
             gic::timer_in(mrs!("cntfrq_el0") / 1000 * millis);
             ticks += 1;
+            // Masked from the look at the counter to the sleep: an interrupt that comes between must end the sleep.
+            arch::interrupts(false);
             while gic::timers() < ticks {
                 if !secrets_survive_sleep() {
                     fail!("round {round}: registers changed");
                 }
             }
+            arch::interrupts(true);
             for word in 0..WORDS {
                 let found = arch::read64(secrets + 8 * word);
                 if found != SECRET + word {
@@ -59,7 +62,8 @@ mod bare {
         calls::system_off()
     }
 
-    /// Waits for an interrupt with the secret in registers, general and FP; checks that they are there afterwards.
+    /// Waits for an interrupt with the secret in registers, general and FP, and takes it; checks that they are there afterwards. Interrupts are masked before and
+    /// after.
     fn secrets_survive_sleep() -> bool {
         let (general, low, high): (u64, u64, u64);
         // SAFETY: only registers change; the interrupt handler keeps x20, and FP is used nowhere else.
@@ -68,10 +72,10 @@ mod bare {
                 ".arch_extension fp",
                 "fmov d8, {secret}",
                 "fmov v31.d[1], {secret}",
-                "msr daifset, #2",
                 "wfi",
                 "msr daifclr, #2",
                 "isb",
+                "msr daifset, #2",
                 "fmov {low}, d8",
                 "fmov {high}, v31.d[1]",
                 secret = in(reg) SECRET,
