@@ -237,6 +237,8 @@ impl Two {
             ExitCode::Irq
         }));
         thread::scope(|threads| {
+            // Dropped by a failure of `act`, so that the other thread comes to its end.
+            let go = go;
             let one = threads.spawn(move || {
                 run_as(1);
                 host_vcpu_run_handler(core, vm, 1)
@@ -363,6 +365,7 @@ fn an_sgi_to_a_vcpu_on_its_way_out_is_shown_with_its_exit() {
     }));
     two.bench.host.world.sim().set_script(Box::new(|_| ExitCode::Irq));
     thread::scope(|threads| {
+        let go = go;
         let one = threads.spawn(move || {
             run_as(1);
             host_vcpu_run_handler(core, vm, 1)
