@@ -1,7 +1,7 @@
 //! The core's own stage-1 map: what it may read, write and execute itself.
 //!
 //! Every address maps to itself. Text is read-only, nothing else is executable, devices are device memory, the page
-//! under every stack is not mapped, and memory of others is mapped for as long as one look takes. The map is made of
+//! under every stack is not mapped, and memory of others is mapped for as long as one look takes, or one run of a vCPU (its mailbox). The map is made of
 //! the same tables as stage 2, by the same layers (K: the table of COREVISOR). After boot only adopted pages come and go: memory that
 //! the host gave for the tables and contexts of VMs. Its lock is inside all others (S2Page and Npt are held when pages are adopted).
 
