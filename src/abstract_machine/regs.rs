@@ -7,6 +7,20 @@ use super::addr::Ipa;
 
 pub use fields::*;
 
+/// Interrupt numbers of LPIs begin here. IHI 0069H §2.2.
+pub const FIRST_LPI: u64 = 8192;
+
+/// Which of bits 0 to `below` - 1 (at most 62) are set, from the lowest on.
+#[inline(always)]
+pub fn ones(mask: u64, below: u8) -> impl Iterator<Item = u8> {
+    let mut left = mask & ((1 << below) - 1);
+    core::iter::from_fn(move || {
+        let n = left.trailing_zeros() as u8;
+        left &= left.wrapping_sub(1);
+        (n < below).then_some(n)
+    })
+}
+
 #[allow(missing_docs, reason = "the macro's own items cannot carry any")]
 mod fields {
     use tock_registers::register_bitfields;

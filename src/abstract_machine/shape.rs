@@ -21,6 +21,11 @@ impl Shape {
         }
     }
 
+    /// The form that [`new`](Self::new) gave with so many bits before.
+    pub const fn again(ia_bits: u32) -> Self {
+        Self { ia_bits }
+    }
+
     /// Bits of an input address.
     pub const fn ia_bits(self) -> u32 {
         self.ia_bits

@@ -15,6 +15,7 @@ use super::mmio_raw::Access;
 use super::refused;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn, PhysRange};
+use crate::abstract_machine::regs::FIRST_LPI;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
 
@@ -30,8 +31,6 @@ const PROP_ID_BITS: u64 = 0x1f;
 /// Addresses in GICR_PROPBASER (51:12) and GICR_PENDBASER (51:16).
 const PROP_ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 const PEND_ADDRESS: u64 = ((1 << 52) - 1) & !0xffff;
-/// Interrupt numbers of LPIs begin here; the configuration table does too.
-const FIRST_LPI: u64 = 8192;
 
 /// What an access of the host to the first page of a redistributor leads to: what a load gives. `lpi_bits`: see [`super::Mediated::new`].
 pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits: u32) -> u64 {

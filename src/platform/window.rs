@@ -4,7 +4,6 @@
 //! page, or a few behind one another that change hands together, is mapped, used and taken away again; interrupts are masked at EL2, so nobody else uses the CPU's windows meanwhile, and the other CPUs never
 //! use this one's, whatever their TLBs may have seen of it: so forgetting is local. The attributes are those of all RAM.
 
-use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
@@ -39,22 +38,34 @@ pub fn init(ram: &'static [PhysRange], core: CoreMemory, table: Pa) {
     TABLE.store(table.raw(), Ordering::Release);
 }
 
-/// The page that a window of this CPU shows.
-pub struct Window(*mut u64);
+/// The page that a window of this CPU shows, until this is dropped.
+pub struct Window {
+    at: *mut u64,
+    entry: *mut u64,
+}
 
 impl ForeignPage for Window {
     #[inline(always)]
     fn read(&self, word: usize) -> u64 {
         assert!(word < WORDS, "beyond a page");
         // SAFETY: within the mapped page; its owner may write it meanwhile, so the word is read once.
-        unsafe { self.0.add(word).read_volatile() }
+        unsafe { self.at.add(word).read_volatile() }
     }
 
     #[inline(always)]
     fn write(&self, word: usize, value: u64) {
         assert!(word < WORDS, "beyond a page");
         // SAFETY: within the mapped page, which holds no Rust value.
-        unsafe { self.0.add(word).write_volatile(value) };
+        unsafe { self.at.add(word).write_volatile(value) };
+    }
+}
+
+impl Drop for Window {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the entry is this CPU's own; then this CPU forgets the window.
+        unsafe { self.entry.write_volatile(0) };
+        maintenance::forget_own_pages(Va::new(self.at as u64), 1);
     }
 }
 
@@ -140,9 +151,9 @@ fn show_all(pages: PhysRange, change: impl Fn(PhysRange)) {
     }
 }
 
-/// Shows `pfn` in window `n` of this CPU: the window, and its entry in the table.
+/// Shows `pfn` in window `n` of this CPU.
 #[inline(always)]
-fn show(n: usize, pfn: Pfn) -> (Window, *mut u64) {
+fn show(n: usize, pfn: Pfn) -> Window {
     expect_foreign(pfn);
     let (_, first, entries) = own_windows();
     // SAFETY: each CPU has `SHARE` entries, and `n` is less.
@@ -150,69 +161,25 @@ fn show(n: usize, pfn: Pfn) -> (Window, *mut u64) {
     // SAFETY: the entry is this CPU's own, in a table of the core's map; the page is RAM that is not the core's.
     unsafe { entry.write_volatile(Desc::stage1(Level::L3, pfn.addr(), CoreAccess::ReadWrite).raw()) };
     maintenance::publish();
-    (Window(at as *mut u64), entry)
-}
-
-/// The window of this CPU with this entry shows nothing any more.
-#[inline(always)]
-fn hide(window: &Window, entry: *mut u64) {
-    let at = window.0 as u64 >> PAGE_SHIFT;
-    // SAFETY: as above; then this CPU forgets the window.
-    unsafe {
-        entry.write_volatile(0);
-        asm!("dsb nshst", "tlbi vae2, {}", "dsb nsh", "isb", in(reg) at, options(nostack, preserves_flags));
-    }
-}
-
-/// Runs `visit` on a page, which the core can reach for that long.
-#[inline]
-fn visit<R>(pfn: Pfn, visit: impl FnOnce(&Window) -> R) -> R {
-    let (window, entry) = show(0, pfn);
-    let result = visit(&window);
-    hide(&window, entry);
-    result
-}
-
-/// A page that this CPU's other window shows until this is dropped.
-pub struct Open {
-    window: Window,
-    entry: *mut u64,
+    Window { at: at as *mut u64, entry }
 }
 
 /// See `Machine::open_page`.
 #[inline(always)]
-pub fn open(pfn: Pfn) -> Open {
-    let (window, entry) = show(OPEN, pfn);
-    Open { window, entry }
-}
-
-impl ForeignPage for Open {
-    #[inline(always)]
-    fn read(&self, word: usize) -> u64 {
-        self.window.read(word)
-    }
-
-    #[inline(always)]
-    fn write(&self, word: usize, value: u64) {
-        self.window.write(word, value);
-    }
-}
-
-impl Drop for Open {
-    #[inline(always)]
-    fn drop(&mut self) {
-        hide(&self.window, self.entry);
-    }
+pub fn open(pfn: Pfn) -> Window {
+    show(OPEN, pfn)
 }
 
 /// See `Machine::read_page`.
 pub fn read(pfn: Pfn, first_word: usize, out: &mut [u64]) {
-    visit(pfn, |page| (first_word..).zip(out).for_each(|(n, word)| *word = page.read(n)));
+    let page = show(0, pfn);
+    (first_word..).zip(out).for_each(|(n, word)| *word = page.read(n));
 }
 
 /// See `Machine::write_page`.
 pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
-    visit(pfn, |page| (first_word..).zip(words).for_each(|(n, word)| page.write(n, *word)));
+    let page = show(0, pfn);
+    (first_word..).zip(words).for_each(|(n, word)| page.write(n, *word));
 }
 
 /// See `Machine::clear_phys_run`.

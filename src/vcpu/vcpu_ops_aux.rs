@@ -23,7 +23,7 @@ use super::el1::El1State;
 use super::exposure;
 use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{PAGE_SIZE, VcpuId};
-use crate::abstract_machine::regs::{ESR, El1Reg, ExceptionClass, SCTLR_EL1_ENTRY, SPSR, Syndrome, ipa_of_hpfar};
+use crate::abstract_machine::regs::{ESR, El1Reg, ExceptionClass, SCTLR_EL1_ENTRY, SPSR, Syndrome, ipa_of_hpfar, ones};
 use crate::abstract_machine::shadow::{BankReg, Context, DIRTY_PC, ShadowReg, VGIC_WORDS};
 use crate::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 
@@ -129,13 +129,7 @@ pub const X: usize = offset_of!(Mailbox, x) / 8;
 
 /// The general registers that a mask of x0 to x30 names.
 pub fn numbers(mask: u64) -> impl Iterator<Item = u8> {
-    const X0_TO_X30: u64 = (1 << 31) - 1;
-    let mut left = mask & X0_TO_X30;
-    core::iter::from_fn(move || {
-        let n = left.trailing_zeros() as u8;
-        left &= left.wrapping_sub(1);
-        (n < 31).then_some(n)
-    })
+    ones(mask, 31)
 }
 
 /// The VM goes on behind the instruction.

@@ -110,16 +110,12 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
 }
 
 /// VTCR_EL2 for a stage-2 table of form `shape`. K §1.4.
-pub fn vtcr(features: &Features, shape: Shape) -> u64 {
-    let start = if shape.has_level0() { 2 } else { 1 };
-    features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(u64::from(64 - shape.ia_bits()))).value
-}
-
-/// The same for a VM's table of so many bits of address: what `Shape::new` makes sure of was made sure of when the VM was registered.
 #[inline(always)]
-pub fn vtcr_of_vm(features: &Features, ia_bits: u32) -> u64 {
-    let start = 1 + u64::from(ia_bits > 43);
-    features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(64_u64.wrapping_sub(ia_bits.into()))).value
+pub fn vtcr(features: &Features, shape: Shape) -> u64 {
+    let start = 1 + u64::from(shape.has_level0());
+    // A form has 48 bits at most.
+    let size = 64_u64.wrapping_sub(shape.ia_bits().into());
+    features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(size)).value
 }
 
 /// What this CPU has.

@@ -77,6 +77,7 @@ pub fn flush_vmid_local() {
 }
 
 /// Forgets, on this CPU, the `pages` pages from `at` on of the core's own map, whose entries are gone.
+#[inline(always)]
 pub fn forget_own_pages(at: Va, pages: u64) {
     let first = at.raw() >> PAGE_SHIFT;
     barrier::dsb(barrier::NSHST);

@@ -177,7 +177,7 @@ fn first_look(reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64 {
 }
 
 impl Machine for Cpu {
-    type Foreign<'v> = window::Open;
+    type Foreign<'v> = window::Window;
 
     fn pt_load(&self, entry: Pa) -> u64 {
         expect_table_entry(entry);
@@ -259,7 +259,7 @@ impl Machine for Cpu {
     }
 
     #[inline(always)]
-    fn open_page(&self, pfn: Pfn) -> window::Open {
+    fn open_page(&self, pfn: Pfn) -> window::Window {
         window::open(pfn)
     }
 

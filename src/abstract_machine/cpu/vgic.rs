@@ -12,7 +12,7 @@ use spin::Once;
 
 use super::super::addr::PhysRange;
 use super::super::per_cpu::World;
-use super::super::regs::ICC_SGI1R;
+use super::super::regs::{FIRST_LPI, ICC_SGI1R};
 use super::super::shadow::Context;
 use super::super::world::{VgicInfo, VgicWord};
 use super::sysreg;
@@ -29,7 +29,6 @@ pub const MOST_LRS: usize = 16;
 const SRE: u64 = 0b111;
 /// From here on a number says that there is no interrupt, up to those of LPIs.
 const SPECIAL: u64 = 1020;
-const FIRST_LPI: u64 = 8192;
 const AP0R: usize = VgicWord::Ap0r as usize;
 const AP1R: usize = VgicWord::Ap1r as usize;
 

@@ -10,6 +10,7 @@ use aarch64_cpu::registers::{CNTHCTL_EL2, CNTPCT_EL0, CNTVOFF_EL2, ELR_EL2, Read
 use super::super::addr::{CpuId, Ipa, PAGE_SIZE, Pa, VcpuId, VmId};
 use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
+use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
 use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, traps, vgic};
 
@@ -135,7 +136,7 @@ impl Worlds for Cpu {
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
         let vtcr = serving(|world| {
             traps::keep_serror(world);
-            el2::vtcr_of_vm(&world.features, ia_bits)
+            el2::vtcr(&world.features, Shape::again(ia_bits))
         });
         traps::set_stage2(vtcr, vttbr, flush);
     }

@@ -14,13 +14,13 @@ use tock_registers::LocalRegisterCopy;
 
 use super::super::Core;
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::regs::ICC_SGI1R;
+use crate::abstract_machine::regs::{ICC_SGI1R, ones};
 use crate::abstract_machine::shadow::Context;
 use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
 use crate::vcpu::vcpu_ops::direct::{Direct, deliver, handle_vtimer, place_of};
 use crate::vm::Active;
-use crate::vm::boot_ops::posted::{ones, post_sgi, return_posted_sgis, take_posted_sgis};
+use crate::vm::boot_ops::posted::{post_sgi, return_posted_sgis, take_posted_sgis};
 
 /// The vCPU `active`, which this CPU runs, writes `value` to ICC_SGI1R_EL1. `false`: the host has to serve it; nothing has happened.
 #[inline(never)]
@@ -76,7 +76,7 @@ pub fn handle_interrupt<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut 
 /// Delivers what other vCPUs have sent. `false`: the host has to see to some of it.
 fn deliver_posted<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context, direct: Direct) -> bool {
     let mut left = 0;
-    for sgi in ones(take_posted_sgis(core.vms(), active.vm, active.vcpu)) {
+    for sgi in ones(take_posted_sgis(core.vms(), active.vm, active.vcpu).into(), 16) {
         let allowed = direct.sgis() >> sgi & 1 != 0;
         match place_of(core.machine(), ctxt, sgi.into()).filter(|_| allowed) {
             Some(place) => deliver(core.machine(), ctxt, place),

@@ -15,16 +15,17 @@
 use super::super::{VcpuState, Vms};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{CpuId, VcpuId, VmId};
+use crate::abstract_machine::regs::ones;
 
 /// Notes SGI `sgi` for the vCPUs of `vm` in the mask `targets`, and tells `kick` the CPU of each. `false`: one of them does not run; nothing was noted.
 pub fn post_sgi<M: Machine>(vms: &Vms<M>, vm: VmId, targets: u16, sgi: u8, kick: impl Fn(CpuId)) -> bool {
     let Ok(mut vm) = vms.vm(vm) else { return false };
-    let runs = |n: u32| vm.vcpus.get(n as usize).is_some_and(|vcpu| vcpu.state == VcpuState::Active);
-    if !ones(targets).all(runs) {
+    let runs = |n: u8| vm.vcpus.get(usize::from(n)).is_some_and(|vcpu| vcpu.state == VcpuState::Active);
+    if !ones(targets.into(), 16).all(runs) {
         return false;
     }
-    for n in ones(targets) {
-        let vcpu = &mut vm.vcpus[n as usize];
+    for n in ones(targets.into(), 16) {
+        let vcpu = &mut vm.vcpus[usize::from(n)];
         vcpu.posted |= 1 << sgi;
         kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));
     }
@@ -43,14 +44,4 @@ pub fn return_posted_sgis<M: Machine>(vms: &Vms<M>, vm: VmId, vcpu: VcpuId, sgis
     if let Ok(vcpu) = vm.vcpu(vcpu) {
         vcpu.posted |= sgis;
     }
-}
-
-/// Numbers of the bits that are set.
-pub fn ones(mask: u16) -> impl Iterator<Item = u32> {
-    let mut left = mask;
-    core::iter::from_fn(move || {
-        let n = left.trailing_zeros();
-        left &= left.wrapping_sub(1);
-        (n < u16::BITS).then_some(n)
-    })
 }
