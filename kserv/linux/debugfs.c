@@ -4,7 +4,6 @@
  * `manifest`, to be written: what protected VMs made from then on start with.
  */
 #include <linux/debugfs.h>
-#include <linux/math64.h>
 #include <linux/seq_file.h>
 
 #include "driver.h"
@@ -50,17 +49,12 @@ static const char *const reasons[] = {
 	[CV_EXIT_FAILED] = "failed",
 };
 
-static u64 ns_of(u64 ticks)
-{
-	return mul_u64_u64_div_u64(ticks, NSEC_PER_SEC, read_sysreg(cntfrq_el0));
-}
-
 /* How its waits went, by the names of KVM's statistics. */
 static void show_waits(struct seq_file *seq, struct cv_vcpu *vcpu)
 {
 	seq_printf(seq, "    halt_attempted_poll %llu halt_successful_poll %llu halt_poll_success_ns %llu halt_poll_fail_ns %llu",
-		   vcpu->polls, vcpu->polls_good, ns_of(vcpu->poll_good_ticks), ns_of(vcpu->poll_vain_ticks));
-	seq_printf(seq, " halt_wait_ns %llu\n", ns_of(vcpu->sleep_ticks));
+		   vcpu->polls, vcpu->polls_good, cv_ns_of(vcpu->poll_good_ticks), cv_ns_of(vcpu->poll_vain_ticks));
+	seq_printf(seq, " halt_wait_ns %llu\n", cv_ns_of(vcpu->sleep_ticks));
 }
 
 static void show_vcpu(struct seq_file *seq, struct cv_vm *vm, struct cv_vcpu *vcpu)

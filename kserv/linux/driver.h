@@ -23,6 +23,7 @@
 #include <linux/kref.h>
 #include <linux/kvm.h>
 #include <linux/list.h>
+#include <linux/math64.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
@@ -186,6 +187,12 @@ static inline u64 cv_now(void)
 
 	asm volatile("isb\n\tmrs %0, cntpct_el0" : "=r"(count) : : "memory");
 	return count;
+}
+
+/* Nanoseconds of so many of the counter's ticks. */
+static inline u64 cv_ns_of(u64 ticks)
+{
+	return mul_u64_u32_div(ticks, NSEC_PER_SEC, read_sysreg(cntfrq_el0));
 }
 
 static inline u64 *cv_mailbox(struct cv_vcpu *vcpu, u32 offset)

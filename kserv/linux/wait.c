@@ -4,7 +4,6 @@
  *
  * Whoever has work for it changes the model, says so in `kicked`, and wakes the thread, in this order (cv_kick).
  */
-#include <linux/math64.h>
 #include <linux/sched/stat.h>
 
 #include "driver.h"
@@ -23,9 +22,8 @@ void cv_set_timer(struct cv_vcpu *vcpu, u64 at)
 {
 	u64 now = cv_now();
 	u64 ticks = at > now ? at - now : 0;
-	u64 frequency = read_sysreg(cntfrq_el0);
 	/* A time beyond a day is asked for again anyway. */
-	u64 ns = mul_u64_u32_div(min_t(u64, ticks, 86400 * frequency), NSEC_PER_SEC, frequency);
+	u64 ns = cv_ns_of(min_t(u64, ticks, 86400ull * read_sysreg(cntfrq_el0)));
 
 	hrtimer_start(&vcpu->timer, ns_to_ktime(ns), HRTIMER_MODE_REL_PINNED_HARD);
 }

@@ -57,20 +57,25 @@ megabytes() { awk -v b="$1" 'BEGIN { if (b < 1e6) printf "%.1f MB", b / 1e6; els
 
 declare -A debian_fresh=()
 
-# Brings the index of SUITE for ARCHITECTURE up to date (once in a run) and sets `apt_config` to its configuration.
+# Brings the index of SUITE for ARCHITECTURE ("source": of sources) up to date (once in a run) and sets `apt_config` to its configuration.
 debian_suite() { # SUITE ARCHITECTURE
-    local suite=$1 arch=$2 dir=$target/setup/apt/$1-$2 mirror
+    local suite=$1 arch=$2 dir=$target/setup/apt/$1-$2 mirror types=deb
     apt_config=$dir/apt.conf
     [ -z "${debian_fresh[$suite-$arch]:-}" ] || return 0
     have apt-get || die "Debian's packages are needed and there is no apt-get here: run this on Debian or Ubuntu"
     [ -r "$debian_keyring" ] || die "Debian's signing keys are needed to check its packages: install the package debian-archive-keyring, then start again"
-    write_apt_config "$dir" "$arch"
+    if [ "$arch" = source ]; then
+        types=deb-src
+        write_apt_config "$dir" "$(host_arch)"
+    else
+        write_apt_config "$dir" "$arch"
+    fi
     local mirrors
     mirrors=$(debian_mirrors)
     [ -n "$mirrors" ] || die "no Debian mirror in this machine's apt sources: set DEBIAN_MIRROR to the address of one, then start again"
     : >"$target/setup/apt/log"
     for mirror in $mirrors; do
-        printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' "$mirror" "$suite" "$debian_keyring" >"$dir/private.sources"
+        printf 'Types: %s\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' $types "$mirror" "$suite" "$debian_keyring" >"$dir/private.sources"
         if APT_CONFIG=$apt_config apt-get -q -o APT::Update::Error-Mode=any update >>"$target/setup/apt/log" 2>&1; then
             debian_fresh[$suite-$arch]=1
             return 0
@@ -111,6 +116,21 @@ debian_download() { # SUITE ARCHITECTURE PACKAGE WHY
         { say "the download of $package failed: $(grep -m1 '^E:' "$target/setup/apt/log")"; return 1; }
     deb=$downloads/$name
     [ -f "$deb" ] || { say "apt-get left no $name in target/downloads"; return 1; }
+}
+
+# Downloads the upstream source of PACKAGE VERSION into target/downloads unless the same file is there, and sets `tarball` to its
+# path. apt has compared its hash with the signed index when this returns.
+debian_source() { # SUITE PACKAGE VERSION WHY
+    local suite=$1 package=$2=$3 why=$4 line name size
+    debian_suite "$suite" source || return 1
+    line=$(APT_CONFIG=$apt_config apt-get -q source --tar-only --print-uris "$package" 2>/dev/null | grep "^'" | tail -n 1)
+    [ -n "$line" ] || { say "$suite has no source $package; it is needed for $why"; return 1; }
+    read -r _ name size _ <<<"$line"
+    mkdir -p "$downloads"
+    [ -f "$downloads/$name" ] || say "downloading the source of ${package%%=*} ${package#*=} from $suite ($(megabytes "$size")): $why"
+    (cd "$downloads" && APT_CONFIG=$apt_config apt-get -q source --download-only --tar-only "$package") >"$target/setup/apt/log" 2>&1 ||
+        { say "the download of the source $package failed: $(grep -m1 '^E:' "$target/setup/apt/log")"; return 1; }
+    tarball=$downloads/$name
 }
 
 # Name, version and sha256 of a downloaded package, one "key value" per line.

@@ -1,4 +1,4 @@
-# The host's parts from Debian's arm64 packages: kernels, busybox, device tree, U-Boot, headers for modules.
+# The host's parts from Debian's arm64 packages: kernels, busybox, device tree, U-Boot.
 # To be sourced by bash after debian.sh and tools.sh.
 # shellcheck shell=bash
 
@@ -89,44 +89,4 @@ get_rpi_dtb() {
     have_host 6.12 || get_host 6.12
     cp "$host/6.12/bcm2711-rpi-4-b.dtb" "$host/bcm2711-rpi-4-b.dtb.new"
     mv "$host/bcm2711-rpi-4-b.dtb.new" "$host/bcm2711-rpi-4-b.dtb"
-}
-
-have_module_headers() { have_host "$1" && [ -e "$host/$1/headers/package" ]; }
-
-# Headers for exactly the kernel of host:SERIES, laid out so that they work from target/ (see lib/build-module).
-get_module_headers() { # SERIES
-    local series=$1 release suite version common kbuild arch package dir=$host/$1/headers new=$host/.$1.headers.new
-    have_host "$series" || get_host "$series"
-    release=$(cat "$host/$series/release")
-    suite=$(sed -n 's/^suite //p' "$host/$series/package")
-    version=$(sed -n 's/^version //p;T;q' "$host/$series/package")
-    arch=$(host_arch)
-    debian_suite "$suite" arm64 || exit 1
-    debian_versions "$suite" arm64 "linux-headers-$release" | grep -qxF "$version" ||
-        die "Debian's $suite has no headers for $release $version (any more): remove target/host/$series to take its newest kernel of $series, or build modules for another series"
-    rm -rf "$new"
-    mkdir -p "$new/tree"
-    debian_download "$suite" arm64 "linux-headers-$release=$version" "building test modules for the host's kernel $series" || exit 1
-    dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner
-    deb_facts "$deb" >"$new/package.new"
-    common=$(dpkg-deb -f "$deb" Depends | grep -oE 'linux-headers-[^ ,]*-common' | head -n 1)
-    kbuild=$(dpkg-deb -f "$deb" Depends | grep -oE 'linux-kbuild-[^ ,]*' | head -n 1)
-    # The programs among them run here: they are for this machine's architecture.
-    for package in "arm64 $common=$version" "$arch $kbuild=$version"; do
-        debian_download "$suite" "${package% *}" "${package#* }" "building test modules for the host's kernel $series" || exit 1
-        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$new/tree" --no-same-owner
-        deb_facts "$deb" >>"$new/package.new"
-    done
-    mv "$new/tree/usr/src" "$new/src"
-    mv "$new/tree/usr/lib" "$new/lib" # src/*/scripts leads to ../../lib
-    rm -rf "$new/tree"
-    sed -i -e '1i src_folder := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))..' -e 's|/usr/src/|$(src_folder)/|' \
-        "$new/src/linux-headers-$release/Makefile"
-    # With it kbuild would want pahole, to describe the module's types; nothing here needs them.
-    rm -f "$new/src/linux-headers-$release/vmlinux"
-    ln -s "src/linux-headers-$release" "$new/build"
-    mv "$new/package.new" "$new/package"
-    rm -rf "$dir"
-    mv "$new" "$dir"
-    say "module headers for $release are in target/host/$series/headers (scripts/lib/build-module builds with them)"
 }

@@ -55,8 +55,8 @@ pub fn cases() -> Vec<Case> {
             guest("registers of host and VMs survive vCPUs that wander, eight on 3 CPUs", |bed, gic| {
                 wandering(bed, gic, 100)
             }),
-            guest("registers of host and VMs survive 100,000 switches, two VMs on 1 and 2 CPUs", |bed, gic| {
-                switches(bed, gic, 1, 100_000).and_then(|()| switches(bed, gic, 2, 100_000))
+            guest("registers of host and VMs survive 100,000 switches, two VMs on 1, 2 and 4 CPUs", |bed, gic| {
+                [1, 2, 4].into_iter().try_for_each(|cpus| switches(bed, gic, cpus, 100_000))
             })
             .only_in_full_if(true),
         ]);

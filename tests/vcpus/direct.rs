@@ -1,6 +1,6 @@
 //! Interrupts that the core delivers by itself: next to the specification over random runs, and from vCPU to vCPU.
 
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -225,17 +225,9 @@ impl Two {
         self.bench.mailbox_of(vcpu)[word_of(field)]
     }
 
-    /// vCPU 1 runs on CPU 1; meanwhile `act` happens; then vCPU 1 is interrupted, and goes on with `then` if it still runs. How it left.
-    fn while_one_runs<R>(&self, act: impl FnOnce() -> R, then: Script) -> (R, ExitReason) {
-        let sim = self.bench.host.world.sim();
+    /// vCPU 1 runs on CPU 1 and stops somewhere, of which `has_stopped` hears; `act` happens; it goes on when `go` says so. How it left.
+    fn beside_one<R>(&self, has_stopped: &Receiver<()>, go: Sender<()>, act: impl FnOnce() -> R) -> (R, ExitReason) {
         let (core, vm) = (&self.bench.host.world.core, self.bench.vm);
-        let (entered, has_entered) = channel();
-        let (go, may_go) = channel();
-        sim.set_script(Box::new(move |_| {
-            entered.send(()).unwrap();
-            may_go.recv().unwrap();
-            ExitCode::Irq
-        }));
         thread::scope(|threads| {
             // Dropped by a failure of `act`, so that the other thread comes to its end.
             let go = go;
@@ -243,12 +235,29 @@ impl Two {
                 run_as(1);
                 host_vcpu_run_handler(core, vm, 1)
             });
-            has_entered.recv().unwrap();
+            has_stopped.recv().unwrap();
             let result = act();
-            sim.set_script(then);
             go.send(()).unwrap();
             (result, ExitReason::from_x0(one.join().unwrap()).unwrap())
         })
+    }
+
+    /// vCPU 1 runs on CPU 1; meanwhile `act` happens; then vCPU 1 is interrupted, and goes on with `then` if it still runs. How it left.
+    fn while_one_runs<R>(&self, act: impl FnOnce() -> R, then: Script) -> (R, ExitReason) {
+        let sim = self.bench.host.world.sim();
+        let (entered, has_entered) = channel();
+        let (go, may_go) = channel();
+        sim.set_script(Box::new(move |_| {
+            entered.send(()).unwrap();
+            may_go.recv().unwrap();
+            ExitCode::Irq
+        }));
+        let act = || {
+            let result = act();
+            sim.set_script(then);
+            result
+        };
+        self.beside_one(&has_entered, go, act)
     }
 
     /// vCPU 0, on CPU 0, writes `value` to ICC_SGI1R_EL1, and is interrupted afterwards.
@@ -352,7 +361,6 @@ fn an_sgi_is_not_lost_when_the_receiver_leaves_before_it_is_kicked() {
 #[test]
 fn an_sgi_to_a_vcpu_on_its_way_out_is_shown_with_its_exit() {
     let two = Two::new();
-    let (core, vm) = (&two.bench.host.world.core, two.bench.vm);
     let (leaving, is_leaving) = channel();
     let (go, may_go) = channel();
     let mut first = true;
@@ -364,18 +372,49 @@ fn an_sgi_to_a_vcpu_on_its_way_out_is_shown_with_its_exit() {
         }
     }));
     two.bench.host.world.sim().set_script(Box::new(|_| ExitCode::Irq));
-    thread::scope(|threads| {
-        let go = go;
-        let one = threads.spawn(move || {
-            run_as(1);
-            host_vcpu_run_handler(core, vm, 1)
-        });
-        is_leaving.recv().unwrap();
-        assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Irq));
-        go.send(()).unwrap();
-        assert_eq!(ExitReason::from_x0(one.join().unwrap()), Some(ExitReason::Irq));
-    });
+    let (sender, receiver) = two.beside_one(&is_leaving, go, || two.sends(SGI_5_TO_1));
+    assert_eq!((sender, receiver), (Ok(ExitReason::Irq), ExitReason::Irq));
     assert_eq!((two.shown(1, "lr_count"), two.shown(1, "sgis")), (0, 1 << 5));
     // From then on it does not run.
     assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Sysreg));
+}
+
+/// A vCPU with random list registers that may have some SGIs from the core, and gets some.
+#[test]
+fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
+    let two = Two::new();
+    let rng = &mut Rng::new(3119);
+    let (mut all, mut some) = (0, 0);
+    for _ in 0..400 * factor() {
+        let lrs = random_lrs(rng);
+        let allowed = rng.next() & 0xffff | (0x80 + rng.below(8) * 8) << 16;
+        for (n, lr) in lrs.iter().enumerate() {
+            two.write(1, word_of("lr") + n, lr.raw());
+        }
+        two.write(1, word_of("lr_count"), lrs.len() as u64);
+        two.write(1, word_of("direct"), allowed | DIRECT_KICK | u64::from(KICK) << DIRECT_KICK_SGI_SHIFT);
+        let posted: u16 = (0..1 + rng.below(4)).map(|_| 1 << rng.below(16)).fold(0, |all, sgi| all | sgi);
+        let (expected, left) = spec::kicked(&Running::new(lrs, MOST, 0, false, Allowed(allowed)), posted);
+        let found: Vec<_> = expected.lrs.iter().map(Lr::raw).collect();
+        let goes_on = left == 0;
+        let then = Box::new(move |context: &mut Context| {
+            assert!(goes_on, "the vCPU should have left");
+            assert_eq!(context.vgic[..found.len()], found);
+            ExitCode::Irq
+        });
+        let send = || {
+            two.write(0, word_of("lr_count"), 0);
+            for sgi in (0..16).filter(|sgi| posted >> sgi & 1 != 0) {
+                assert_eq!(two.sends(sgi << 24 | 0b10), Ok(ExitReason::Irq));
+            }
+        };
+        let ((), exit) = two.while_one_runs(send, then);
+        assert_eq!(exit, ExitReason::Irq);
+        assert_eq!((two.shown(1, "lr_count"), two.shown(1, "sgis")), (expected.lrs.len() as u64, left.into()));
+        let shown = &two.bench.mailbox_of(1)[word_of("lr")..];
+        expected.lrs.iter().zip(shown).for_each(|(lr, shown)| assert_eq!(*shown, lr.raw()));
+        (all, some) = (all + u64::from(goes_on), some + u64::from(!goes_on));
+    }
+    assert!(all > 0 && some > all / 10, "{all} delivered, {some} left");
+    tell("vcpus: kicks", &[("delivered", all), ("left to the host", some)]);
 }

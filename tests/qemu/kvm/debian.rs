@@ -24,6 +24,8 @@ pub fn cases() -> Vec<Case> {
         (Host::new(Driver, 3), Guest { gic: V3, vcpus: 4, bus: "pci" }),
         (Host::new(Driver, 3).cpu("neoverse-n2"), Guest { gic: V3, vcpus: 4, bus: "pci" }),
         (driver().kernel("6.1"), Guest { gic: V2, vcpus: 2, bus: "device" }),
+        (driver().kernel("6.18"), Guest { gic: V2, vcpus: 2, bus: "device" }),
+        (Host::new(Driver, 3).kernel("6.18"), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (Host::new(Own, 2), Guest { gic: Off, vcpus: 1, bus: "device" }),
     ] {
         let default = host.whose == Driver && host.kernel == "6.12" && guest.vcpus == 2;

@@ -29,7 +29,14 @@ pub fn cases() -> Vec<Case> {
                 .only_in_full_if(true),
         );
     }
-    let hosts = [driver(), Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3), driver().kernel("6.1")];
+    let hosts = [
+        driver(),
+        Host::new(Driver, 3),
+        Host::new(Own, 2),
+        Host::new(Own, 3),
+        driver().kernel("6.1"),
+        driver().kernel("6.18"),
+    ];
     for host in hosts {
         let default = host.whose == Driver && host.gic == 2 && host.kernel == "6.12";
         cases.push(told(host, "the API answers the probe as it should", answers).only_in_full_if(!default));

@@ -253,7 +253,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 self.note_end(vcpu, intid);
             }
         }
-        lrs.iter().skip(count).filter(|lr| self.adopt(vcpu, **lr)).count() > 0
+        let mut timer = false;
+        for lr in lrs.iter().skip(count) {
+            timer |= self.adopt(vcpu, *lr);
+        }
+        timer
     }
 
     /// The active interrupts of highest priority that have no list register end.
