@@ -256,10 +256,15 @@ bool cv_has_work(struct cv_vcpu *vcpu);
 bool cv_wait_for_work(struct cv_vcpu *vcpu);
 
 /* timer.c */
+unsigned int cv_map_ppi(u32 ppi);
 int cv_timer_module_init(void);
 void cv_timer_module_exit(void);
 void cv_timer_hold(void);
 void cv_timer_release(void);
+
+/* direct.c */
+u64 cv_direct_init(void);
+void cv_direct_exit(void);
 
 /* reg.c */
 int cv_vcpu_pull(struct cv_vcpu *vcpu);

@@ -90,6 +90,11 @@ static int __init cv_find_core(void)
 	struct cv_answer answer;
 	s64 version;
 
+	/* Interrupts that are masked by priority would not make a VM leave. */
+	if (system_uses_irq_prio_masking()) {
+		pr_err("corevisor_kvm: this kernel was started with irqchip.gicv3_pseudo_nmi=1, with which VMs cannot run: start it without\n");
+		return -EOPNOTSUPP;
+	}
 	if (!cv_core_named()) {
 		pr_err("corevisor_kvm: this kernel does not run under corevisor (no /hypervisor node that says so)\n");
 		return -ENODEV;
@@ -124,6 +129,7 @@ static int __init cv_init(void)
 	error = cv_timer_module_init();
 	if (error)
 		return error;
+	cv_core.machine.direct = cv_direct_init();
 	error = cv_irq_module_init();
 	if (error)
 		goto no_irqs;
@@ -141,6 +147,7 @@ no_device:
 	cv_debugfs_exit();
 	cv_irq_module_exit();
 no_irqs:
+	cv_direct_exit();
 	cv_timer_module_exit();
 	return error;
 }
@@ -150,6 +157,7 @@ static void __exit cv_exit(void)
 	misc_deregister(&cv_dev);
 	cv_debugfs_exit();
 	cv_irq_module_exit();
+	cv_direct_exit();
 	cv_timer_module_exit();
 	cv_manifest_free();
 }

@@ -57,13 +57,16 @@ static s64 set_clock(struct cv_vm *vm, u64 cntvoff)
 	return result;
 }
 
-/* The core masks a timer that fires while the vCPU runs; one that has fired before must not end the run at once. Whether it is held. */
+/*
+ * The core masks a timer that fires while the vCPU runs; one that has fired before must not end the run at once: it is held, unless the core may take
+ * it for the interrupt in the list register. Whether it is held.
+ */
 static bool hold_timer(struct cv_vcpu *vcpu)
 {
 	bool due = !(*cv_mailbox(vcpu, CV_MAILBOX_ENTRY_FLAGS) & CV_ENTRY_TIMER_UNMASK);
 
 	vcpu->timer_masked &= due;
-	if (!due || vcpu->timer_masked)
+	if (!due || vcpu->timer_masked || *cv_mailbox(vcpu, CV_MAILBOX_DIRECT) & CV_DIRECT_TIMER)
 		return false;
 	cv_timer_hold();
 	return true;

@@ -42,8 +42,8 @@ static int cpu_goes(unsigned int cpu)
 	return 0;
 }
 
-/* The virtual timer's interrupt is described like the physical one's, but for its number. */
-static unsigned int map_interrupt(void)
+/* A private interrupt of the CPUs: it is described like the physical timer's, but for its number. 0: it cannot be had. */
+unsigned int cv_map_ppi(u32 ppi)
 {
 	struct device_node *node = of_find_compatible_node(NULL, NULL, "arm,armv8-timer");
 	struct of_phandle_args args;
@@ -51,7 +51,7 @@ static unsigned int map_interrupt(void)
 
 	if (node && !of_irq_parse_one(node, 0, &args)) {
 		if (args.args_count >= 3 && args.args[0] == GIC_SPECIFIER_PPI) {
-			args.args[1] = VIRTUAL_TIMER_PPI;
+			args.args[1] = ppi;
 			irq = irq_create_of_mapping(&args);
 		}
 		of_node_put(args.np);
@@ -78,7 +78,7 @@ int cv_timer_module_init(void)
 {
 	int error = -ENODEV;
 
-	timer_irq = map_interrupt();
+	timer_irq = cv_map_ppi(VIRTUAL_TIMER_PPI);
 	if (timer_irq)
 		error = request_percpu_irq(timer_irq, virtual_timer_fired, "corevisor_kvm", &nothing);
 	if (error) {

@@ -41,7 +41,14 @@ struct kserv_machine {
 	uint64_t midr, revidr, aidr, ctr, clidr;
 	/* ID_AA64PFR0, PFR1, DFR0, ISAR0, ISAR1, ISAR2, MMFR0, MMFR1, MMFR2, as the host reads them; the model filters as the core does. */
 	uint64_t id[9];
+	/*
+	 * What lets the core deliver private interrupts by itself, where `gic` is 3: CV_DIRECT_KICK with the number of the SGI, 0 without one; KSERV_NOT_DIRECT: it
+	 * delivers none.
+	 */
+	uint64_t direct;
 };
+
+#define KSERV_NOT_DIRECT (~0ULL)
 
 /* ---- VM and vCPUs ---------------------------------------------------------------------------------------------------------- */
 

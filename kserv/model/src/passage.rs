@@ -33,8 +33,8 @@ pub(crate) struct Passage {
     split_eoi: bool,
     /// The access of its last exit ends with an abort.
     pub(crate) inject_abort: bool,
-    /// The kick of `Mailbox::direct`, if the core may deliver by itself what the interrupt controller lets it; else 0.
-    pub(crate) direct: u64,
+    /// If the core may deliver by itself what the interrupt controller lets it: its kick, as `Mailbox::direct` has it, or 0 without one.
+    pub(crate) direct: Option<u64>,
     exits: [u64; ExitReason::ALL.len()],
 }
 
@@ -45,7 +45,7 @@ impl Passage {
         physical_timer: PhysicalTimer::new(),
         split_eoi: false,
         inject_abort: false,
-        direct: 0,
+        direct: None,
         exits: [0; ExitReason::ALL.len()],
     };
 
@@ -78,7 +78,10 @@ impl Passage {
         let filled = irqs.fill(vcpu, &mut mailbox.lr[..most], self.split_eoi);
         (mailbox.lr_count, mailbox.vgic_hcr) = (filled.count as u64, filled.hcr);
         // With something that waits for a list register, each end of an interrupt is to be heard of.
-        mailbox.direct = if self.direct != 0 && filled.hcr == 0 { self.direct | irqs.direct(vcpu) } else { 0 };
+        mailbox.direct = match self.direct {
+            Some(kick) if filled.hcr == 0 => kick | irqs.direct(vcpu),
+            _ => 0,
+        };
     }
 
     /// VcpuRun was refused: what stood in the mailbox is due at the next entry. List registers come back there by themselves.

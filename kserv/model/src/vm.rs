@@ -176,7 +176,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     pub fn let_core_deliver(&mut self, kick: u8) {
         if matches!(self.gic, Gic::V3(_)) {
             let kick = DIRECT_KICK | u64::from(kick & 15) << DIRECT_KICK_SGI_SHIFT;
-            self.vcpus.iter_mut().for_each(|vcpu| vcpu.passage.direct = kick);
+            self.vcpus.iter_mut().for_each(|vcpu| vcpu.passage.direct = Some(kick));
         }
     }
 

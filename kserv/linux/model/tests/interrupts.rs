@@ -4,8 +4,9 @@
 mod common;
 
 use common::Driver;
-use corevisor_interface::mailbox::{ExitReason, Mailbox};
+use corevisor_interface::mailbox::{DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, DIRECT_TIMER, ExitReason, Mailbox};
 use kserv_linux_model::*;
+use kserv_model::kvm::NOT_DIRECT;
 use kserv_model::random::Random;
 
 const DIST: u64 = 0x800_0000;
@@ -375,4 +376,48 @@ fn an_irqfd_on_a_level_leaves_it_up_until_somebody_lowers_it() {
     assert_eq!((pulse(&mut driver, 0), pulse(&mut driver, 1)), (0, 0));
     assert_eq!((driver.load(0, DIST + 0x204), driver.get_attr(7, 32)), (3, Ok(1)), "33 is an edge, 32 a level");
     assert_eq!((driver.set_spi(0, false), driver.load(0, DIST + 0x204)), (0, 2));
+}
+
+/// SGIs 0 to 15 and the virtual timer's interrupt are enabled, in group 1, at one priority.
+fn enable_private(driver: &mut Driver) {
+    driver.store(0, DIST, 0b10);
+    driver.store(0, REDIST + SGI_FRAME + 0x80, u32::MAX);
+    for n in 0..8 {
+        driver.store(0, REDIST + SGI_FRAME + 0x400 + 4 * n, 0xa0a0_a0a0);
+    }
+    driver.store(0, REDIST + SGI_FRAME + 0x100, 0xffff | 1 << 27);
+}
+
+#[test]
+fn the_core_delivers_by_itself_where_machine_and_vm_have_gicv3_and_the_driver_says_so() {
+    let kick = DIRECT_KICK | 8 << DIRECT_KICK_SGI_SHIFT;
+    let private = 0xffff | 0xa0 << 16 | DIRECT_TIMER | 0xa0 << 30;
+    for (direct, expected) in [(kick, kick | private), (0, private), (NOT_DIRECT, 0)] {
+        let mut driver = Driver::direct(3, 3, 1, direct);
+        enable_private(&mut driver);
+        assert_eq!(enter(&mut driver, 0), []);
+        assert_eq!(driver.mailboxes[0].direct, expected);
+    }
+    // No core takes it where the machine's list registers are GICv2's, or where user space has the interrupt controller.
+    for gic in [2, 0] {
+        let mut driver = Driver::direct(2, gic, 1, kick);
+        driver.mailboxes[0].direct = u64::MAX;
+        assert_eq!(enter(&mut driver, 0), []);
+        assert_eq!(driver.mailboxes[0].direct, 0, "GICv{gic}");
+    }
+}
+
+#[test]
+fn what_the_core_delivered_is_the_drivers_after_the_exit_and_goes_with_the_state() {
+    let mut driver = Driver::direct(3, 3, 2, DIRECT_KICK | 8 << DIRECT_KICK_SGI_SHIFT);
+    enable_private(&mut driver);
+    assert_eq!(enter(&mut driver, 0), []);
+    // SGI 3 pending by the core, SGI 4 sent by vCPU 1 when the exit was on its way.
+    let mailbox = &mut driver.mailboxes[0];
+    (mailbox.lr_count, mailbox.lr[0], mailbox.sgis) = (1, 1 << 62 | 1 << 60 | 0xa0 << 48 | 3, 1 << 4);
+    driver.exit(0, ExitReason::Irq);
+    driver.mailboxes[0].sgis = 0;
+    assert_eq!(driver.load(0, REDIST + SGI_FRAME + 0x200), 1 << 3 | 1 << 4);
+    assert_eq!(enter(&mut driver, 0), [3, 4]);
+    assert_eq!(driver.mailboxes[0].direct & 0x18, 0x18, "in list registers the core finds them");
 }

@@ -108,12 +108,27 @@ pub struct Machine {
     pub clidr: u64,
     /// ID_AA64 PFR0, PFR1, DFR0, ISAR0, ISAR1, ISAR2, MMFR0, MMFR1, MMFR2, as the host reads them.
     pub id: [u64; 9],
+    /// What lets the core deliver private interrupts by itself, where the interrupt controller for VMs is a GICv3: the kick of `Mailbox::direct`, 0 without one;
+    /// [`NOT_DIRECT`]: it may not.
+    pub direct: u64,
 }
+
+/// [`Machine::direct`]: the core delivers nothing by itself.
+pub const NOT_DIRECT: u64 = u64::MAX;
 
 impl Machine {
     /// Nothing is known.
-    pub const EMPTY: Self =
-        Self { list_registers: 0, gic: 0, midr: 0, revidr: 0, aidr: 0, ctr: 0, clidr: 0, id: [0; 9] };
+    pub const EMPTY: Self = Self {
+        list_registers: 0,
+        gic: 0,
+        midr: 0,
+        revidr: 0,
+        aidr: 0,
+        ctr: 0,
+        clidr: 0,
+        id: [0; 9],
+        direct: NOT_DIRECT,
+    };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

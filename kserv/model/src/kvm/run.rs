@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 use corevisor_interface::guest::psci;
-use corevisor_interface::mailbox::{ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox};
+use corevisor_interface::mailbox::{
+    DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, ENTRY_VFIQ, ENTRY_VIRQ, ExitReason, MAX_LIST_REGISTERS, Mailbox,
+};
 
-use super::{Errno, Kvm, State};
+use super::{Errno, Kvm, NOT_DIRECT, State};
 use crate::gic::GicVersion;
 use crate::layout::{PTIMER_INTID, VTIMER_INTID};
 use crate::mmio::Access;
@@ -65,6 +67,8 @@ impl Kvm {
     pub fn first_run(&mut self) -> Result<(), Errno> {
         self.ready_gic()?;
         self.has_run = true;
+        let direct = self.direct();
+        self.vcpus.iter_mut().for_each(|vcpu| vcpu.passage.direct = direct);
         Ok(())
     }
 
@@ -81,12 +85,19 @@ impl Kvm {
         if self.device.initialized {
             one.passage.fill(&mut self.gic.irqs, vcpu, mailbox, count);
         } else {
-            (mailbox.lr_count, mailbox.vgic_hcr) = (0, 0);
+            (mailbox.lr_count, mailbox.vgic_hcr, mailbox.direct) = (0, 0, 0);
             let [irq, fiq] = one.lines;
             flags |= if irq { ENTRY_VIRQ } else { 0 } | if fiq { ENTRY_VFIQ } else { 0 };
         }
         mailbox.entry_flags = flags;
         true
+    }
+
+    /// The kick of `Mailbox::direct`, if the core may deliver by itself.
+    fn direct(&self) -> Option<u64> {
+        let here = self.machine.gic == 3 && self.device.is(GicVersion::V3) && self.device.initialized;
+        (here && self.machine.direct != NOT_DIRECT)
+            .then_some(self.machine.direct & (DIRECT_KICK | 15 << DIRECT_KICK_SGI_SHIFT))
     }
 
     fn list_registers(&self) -> usize {

@@ -9,7 +9,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_linux_model::its::*;
 use kserv_linux_model::*;
-use kserv_model::kvm::Machine;
+use kserv_model::kvm::{Machine, NOT_DIRECT};
 
 pub const GET_REG_SIZE: u64 = 0xf << 52;
 pub const START: u64 = 1_000_000;
@@ -27,6 +27,7 @@ pub fn machine(gic: u64) -> Machine {
         ctr: 0x8444_c004,
         clidr: 0x0a20_0023,
         id: if gic == 3 { max } else { a72 },
+        direct: NOT_DIRECT,
     }
 }
 
@@ -42,16 +43,21 @@ pub struct Driver {
 impl Driver {
     /// A VM with `vcpus` vCPUs, the first one on. `gic`: version of the interrupt controller in the kernel, initialised at QEMU's addresses; 0: none.
     pub fn new(machine_gic: u64, gic: u32, vcpus: u32) -> Self {
-        Self::make(machine_gic, gic, vcpus, false)
+        Self::make(machine(machine_gic), gic, vcpus, false)
     }
 
     /// One with GICv3 and a translation service at QEMU's address.
     pub fn with_its(vcpus: u32) -> Self {
-        Self::make(3, 3, vcpus, true)
+        Self::make(machine(3), 3, vcpus, true)
     }
 
-    fn make(machine_gic: u64, gic: u32, vcpus: u32, its: bool) -> Self {
-        let mut driver = Self::bare(machine_gic);
+    /// On a machine whose driver lets the core deliver interrupts by itself.
+    pub fn direct(machine_gic: u64, gic: u32, vcpus: u32, direct: u64) -> Self {
+        Self::make(Machine { direct, ..machine(machine_gic) }, gic, vcpus, false)
+    }
+
+    fn make(machine: Machine, gic: u32, vcpus: u32, its: bool) -> Self {
+        let mut driver = Self::on(&machine);
         if gic != 0 {
             assert_eq!(kserv_gic_create(driver.vm(), gic), 0);
         }
@@ -85,11 +91,15 @@ impl Driver {
 
     /// A VM without anything.
     pub fn bare(machine_gic: u64) -> Self {
+        Self::on(&machine(machine_gic))
+    }
+
+    fn on(machine: &Machine) -> Self {
         let layout = Layout::from_size_align(kserv_vm_size(), kserv_vm_align()).unwrap();
         // SAFETY: the layout is not empty; the memory is as large as kserv_vm_init wants it.
         let vm = unsafe { alloc_zeroed(layout) }.cast::<Vm>();
         // SAFETY: writable memory of the right size and alignment.
-        unsafe { kserv_vm_init(vm, &machine(machine_gic), 40, START) };
+        unsafe { kserv_vm_init(vm, machine, 40, START) };
         Self { vm, layout, cores: vec![[0; 256]; 16], mailboxes: vec![Mailbox::EMPTY; 16], kicks: 0, now: START }
     }
 
