@@ -92,7 +92,9 @@ pub struct Guest {
     pub cpus: Vec<AtomicUsize>,
     /// First address of its memory here, and pages.
     pub ram: (u64, u64),
+    /// Below each of `mailboxes`.
     inner: Mutex<Inner>,
+    /// Each is held while its vCPU runs.
     mailboxes: Vec<Mutex<MailboxPage>>,
     over: AtomicBool,
 }
@@ -372,7 +374,7 @@ impl Guest {
             .map_err(|lost| Failure::Text(alloc::format!("this host's registers: {lost}")))
     }
 
-    /// The pages through which its vCPUs run. Not while they do.
+    /// The pages through which its vCPUs run. Waits for each that runs; not with [`Self::inner`] held.
     pub fn mailboxes(&self) -> Vec<u64> {
         self.mailboxes.iter().map(|page| page.lock().pa()).collect()
     }
@@ -389,7 +391,7 @@ impl Guest {
         let _ = calls::power_off_vm(self.id);
     }
 
-    /// The mailboxes of all vCPUs, none of which runs meanwhile.
+    /// The mailboxes of all vCPUs, none of which runs meanwhile. As [`Self::mailboxes`].
     pub fn hold(&self) -> Vec<MutexGuard<'_, MailboxPage>> {
         self.mailboxes.iter().map(Mutex::lock).collect()
     }
@@ -422,6 +424,8 @@ impl Guest {
                 Err(error) => return Err(Failure::Call("DestroyVm", error)),
             }
         }
+        // A vCPU may be on its way out of `run` still, with its mailbox, and about to look at the rest.
+        let mailboxes = self.mailboxes();
         let mut inner = self.inner.lock();
         let memory = inner.model.memory().pages();
         let mut account = Account { given: memory, back: 0 };
@@ -444,9 +448,7 @@ impl Guest {
             account.back += (0..count).filter(|n| returned(pa + n * PAGE, true)).count() as u64;
             pages::give(pa, count);
         }
-        for page in &self.mailboxes {
-            pages::give(page.lock().pa(), 1);
-        }
+        mailboxes.into_iter().for_each(|page| pages::give(page, 1));
         Ok(account)
     }
 }

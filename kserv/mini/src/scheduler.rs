@@ -21,6 +21,8 @@ use crate::{console, say};
 
 /// A turn, where vCPUs wander.
 const WANDER_US: u64 = 700;
+/// No vCPU: ids of VMs begin at 1.
+const NOBODY: u64 = 0;
 /// This program's own timer.
 const TIMER: u32 = 30;
 /// A turn, where more than one vCPU could run.
@@ -38,7 +40,7 @@ struct Queue {
 struct Cpu {
     queue: Mutex<Queue>,
     affinity: Once<(u64, usize)>,
-    /// The vCPU that runs here or did last: [`thread`].
+    /// The vCPU that runs here: [`thread`].
     current: AtomicU64,
     /// Somebody wants this CPU to look at its queue.
     look: AtomicBool,
@@ -53,7 +55,7 @@ impl Cpu {
         Self {
             queue: Mutex::new(Queue { threads: Vec::new(), next: 0, turn_ends: 0 }),
             affinity: Once::new(),
-            current: AtomicU64::new(0),
+            current: AtomicU64::new(NOBODY),
             look: AtomicBool::new(false),
             drawn: AtomicU64::new(0),
             until: AtomicU64::new(u64::MAX),
@@ -245,7 +247,8 @@ pub fn run(mut end: impl FnMut() -> bool) {
     let own = &CPUS[cpu::index()];
     loop {
         take_interrupts();
-        // What is asked for from now on is seen below, or asked for again.
+        // What is asked for from now on is seen below, or asked for again: also by whoever kicks the vCPU that ran last, for another may be chosen.
+        own.current.store(NOBODY, Ordering::SeqCst);
         own.look.store(false, Ordering::SeqCst);
         if end() {
             return cpu::set_deadline(None);

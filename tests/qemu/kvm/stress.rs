@@ -83,7 +83,7 @@ const STRESSORS: &[(&str, u32, &str, Count)] = &[
 ];
 
 pub fn cases() -> Vec<Case> {
-    [driver(), Host::new(Whose::Own, 2)]
+    [driver(), Host::new(Whose::Driver, 3), Host::new(Whose::Own, 2), Host::new(Whose::Own, 3)]
         .into_iter()
         .map(|host| {
             let name =
@@ -129,7 +129,7 @@ fn verify(bed: &Bed, host: &Host) -> Result<(), Failure> {
     }
     let script = format!(
         r#"
-        VCPUS=2 GIC=2 MEMORY=384M
+        VCPUS=2 GIC={gic} MEMORY=384M
         {STRESS}
         kvm_up
         stress host > /tmp/host.stress 2>&1 &
@@ -137,7 +137,8 @@ fn verify(bed: &Bed, host: &Host) -> Result<(), Failure> {
         vm_of_script || fail "the guest's status is $?"
         wait $host
         cat /tmp/host.stress
-        "#
+        "#,
+        gic = host.gic
     );
     let done = finish(run.timeout(LIMIT * 2), &script)?;
     done.says("corevisor-guest: script ended with status 0")?;

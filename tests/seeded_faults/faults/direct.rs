@@ -89,4 +89,34 @@ pub const FAULTS: &[Fault] = &[
         "|vcpu| core::mem::take(&mut vcpu.posted));\n    let shown",
         "|vcpu| core::mem::take(&mut vcpu.posted) & 0);\n    let shown",
     ),
+    fault(
+        "posted: nobody tells the receiver's CPU",
+        "src/vm/boot_ops/posted.rs",
+        "        kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
+        "        let _ = (&kick, CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
+    ),
+    fault(
+        "interrupts: affinities are not looked at",
+        "src/trap/fault_handler/interrupts.rs",
+        " == 0 || value & elsewhere != 0 {",
+        " == 0 || elsewhere == 0 {",
+    ),
+    fault(
+        "interrupts: SGIs that the host kept for itself are sent",
+        "src/trap/fault_handler/interrupts.rs",
+        "    if direct.sgis() >> sgi & 1 == 0 || value",
+        "    if value",
+    ),
+    fault(
+        "interrupts: a receiver gets an SGI that its host kept for itself",
+        "src/trap/fault_handler/interrupts.rs",
+        "sgi.into()).filter(|_| allowed) {",
+        "sgi.into()).filter(|_| allowed || true) {",
+    ),
+    fault(
+        "interrupts: the sender's own part of an SGI is left out",
+        "src/trap/fault_handler/interrupts.rs",
+        "    place.into_iter().for_each(|place| deliver(machine, ctxt, place));\n",
+        "",
+    ),
 ];
