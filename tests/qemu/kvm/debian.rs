@@ -13,6 +13,11 @@ pub fn cases() -> Vec<Case> {
         told(driver(), "two guests at once", two).only_in_full_if(true),
         told(driver(), "two guests talk to each other over a bridge of the host", talk).only_in_full_if(true),
         told(driver(), "a guest reboots in the same QEMU", reboots).only_in_full_if(true),
+        told(
+            Host::new(Driver, 3),
+            "timer ticks reach a busy guest without the host, unless the driver is told so",
+            ticks,
+        ),
     ];
     for (host, guest) in [
         (driver(), Guest { gic: Off, vcpus: 1, bus: "device" }),
@@ -178,4 +183,43 @@ fn reboots(bed: &Bed, host: &Host) -> Result<(), Failure> {
     done.says("guest: boot 1")?;
     done.says("guest: boot 2")?;
     done.says("corevisor-guest: script ended with status 0")
+}
+
+/// Busy for a while, then how often its timer has ticked.
+const BUSY: &str = r#"
+n=0
+while [ $n -lt 20000 ]; do n=$((n + 1)); done
+echo "guest: ticks $(sed -n 's/^ *[0-9]*: *\([0-9]*\) .* arch_timer$/\1/p' /proc/interrupts)"
+sleep 2
+exit 0
+"#;
+
+/// How often the vCPU left for its timer while the guest ticked: with what the core delivers by itself, and with the module's parameter that says no.
+fn ticks(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let script = r#"
+        GIC=3
+        exits_and_ticks() { # NAME
+            rm -f /tmp/guest
+            vm < /dev/null > /tmp/guest 2>&1 &
+            vmm=$!
+            until grep -q '^guest: ticks [0-9]' /tmp/guest; do
+                kill -0 $vmm 2>/dev/null || { cat /tmp/guest; fail "the guest ends early"; }
+                sleep 1
+            done
+            echo "$1 exits: $(sed -n 's/^ *vcpu 0:.* timer \([0-9]*\) .*/\1/p' /sys/kernel/debug/corevisor_kvm/vms)"
+            echo "$1 ticks: $(tr -d '\r' < /tmp/guest | sed -n 's/^guest: ticks //p')"
+            wait $vmm || fail "QEMU ends with status $?"
+        }
+        kvm_up
+        mount -t debugfs debugfs /sys/kernel/debug
+        exits_and_ticks direct
+        rmmod corevisor_kvm || fail "the driver does not go"
+        driver_up direct=0
+        exits_and_ticks indirect
+    "#;
+    let done = finish(host.run(bed, BUSY)?, script)?;
+    let [exits, ticks] = [done.number("\ndirect exits: ")?, done.number("\ndirect ticks: ")?];
+    done.check(ticks >= 100 && exits * 10 <= ticks, format!("{exits} exits for {ticks} ticks of the core's"))?;
+    let [exits, ticks] = [done.number("\nindirect exits: ")?, done.number("\nindirect ticks: ")?];
+    done.check(ticks >= 100 && exits * 2 >= ticks, format!("{exits} exits for {ticks} ticks of the driver's"))
 }
