@@ -16,10 +16,7 @@ get_module_headers() { # SERIES
     rm -rf "$new"
     mkdir -p "$new/tree"
     if ! debian_versions "$suite" arm64 "linux-headers-$release" | grep -qxF "$version"; then
-        make_module_headers "$series" "$release" "$suite" "$version" "$new"
-        rm -rf "$new/tree" "$dir"
-        mv "$new" "$dir"
-        say "module headers for $release, made from its source, are in target/host/$series/headers"
+        make_module_headers "$series" "$release" "$suite" "$version" "$new" "which has no package of them"
         return
     fi
     debian_download "$suite" arm64 "linux-headers-$release=$version" "building test modules for the host's kernel $series" || exit 1
@@ -35,6 +32,12 @@ get_module_headers() { # SERIES
     done
     mv "$new/tree/usr/src" "$new/src"
     mv "$new/tree/usr/lib" "$new/lib" # src/*/scripts leads to ../../lib
+    if (find "$new"/lib/linux-kbuild-*/scripts -type f -perm -u+x -exec ldd {} + || true) 2>&1 | grep 'GLIBC_.* not found' >/dev/null; then
+        rm -rf "$new"
+        mkdir -p "$new/tree"
+        make_module_headers "$series" "$release" "$suite" "$version" "$new" "of whose package the programs want a newer C library than this machine's"
+        return
+    fi
     rm -rf "$new/tree"
     sed -i -e '1i src_folder := $(dir $(realpath $(lastword $(MAKEFILE_LIST))))..' -e 's|/usr/src/|$(src_folder)/|' \
         "$new/src/linux-headers-$release/Makefile"
@@ -47,16 +50,16 @@ get_module_headers() { # SERIES
     say "module headers for $release are in target/host/$series/headers (scripts/lib/build-module builds with them)"
 }
 
-# FOLDER/build for a kernel whose headers Debian does not keep: from its source, which Debian keeps as long as the image, and the image's own
+# The same for a kernel whose headers Debian does not keep, or whose package does not work here: from its source, which Debian keeps as long as the image, and the image's own
 # configuration. Debian's own patches are not in it. For kernels without versions of symbols (CONFIG_MODVERSIONS), which need no list of them.
-make_module_headers() { # SERIES RELEASE SUITE VERSION FOLDER
-    local series=$1 release=$2 suite=$3 version=$4 new=$5 top config=$host/$1/config log=module-headers-$1
+make_module_headers() { # SERIES RELEASE SUITE VERSION FOLDER WHY
+    local series=$1 release=$2 suite=$3 version=$4 new=$5 why=$6 top config=$host/$1/config log=module-headers-$1
     ! grep -q '^CONFIG_MODVERSIONS=y' "$config" ||
-        die "Debian's $suite has no headers for $release $version (any more): remove target/host/$series to take its newest kernel of $series, or build modules for another series"
+        die "Debian's $suite has no headers for $release $version (any more) that can be used here: remove target/host/$series to take its newest kernel of $series, or build modules for another series"
     have_cross || get_cross
     have gcc || install_packages "programs that the kernel's build runs" '' gcc libc6-dev
     have bc || install_packages "bc, which the kernel's build runs" '' bc
-    debian_source "$suite" linux "$version" "headers of the host's kernel $series, which has no package of them" || exit 1
+    debian_source "$suite" linux "$version" "headers of the host's kernel $series, $why" || exit 1
     { echo "name linux (source)"; echo "version $version"; echo "sha256 $(sha256sum "$tarball" | cut -d' ' -f1)"; echo "suite $suite"; } >"$new/package"
     say "making module headers for $release from its source"
     top=linux-${version%%-*}
@@ -65,7 +68,7 @@ make_module_headers() { # SERIES RELEASE SUITE VERSION FOLDER
         "$top"/{Makefile,Kbuild,include,arch/arm64,kernel,scripts,tools/include} || die "$tarball is not what it should be: see above"
     configure_headers "$config" "$new/build"
     # What it would make for programs of the kernel's own build is left out by options that its makefiles only see.
-    quietly "$log" make -s -C "$new/build" ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc KERNELRELEASE="$release" \
+    quietly "$log" make -s -C "$new/build" CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT= ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc KERNELRELEASE="$release" \
         CONFIG_RUST= CONFIG_DTC= CONFIG_MODULE_SIG_FORMAT= CONFIG_SYSTEM_EXTRA_CERTIFICATE= CONFIG_SECURITY_SELINUX= prepare0 || exit 1
     (
         cd "$new/build" || exit 1
@@ -78,6 +81,9 @@ make_module_headers() { # SERIES RELEASE SUITE VERSION FOLDER
             awk '{ printf "0x00000000\t%s\tvmlinux\tEXPORT_SYMBOL_GPL\t\n", $1 }' >Module.symvers
         find . \( -name '*.c' -o -name '*.S' -o -name '*.rs' -o -name '*.dts*' \) -not -path './scripts/*' -delete
     ) || exit 1
+    rm -rf "$new/tree" "${host:?}/$series/headers"
+    mv "$new" "$host/$series/headers"
+    say "module headers for $release, made from its source, are in target/host/$series/headers"
 }
 
 # The kernel's configuration CONFIG as its makefiles and its sources read it in FOLDER, to the letter: asking the kernel's own program would answer for
@@ -86,8 +92,8 @@ configure_headers() { # CONFIG FOLDER
     local config=$1 include=$2/include
     mkdir -p "$include/config" "$include/generated"
     cp "$config" "$2/.config"
-    # An option of gcc 14 that older ones do not know; Debian takes the salt out of what it ships, and it says nothing to a module.
-    { sed -nE '/^CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=/d; s/^(CONFIG_[A-Za-z0-9_]+)="(.*)"$/\1=\2/; /^CONFIG_/p' "$config"; echo 'CONFIG_BUILD_SALT='; } >"$include/config/auto.conf"
+    # Debian takes the salt out of what it ships, and it says nothing to a module.
+    { sed -nE 's/^(CONFIG_[A-Za-z0-9_]+)="(.*)"$/\1=\2/; /^CONFIG_/p' "$config"; echo 'CONFIG_BUILD_SALT='; } >"$include/config/auto.conf"
     {
         sed -nE 's/^(CONFIG_[A-Za-z0-9_]+)=y$/#define \1 1/p; s/^(CONFIG_[A-Za-z0-9_]+)=m$/#define \1_MODULE 1/p; s/^(CONFIG_[A-Za-z0-9_]+)=([-0-9"].*)$/#define \1 \2/p' "$config"
         grep -q '^CONFIG_BUILD_SALT=' "$config" || echo '#define CONFIG_BUILD_SALT ""'
