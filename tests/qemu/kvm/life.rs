@@ -14,8 +14,8 @@ pub fn cases() -> Vec<Case> {
         cases.push(told(host, "a guest is stopped and goes on, and its time with it", stopped));
         cases.push(told(host, "a guest is saved, and brought back in the same QEMU and in another", saved));
     }
-    cases.push(told(driver(), "a CPU of the host goes off and on while a guest runs", hotplug));
     for host in [driver(), Host::new(Driver, 3)] {
+        cases.push(told(host, "a CPU of the host goes off and on while a guest runs", hotplug));
         cases.push(told(host, &format!("{ROUNDS} starts and stops of four guests lose nothing"), starts));
     }
     cases.push(told(driver(), &format!("QEMU killed {KILLS} times at random moments leaves nothing behind"), killed));
