@@ -4,6 +4,7 @@
 
 pub mod driver;
 pub mod lives;
+pub mod mediated;
 pub mod snapshots;
 pub mod vm_steps;
 pub mod vms;

@@ -2,176 +2,20 @@
 //! reads again. Layers 22-26 with 31, against registers that write down what is done to them.
 #![forbid(unsafe_code)]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod random;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-
+use common::mediated::{
+    BASER, Bed, CBASER, CORES, CREADR, CTLR, CWRITER, GICR, ITS, PENDBASER, POOL, PROPBASER, QUEUE, RAM, TABLES, TYPER,
+    VALID, VLPI, bed, described,
+};
 use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{Pa, Pfn};
 use corevisor::abstract_machine::per_cpu::Event;
-use corevisor::abstract_machine::regs::TrapFrame;
-use corevisor::abstract_machine::sim::{Trapped, run_as};
 use corevisor::memory::mem_manager::Denied;
 use corevisor::memory::memory_ops::assign_page_to_core;
-use corevisor::mmio::its::{Its, Setup};
 use corevisor::mmio::its_command::map_device;
-use corevisor::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
-use corevisor::spec::world::{Layout, World};
-use corevisor::trap::trap_handler::host_trap_handler;
-
-const ITS: u64 = 0x0808_0000;
-const GICR: u64 = 0x080a_0000;
-const VLPI: u64 = 0x080c_0000;
-const RAM: u64 = 0x4000_0000;
-const POOL: u64 = RAM + 0x10_0000;
-/// A page of the core's.
-const CORES: u64 = POOL + 0x1000;
-/// Where the host has its tables, and its queue.
-const TABLES: u64 = RAM + 0x20_0000;
-const QUEUE: u64 = RAM + 0x30_0000;
-
-const CTLR: u64 = 0x00;
-const TYPER: u64 = 0x08;
-const PROPBASER: u64 = 0x70;
-const PENDBASER: u64 = 0x78;
-const CBASER: u64 = 0x80;
-const CWRITER: u64 = 0x88;
-const CREADR: u64 = 0x90;
-const BASER: u64 = 0x100;
-const VALID: u64 = 1 << 63;
-
-const PC: u64 = 0xffff_8000_0000_4444;
-const VBAR: u64 = 0xffff_8000_1000_0000;
-
-/// Doublewords of registers, and every store: address, bytes, value.
-#[derive(Default)]
-struct Registers {
-    values: BTreeMap<u64, u64>,
-    stores: Vec<(u64, u64, u64)>,
-    /// The ITS does not take its commands.
-    deaf: bool,
-}
-
-impl Registers {
-    fn access(&mut self, at: u64, size: u64, store: Option<u64>) -> u64 {
-        let (register, shift) = (at & !7, at % 8 * 8);
-        let mask = if size == 8 { u64::MAX } else { u64::from(u32::MAX) << shift };
-        if let Some(value) = store {
-            self.stores.push((at, size, value));
-            let old = self.values.get(&register).copied().unwrap_or(0);
-            self.values.insert(register, old & !mask | value << shift & mask);
-            if register == ITS + CWRITER && !self.deaf {
-                self.values.insert(ITS + CREADR, value);
-            }
-        }
-        (self.values.get(&register).copied().unwrap_or(0) & mask) >> shift
-    }
-}
-
-struct Bed {
-    world: World,
-    registers: Arc<Mutex<Registers>>,
-    /// The core's queue.
-    queue: Pa,
-}
-
-/// A redistributor, its page of virtual LPIs, and an ITS of 16 bits of devices with a device table of two levels, on.
-fn bed() -> Bed {
-    let regions = vec![(RAM, 4 << 20, true)];
-    let mut world = World::new(&Layout { regions, pool: POOL, pool_pages: 200, ia_bits: 40, cpus: 2, smmu: None });
-    let registers = Arc::new(Mutex::new(Registers::default()));
-    let inside = registers.clone();
-    world.sim().set_registers(Box::new(move |at, size, store| inside.lock().unwrap().access(at.raw(), size, store)));
-    let page = || world.sim().alloc_table(0).unwrap();
-    let (queue, level1) = (page(), page());
-    let mut basers = [0; 8];
-    (basers[0], basers[1]) = (VALID | 1 << 56 | 7 << 48, VALID | 4 << 56 | 7 << 48);
-    let setup = Setup {
-        frame: Pa::new(ITS),
-        queue,
-        level1: Some(level1),
-        page_order: 0,
-        device_entry: 8,
-        itt_entry: 12,
-        device_bits: 16,
-        basers,
-    };
-    let mut its = [const { None }; MOST_ITS];
-    its[0] = Some(Box::leak(Box::new(Its::new(setup))));
-    let frames = vec![
-        Frame { at: Pa::new(ITS), kind: FrameKind::Its(0) },
-        Frame { at: Pa::new(GICR), kind: FrameKind::Redistributor },
-        Frame { at: Pa::new(VLPI), kind: FrameKind::VirtualLpis },
-    ];
-    let core = world.core;
-    world.core = core.with_mediated(Some(Mediated::new(frames.leak(), 16, its)));
-    let mut all = registers.lock().unwrap();
-    all.values.insert(ITS + CTLR, 1);
-    all.values.insert(ITS + TYPER, 1 | 1 << 1 | 0xb << 4 | 0xf << 8 | 0x13 << 13 | 1 << 37 | 1 << 40);
-    drop(all);
-    Bed { world, registers, queue }
-}
-
-impl Bed {
-    /// The host's access with this syndrome: x0 to x30 afterwards, and whether it went on (not: it took an abort).
-    fn trap(&mut self, at: u64, iss: u64, x: [u64; 31]) -> ([u64; 31], bool) {
-        run_as(0);
-        let esr = 0x24 << 26 | 1 << 25 | iss | 0b00_0111;
-        let far = 0xffff_0000_0000_0000 | at;
-        let trapped =
-            Trapped { esr, far, hpfar: at & !0xfff, pc: PC, pstate: 0x5, vbar_el1: VBAR, ..Trapped::default() };
-        self.world.sim().set_trapped(0, trapped);
-        let mut frame = TrapFrame { x, sp: 0 };
-        host_trap_handler(&self.world.core, &mut frame);
-        let pc = self.world.sim().trapped(0).pc;
-        assert!(pc == PC + 4 || pc == VBAR + 0x200, "{at:#x}: {pc:#x}");
-        (frame.x, pc == PC + 4)
-    }
-
-    /// An aligned load by x3.
-    fn load(&mut self, at: u64, size: u64) -> u64 {
-        let (x, went_on) = self.trap(at, described(size, 3, false), [0x5a5a_5a5a_5a5a_5a5a; 31]);
-        assert!(went_on, "{at:#x}");
-        x[3]
-    }
-
-    /// An aligned store of x3.
-    fn store(&mut self, at: u64, size: u64, value: u64) {
-        let mut x = [0x5a5a; 31];
-        x[3] = value;
-        assert!(self.trap(at, described(size, 3, true), x).1, "{at:#x}");
-    }
-
-    /// What the register really holds.
-    fn real(&self, at: u64) -> u64 {
-        self.registers.lock().unwrap().values.get(&at).copied().unwrap_or(0)
-    }
-
-    /// The host puts commands into its queue, from command `first` on, and moves GITS_CWRITER behind them.
-    fn commands(&mut self, first: u64, commands: &[[u64; 4]]) {
-        for (n, words) in (first..).zip(commands) {
-            let at = QUEUE + n % 128 * 32;
-            self.world.sim().write_page(Pfn::containing(Pa::new(at)), (at % 0x1000 / 8) as usize, words);
-        }
-        self.store(ITS + CWRITER, 8, (first + commands.len() as u64) % 128 * 32);
-    }
-
-    /// The command at this place in the core's queue.
-    fn given(&self, n: u64) -> [u64; 4] {
-        [0, 1, 2, 3].map(|word| self.world.sim().pt_load(Pa::new(self.queue.raw() + n * 32 + word * 8)))
-    }
-
-    fn set_queue(&mut self, at: u64) {
-        self.store(ITS + CBASER, 8, VALID | at);
-    }
-}
-
-/// The syndrome of a load or a store that is described.
-fn described(size: u64, register: u64, write: bool) -> u64 {
-    let sas = size.trailing_zeros() as u64;
-    1 << 24 | sas << 22 | register << 16 | u64::from(size == 8) << 15 | u64::from(write) << 6
-}
 
 #[test]
 fn what_concerns_no_memory_goes_through_as_it_is() {

@@ -10,6 +10,7 @@ use corevisor::trap::trap_handler::host_trap_handler;
 use corevisor::vm::VmState;
 
 use crate::common::driver::{Machines, run_with};
+use crate::common::mediated;
 use crate::common::snapshots::{KERNEL, PAGES, empty, inside, ran, restore, save};
 use crate::common::vms::{Host, PAGE, TestManifest, image, key};
 use corevisor_evidence::Rng;
@@ -28,6 +29,19 @@ pub fn host_calls(bytes: &[u8]) {
     let rng = &mut Rng::of(bytes);
     let machines = rng.pick(&[Machines::WithVms, Machines::Small]);
     run_with(rng, machines, FEW, None);
+}
+
+/// Accesses of the host to a GICv3's registers behind the core.
+pub fn registers(bytes: &[u8]) {
+    let rng = &mut Rng::of(bytes);
+    let mut both = mediated::Both::new();
+    for _ in 0..STEPS {
+        if rng.is_spent() {
+            break;
+        }
+        mediated::step(&mut both, rng);
+    }
+    both.compare_pages();
 }
 
 /// Lives of VMs.

@@ -5,6 +5,7 @@
 //! | `host_calls` | a machine, then calls, traps and accesses            | specification, invariants, every order of stores             |
 //! | `vm_lives`   | calls of the life of VMs                             | specification, invariants                                    |
 //! | `hypercalls` | x0 to x5 of hypercalls                               | results or named errors; rules of the machine                |
+//! | `registers`  | accesses to a GICv3's registers behind the core      | specification                                                |
 //! | `trees`      | a device tree                                        | what must hold of the description and of the host's tree     |
 //! | `files`      | a kind, then a file of it                            | what is read is in the file; what is written can be read     |
 //! | `snapshots`  | changes of a snapshot or of a manifest               | what comes in is what went out, and what was signed          |
@@ -32,6 +33,7 @@ pub const TARGETS: &[Target] = &[
     ("host_calls", core::host_calls),
     ("vm_lives", core::vm_lives),
     ("hypercalls", core::hypercalls),
+    ("registers", core::registers),
     ("trees", parsed::trees),
     ("files", parsed::files),
     ("snapshots", core::snapshots),
