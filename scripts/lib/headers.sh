@@ -68,7 +68,7 @@ make_module_headers() { # SERIES RELEASE SUITE VERSION FOLDER WHY
         "$top"/{Makefile,Kbuild,include,arch/arm64,kernel,scripts,tools/include} || die "$tarball is not what it should be: see above"
     configure_headers "$config" "$new/build"
     # What it would make for programs of the kernel's own build is left out by options that its makefiles only see.
-    quietly "$log" make -s -C "$new/build" CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT= ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc KERNELRELEASE="$release" \
+    quietly "$log" make -s -C "$new/build" ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc KERNELRELEASE="$release" \
         CONFIG_RUST= CONFIG_DTC= CONFIG_MODULE_SIG_FORMAT= CONFIG_SYSTEM_EXTRA_CERTIFICATE= CONFIG_SECURITY_SELINUX= prepare0 || exit 1
     (
         cd "$new/build" || exit 1
@@ -89,9 +89,10 @@ make_module_headers() { # SERIES RELEASE SUITE VERSION FOLDER WHY
 # The kernel's configuration CONFIG as its makefiles and its sources read it in FOLDER, to the letter: asking the kernel's own program would answer for
 # this machine's compiler.
 configure_headers() { # CONFIG FOLDER
-    local config=$1 include=$2/include
+    local config=$2/.config include=$2/include
     mkdir -p "$include/config" "$include/generated"
-    cp "$config" "$2/.config"
+    # But for this: gcc before 14 leaves cold functions without their alignment, on which the kernel's tracer relies, unless they are not called cold.
+    if has_function_alignment; then cp "$1" "$config"; else sed -E '/^CONFIG_CC_HAS_(MIN|SANE)_FUNCTION_ALIGNMENT=/d' "$1" >"$config"; fi
     # Debian takes the salt out of what it ships, and it says nothing to a module.
     { sed -nE 's/^(CONFIG_[A-Za-z0-9_]+)="(.*)"$/\1=\2/; /^CONFIG_/p' "$config"; echo 'CONFIG_BUILD_SALT='; } >"$include/config/auto.conf"
     {

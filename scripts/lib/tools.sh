@@ -76,3 +76,6 @@ get_coq() {
     hash -r
     have_coq || die "apt installed coq, but there is no coqc with ocamlopt: put them on PATH, then start again"
 }
+
+# Whether the cross compiler aligns every function as it is told: gcc 14.
+has_function_alignment() { aarch64-linux-gnu-gcc -fmin-function-alignment=8 -E -x c /dev/null >/dev/null 2>&1; }
