@@ -136,7 +136,7 @@ pub const FAULTS: &[Fault] = &[
         "vm: mapped over what is mapped",
         "src/npt/npt_ops/vm.rs",
         "        let table = prepared?;\n",
-        "        let table = match prepared { Err(SetNptError::Occupied) => return Ok(1), other => other? };\n",
+        "        let table = match prepared { Err(SetNptError::Occupied) => return Ok(Prepared { table: Pa::new(0), leaves: 1 }), other => other? };\n",
     ),
     fault(
         "vm: cut without flush",
