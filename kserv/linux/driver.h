@@ -35,7 +35,7 @@
 #include "call.h"
 #include "kserv_model.h"
 
-#define CV_BLOCK_PAGES 512UL
+#define CV_BLOCK_PAGES 512ULL
 #define CV_MAX_SLOTS 512
 #define CV_DEFAULT_IPA_BITS 40
 /* QEMU makes a route for each of its 256 SPIs, and wants to have some left for MSIs. */
@@ -43,7 +43,7 @@
 /* SPIs that a route may lead to: those that an interrupt controller can have at most. */
 #define CV_MAX_PINS (1020 - 32)
 /* Pages tried around a fault in memory without huge pages. */
-#define CV_FAULT_AROUND 16UL
+#define CV_FAULT_AROUND 16ULL
 
 /* What CoreInfo says, and the module's parameters. */
 struct cv_core {
@@ -66,6 +66,14 @@ struct cv_held {
 	unsigned int order;
 };
 
+/* 2 MiB of a VM's addresses. */
+struct cv_block {
+	/* The first page of what is lent there as a block; NULL: none. One pin stands for all of it. */
+	struct page *page;
+	/* Pages lent one by one. */
+	u16 single;
+};
+
 struct cv_slot {
 	struct list_head link;
 	u32 id;
@@ -73,14 +81,28 @@ struct cv_slot {
 	u64 gpa;
 	u64 npages;
 	unsigned long hva;
-	/* The page that is lent at each place, pinned; NULL: none. vm->mmu_lock. */
+	/* The page that is lent by itself at each place, pinned (a protected VM's: its own); NULL: none. vm->mmu_lock. */
 	struct page **pages;
+	/* Each block of the VM's addresses that the slot has a part of. mmu_lock. */
+	struct cv_block *blocks;
 	/*
 	 * KVM_MEM_LOG_DIRTY_PAGES: which pages the VM may have written since the last KVM_GET_DIRTY_LOG. The others are lent read-only, one by one.
 	 * mmu_lock.
 	 */
 	unsigned long *dirty;
 };
+
+/* Memory for the pages [first, first + count) of a slot, pinned: each page, or, where they are a block, the one that stands for all. */
+struct cv_pinned {
+	u64 first;
+	unsigned long count;
+	struct page *pages[CV_FAULT_AROUND];
+};
+
+static inline bool cv_is_block(const struct cv_pinned *pinned)
+{
+	return pinned->count == CV_BLOCK_PAGES;
+}
 
 struct cv_vcpu {
 	struct cv_vm *vm;
@@ -284,13 +306,21 @@ int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log);
 void cv_memory_forget(struct cv_vm *vm);
 void cv_memory_free(struct cv_vm *vm);
 
-/* memory.c */
+/* lend.c */
 extern const struct mmu_notifier_ops cv_notifier_ops;
+struct cv_block *cv_block_of(struct cv_slot *slot, u64 n);
+bool cv_is_lent(struct cv_slot *slot, u64 n);
+bool cv_has_block(struct cv_slot *slot, u64 n, u64 *first);
+s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_pinned *pinned, bool write);
+void cv_unpin(struct cv_pinned *pinned);
 bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count);
+void cv_note_new_pages(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page *page, u64 count, u64 done);
+void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
+
+/* memory.c */
 int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write);
 int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write);
 struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa);
-void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
 
 /* protected.c */
 extern const struct file_operations cv_manifest_fops;

@@ -22,6 +22,7 @@ struct cv_slot *cv_find_slot(struct cv_vm *vm, u64 gpa)
 static void free_slot(struct cv_slot *slot)
 {
 	kvfree(slot->pages);
+	kvfree(slot->blocks);
 	kvfree(slot->dirty);
 	kfree(slot);
 }
@@ -104,8 +105,10 @@ static int add_slot(struct cv_vm *vm, const struct kvm_userspace_memory_region *
 	slot->npages = region->memory_size >> PAGE_SHIFT;
 	slot->hva = region->userspace_addr;
 	slot->pages = kvcalloc(slot->npages, sizeof(slot->pages[0]), GFP_KERNEL_ACCOUNT);
-	if (!slot->pages) {
-		kfree(slot);
+	/* Of its first and its last block it may have a part. */
+	slot->blocks = kvcalloc(slot->npages / CV_BLOCK_PAGES + 2, sizeof(slot->blocks[0]), GFP_KERNEL_ACCOUNT);
+	if (!slot->pages || !slot->blocks) {
+		free_slot(slot);
 		return -ENOMEM;
 	}
 	if (region->flags & KVM_MEM_LOG_DIRTY_PAGES && !vm->protected) {
