@@ -4,10 +4,15 @@
 use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::mem_manager::Denied;
-use corevisor::memory::page_manager::{PageState, set_pfn_state};
+use corevisor::memory::mem_region::{MemRegions, mem_region_search};
+use corevisor::memory::page_manager::{
+    BlockRecord, PageRecord, PageState, S2Pages, get_pfn_run, get_pfn_state, host_may_access_block, set_pfn_run,
+    set_pfn_state,
+};
 use corevisor::npt::{Level, npt_ops};
 use corevisor::spec::world::{Layout, Touched, World};
 use corevisor::spt::mmio_spt_ops::unmap_spt;
+use corevisor_evidence::{Rng, seeds, tell};
 
 const RAM: u64 = 0x4000_0000;
 const WINDOW: u64 = 0x0900_0000;
@@ -226,4 +231,77 @@ fn a_page_is_given_to_the_core_even_when_there_is_no_table_to_split_its_block() 
     world.give_back(taken);
     assert!(touch(&mut world, 0, RAM + 0x6000));
     world.check();
+}
+
+/// The state of the page so many behind one in `state`, in a run.
+fn behind(state: PageState, pages: u64) -> PageState {
+    match state {
+        PageState::Private { vm, gfn } => PageState::Private { vm, gfn: Gfn::new(gfn.raw() + pages) },
+        other => other,
+    }
+}
+
+/// Banks that begin and end amid a block, and two that touch there.
+fn ragged_banks() -> MemRegions {
+    let mut regions = MemRegions::new();
+    for (base, end) in [(0x1f_0000, 0x65_0000), (0x65_0000, 0x86_3000), (0xa0_0000, 0xe0_0000)] {
+        regions.push_ram(PhysRange::new(Pa::new(base), end - base).unwrap()).unwrap();
+    }
+    regions
+}
+
+#[test]
+fn records_of_blocks_and_pages_say_together_what_a_record_for_every_page_would() {
+    const PAGES: u64 = 0x1000;
+    let (seeds, mut sets) = (seeds(40), 0);
+    for seed in &seeds {
+        let mut rng = Rng::new(*seed);
+        let regions = ragged_banks();
+        let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());
+        let mut pages = S2Pages::new(records, blocks);
+        let is_ram = |n: u64| mem_region_search(&regions, Pa::new(n << 12)).is_some();
+        let mut expected: Vec<_> = (0..PAGES).map(|n| is_ram(n).then_some(PageState::Host)).collect();
+        for _ in 0..60 {
+            let (vm, gfn) = (VmId::new(rng.below(3) as u16 + 1), Gfn::new(rng.below(1 << 20)));
+            let count = rng.below(255) as u8 + 1;
+            let state = [
+                PageState::Host,
+                PageState::Core,
+                PageState::Lent(count),
+                PageState::Private { vm, gfn },
+                PageState::Shared { vm, gfn, count },
+                PageState::Dma { vm },
+            ][rng.below(6) as usize];
+            // Often whole blocks.
+            let (first, count) = match rng.below(3) {
+                0 => (rng.below(8) * 512, 512 * (rng.below(2) + 1)),
+                1 => (rng.below(PAGES), 1),
+                _ => (rng.below(PAGES), rng.below(1024)),
+            };
+            set_pfn_run(&mut pages, &regions, Pfn::new(first), count, state);
+            for n in first..(first + count).min(PAGES) {
+                expected[n as usize] = expected[n as usize].map(|_| behind(state, n - first));
+            }
+            sets += 1;
+            for n in 0..PAGES {
+                let found = get_pfn_state(&pages, &regions, Pfn::new(n));
+                assert_eq!(found, expected[n as usize], "seed {seed}, page {n:#x}, set {first:#x} + {count:#x}");
+            }
+            let from = rng.below(PAGES);
+            if let Some((state, run)) = get_pfn_run(&pages, &regions, Pfn::new(from), 700) {
+                let alike = (0..run).all(|n| expected[(from + n) as usize] == Some(behind(state, n)));
+                assert!(run > 0 && alike, "seed {seed}, a run of {run:#x} from {from:#x}");
+            }
+            for block in 0..PAGES / 512 {
+                let range = PhysRange::new(Pa::new(block << 21), BLOCK_2M).unwrap();
+                let inside = (block * 512..(block + 1) * 512).map(|n| expected[n as usize]);
+                let all = inside.clone().all(|state| state.is_some_and(PageState::host_may_access));
+                let one_bank = ![0, 3, 4].contains(&block);
+                let found = host_may_access_block(&pages, &regions, range);
+                assert_eq!(found, all && one_bank, "seed {seed}, block {block}");
+            }
+        }
+    }
+    tell("pages::records_of_blocks_and_pages", &[("sequences", seeds.len() as u64), ("sets", sets)]);
 }

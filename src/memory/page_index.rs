@@ -11,13 +11,15 @@
 use super::mem_region::{MemRegions, RegionKind, mem_region_search};
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pfn};
 
-/// Place of a page's record, and of the counter of its 2 MiB block.
+/// Place of a page's record, and of the record of its 2 MiB block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PageIndex {
-    /// Slot of the record.
+    /// Slot of the page's record.
     pub slot: usize,
-    /// Number of the counter.
+    /// Slot of the block's record.
     pub block: usize,
+    /// How many pages of the block lie before this one in the same bank.
+    pub before: usize,
 }
 
 /// Place of the record of `pfn`, or `None` if it is no page of RAM. K: `get_s2_page_index`.
@@ -26,14 +28,19 @@ pub fn get_s2_page_index(regions: &MemRegions, pfn: Pfn) -> Option<PageIndex> {
 }
 
 /// Place of the record of `pfn`, and how many of the `most` pages from it on lie in the same bank of RAM and in the same 2 MiB block: their records stand
-/// one behind the other, and have one counter. `None` if it is no page of RAM.
+/// one behind the other, and there is one record of their block. `None` if it is no page of RAM.
 pub fn get_s2_page_run(regions: &MemRegions, pfn: Pfn, most: u64) -> Option<(PageIndex, u64)> {
     let addr = pfn.addr();
     let region = mem_region_search(regions, addr)?;
     let RegionKind::Ram { first_slot, first_block } = region.kind else { return None };
     let slot = first_slot + (pfn.raw() - region.range.first_pfn().raw());
     let block = first_block + (addr.raw() / BLOCK_2M - region.range.base().raw() / BLOCK_2M);
-    let index = PageIndex { slot: usize::try_from(slot).ok()?, block: usize::try_from(block).ok()? };
+    let before = (addr.raw() % BLOCK_2M).min(addr.raw() - region.range.base().raw()) / PAGE_SIZE;
+    let index = PageIndex {
+        slot: usize::try_from(slot).ok()?,
+        block: usize::try_from(block).ok()?,
+        before: usize::try_from(before).ok()?,
+    };
     let in_bank = (region.range.end().raw() - addr.raw()) / PAGE_SIZE;
     let in_block = (BLOCK_2M - addr.raw() % BLOCK_2M) / PAGE_SIZE;
     Some((index, most.min(in_bank).min(in_block)))
@@ -52,12 +59,12 @@ mod tests {
         regions.push_device(PhysRange::new(Pa::new(0x10_0000), 0x1000).unwrap()).unwrap();
         regions.push_ram(PhysRange::new(Pa::new(0x3f_f000), 0x2000).unwrap()).unwrap();
         let index = |pfn| get_s2_page_index(&regions, Pfn::new(pfn));
-        assert_eq!(index(0), Some(PageIndex { slot: 0, block: 0 }));
-        assert_eq!(index(2), Some(PageIndex { slot: 2, block: 0 }));
+        assert_eq!(index(0), Some(PageIndex { slot: 0, block: 0, before: 0 }));
+        assert_eq!(index(2), Some(PageIndex { slot: 2, block: 0, before: 2 }));
         assert_eq!(index(3), None);
         assert_eq!(index(0x100), None);
-        assert_eq!(index(0x3ff), Some(PageIndex { slot: 3, block: 1 }));
-        assert_eq!(index(0x400), Some(PageIndex { slot: 4, block: 2 }));
+        assert_eq!(index(0x3ff), Some(PageIndex { slot: 3, block: 1, before: 0 }));
+        assert_eq!(index(0x400), Some(PageIndex { slot: 4, block: 2, before: 0 }));
     }
 
     #[test]

@@ -11,8 +11,10 @@
 //!
 //! The proof keeps owner, count and gfn apart and sets them one by one; here they are one value of [`PageState`], so
 //! that no combination without a meaning can be stored (K §8.3 A1: "count INVALID" was one).
-//! A record is 8 bytes and all zero for a page of the host, so a new table need only be zeroed. Next to the records
-//! stands a counter for each 2 MiB block: how many of its pages the host may not access.
+//! A record is 8 bytes and all zero for a page of the host, so a new table need only be zeroed. Next to the records of the pages
+//! stands one for each 2 MiB block: as long as all of its pages are in one state, which is most of the time, it alone says so, and
+//! to give, lend or take a block is one store. From the first page that is set by itself, the pages have their own records; the block's then counts those that
+//! the host may not access.
 //!
 //! Below: PageIndex. Above: MemManager. Specification: `spec::memory`. Source: SeKVM layer PageManager; K §2 L15.
 #![forbid(unsafe_code)]
@@ -21,7 +23,7 @@ use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 use super::mem_region::{MemRegions, mem_region_search};
 use super::page_index::{PageIndex, get_s2_page_index, get_s2_page_run};
-use crate::abstract_machine::addr::{BLOCK_2M, Gfn, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Pfn, PhysRange, VmId};
 
 register_bitfields! {u64,
     RECORD [
@@ -37,9 +39,16 @@ register_bitfields! {u64,
         VMID OFFSET(12) NUMBITS(16) [],
         GFN OFFSET(28) NUMBITS(36) [],
     ],
+    /// A block's: a page's, or, with a state that no page has, how many of its pages the host may not access.
+    BLOCK [
+        STATE OFFSET(0) NUMBITS(4) [
+            Split = 15,
+        ],
+        FOREIGN OFFSET(4) NUMBITS(10) [],
+    ],
 }
 
-/// Owner and state of a page of RAM: the table of the blueprint, §4.
+/// Owner and state of a page of RAM: the table in docs/architecture.md, Memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PageState {
     /// The host's own: it reads, writes and executes it.
@@ -133,35 +142,78 @@ impl PageRecord {
             _ => 0,
         }
     }
+
+    /// The record of the page so many behind this one in a run.
+    fn behind(self, pages: u64) -> Self {
+        Self(self.0.wrapping_add(self.step().wrapping_mul(pages)))
+    }
+}
+
+/// The record of a 2 MiB block: 8 bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct BlockRecord(u64);
+
+impl BlockRecord {
+    /// The record of a block of the host.
+    pub const HOST: Self = Self(PageRecord::HOST.0);
+
+    /// All of its pages are in the state of `first`, the record of the first one.
+    const fn whole(first: PageRecord) -> Self {
+        Self(first.0)
+    }
+
+    /// Its pages have records of their own; the host may not access `foreign` of them.
+    fn split(foreign: u64) -> Self {
+        Self((BLOCK::STATE::Split + BLOCK::FOREIGN.val(foreign)).value)
+    }
+
+    /// The record of its first page, if that says it for all of them; else how many the host may not access.
+    fn decode(self) -> Result<PageRecord, u64> {
+        let fields = LocalRegisterCopy::<u64, BLOCK::Register>::new(self.0);
+        match fields.read_as_enum(BLOCK::STATE) {
+            Some(BLOCK::STATE::Value::Split) => Err(fields.read(BLOCK::FOREIGN)),
+            None => Ok(PageRecord(self.0)),
+        }
+    }
+
+    fn host_may_access(self) -> bool {
+        match self.decode() {
+            Ok(first) => first.decode().host_may_access(),
+            Err(foreign) => foreign == 0,
+        }
+    }
 }
 
 fn owner_fields(vm: VmId, gfn: Gfn) -> tock_registers::fields::FieldValue<u64, RECORD::Register> {
     RECORD::VMID.val(vm.raw().into()) + RECORD::GFN.val(gfn.raw())
 }
 
-/// The records of all pages of RAM, and the counters of their 2 MiB blocks.
+/// The records of all pages of RAM, and of their 2 MiB blocks.
 pub struct S2Pages {
     records: &'static mut [PageRecord],
-    blocks: &'static mut [u16],
+    blocks: &'static mut [BlockRecord],
 }
 
 impl S2Pages {
     /// The records of a machine on which every page is the host's: both slices all zero.
-    pub const fn new(records: &'static mut [PageRecord], blocks: &'static mut [u16]) -> Self {
+    pub const fn new(records: &'static mut [PageRecord], blocks: &'static mut [BlockRecord]) -> Self {
         Self { records, blocks }
     }
 }
 
 /// State of `pfn`, or `None` if it is no page of RAM.
 pub fn get_pfn_state(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<PageState> {
-    let PageIndex { slot, .. } = get_s2_page_index(regions, pfn)?;
-    pages.records.get(slot).map(|record| record.decode())
+    get_pfn_run(pages, regions, pfn, 1).map(|(state, _)| state)
 }
 
 /// State of `pfn`, and how many of the `most` pages from it on are in that state; they lie in one 2 MiB block. Where it is a VM's own page: how many the VM sees one
 /// behind the other. `None` if it is no page of RAM.
 pub fn get_pfn_run(pages: &S2Pages, regions: &MemRegions, pfn: Pfn, most: u64) -> Option<(PageState, u64)> {
-    let (PageIndex { slot, .. }, run) = get_s2_page_run(regions, pfn, most)?;
+    let (PageIndex { slot, block, before }, run) = get_s2_page_run(regions, pfn, most)?;
+    if let Ok(first) = pages.blocks.get(block)?.decode() {
+        return Some((first.behind(before as u64).decode(), run));
+    }
     let records = pages.records.get(slot..slot + run as usize)?;
     let first = *records.first()?;
     let (step, mut next) = (first.step(), first.0);
@@ -181,26 +233,54 @@ pub fn set_pfn_state(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, state:
 /// Sets the states of the `count` pages from `pfn` on, as [`set_pfn_state`]. Where `state` is a VM's own page, the VM sees the pages one behind the other, the first where
 /// `state` says.
 pub fn set_pfn_run(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, count: u64, state: PageState) {
-    let access = state.host_may_access();
-    let mut new = PageRecord::encode(state);
-    let (step, mut done) = (new.step(), 0);
+    let (first, mut done) = (PageRecord::encode(state), 0);
     while let Some(at) = pfn.checked_add(done).filter(|_| done < count) {
-        let Some((PageIndex { slot, block }, run)) = get_s2_page_run(regions, at, count - done) else {
-            (done, new.0) = (done + 1, new.0.wrapping_add(step));
+        // What is no RAM has no record.
+        let Some((index, in_block)) = get_s2_page_run(regions, at, BLOCK_PAGES) else {
+            done += 1;
             continue;
         };
+        let run = in_block.min(count - done);
+        set_in_block(pages, index, in_block as usize, run as usize, first.behind(done));
         done += run;
-        let records = pages.records.get_mut(slot..slot + run as usize);
-        let (Some(records), Some(foreign)) = (records, pages.blocks.get_mut(block)) else { return };
-        for record in records {
-            match (record.decode().host_may_access(), access) {
-                (true, false) => *foreign += 1,
-                (false, true) => *foreign -= 1,
-                _ => {}
-            }
-            *record = new;
-            new.0 = new.0.wrapping_add(step);
+    }
+}
+
+/// Sets the records of `run` of the `in_block` pages that are in the block from the one at `index` on, the first to `new`.
+fn set_in_block(pages: &mut S2Pages, index: PageIndex, in_block: usize, run: usize, new: PageRecord) {
+    let PageIndex { slot, block, before } = index;
+    let records = pages.records.get_mut(slot - before..slot + in_block);
+    let (Some(records), Some(block)) = (records, pages.blocks.get_mut(block)) else { return };
+    if run as u64 == BLOCK_PAGES {
+        *block = BlockRecord::whole(new);
+        return;
+    }
+    let mut foreign = match block.decode() {
+        Err(foreign) => foreign,
+        Ok(first) => {
+            fill(records, first);
+            if first.decode().host_may_access() { 0 } else { records.len() as u64 }
         }
+    };
+    let Some(set) = records.get_mut(before..before + run) else { return };
+    let access = new.decode().host_may_access();
+    for record in set.iter() {
+        match (record.decode().host_may_access(), access) {
+            (true, false) => foreign += 1,
+            (false, true) => foreign -= 1,
+            _ => {}
+        }
+    }
+    fill(set, new);
+    *block = BlockRecord::split(foreign);
+}
+
+/// The records of pages in one state, the first of which has `first`.
+fn fill(records: &mut [PageRecord], first: PageRecord) {
+    let (step, mut next) = (first.step(), first.0);
+    for record in records {
+        record.0 = next;
+        next = next.wrapping_add(step);
     }
 }
 
@@ -244,7 +324,7 @@ pub fn host_may_access_block(pages: &S2Pages, regions: &MemRegions, range: PhysR
     else {
         return false;
     };
-    pages.blocks.get(first.block..=last.block).is_some_and(|blocks| blocks.iter().all(|count| *count == 0))
+    pages.blocks.get(first.block..=last.block).is_some_and(|blocks| blocks.iter().all(|block| block.host_may_access()))
 }
 
 #[cfg(test)]
@@ -258,7 +338,7 @@ mod tests {
         let mut regions = MemRegions::new();
         regions.push_ram(PhysRange::new(Pa::new(0x4000_0000), 0x80_0000).unwrap()).unwrap();
         let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
-        let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());
         (S2Pages::new(records, blocks), regions)
     }
 
@@ -314,7 +394,7 @@ mod tests {
         let states = [0x1fe, 0x1ff, 0x200, 0x201, 0x202]
             .map(|n| get_pfn_state(&pages, &regions, Pfn::new(0x4_0000 + n)).unwrap());
         assert_eq!(states, [PageState::Host, own(0), own(1), own(2), PageState::Host]);
-        assert_eq!((pages.blocks[0], pages.blocks[1], pages.blocks[2]), (1, 2, 0));
+        assert_eq!(pages.blocks[..3], [BlockRecord::split(1), BlockRecord::split(2), BlockRecord::HOST]);
         let all = get_pfn_run(&pages, &regions, Pfn::new(0x4_0200), 512);
         assert_eq!(all, Some((own(1), 2)));
         // What is no RAM has no record, but a place in the run.
@@ -347,6 +427,28 @@ mod tests {
     }
 
     #[test]
+    fn a_block_has_one_record_until_one_of_its_pages_differs() {
+        let (mut pages, regions) = world();
+        let own = |n: u64| PageState::Private { vm: VmId::new(7), gfn: Gfn::new(0x800 + n) };
+        let state = |pages: &S2Pages, n: u64| get_pfn_state(pages, &regions, Pfn::new(0x4_0200 + n));
+        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_0200), 512, own(0));
+        assert_eq!(pages.blocks[1].decode(), Ok(PageRecord::encode(own(0))));
+        assert!(pages.records.iter().all(|record| *record == PageRecord::HOST), "not one of the pages' own");
+        assert_eq!((state(&pages, 0), state(&pages, 511)), (Some(own(0)), Some(own(511))));
+        assert_eq!(get_pfn_run(&pages, &regions, Pfn::new(0x4_0203), 1024), Some((own(3), 509)));
+        set_pfn_state(&mut pages, &regions, Pfn::new(0x4_0203), PageState::Host);
+        assert_eq!(pages.blocks[1], BlockRecord::split(511));
+        assert_eq!(
+            (state(&pages, 2), state(&pages, 3), state(&pages, 4)),
+            (Some(own(2)), Some(PageState::Host), Some(own(4)))
+        );
+        // Whole again as soon as it is set as a whole.
+        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_0200), 512, PageState::Host);
+        assert_eq!(pages.blocks[1], BlockRecord::HOST);
+        assert_eq!(get_pfn_run(&pages, &regions, Pfn::new(0x4_0200), 512), Some((PageState::Host, 512)));
+    }
+
+    #[test]
     fn a_block_that_leaves_its_bank_is_nobodys_block() {
         let (pages, regions) = world();
         assert!(!host_may_access_block(&pages, &regions, PhysRange::new(Pa::new(0x4060_0000), 2 * BLOCK_2M).unwrap()));
@@ -359,7 +461,7 @@ mod tests {
         regions.push_ram(PhysRange::new(Pa::new(0x4000_0000), 0x30_0000).unwrap()).unwrap();
         regions.push_ram(PhysRange::new(Pa::new(0x4030_0000), 0x30_0000).unwrap()).unwrap();
         let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
-        let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());
         let pages = S2Pages::new(records, blocks);
         let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
         assert_eq!([0, 1, 2].map(|n| host_may_access_block(&pages, &regions, block(n))), [true, false, true]);

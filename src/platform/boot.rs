@@ -27,7 +27,7 @@ use crate::abstract_machine::regs::TrapFrame;
 use crate::memory::Memory;
 use crate::memory::mem_region::MemRegions;
 use crate::memory::memory_ops;
-use crate::memory::page_manager::{PageRecord, S2Pages};
+use crate::memory::page_manager::{BlockRecord, PageRecord, S2Pages};
 use crate::mmio::Mediated;
 use crate::npt::descriptor::CoreAccess;
 use crate::npt::pt_alloc;
@@ -229,7 +229,7 @@ fn build_core(
     plan.core[1] = records;
     own_map::map(records, CoreAccess::ReadWrite)?;
     cpu::maintenance::zero(records);
-    let blocks_bytes = regions.blocks() * size_of::<u16>() as u64;
+    let blocks_bytes = regions.blocks() * size_of::<BlockRecord>() as u64;
     let blocks =
         pool::alloc(blocks_bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(BootError::OutOfTables)?;
     // SAFETY: free RAM that the plan gave to the core and fresh pages of the pool, both mapped, zeroed and large
@@ -237,7 +237,7 @@ fn build_core(
     let pages = unsafe {
         S2Pages::new(
             slice::from_raw_parts_mut(records.base().raw() as *mut PageRecord, regions.slots() as usize),
-            slice::from_raw_parts_mut(blocks.raw() as *mut u16, regions.blocks() as usize),
+            slice::from_raw_parts_mut(blocks.raw() as *mut BlockRecord, regions.blocks() as usize),
         )
     };
     let host = pt_alloc::alloc_root(&Cpu, TableOwner::Stage2(VmId::HOST), shape)?;

@@ -21,7 +21,7 @@ use crate::abstract_machine::{Machine, SmcOutcome};
 use crate::locks::Lock;
 use crate::memory::mem_manager::{self, Denied};
 use crate::memory::mem_region::{MemRegions, RegionKind};
-use crate::memory::page_manager::{PageRecord, PageState, S2Pages};
+use crate::memory::page_manager::{BlockRecord, PageRecord, PageState, S2Pages};
 use crate::memory::{Memory, memory_ops};
 use crate::npt::descriptor::Stage2Access;
 use crate::npt::pt_alloc::alloc_root;
@@ -112,7 +112,7 @@ impl World {
         let npt = alloc_root(&sim, owner, Shape::new(layout.ia_bits)).unwrap_or_else(|_| panic!("pool too small"));
         sim.load_stage2(VmId::HOST, npt.root(), layout.ia_bits, 48);
         let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
-        let blocks = Box::leak(vec![0; regions.blocks() as usize].into_boxed_slice());
+        let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());
         let memory = Memory::new(
             Npts::new(sim, npt, Box::leak(Box::new([const { no_vm() }; VM_SLOTS]))),
             regions,

@@ -52,8 +52,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "page_manager: a VM has all pages of a run at one address",
         "src/memory/page_manager.rs",
-        "            *record = new;\n            new.0 = new.0.wrapping_add(step);\n",
-        "            *record = new;\n",
+        "        record.0 = next;\n        next = next.wrapping_add(step);\n",
+        "        record.0 = next;\n",
     ),
     fault(
         "page_index: a run goes on over the end of its bank",
@@ -82,14 +82,32 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "page_manager: block counter not counted down",
         "src/memory/page_manager.rs",
-        "(false, true) => *foreign -= 1,",
+        "(false, true) => foreign -= 1,",
         "(false, true) => {}",
     ),
     fault(
         "page_manager: block counter counts every set",
         "src/memory/page_manager.rs",
-        "(true, false) => *foreign += 1,",
-        "(_, false) => *foreign += 1,",
+        "(true, false) => foreign += 1,",
+        "(_, false) => foreign += 1,",
+    ),
+    fault(
+        "page_manager: a block that is split keeps the records that its pages once had",
+        "src/memory/page_manager.rs",
+        "            fill(records, first);\n",
+        "",
+    ),
+    fault(
+        "page_manager: a split block of the core's counts as the host's",
+        "src/memory/page_manager.rs",
+        "if first.decode().host_may_access() { 0 } else { records.len() as u64 }",
+        "0",
+    ),
+    fault(
+        "page_manager: every page of a whole block is its first one",
+        "src/memory/page_manager.rs",
+        "first.behind(before as u64).decode()",
+        "first.decode()",
     ),
     fault(
         "mem_region: end of region included",
