@@ -136,7 +136,7 @@ pub fn enable_locking() {
 }
 
 /// Logs lines of `level` and above.
-pub fn set_level(level: LevelFilter) {
+fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 
