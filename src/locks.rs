@@ -7,6 +7,8 @@
 //! | [`Lock::acquire`]            | [`wait_lock`], after a check of the lock order                |
 //! | drop of [`Guard`]            | as [`pass_lock`]                                              |
 //!
+//! [`pass_lock`] is the proof's; no caller in the core, whose guards do the same, but the test that explores interleavings.
+//!
 //! The data of an object is reachable only through its guard, so "lock held, data pulled" of the proof is a
 //! type. Waiting is first come, first served.
 //!

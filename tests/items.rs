@@ -1,8 +1,8 @@
 //! The items of K §8.2 (D) and §8.3 (A) and the tests that carry their numbers: read from the sources and from the table in
-//! docs/assurance.md, so that neither can lose one unnoticed.
+//! docs/assurance.md, so that neither can lose one unnoticed. And all that is cited of K is in docs/kcore.md.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -150,6 +150,102 @@ fn a23_serrors_of_the_host_are_its_own_and_those_of_a_vm_are_not_the_vms() {
         vm.contains("1 << 3 | 1 << 4 | 1 << 5 // FMO, IMO, AMO"),
         "a VM's interrupts and SErrors come to EL2: {vm}"
     );
+}
+
+/// What docs/kcore.md has: its sections (`§6.1`), its layers and items (`L5`, `A4`), and the rows of tables (`§6.1 17`, `§6.4 a`).
+fn headings(doc: &str) -> BTreeSet<String> {
+    let (mut out, mut section) = (BTreeSet::new(), String::new());
+    for line in doc.lines() {
+        if let Some(title) = line.strip_prefix("## ").or(line.strip_prefix("### ")) {
+            let number = title.split(' ').next().unwrap().trim_end_matches('.');
+            if number.starts_with(|first: char| first.is_ascii_digit()) {
+                section = format!("§{number}");
+                out.insert(section.clone());
+            }
+        } else if let Some(item) = line.strip_prefix("- **") {
+            out.insert(item.split([' ', '.', '*']).next().unwrap().to_owned());
+        } else if let Some((row, _)) = line.strip_prefix("| ").and_then(|row| row.split_once(" |")) {
+            out.insert(format!("{section} {row}"));
+        }
+    }
+    out
+}
+
+/// Whether `word` is a layer or an item: `L5`, `A4`.
+fn is_item(word: &str) -> bool {
+    let number = word.strip_prefix(['L', 'A', 'D', 'M']);
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What a text cites of K: sections and their items behind each "K §", items behind "K ", and names behind "K: ".
+fn citations(text: &str) -> Vec<String> {
+    let lines = text.lines().map(|line| line.trim_start().trim_start_matches(['/', '!', '*']));
+    let text = lines.collect::<Vec<_>>().join(" ");
+    let mut out = vec![];
+    for cited in text.split("K ").skip(1) {
+        let (mut section, mut words) = (String::new(), cited.split_whitespace());
+        while let Some(word) = words.next().filter(|word| !word.starts_with('(')) {
+            for part in word.trim_end_matches([',', ';', '.', ':', ')']).trim_end_matches("'s").split('-') {
+                let row = matches!(section.as_str(), "§6.1" if part.parse::<u8>().is_ok())
+                    || section == "§6.4" && part.len() == 1;
+                if let Some(number) = part.strip_prefix('§') {
+                    section = format!("§{number}");
+                    out.push(section.clone());
+                } else if is_item(part) {
+                    out.push(part.to_owned());
+                } else if row {
+                    out.push(format!("{section} {part}"));
+                } else if part.contains('.') && part.parse::<f32>().is_ok() {
+                    out.push(format!("§{part}"));
+                } else if !matches!(part, "and" | "item" | "with") {
+                    words = "".split_whitespace();
+                }
+            }
+            if word.ends_with([';', '.', ':', ')']) {
+                break;
+            }
+        }
+    }
+    for names in text.split("K: `").skip(1) {
+        let mut pieces = names.split('`');
+        out.extend(pieces.next().map(|name| format!("`{}", name.split(['(', '[']).next().unwrap())));
+        while pieces.next().is_some_and(|between| matches!(between, ", " | "; ")) {
+            out.extend(pieces.next().map(|name| format!("`{name}")));
+        }
+    }
+    out
+}
+
+#[test]
+fn what_is_cited_of_k_is_in_its_page() {
+    let doc = fs::read_to_string(root().join("docs/kcore.md")).unwrap();
+    let (known, mut seen) = (headings(&doc), 0);
+    let pages = ["README.md", "docs/architecture.md", "docs/assurance.md", "docs/status.md"];
+    let pages = pages.map(|page| (root().join(page), fs::read_to_string(root().join(page)).unwrap()));
+    let named = |name: &str| ["`", "(", "["].iter().any(|end| doc.contains(&format!("{name}{end}")));
+    let mut wrong = vec![];
+    for (path, text) in ROOTS.iter().flat_map(|dir| files(&root().join(dir))).chain(pages) {
+        // This file has examples.
+        for cited in citations(&text).into_iter().filter(|_| !path.ends_with("tests/items.rs")) {
+            let there = if cited.starts_with('`') { named(&cited) } else { known.contains(&cited) };
+            if !there {
+                wrong.push(format!("{}: {cited}", path.display()));
+            }
+            seen += 1;
+        }
+    }
+    assert_eq!(wrong, [""; 0], "docs/kcore.md does not have it");
+    assert!(seen > 200, "{seen}");
+}
+
+#[test]
+fn citations_are_read_as_they_are_meant() {
+    let text = "//! Source: K §2 L16,\n//! L17, §8.3 A1 (x). As K A8 says. K §6.1 2 and 17; 4. K §1.2 (y), §3.3. K: `a`, `b`. `c`";
+    let expected = ["§2", "L16", "L17", "§8.3", "A1", "A8", "§6.1", "§6.1 2", "§6.1 17", "§1.2", "`a", "`b"];
+    assert_eq!(citations(text), expected);
+    assert_eq!(citations("K §3.3-3.7 K §6.4 a."), ["§3.3", "§3.7", "§6.4", "§6.4 a"]);
+    let known = headings("## 6. What\n### 6.1 In\n| 17 | says |\n- **A1.** A\n- **L13 Mem** [x]. y\n");
+    assert!(["§6", "§6.1", "§6.1 17", "A1", "L13"].iter().all(|cited| known.contains(*cited)), "{known:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Layer 0, AbstractMachine: all that the layers can do to the machine.
 //!
 //! The layers above are ordinary safe Rust over the trait [`Machine`]. It has two implementations:
-//! [`cpu`] is the real CPU at EL2, the only place (besides `platform` and `boot`) with `unsafe`;
+//! [`cpu`] is the real CPU at EL2; `unsafe` stands only here, in `platform` and in `boot`;
 //! [`sim`] is a simulated machine for the development machine, on which every layer is tested next to its
 //! specification.
 //!

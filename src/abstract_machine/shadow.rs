@@ -2,7 +2,7 @@
 //!
 //! It lives in one page of the VM's pool. A layer reads and writes a register of it by name: one of a vCPU that does not run through
 //! `Machine::get_shadow_ctxt` and `Machine::set_shadow_ctxt`, those of one that does in the [`Context`], which whoever runs it has taken for
-//! himself (`Machine::take_shadow_ctxt`). The world switch fills and empties it whole. K §3.1 (there: numbers), blueprint §5: the bank of
+//! himself (`Machine::take_shadow_ctxt`). The world switch fills and empties it whole. K §3.1 (there: numbers). The bank of
 //! EL1 registers is one structure, so that later kinds of contexts can keep it elsewhere.
 #![forbid(unsafe_code)]
 

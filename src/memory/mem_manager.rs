@@ -14,6 +14,8 @@
 //! | [`ordinary`]               | an ordinary VM's memory: `Host` <-> `Lent`     | S2Page, then Npt |
 //! | [`reclaim`]                | all of a VM's memory -> `Host`                 | S2Page, then Npt |
 //!
+//! [`return_page_to_host`] is the proof's; no caller in the core, but the specification's tests.
+//!
 //! No two Npt locks are held at once; what was checked in one table stays true while S2Page is held, because nobody changes a table without it.
 //!
 //! What the host may access its devices may, and nothing else: each transition that changes the one changes the other (`take_from_host`, `show_to_devices`; K §8.3 A6).

@@ -8,7 +8,7 @@
 //! translation table stand in pages of the core's pool. When the host moves GITS_CWRITER on, each command is read once from the host's queue, looked at, and given to the ITS, a MAPD with a
 //! table of the core's; then the host sees GITS_CREADR moved on. A queue outside the host's memory, and a command that there is no room for, stall the ITS as the host sees it.
 //!
-//! Below: MmioCoreAux, MemoryOps. Above: MmioOpsAux. Specification: `spec::mmio`. Source: SeKVM layer MmioCore; K §2 L24; blueprint §5.
+//! Below: MmioCoreAux, MemoryOps. Above: MmioOpsAux. Specification: `spec::mmio`. Source: SeKVM layer MmioCore; K §2 L24; docs/architecture.md, Devices.
 #![forbid(unsafe_code)]
 
 use super::its::{Its, Itt};

@@ -8,7 +8,7 @@
 //! becomes nobody else's; and the registers that say where they are do not change any more. Where they are not, EnableLPIs stays clear. What was lent once stays lent: there is no way to
 //! know when a redistributor is done with it.
 //!
-//! Below: MmioRaw, MemoryOps. Above: MmioCore. Specification: `spec::mmio`. Source: SeKVM layer MmioCoreAux; K §2 L23; blueprint §5.
+//! Below: MmioRaw, MemoryOps. Above: MmioCore. Specification: `spec::mmio`. Source: SeKVM layer MmioCoreAux; K §2 L23; docs/architecture.md, Devices.
 #![forbid(unsafe_code)]
 
 use super::mmio_raw::Access;

@@ -56,7 +56,7 @@ pub fn host_get_mmio_data(syndrome: Syndrome, x: &Registers) -> u64 {
     if syndrome.access_size() == 8 { value } else { value & u64::from(u32::MAX) }
 }
 
-/// What the host loads. K: `host_dispatch_mmio_data`.
+/// What the host loads. K: part of `__handle_smmu_read`.
 pub fn host_dispatch_mmio_data(syndrome: Syndrome, x: &mut Registers, value: u64) {
     let Some(register) = x.get_mut(usize::from(syndrome.srt())) else { return };
     *register = match (syndrome.access_size(), syndrome.is_sign_extended(), syndrome.is_64_bit_register()) {

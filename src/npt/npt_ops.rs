@@ -12,6 +12,8 @@
 //! | [`forget_host`]          | all tables of the host below the root go                           | takes Npt |
 //! | [`vm`]                   | the same for the tables of VMs                                     | takes Npt |
 //!
+//! [`get_level_s2pt`], [`map_s2pt`] and [`clear_pfn_host`] are the proof's; no caller in the core, but the specification's tests.
+//!
 //! What one critical section makes valid is one leaf, or leaves behind one another in one table where nothing stood: a walk meets one of them, so it gives what it gave
 //! before or what it gives after, in whatever order they are seen (K §6.1 17; the proof has one leaf only). What was valid is unmapped by: invalid entry, DSB, TLBI by
 //! IPA and of combined entries, DSB, and only then anything else (break before make; VRM's sequential TLB invalidation).

@@ -11,7 +11,7 @@
 //! never given away). Everything else in a free page is zero. So a pool costs nothing but its pages, and a VM that takes too much
 //! takes it from itself.
 //!
-//! Below: AbstractMachine. Above: PTAlloc. Specification: `spec::npt`. Source: K §8.3 (pools cut at build time), blueprint §4.
+//! Below: AbstractMachine. Above: PTAlloc. Specification: `spec::npt`. Source: new; K §8.1 (pools cut at build time); docs/architecture.md, Memory.
 #![forbid(unsafe_code)]
 
 use crate::abstract_machine::Machine;

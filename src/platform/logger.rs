@@ -13,7 +13,7 @@
 //! Nothing of a VM's registers or private memory is ever logged: host and console see the text. Control characters (text
 //! may come from a device tree or the host) are replaced, and every line gets the prefix, so no one can imitate a line.
 //!
-//! Issue 2 §2. Below: console, ring.
+//! Below: console, ring.
 
 use core::cell::UnsafeCell;
 use core::fmt::{self, Write};
@@ -136,7 +136,7 @@ pub fn enable_locking() {
 }
 
 /// Logs lines of `level` and above.
-pub fn set_level(level: LevelFilter) {
+fn set_level(level: LevelFilter) {
     log::set_max_level(level);
 }
 

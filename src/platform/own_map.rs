@@ -4,6 +4,8 @@
 //! under every stack is not mapped, and memory of others is mapped for as long as one look takes, or one run of a vCPU (its mailbox). The map is made of
 //! the same tables as stage 2, by the same layers (K: the table of COREVISOR). After boot only adopted pages come and go: memory that
 //! the host gave for the tables and contexts of VMs. Its lock is inside all others (S2Page and Npt are held when pages are adopted).
+//!
+//! Source: Arm ARM (DDI 0487) D8.2, D8.3 (tables of stage 1 for EL2), D8.16 (TLB).
 
 use core::slice;
 use core::sync::atomic::{AtomicU64, Ordering};

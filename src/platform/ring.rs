@@ -3,7 +3,7 @@
 //! A byte's sequence number is how many bytes were written before it since boot; it never wraps (64 bits). A reader
 //! keeps the number it got last and learns how much it missed. Pure: no lock, no machine; the logger's lock guards it.
 //!
-//! The host may read it (issue 2 §2, blueprint §6): nothing of a VM's registers or private memory may be written here.
+//! The host may read it (call CoreLogRead): nothing of a VM's registers or private memory may be written here.
 #![forbid(unsafe_code)]
 
 /// The last `N` bytes written. `N` is a power of two.

@@ -1,7 +1,7 @@
 //! SMMUs at boot: whether the core can put all devices behind them, and doing so.
 //!
-//! All or none: with one SMMU that the core cannot drive, the host would drive it, and devices behind it would reach all memory; so the host keeps them all then, as
-//! before, with a warning.
+//! All or none: with one SMMU that the core cannot drive, the host would drive it, and devices behind it would reach all memory; so the host keeps them all then,
+//! with a warning. Arm IHI 0070 (SMMUv3); its registers are `abstract_machine::cpu::smmu`'s.
 
 use super::boot_error::BootError;
 use super::device_tree::{MachineDescription, SmmuVersion};

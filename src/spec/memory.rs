@@ -1,4 +1,4 @@
-//! Layers 13-17: who owns each page. K §2 L13-L17; blueprint §4.
+//! Layers 13-17: who owns each page. K §2 L13-L17; docs/architecture.md, Memory.
 #![forbid(unsafe_code)]
 
 use super::{Region, State, npt};
@@ -59,7 +59,7 @@ pub fn host_may_access(s: &State, pa: Pa) -> Result<(), Denied> {
     if state_lets_host_access(state) { Ok(()) } else { Err(Denied::NotOwner) } // A1, A22
 }
 
-/// The table of the blueprint, §4.
+/// The table of states in docs/architecture.md, Memory.
 pub fn state_lets_host_access(state: PageState) -> bool {
     match state {
         PageState::Host | PageState::Lent(_) | PageState::Shared { .. } => true,

@@ -1,4 +1,4 @@
-//! Layers 13-17: what of the machine is a VM's. K §2 L16, L17, §4.6; blueprint §4.
+//! Layers 13-17: what of the machine is a VM's. K §2 L16, L17, §4.6; docs/architecture.md, Memory.
 //!
 //! Which page of a pool becomes a table or a context is the core's choice and nobody's business; where a result names a page, the
 //! specification says which it may be.

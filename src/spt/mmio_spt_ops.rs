@@ -8,7 +8,7 @@
 //! | [`map_spt`]      | devices reach some pages                                                 | takes Spt |
 //! | [`unmap_spt`]    | devices no longer reach some pages, and no TLB of an SMMU says otherwise  | takes Spt |
 //!
-//! Unlike the proof's, [`unmap_spt`] makes the SMMUs forget, and waits for accesses that are on their way (K §8.3 A6). None of them can fail.
+//! [`walk_spt`] is the proof's; no caller in the core, but the specification's tests. Unlike the proof's, [`unmap_spt`] makes the SMMUs forget, and waits for accesses that are on their way (K §8.3 A6). None of them can fail.
 //!
 //! Below: MmioSPTWalk. Above: MemManager. Specification: `spec::spt`. Source: SeKVM layer MmioSPTOps; K §2 L12.
 #![forbid(unsafe_code)]

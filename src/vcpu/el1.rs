@@ -5,6 +5,8 @@
 //! | [`Host`]     | the trapped host                               | ELR_EL2, SPSR_EL2  | in the CPU    |
 //! | [`VmEl1`]    | a VM, after an exit that no host saw: `loaded` | shadow             | in the CPU    |
 //! | [`VmEl1`]    | a VM that does not run: `saved`                | shadow             | shadow        |
+//!
+//! Source: Arm ARM (DDI 0487) D1.3 (exception entry).
 #![forbid(unsafe_code)]
 
 use crate::abstract_machine::Machine;

@@ -1,6 +1,6 @@
 //! What an exit of a VM shows to the host, and what the next entry takes back: one row for each reason, and no other code decides it.
 //!
-//! The interface's mailbox page has the same table in words (K §3.5, blueprint §5).
+//! The interface's mailbox page has the same table in words (K §3.5; docs/architecture.md, VMs).
 #![forbid(unsafe_code)]
 
 use crate::abstract_machine::addr::PAGE_SIZE;

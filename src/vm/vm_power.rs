@@ -6,6 +6,8 @@
 //! | [`get_vm_poweron`]     | whether the VM is not powered off                | Vm   |
 //! | [`vm_kind`]            | whose memory the VM runs in                      | Vm   |
 //!
+//! [`get_vm_poweron`] is the proof's; no caller in the core, but the specification's tests.
+//!
 //! The host may power off any VM (K §8.3 A10: otherwise one that was killed could never be reclaimed), and a VM itself. There is
 //! no way back: only destroying the VM makes its id free again.
 //!

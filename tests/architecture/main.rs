@@ -1,4 +1,4 @@
-//! The picture of docs and blueprint, read from the sources: a layer calls only layers below it; `unsafe` stands only at the
+//! The picture of docs/architecture.md, read from the sources: a layer calls only layers below it; `unsafe` stands only at the
 //! bottom; each layer's file says what it is.
 #![forbid(unsafe_code)]
 

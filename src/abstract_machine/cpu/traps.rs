@@ -1,4 +1,5 @@
 //! EL2 while a VM runs: what traps, and what of the host has to rest meanwhile. The host's side is `el2`.
+//! Arm ARM (DDI 0487) D24.2 for each register.
 
 use core::arch::asm;
 

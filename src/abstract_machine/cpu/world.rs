@@ -1,5 +1,5 @@
 //! The world switch on the real CPU: [`Worlds`]. Which registers go where is in `bank`, `fpsimd`, `traps` and `vgic`; the jump itself in
-//! boot/switch.S.
+//! boot/switch.S. Source: Arm ARM (DDI 0487) D24.2 (registers of EL2), D11.2 (timers); K §3.7.
 
 use core::arch::asm;
 use core::ffi::c_void;

@@ -1,4 +1,6 @@
 //! A VM's calls, by `HVC #0` (PSCI and SMCCC also by SMC): which the core answers at once, and which go to the host.
+//!
+//! Source: SMCCC, Arm DEN 0028; PSCI, Arm DEN 0022; KVM's calls, Linux's `include/linux/arm-smccc.h`; HypSec's, K §4.2.
 
 /// HypSec: share `size` bytes from `gpa` on with the host. x1 = gpa, x2 = size. K §4.2.
 pub const HYPSEC_SET_DESC_PFN: u64 = 0x81000;

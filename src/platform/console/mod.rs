@@ -8,7 +8,7 @@
 //! transmitter is switched on if it is off, and nothing else. The host drives the same UART: its characters and ours
 //! mix, and its driver may stop the clock; both cost text, never the machine.
 //!
-//! Issue 2 §2. Each driver names the manual it follows.
+//! Each driver names the manual it follows.
 
 pub mod bcm2835_aux;
 pub mod ns16550;

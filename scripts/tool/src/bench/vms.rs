@@ -47,7 +47,7 @@ const fn path(name: &'static str, what: &'static str, row: u32, budget: Option<f
     Path { name, what, row: Some(row), rounds: ROUNDS, budget }
 }
 
-/// Budgets: blueprint, section 9.
+/// Budgets: docs/benchmarks.md, Budgets.
 pub(super) const PATHS: &[Path] = &[
     path("psci_version", "PSCI_VERSION", 1, Some(100.0)),
     path("affinity_info", "AFFINITY_INFO (the core's answer)", 3, None),
