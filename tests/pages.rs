@@ -233,6 +233,24 @@ fn a_page_is_given_to_the_core_even_when_there_is_no_table_to_split_its_block() 
     world.check();
 }
 
+#[test]
+fn with_a_block_of_the_hosts_come_those_behind_it_up_to_one_that_it_may_not_access_whole() {
+    let mut world = world();
+    let block = |n: u64| RAM + n * BLOCK_2M;
+    force(&mut world, block(5) + 0x3000, PageState::Core);
+    assert!(touch(&mut world, 0, block(2) + 0x1000));
+    let levels = |world: &World| [1, 2, 3, 4, 5, 6].map(|n| level(world, block(n)));
+    assert_eq!(levels(&world), [None, Some(Level::L2), Some(Level::L2), Some(Level::L2), None, None]);
+    // That one by pages; and behind it blocks again, up to the end of the bank.
+    assert!(touch(&mut world, 0, block(5)) && !touch(&mut world, 0, block(5) + 0x3000));
+    assert!(touch(&mut world, 1, block(6)));
+    assert_eq!(levels(&world)[4..], [Some(Level::L3), Some(Level::L2)]);
+    assert_eq!((level(&world, block(15)), level(&world, POOL)), (Some(Level::L2), None));
+    // A window comes alone.
+    assert!(touch(&mut world, 0, WINDOW));
+    assert_eq!(level(&world, WINDOW), Some(Level::L2));
+}
+
 /// The state of the page so many behind one in `state`, in a run.
 fn behind(state: PageState, pages: u64) -> PageState {
     match state {

@@ -32,7 +32,7 @@ pub mod vm_table;
 use super::Memory;
 use super::mem_region::{RegionKind, mem_region_search};
 use super::page_manager::{
-    PageState, S2Pages, get_pfn_run, get_pfn_state, host_may_access_block, set_pfn_run, set_pfn_state,
+    PageState, S2Pages, get_pfn_run, get_pfn_state, host_blocks, host_may_access_block, set_pfn_run, set_pfn_state,
 };
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
@@ -86,7 +86,8 @@ impl From<SetNptError> for Denied {
 }
 
 /// Maps what lies at the host's `ipa` for the host: its own page, or one that it was shown, or a device window; by
-/// the largest block in which it may access every page. If it is mapped already, that is success. If the pool is
+/// the largest block in which it may access every page. With a block of 2 MiB come those behind it, up to the first that the host may not access whole, or that is
+/// mapped by pages, or to the end of their table: most of memory is the host's, and will be touched. If it is mapped already, that is success. If the pool is
 /// empty, the host's tables are given back once: they only repeat what the page records say, and are filled again on demand.
 /// K: `map_page_host`.
 ///
@@ -110,9 +111,15 @@ pub fn map_page_host<M: Machine>(mem: &Memory<M>, ipa: Ipa) -> Result<(), Denied
 
     let leaf_of = |level: Level| {
         let block = block_around(pa, level)?;
-        let uniform =
-            level == Level::L3 || access == Stage2Access::Window || host_may_access_block(&pages, mem.regions(), block);
-        (uniform && region.range.contains_range(block)).then(|| Desc::stage2(level, block.base(), access))
+        if !region.range.contains_range(block) {
+            return None;
+        }
+        let leaves = match (access, level) {
+            (Stage2Access::Window, _) | (_, Level::L3) => 1,
+            (_, Level::L2) => host_blocks(&pages, mem.regions(), blocks_from(block.base(), region.range)),
+            _ => host_may_access_block(&pages, mem.regions(), block).into(),
+        };
+        (leaves > 0).then(|| (Desc::stage2(level, block.base(), access), leaves))
     };
     let mut mapped = npt_ops::map_largest_s2pt(mem.npts(), ipa, leaf_of);
     if mapped == Err(SetNptError::OutOfTables) {
@@ -125,6 +132,12 @@ pub fn map_page_host<M: Machine>(mem: &Memory<M>, ipa: Ipa) -> Result<(), Denied
         // Beyond the table's input size there is nothing that a device tree could have described.
         Err(SetNptError::OutOfRange | SetNptError::Misaligned | SetNptError::Occupied) => Err(Denied::NotDescribed),
     }
+}
+
+/// The whole 2 MiB blocks from `base` on, the first page of one, to the end of `bank`.
+fn blocks_from(base: Pa, bank: PhysRange) -> PhysRange {
+    let size = bank.end().raw().saturating_sub(base.raw()) / BLOCK_2M * BLOCK_2M;
+    PhysRange::new(base, size).unwrap_or_default()
 }
 
 /// The host's page `pfn` becomes the core's. Afterwards the host's stage 2 does not reach it, and no CPU holds a

@@ -4,10 +4,11 @@
 //! |------------------------------------------------------------------|-----------------------------------|--------|
 //! | [`get_pfn_state`], [`set_pfn_state`]                             | the whole record                  | S2Page |
 //! | [`get_pfn_run`], [`set_pfn_run`]                                 | those of many pages at once       | S2Page |
-//! | [`get_pfn_owner`]                                                | who owns a page                   | S2Page |
-//! | [`get_pfn_count`]                                                | how often it is lent or shared    | S2Page |
-//! | [`get_pfn_map`]                                                  | where its owner sees it           | S2Page |
+//! | [`get_pfn_owner`]                                                | who owns a page; the proof's, no caller in the core | S2Page |
+//! | [`get_pfn_count`]                                                | how often it is lent or shared; likewise            | S2Page |
+//! | [`get_pfn_map`]                                                  | where its owner sees it; likewise                   | S2Page |
 //! | [`host_may_access_block`]                                        | whether the host may access all of a 2 MiB or 1 GiB block | S2Page |
+//! | [`host_blocks`]                                                  | how many 2 MiB blocks behind one another it may access all of | S2Page |
 //!
 //! The proof keeps owner, count and gfn apart and sets them one by one; here they are one value of [`PageState`], so
 //! that no combination without a meaning can be stored (K §8.3 A1: "count INVALID" was one).
@@ -311,20 +312,21 @@ pub fn get_pfn_map(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<Gf
 
 /// Whether the host may access every page of `range`, whole 2 MiB blocks within one bank of RAM.
 pub fn host_may_access_block(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> bool {
-    if range.is_empty() || !range.base().is_aligned(BLOCK_2M) || !range.end().is_aligned(BLOCK_2M) {
-        return false;
+    !range.is_empty() && host_blocks(pages, regions, range) == range.size() / BLOCK_2M
+}
+
+/// How many of the 2 MiB blocks of `range`, from its first one on, the host may access every page of. 0 unless `range` is whole blocks within one bank of RAM.
+pub fn host_blocks(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> u64 {
+    if !range.base().is_aligned(BLOCK_2M) || !range.end().is_aligned(BLOCK_2M) {
+        return 0;
     }
     // Banks may touch, and their records too: only the region says where one ends.
     if !mem_region_search(regions, range.base()).is_some_and(|bank| bank.range.contains_range(range)) {
-        return false;
+        return 0;
     }
-    let last_pfn = Pfn::new(range.first_pfn().raw() + range.pages() - 1);
-    let (Some(first), Some(last)) =
-        (get_s2_page_index(regions, range.first_pfn()), get_s2_page_index(regions, last_pfn))
-    else {
-        return false;
-    };
-    pages.blocks.get(first.block..=last.block).is_some_and(|blocks| blocks.iter().all(|block| block.host_may_access()))
+    let Some(PageIndex { block, .. }) = get_s2_page_index(regions, range.first_pfn()) else { return 0 };
+    let blocks = pages.blocks.get(block..block + (range.size() / BLOCK_2M) as usize).unwrap_or_default();
+    blocks.iter().take_while(|block| block.host_may_access()).count() as u64
 }
 
 #[cfg(test)]

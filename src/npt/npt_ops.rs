@@ -57,7 +57,8 @@ pub fn map_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa, level: Level, leaf: Desc) 
 }
 
 /// Maps the host's `ipa` by the largest leaf that fits into the table and for which `leaf_of` has one; `leaf_of` is
-/// asked from the largest level down. If something is mapped there already, by another CPU a moment ago, that is success.
+/// asked from the largest level down, and says how many leaves of that level, the one around `ipa` first, may be put behind one another: they are, as far as
+/// nothing stands there and to the end of the table. If something is mapped at `ipa` already, by another CPU a moment ago, that is success.
 ///
 /// # Errors
 /// [`SetNptError::OutOfTables`], or [`SetNptError::OutOfRange`] for an address the table has no place for, or
@@ -65,17 +66,21 @@ pub fn map_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa, level: Level, leaf: Desc) 
 pub fn map_largest_s2pt<M: Machine>(
     npts: &Npts<M>,
     ipa: Ipa,
-    leaf_of: impl Fn(Level) -> Option<Desc>,
+    leaf_of: impl Fn(Level) -> Option<(Desc, u64)>,
 ) -> Result<(), SetNptError> {
     let machine = npts.machine();
     let mut npt = npts.host().acquire();
     let Walk::Hole(largest) = npt_walk::walk_npt(machine, &mut npt, ipa.into()) else { return Ok(()) };
     for level in Level::ALL.into_iter().filter(|level| *level >= largest) {
-        if let Some(leaf) = leaf_of(level) {
+        if let Some((leaf, most)) = leaf_of(level) {
             let ia = Ia::from(ipa).align_down(level.size());
-            let set = npt_walk::set_npt(machine, &mut npt, ia, level, leaf);
+            let table = npt_walk::prepare_npt(machine, &mut npt, ia, level);
+            if let Ok(table) = table {
+                let count = npt_walk::free_slots(machine, table, ia, level, most);
+                npt_walk::set_free(machine, table, ia, level, count, leaf);
+            }
             machine.publish_tables();
-            return set;
+            return table.map(|_| ());
         }
     }
     Err(SetNptError::Occupied)

@@ -75,6 +75,8 @@ pub fn map_page_host(mut s: State, ipa: Ipa) -> (State, Result<(), Denied>) {
     if let Err(reason) = host_may_access(&s, pa) {
         return (s, Err(reason));
     }
+    let bank = |s: &State, pa| mem_region_search(s, pa).map(|region| region.range);
+    let here = bank(&s, pa);
     let mut result = Err(SetNptError::OutOfTables);
     for forget in [false, true] {
         if result == Err(SetNptError::OutOfTables) {
@@ -82,8 +84,11 @@ pub fn map_page_host(mut s: State, ipa: Ipa) -> (State, Result<(), Denied>) {
                 (s.host, s.free_tables) = npt::forget_host(s.host, s.free_tables);
             }
             let table = core::mem::replace(&mut s.host, npt::Table::new(0));
-            (s.host, s.free_tables, result) =
-                npt::map_largest(table, s.free_tables, gfn, |level| candidate(&s, pa, level));
+            (s.host, s.free_tables, result) = npt::map_largest(table, s.free_tables, gfn, |gfn, level| {
+                // What lies in another bank is asked for by another fault.
+                let same = bank(&s, gfn.addr().identity()) == here;
+                candidate(&s, gfn.addr().identity(), level).filter(|_| same)
+            });
         }
     }
     let result = result.map_err(|error| match error {

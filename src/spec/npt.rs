@@ -181,12 +181,13 @@ pub fn set_npt(mut table: Table, mut free: usize, gfn: Gfn, leaf: Leaf) -> (Tabl
     (table, free, result)
 }
 
-/// The largest leaf that fits and that `candidate` allows; mapped already is success. The host's map is the identity.
+/// The largest leaf that fits and that `candidate` allows; mapped already is success. The host's map is the identity. Behind a block of 2 MiB of RAM come those that
+/// `candidate` allows as well, in the same table, up to the first that it does not, or where something stands. `candidate` is asked about a page of the block.
 pub fn map_largest(
     table: Table,
     free: usize,
     gfn: Gfn,
-    candidate: impl Fn(Level) -> Option<Stage2Access>,
+    candidate: impl Fn(Gfn, Level) -> Option<Stage2Access>,
 ) -> (Table, usize, Result<(), SetNptError>) {
     if table.walk(gfn).is_some() {
         return (table, free, Ok(()));
@@ -194,10 +195,23 @@ pub fn map_largest(
     let largest = table.hole(gfn);
     for level in Level::ALL {
         if level >= largest
-            && let Some(access) = candidate(level)
+            && let Some(access) = candidate(gfn, level)
         {
             let first = first_of(level as u32, gfn);
-            return set_npt(table, free, first, Leaf { pfn: Pfn::new(first.raw()), level, access });
+            let leaf = |at: Gfn| Leaf { pfn: Pfn::new(at.raw()), level, access };
+            let (mut table, free, result) = set_npt(table, free, first, leaf(first));
+            if result.is_ok() && level == Level::L2 && access == Stage2Access::Ram {
+                let mut next = Gfn::new(first.raw() + pages_of(level as u32));
+                while first_of(Level::L1 as u32, next) == first_of(Level::L1 as u32, first)
+                    && table.walk(next).is_none()
+                    && table.hole(next) == level
+                    && candidate(next, level) == Some(access)
+                {
+                    table.leaves.insert(next, leaf(next));
+                    next = Gfn::new(next.raw() + pages_of(level as u32));
+                }
+            }
+            return (table, free, result);
         }
     }
     (table, free, Err(SetNptError::Occupied))

@@ -14,14 +14,20 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mem_manager: block not checked",
         "src/memory/mem_manager.rs",
-        "|| host_may_access_block(&pages, mem.regions(), block);",
-        "|| true;",
+        "_ => host_may_access_block(&pages, mem.regions(), block).into(),",
+        "_ => 1,",
     ),
     fault(
         "mem_manager: block may leave its region",
         "src/memory/mem_manager.rs",
-        "(uniform && region.range.contains_range(block))",
-        "uniform",
+        "        if !region.range.contains_range(block) {\n            return None;\n        }\n",
+        "",
+    ),
+    fault(
+        "page_manager: blocks behind one that is not the host's count as well",
+        "src/memory/page_manager.rs",
+        "take_while(|block| block.host_may_access())",
+        "filter(|block| block.host_may_access())",
     ),
     fault("mem_manager: assign without clear", "src/memory/mem_manager.rs", "    take_from_host(mem, pfn, 1);\n", ""),
     fault(

@@ -87,8 +87,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: map without publish",
         "src/npt/npt_ops.rs",
-        "            let set = npt_walk::set_npt(machine, &mut npt, ia, level, leaf);\n            machine.publish_tables();",
-        "            let set = npt_walk::set_npt(machine, &mut npt, ia, level, leaf);",
+        "            machine.publish_tables();\n            return table.map(|_| ());",
+        "            return table.map(|_| ());",
     ),
     fault(
         "npt_ops: merge flushes one address",
