@@ -72,14 +72,45 @@ static bool hold_timer(struct cv_vcpu *vcpu)
 	return true;
 }
 
-/* One entry, with interrupts off around it. The exit's reason, CV_ERR_*, -EAGAIN if something else is to be done first, -EINTR if the vCPU is off. */
+/* An entry that succeeded: the core has the registers now. */
+static void was_inside(struct cv_vcpu *vcpu)
+{
+	vcpu->in_core = true;
+	vcpu->by_user = false;
+	vcpu->abort_asked = false;
+}
+
+/*
+ * Whether an exit was answered without leaving enter(): what user space and other threads want of this one comes first, and a held timer's interrupt is for
+ * the next entry to decide about.
+ */
+static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
+{
+	struct cv_vm *vm = vcpu->vm;
+	bool done;
+
+	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || signal_pending(current) || need_resched() ||
+	    atomic_read(&vm->pausing))
+		return false;
+	raw_spin_lock(&vm->model_lock);
+	done = kserv_answer(vm->model, vcpu->id, reason, vcpu->mailbox, cv_now());
+	raw_spin_unlock(&vm->model_lock);
+	if (done)
+		was_inside(vcpu);
+	return done;
+}
+
+/*
+ * One entry, with interrupts off around it; or several, where exits are answered at once. The exit's reason, CV_ERR_*, -EAGAIN if something else is to be done
+ * first, -EINTR if the vCPU is off.
+ */
 static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 {
 	struct cv_vm *vm = vcpu->vm;
 	enum kserv_entry entry;
 	u64 until = KSERV_NEVER, cntvoff, now;
-	s64 reason;
 	bool held;
+	s64 reason;
 
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
@@ -109,11 +140,14 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 		cv_set_timer(vcpu, until);
 
 	held = hold_timer(vcpu);
-	trace_kvm_entry(vcpu->id);
 	reason = set_clock(vm, cntvoff);
-	if (!reason)
-		reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
-	trace_kvm_exit(vcpu->id, reason, *cv_mailbox(vcpu, CV_MAILBOX_ESR), *cv_mailbox(vcpu, CV_MAILBOX_IPA));
+	if (!reason) {
+		do {
+			trace_kvm_entry(vcpu->id);
+			reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
+			trace_kvm_exit(vcpu->id, reason, *cv_mailbox(vcpu, CV_MAILBOX_ESR), *cv_mailbox(vcpu, CV_MAILBOX_IPA));
+		} while (answered(vcpu, reason, held));
+	}
 
 	raw_spin_lock(&vm->model_lock);
 	if (reason < 0)
@@ -124,9 +158,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	if (held)
 		cv_timer_release();
 	if (reason >= 0) {
-		vcpu->in_core = true;
-		vcpu->by_user = false;
-		vcpu->abort_asked = false;
+		was_inside(vcpu);
 		vcpu->timer_masked |= reason == CV_EXIT_TIMER;
 		vcpu->last_reason = reason;
 		vcpu->unfinished = reason != CV_EXIT_IRQ && reason != CV_EXIT_TIMER;

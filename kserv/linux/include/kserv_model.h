@@ -163,6 +163,11 @@ struct kserv_action {
 };
 
 /*
+ * Right after VcpuRun: serves an exit that is nobody else's business, and prepares the next entry. True: VcpuRun again, at once. False: nothing has changed,
+ * the exit is for kserv_on_exit.
+ */
+bool kserv_answer(struct kserv_vm *vm, uint32_t vcpu, uint64_t reason, void *mailbox, uint64_t now);
+/*
  * Right after VcpuRun; `reason` is its x0 (not negative). MMIO to the interrupt controller, PSCI, timers and SGIs are served here. Every
  * access that is not the interrupt controller's comes as KSERV_MMIO, also where a memory slot is below 1 GiB: C makes it on the slot's
  * memory then, and maps the page for the next time.

@@ -5,6 +5,7 @@
 //! | [`Passage::entry_flags`]    | the flags of an entry                                                         |
 //! | [`Passage::fill`]           | the list registers of an entry                                                |
 //! | [`Passage::take_back`]      | what every exit shows: list registers, timer                                  |
+//! | [`Passage::is_as_before`]   | whether an exit shows nothing of all that                                     |
 //! | [`Passage::refused`]        | the entry did not happen                                                      |
 //! | [`Passage::deadline`]       | when a timer fires next                                                       |
 //! | [`Passage::timer_register`] | a trapped access to the physical timer                                        |
@@ -112,6 +113,18 @@ impl Passage {
         }
         self.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
         self.virtual_timer.observe(mailbox, fired || timer_came, timer_ended);
+    }
+
+    /// Whether an exit shows no interrupt, and the timers as they were: neither one is due, or has to be looked at for any other reason.
+    #[inline(always)]
+    pub(crate) fn is_as_before(&self, mailbox: &Mailbox, now: u64) -> bool {
+        let interrupts = mailbox.lr_count | mailbox.sgis | mailbox.vgic_hcr >> 27 & 31 | mailbox.vgic_misr & MISR_LRENP;
+        let mut timer = self.virtual_timer;
+        timer.observe(mailbox, false, false);
+        interrupts == 0
+            && self.split_eoi == (mailbox.vgic_vmcr & VMCR_EOIM != 0)
+            && timer == self.virtual_timer
+            && !(timer.is_polled() || timer.asserted(now) || self.physical_timer.deadline().is_some())
     }
 
     /// One more exit for this reason.

@@ -75,6 +75,12 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         self.hot_words != 0 || self.hot_private.get(vcpu).is_some_and(|hot| *hot != 0)
     }
 
+    /// Whether there is nothing to give to `vcpu`, nothing that it was given, and nobody to be told of anything.
+    #[inline]
+    pub fn is_quiet(&self, vcpu: usize) -> bool {
+        self.kicks == 0 && self.placed_count.get(vcpu) == Some(&0) && !self.is_any_hot(vcpu)
+    }
+
     /// Calls `each` for every interrupt with any state that concerns `vcpu`.
     fn each_hot(&self, vcpu: usize, mut each: impl FnMut(usize, &Irq)) {
         // Word 0 is the vCPU's own.

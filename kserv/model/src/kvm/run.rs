@@ -131,6 +131,40 @@ impl Kvm {
         (action, self.take_kicks() & !(1 << vcpu))
     }
 
+    /// Serves an exit that is nobody's business but this vCPU's, and prepares its next entry, both at once: it reads a timer or the interrupt controller, while no
+    /// interrupt has any state and its timers are as they were and far away. `false`, and nothing has changed: the exit is for [`Kvm::on_exit`].
+    pub fn answer(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, now: u64) -> bool {
+        let quiet = self.device.initialized && self.kicks == 0 && self.gic.irqs.is_quiet(vcpu);
+        let Some(one) = self.vcpus.get(vcpu).filter(|one| quiet && one.state == State::Running) else { return false };
+        if !one.passage.is_as_before(mailbox, now) {
+            return false;
+        }
+        let answered = match reason {
+            ExitReason::Sysreg => {
+                let access = SysregAccess::decode(mailbox);
+                let timer = matches!(access.register, Register::CntpCtl | Register::CntpCval | Register::CntpTval);
+                if access.write.is_some() || !timer {
+                    return false;
+                }
+                let value = one.passage.physical_timer.read(access.register, now);
+                access.finish(value, mailbox);
+                true
+            }
+            ExitReason::MmioRead => match Access::decode(reason, mailbox).filter(|access| access.write.is_none()) {
+                Some(access) => self.gic_access(vcpu, &access).map(|value| access.finish(value, mailbox)).is_some(),
+                None => false,
+            },
+            _ => false,
+        };
+        if answered {
+            let one = &mut self.vcpus[vcpu];
+            one.passage.count(reason);
+            mailbox.entry_flags = one.passage.entry_flags(now);
+            one.passage.fill(&mut self.gic.irqs, vcpu, mailbox, 0);
+        }
+        answered
+    }
+
     fn serve(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, now: u64) -> Action {
         match reason {
             ExitReason::Irq | ExitReason::Timer => Action::Run,

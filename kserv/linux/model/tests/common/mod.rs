@@ -219,6 +219,14 @@ impl Driver {
         action
     }
 
+    pub fn answer(&mut self, vcpu: u32, reason: ExitReason) -> bool {
+        let now = self.now;
+        let mut mailbox = self.mailboxes[vcpu as usize];
+        let answered = kserv_answer(self.vm(), vcpu, reason as u64, &mut mailbox, now);
+        self.mailboxes[vcpu as usize] = mailbox;
+        answered
+    }
+
     /// Entry and exit.
     pub fn run(&mut self, vcpu: u32, reason: ExitReason, change: impl FnOnce(&mut Mailbox)) -> RawAction {
         assert_eq!(self.enter(vcpu), 0, "vCPU {vcpu} is off");
