@@ -10,7 +10,7 @@
  *   vm->slots_lock	read: slots stay; write: they change
  *   (mmap_lock)
  *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier
- *   vm->io_lock	ioeventfds, routes, irqfds' lists; with interrupts off
+ *   vm->io_lock	routes, irqfds' lists; with interrupts off. Taken below an eventfd's wait queue: none is signalled under it
  *   vm->model_lock	struct kserv_vm, raw, with interrupts off; nothing is taken below it
  */
 #ifndef COREVISOR_KVM_DRIVER_H
@@ -195,11 +195,16 @@ struct cv_vm {
 	long mmu_invalidating;
 	u64 lent;
 
-	spinlock_t io_lock;
+	/* Changed under `lock`, read under RCU. */
 	struct list_head ioeventfds;
+	unsigned int ioeventfd_count;
+	spinlock_t io_lock;
 	struct list_head irqfds;
+	/* Those of them that resample; read under RCU, too. */
+	struct list_head resamplers;
+	/* How many of these hear of the end of each SPI. */
+	u32 watchers[CV_MAX_PINS];
 	struct cv_gsi gsis[CV_MAX_GSIS];
-	bool has_resampler;
 	struct mutex its_lock;
 };
 
@@ -330,17 +335,25 @@ void cv_protected_start(struct cv_vcpu *vcpu);
 void cv_manifest_free(void);
 
 /* irq.c */
+int cv_set_gsi(struct cv_vm *vm, u32 gsi, bool level, bool pulse);
 int cv_irq_line(struct cv_vm *vm, const struct kvm_irq_level *line);
 int cv_signal_msi(struct cv_vm *vm, const struct kvm_msi *msi);
-int cv_ioeventfd(struct cv_vm *vm, const struct kvm_ioeventfd *args);
-bool cv_ioeventfd_write(struct cv_vm *vm, u64 addr, u32 len, u64 data);
-int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args);
 int cv_set_routing(struct cv_vm *vm, const struct kvm_irq_routing *args, const void __user *entries);
-void cv_irq_resampled(struct cv_vm *vm);
 void cv_irq_init(struct cv_vm *vm);
 void cv_irq_free(struct cv_vm *vm);
+
+/* irqfd.c */
+int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args);
+void cv_irqfds_rerouted(struct cv_vm *vm);
+void cv_irq_resampled(struct cv_vm *vm);
+void cv_irqfds_free(struct cv_vm *vm);
 int cv_irq_module_init(void);
 void cv_irq_module_exit(void);
+
+/* ioeventfd.c */
+int cv_ioeventfd(struct cv_vm *vm, const struct kvm_ioeventfd *args);
+bool cv_ioeventfd_write(struct cv_vm *vm, u64 addr, u32 len, u64 data);
+void cv_ioeventfds_free(struct cv_vm *vm);
 
 /* device.c */
 int cv_device_create(struct cv_vm *vm, struct kvm_create_device *args);

@@ -316,7 +316,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 				   vcpu->vm->id, reason);
 		return cv_errno(reason);
 	}
-	if (READ_ONCE(vcpu->vm->has_resampler))
+	if (!list_empty(&vcpu->vm->resamplers))
 		cv_irq_resampled(vcpu->vm);
 	*ended = action.kind == KSERV_SYSTEM_EVENT || action.kind == KSERV_FAIL;
 	vcpu->waits = action.kind == KSERV_BLOCK;

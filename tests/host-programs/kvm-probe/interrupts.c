@@ -109,6 +109,23 @@ static void by_level(struct vm *vm, int fd, int resample)
     WORKS(irqfd(vm, fd, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
 }
 
+/* Two devices on one line: one that goes leaves it to the other. */
+static void by_shared_level(struct vm *vm, int fd, int resample)
+{
+    int other = eventfd(0, EFD_NONBLOCK), others = eventfd(0, EFD_NONBLOCK);
+    WORKS(irqfd(vm, fd, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_RESAMPLE, resample));
+    WORKS(irqfd(vm, other, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_RESAMPLE, others));
+    ring(other);
+    said(interrupted_by(vm, BY_LEVEL) && rings(resample) == 1 && rings(others) == 1, "the end of an interrupt that two share is told to both");
+    ring(fd);
+    WORKS(irqfd(vm, other, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
+    said(interrupted_by(vm, BY_LEVEL), "one goes, and the other's interrupt is still there");
+    said(rings(resample) == 1 && rings(others) == 0, "its end is told to the one that is left");
+    WORKS(irqfd(vm, fd, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
+    close(other);
+    close(others);
+}
+
 static int route(struct vm *vm, uint32_t count, const struct kvm_irq_routing_entry *entries)
 {
     struct {
@@ -175,6 +192,47 @@ static void bells(struct vm *vm, int one, int any)
     said(exits_at(vm, BELL, 7) && rings(one) == 0, "taken away, they have none");
 }
 
+/* A guest whose store rings an eventfd that interrupts it. */
+static void rings_itself(struct vm *vm, int fd)
+{
+    WORKS(irqfd(vm, fd, BY_EDGE - FIRST_SPI, 0, -1));
+    WORKS(bell(vm, fd, BELL, 4, 0, 0));
+    start_at(vm, guest_rings);
+    said(interrupted_by(vm, BY_EDGE) && stays_inside(vm), "a guest rings an eventfd that interrupts itself");
+    WORKS(bell(vm, fd, BELL, 4, 0, KVM_IOEVENTFD_FLAG_DEASSIGN));
+    WORKS(irqfd(vm, fd, BY_EDGE - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
+}
+
+static void *peals(void *vm)
+{
+    int exits;
+    set_reg(vm, 0, X(1), 3000);
+    start_at(vm, guest_peals);
+    return run_to_done(vm, &exits) && exits == 0 ? vm : NULL;
+}
+
+/* Two guests that ring each other, at the same time: each eventfd interrupts one and is rung by the other. */
+static void ring_each_other(struct vm *vm)
+{
+    int to_one = eventfd(0, EFD_NONBLOCK), to_other = eventfd(0, EFD_NONBLOCK), gic;
+    struct vm *other = make_vm(1);
+    pthread_t thread;
+    void *done = NULL;
+    if (!other || !with_gic(other, &gic))
+        return;
+    said(irqfd(vm, to_one, BY_EDGE - FIRST_SPI, 0, -1) == 0 && bell(vm, to_other, BELL, 4, 0, 0) == 0
+            && irqfd(other, to_other, BY_EDGE - FIRST_SPI, 0, -1) == 0 && bell(other, to_one, BELL, 4, 0, 0) == 0,
+        "two guests that ring each other");
+    pthread_create(&thread, NULL, peals, other);
+    bool one_done = peals(vm);
+    pthread_join(thread, &done);
+    said(one_done && done, "3000 times each");
+    close(to_one);
+    close(to_other);
+    close(gic);
+    end_vm(other);
+}
+
 void test_interrupts(void)
 {
     struct vm *vm = make_vm(1);
@@ -193,8 +251,11 @@ void test_interrupts(void)
     said(exits_at(vm, READY, 0), "a guest with its interrupt controller ready");
     by_edge(vm, fd);
     by_level(vm, fd, resample);
+    by_shared_level(vm, fd, resample);
     routed(vm, fd, other);
     bells(vm, fd, resample);
+    rings_itself(vm, fd);
+    ring_each_other(vm);
     close(fd);
     close(gic);
     close(resample);

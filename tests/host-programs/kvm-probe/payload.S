@@ -229,6 +229,23 @@ guest_second:
     str     x0, [x9, #0x68]
     done
 
+/* A store for which an eventfd waits that interrupts. The guest of guest_gic goes on here. */
+    begin guest_rings
+    msr     daifclr, #2
+    movz    w0, #7
+    str     w0, [x9, #0x60]
+1:  wfi
+    b       1b
+
+/* x1 such stores, one after the other, with interrupts masked. */
+    begin guest_peals
+    msr     daifset, #2
+    movz    w0, #7
+1:  str     w0, [x9, #0x60]
+    subs    x1, x1, #1
+    b.ne    1b
+    done
+
     .balign 2048
 gic_vectors:
     .org    gic_vectors + 0x280
