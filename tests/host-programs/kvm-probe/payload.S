@@ -112,6 +112,24 @@ payload:
     str     x2, [x10, #16]
     done
 
+/* Waits for its virtual timer, a second; when that was asked for, when it had fired. */
+    begin guest_naps
+    mrs     x0, cntfrq_el0
+    mrs     x1, cntvct_el0
+    add     x0, x0, x1
+    msr     cntv_cval_el0, x0
+    mov     x0, #1
+    msr     cntv_ctl_el0, x0
+    isb
+1:  wfi
+    mrs     x0, cntv_ctl_el0
+    tbz     x0, #2, 1b
+    isb
+    mrs     x2, cntvct_el0
+    stp     x1, x2, [x10]
+    msr     cntv_ctl_el0, xzr
+    done
+
 /* vCPU 0 starts vCPU 1, which sets a flag. */
     begin guest_smp
     movz    x0, #0xc400, lsl #16
