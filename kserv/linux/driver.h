@@ -266,7 +266,7 @@ extern struct mutex cv_vms_lock;
 int cv_vm_build(struct cv_vm *vm);
 int cv_vm_retire(struct cv_vm *vm);
 int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
-void cv_vm_destroy(struct cv_vm *vm);
+void cv_vm_end(struct cv_vm *vm);
 
 /* vcpu.c */
 int cv_vcpu_create(struct cv_vm *vm, unsigned long id);

@@ -271,7 +271,14 @@ static void invalidate_end(struct mmu_notifier *notifier, const struct mmu_notif
 	spin_unlock(&vm->mmu_lock);
 }
 
+/* The VMM ended, or the VM does. A process that the VMM has forked may have the VM's files for long. */
+static void release(struct mmu_notifier *notifier, struct mm_struct *mm)
+{
+	cv_vm_end(container_of(notifier, struct cv_vm, notifier));
+}
+
 const struct mmu_notifier_ops cv_notifier_ops = {
+	.release = release,
 	.invalidate_range_start = invalidate_start,
 	.invalidate_range_end = invalidate_end,
 };

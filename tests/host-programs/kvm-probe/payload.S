@@ -130,6 +130,14 @@ payload:
     msr     cntv_ctl_el0, xzr
     done
 
+/* Stores to x2 pages from x1 on. */
+    begin guest_touches
+1:  str     x1, [x1]
+    add     x1, x1, #4096
+    subs    x2, x2, #1
+    b.ne    1b
+    done
+
 /* vCPU 0 starts vCPU 1, which sets a flag. */
     begin guest_smp
     movz    x0, #0xc400, lsl #16
