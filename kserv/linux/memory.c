@@ -5,6 +5,7 @@
  * A fault takes the page, or the block around it. What the MMU notifier takes back may be being faulted in meanwhile, so a fault looks at `mmu_seq` before it
  * pins and again before it lends, as KVM does.
  */
+#include <linux/bitmap.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/uaccess.h>
@@ -225,30 +226,39 @@ int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write)
 	return error;
 }
 
+static void note_written(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
+{
+	spin_lock(&vm->mmu_lock);
+	if (slot->dirty)
+		bitmap_set(slot->dirty, first, count);
+	spin_unlock(&vm->mmu_lock);
+}
+
 /*
- * An access that the core took for one to a device, because it is below the VM's memory, to what may be a slot all the same. -ENOENT: none;
- * -EACCES: a write to a read-only one.
+ * An access that the core took for one to a device, because it is below the VM's memory, to what may be a slot all the same. -ENOENT: none, or not all of
+ * it in one; -EACCES: a write to a read-only one.
  */
 int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write)
 {
 	struct cv_slot *slot;
 	void __user *at;
 	int error = 0;
+	u64 first;
 
 	down_read(&vm->slots_lock);
 	slot = cv_find_slot(vm, gpa);
-	if (!slot) {
+	if (!slot || len > (slot->npages << PAGE_SHIFT) - (gpa - slot->gpa)) {
 		error = -ENOENT;
 	} else {
 		at = (void __user *)(slot->hva + (gpa - slot->gpa));
+		first = (gpa - slot->gpa) >> PAGE_SHIFT;
 		if (write && slot->flags & KVM_MEM_READONLY)
 			error = -EACCES;
 		else if (write ? copy_to_user(at, data, len) : copy_from_user(data, at, len))
 			error = -EFAULT;
-		else if (write && slot->dirty)
-			set_bit((gpa - slot->gpa) >> PAGE_SHIFT, slot->dirty);
+		else if (write)
+			note_written(vm, slot, first, ((gpa - slot->gpa + len - 1) >> PAGE_SHIFT) - first + 1);
 	}
 	up_read(&vm->slots_lock);
 	return error;
 }
-

@@ -138,6 +138,29 @@ payload:
     b.ne    1b
     done
 
+/* Stores x2 at x1, which may be anywhere: the MMU is on for it, with the table at x3. */
+    begin guest_anywhere
+    mov     x0, #0xff
+    msr     mair_el1, x0
+    msr     ttbr0_el1, x3
+    /* 39 bits by TTBR0 only, 4 KiB, write-back, inner shareable; 36 bits of addresses. */
+    movz    x0, #0x3519
+    movk    x0, #0x0080, lsl #16
+    movk    x0, #0x0001, lsl #32
+    msr     tcr_el1, x0
+    isb
+    tlbi    vmalle1
+    dsb     sy
+    mrs     x4, sctlr_el1
+    bic     x4, x4, #2
+    orr     x0, x4, #1
+    msr     sctlr_el1, x0
+    isb
+    str     x2, [x1]
+    msr     sctlr_el1, x4
+    isb
+    done
+
 /* vCPU 0 starts vCPU 1, which sets a flag. */
     begin guest_smp
     movz    x0, #0xc400, lsl #16

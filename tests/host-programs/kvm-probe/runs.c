@@ -120,6 +120,31 @@ static void slots(struct vm *vm)
     said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
 }
 
+/* Stores that begin in one page and end in the next: of the slot, or behind it, where the VMM has memory that is not the VM's. */
+static void across_pages(struct vm *vm)
+{
+    enum { TABLE = 0x20000, PAGE = 4096 };
+    /* Blocks of 1 GiB, each at its own address, normal memory. */
+    const uint64_t gpa = 0x0c000000, table[] = {0x701, GUEST_RAM | 0x701}, stored = 0x1122334455667788, nothing = 0;
+    unsigned char *pages = mmap(NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int exits;
+    if (pages == MAP_FAILED || memory(vm, 3, 0, gpa, 2 * PAGE, pages) == -1)
+        return said(false, "a slot of two pages");
+    memcpy(vm->ram + TABLE, table, sizeof table);
+    set_reg(vm, 0, X(2), stored);
+    set_reg(vm, 0, X(3), GUEST_RAM + TABLE);
+    /* Its last page has not been touched yet. */
+    set_reg(vm, 0, X(1), gpa + 2 * PAGE - 4);
+    start_at(vm, guest_anywhere);
+    said(run_to_done(vm, &exits) && exits == 1, "a store across the end of a slot goes to the VMM");
+    said(memcmp(pages + 2 * PAGE, &nothing, 8) == 0, "and not to what the VMM has behind the slot's memory");
+    set_reg(vm, 0, X(1), gpa + PAGE - 4);
+    start_at(vm, guest_anywhere);
+    said(run_to_done(vm, &exits) && exits == 0 && memcmp(pages + PAGE - 4, &stored, 8) == 0, "a store across two pages of a slot");
+    said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
+    munmap(pages, 3 * PAGE);
+}
+
 static uint64_t frequency(void)
 {
     uint64_t frequency;
@@ -231,6 +256,7 @@ void test_runs(void)
     start_at(vm, guest_keeps);
     said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
     slots(vm);
+    across_pages(vm);
     clock_runs(vm);
     naps(vm);
     immediate(vm);
