@@ -8,12 +8,16 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/of.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 
 #include <asm/sysreg.h>
 #include <asm/virt.h>
 
 #include "driver.h"
+
+/* The core's pages have 4 KiB: what a kernel with larger ones calls a page is several there. */
+static_assert(PAGE_SIZE == SZ_4K, "corevisor_kvm is for kernels with pages of 4 KiB (CONFIG_ARM64_4K_PAGES)");
 
 struct cv_core cv_core;
 
