@@ -42,6 +42,8 @@
 #define CV_MAX_GSIS 1024
 /* SPIs that a route may lead to: those that an interrupt controller can have at most. */
 #define CV_MAX_PINS (1020 - 32)
+/* A store to a device looks at all of them. KVM sets no limit; QEMU has some for each queue of a device. */
+#define CV_MAX_IOEVENTFDS 4096
 /* Pages tried around a fault in memory without huge pages. */
 #define CV_FAULT_AROUND 16ULL
 

@@ -63,6 +63,8 @@ static int add(struct cv_vm *vm, const struct kvm_ioeventfd *args, struct eventf
 {
 	struct cv_ioeventfd *entry, *other;
 
+	if (vm->ioeventfd_count == CV_MAX_IOEVENTFDS)
+		return -ENOSPC;
 	entry = kzalloc(sizeof(*entry), GFP_KERNEL_ACCOUNT);
 	if (!entry)
 		return -ENOMEM;

@@ -62,6 +62,9 @@ static int check_region(struct cv_vm *vm, const struct kvm_userspace_memory_regi
 		return -EINVAL;
 	if (!PAGE_ALIGNED(region->guest_phys_addr | region->memory_size | region->userspace_addr))
 		return -EINVAL;
+	/* A tagged address is not the one that the VMM's mapping has. */
+	if (region->userspace_addr != untagged_addr(region->userspace_addr))
+		return -EINVAL;
 	if (!access_ok((void __user *)(unsigned long)region->userspace_addr, region->memory_size))
 		return -EINVAL;
 	if (end < region->guest_phys_addr || region->memory_size >> PAGE_SHIFT > INT_MAX)

@@ -1,5 +1,6 @@
 /* What the API answers to good and bad input, without a guest that runs. */
 #include "probe.h"
+#include <sys/prctl.h>
 
 static int extension(int fd, int which) { return ioctl(fd, KVM_CHECK_EXTENSION, which); }
 
@@ -73,6 +74,11 @@ void test_memory(void)
     FAILS2(EFAULT, EINVAL, memory(vm, 1, 0, 1ULL << 56, page, ram));
     FAILS(EINVAL, memory(vm, 1, 0, gpa, page, (void *)0xffff800000000000));
     FAILS(EINVAL, memory(vm, 1, 0, gpa, 0, ram));
+    /* Also where the kernel takes tagged pointers otherwise. */
+    if (prctl(PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 0) == 0) {
+        FAILS(EINVAL, memory(vm, 1, 0, gpa, page, (void *)((uintptr_t)ram | 1ULL << 56)));
+        prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0);
+    }
     FAILS(EEXIST, memory(vm, 1, 0, GUEST_RAM + RAM_SIZE - page, 2 * page, ram));
     FAILS(EEXIST, memory(vm, 1, 0, GUEST_RAM, page, ram));
     WORKS(memory(vm, 1, 0, GUEST_RAM + RAM_SIZE, page, ram));

@@ -192,6 +192,20 @@ static void bells(struct vm *vm, int one, int any)
     said(exits_at(vm, BELL, 7) && rings(one) == 0, "taken away, they have none");
 }
 
+/* An end of them may be there, as long as it is far away. */
+static void many_bells(int fd)
+{
+    struct vm *vm = make_vm(1);
+    int n = 0;
+    if (!vm)
+        return;
+    for (errno = 0; n < 4200 && bell(vm, fd, BELL, 4, n, KVM_IOEVENTFD_FLAG_DATAMATCH) == 0;)
+        n++;
+    said(n == 4200 || (n >= 4000 && errno == ENOSPC), "%d stores that ring", n);
+    errno = 0;
+    end_vm(vm);
+}
+
 /* A guest whose store rings an eventfd that interrupts it. */
 static void rings_itself(struct vm *vm, int fd)
 {
@@ -254,6 +268,7 @@ void test_interrupts(void)
     by_shared_level(vm, fd, resample);
     routed(vm, fd, other);
     bells(vm, fd, resample);
+    many_bells(fd);
     rings_itself(vm, fd);
     ring_each_other(vm);
     close(fd);
