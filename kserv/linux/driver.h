@@ -72,6 +72,11 @@ struct cv_held {
 struct cv_block {
 	/* The first page of what is lent there as a block; NULL: none. One pin stands for all of it. */
 	struct page *page;
+	/*
+	 * The page that is lent by itself at each of its places, pinned (a protected VM's: its own); NULL: none. Only there once a page is to be lent so, and
+	 * then as long as the slot.
+	 */
+	struct page **pages;
 	/* Pages lent one by one. */
 	u16 single;
 };
@@ -83,9 +88,7 @@ struct cv_slot {
 	u64 gpa;
 	u64 npages;
 	unsigned long hva;
-	/* The page that is lent by itself at each place, pinned (a protected VM's: its own); NULL: none. vm->mmu_lock. */
-	struct page **pages;
-	/* Each block of the VM's addresses that the slot has a part of. mmu_lock. */
+	/* Each block of the VM's addresses that the slot has a part of. vm->mmu_lock. */
 	struct cv_block *blocks;
 	/*
 	 * KVM_MEM_LOG_DIRTY_PAGES: which pages the VM may have written since the last KVM_GET_DIRTY_LOG. The others are lent read-only, one by one.
@@ -316,11 +319,14 @@ void cv_memory_free(struct cv_vm *vm);
 /* lend.c */
 extern const struct mmu_notifier_ops cv_notifier_ops;
 struct cv_block *cv_block_of(struct cv_slot *slot, u64 n);
+struct page *cv_single(struct cv_slot *slot, u64 n);
 bool cv_is_lent(struct cv_slot *slot, u64 n);
+int cv_make_room(struct cv_slot *slot, u64 n);
 bool cv_has_block(struct cv_slot *slot, u64 n, u64 *first);
 s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_pinned *pinned, bool write);
 void cv_unpin(struct cv_pinned *pinned);
 bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count);
+bool cv_take_all_back(struct cv_vm *vm, struct cv_slot *slot);
 void cv_note_new_pages(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page *page, u64 count, u64 done);
 void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
 

@@ -96,6 +96,8 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 {
 	struct cv_pinned pinned;
 	unsigned long seq;
+	/* What is pinned is to be lent as a block; it cannot be. */
+	bool block, single = false;
 	s64 result;
 	int error;
 
@@ -109,6 +111,12 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 		error = pin_around(slot, n, &pinned);
 		if (error)
 			return error;
+		block = cv_is_block(&pinned) && !single;
+		error = block ? 0 : cv_make_room(slot, n);
+		if (error) {
+			cv_unpin(&pinned);
+			return error;
+		}
 		spin_lock(&vm->mmu_lock);
 		if (vm->mmu_invalidating || vm->mmu_seq != seq) {
 			spin_unlock(&vm->mmu_lock);
@@ -117,10 +125,14 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 			continue;
 		}
 		/* A page whose first write is to be noticed was lent read-only. */
-		if (slot->dirty && write && slot->pages[n] && !test_bit(n, slot->dirty))
+		if (slot->dirty && write && cv_single(slot, n) && !test_bit(n, slot->dirty))
 			cv_take_back(vm, slot, n, 1);
 		result = cv_lend(vm, slot, n, &pinned, write);
 		spin_unlock(&vm->mmu_lock);
+		if (result == CV_ERR_OCCUPIED && block) {
+			single = true;
+			continue;
+		}
 		if (result != CV_ERR_NO_MEMORY)
 			return result ? cv_errno(result) : 0;
 		error = cv_vm_more_pool(vm, 8);
@@ -141,6 +153,8 @@ struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa)
 		page = ERR_PTR(-ENOENT);
 	else if (cv_is_lent(slot, (gpa - slot->gpa) >> PAGE_SHIFT))
 		page = ERR_PTR(-EEXIST);
+	else if (cv_make_room(slot, (gpa - slot->gpa) >> PAGE_SHIFT))
+		page = ERR_PTR(-ENOMEM);
 	else
 		page = alloc_page(GFP_KERNEL_ACCOUNT) ?: ERR_PTR(-ENOMEM);
 	up_read(&vm->slots_lock);
@@ -162,7 +176,7 @@ static struct page *new_pages(struct cv_slot *slot, u64 n, u64 *first, u64 *coun
 	}
 	*count = CV_FAULT_AROUND;
 	*first = n - (gfn + n) % CV_FAULT_AROUND;
-	for (k = 0; k < *count && *first + k < slot->npages && !slot->pages[*first + k]; k++)
+	for (k = 0; k < *count && *first + k < slot->npages && !cv_single(slot, *first + k); k++)
 		;
 	page = k == *count ? alloc_pages(gfp, ilog2(CV_FAULT_AROUND)) : NULL;
 	if (page)
@@ -180,7 +194,8 @@ static int serve_protected_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n)
 	int error = 0;
 	s64 done;
 
-	page = new_pages(slot, n, &first, &count);
+	/* Of a block it may get a part. */
+	page = cv_make_room(slot, n) ? NULL : new_pages(slot, n, &first, &count);
 	if (!page)
 		return -ENOMEM;
 	do {

@@ -57,8 +57,21 @@ static void regions_of_the_newer_kind(struct vm *vm, uint64_t gpa)
     FAILS(EINVAL, ioctl(vm->fd, SET_NEWER_REGION, &region));
 }
 
+/* All of a VM's addresses in one region, most of it without memory. */
+static void largest_region(void)
+{
+    int ipa = extension(kvm, KVM_CAP_ARM_VM_IPA_SIZE), bits = ipa && ipa < 40 ? ipa : 40;
+    struct vm vm = {.fd = ioctl(kvm, KVM_CREATE_VM, 0)};
+    void *somewhere = (void *)(1ULL << 40);
+    said(memory(&vm, 0, 0, 0, 1ULL << bits, somewhere) == 0, "a region of %d bits", bits);
+    said(memory(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, 1ULL << bits, somewhere) == 0, "whose writes are followed");
+    said(memory(&vm, 0, 0, 0, 0, NULL) == 0, "and that goes");
+    close(vm.fd);
+}
+
 void test_memory(void)
 {
+    largest_region();
     struct vm *vm = make_vm(1);
     if (!vm)
         return;
