@@ -87,6 +87,7 @@ void test_runs(void);
 void test_interrupts(void);
 void test_tables(void);
 void test_lifecycle(int rounds);
+void test_file(const char *path);
 void fours(int rounds, unsigned seed, bool killed);
 void fuzz(unsigned seed, unsigned rounds);
 int bench(const char *image, const char *tree, const char *gic, bool protected);
