@@ -175,6 +175,8 @@ int cv_vm_build(struct cv_vm *vm)
 		return 0;
 	if (vm->failed)
 		return -EIO;
+	if (cv_is_leaving())
+		return -ESHUTDOWN;
 	error = cv_with_model(vm, kserv_first_run(vm->model));
 	if (error)
 		return error;

@@ -3,6 +3,7 @@
  * What the files of the driver share.
  *
  * Locks, outer first:
+ *   cv_vms_lock	which VMs there are
  *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
  *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
  *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
@@ -272,6 +273,11 @@ int cv_vm_build(struct cv_vm *vm);
 int cv_vm_retire(struct cv_vm *vm);
 int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
 void cv_vm_end(struct cv_vm *vm);
+
+/* leave.c */
+bool cv_is_leaving(void);
+int cv_leave_init(void);
+void cv_leave_exit(void);
 
 /* vcpu.c */
 int cv_vcpu_create(struct cv_vm *vm, unsigned long id);

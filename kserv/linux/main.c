@@ -137,6 +137,9 @@ static int __init cv_init(void)
 	error = cv_irq_module_init();
 	if (error)
 		goto no_irqs;
+	error = cv_leave_init();
+	if (error)
+		goto no_notice;
 	cv_debugfs_init();
 	error = misc_register(&cv_dev);
 	if (error) {
@@ -149,6 +152,8 @@ static int __init cv_init(void)
 
 no_device:
 	cv_debugfs_exit();
+	cv_leave_exit();
+no_notice:
 	cv_irq_module_exit();
 no_irqs:
 	cv_direct_exit();
@@ -160,6 +165,7 @@ static void __exit cv_exit(void)
 {
 	misc_deregister(&cv_dev);
 	cv_debugfs_exit();
+	cv_leave_exit();
 	cv_irq_module_exit();
 	cv_direct_exit();
 	cv_timer_module_exit();

@@ -63,6 +63,17 @@ static void one_life(void)
     end_vm(vm);
 }
 
+void spin(void)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, guest_spin);
+    said(stays_inside(vm), "a guest computes");
+    int reason = run_once(vm, 0);
+    said(false, "it does so for ever (exit %d)", reason);
+}
+
 /* A child with a VM that computes, ended at a moment that the seed decides. */
 static void killed_child(unsigned seed)
 {

@@ -87,6 +87,8 @@ void test_runs(void);
 void test_interrupts(void);
 void test_tables(void);
 void test_lifecycle(int rounds);
+/* A guest that computes for ever. */
+void spin(void);
 void test_file(const char *path);
 void fours(int rounds, unsigned seed, bool killed);
 void fuzz(unsigned seed, unsigned rounds);
