@@ -2,8 +2,8 @@
 /*
  * What of the memory slots is lent to the VM, and how it comes back. memory.c finds the memory.
  *
- * What is lent stays so until its slot goes, the VM ends, or the VMM changes its own mapping of it (MMU notifier): the page is taken back from the VM first,
- * then unpinned.
+ * What is lent stays so until its slot goes, the VM or the VMM ends, or the VMM changes its own mapping of it (MMU notifier): the page is taken back from the
+ * VM first, then unpinned.
  *
  * What the VMM's own tables map as one block is lent as one: one pin, one note. It also comes back as one, whatever part of it is asked for; the rest
  * of it comes again by faults.

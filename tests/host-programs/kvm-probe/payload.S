@@ -267,6 +267,13 @@ guest_second:
 1:  wfi
     b       1b
 
+/* Stores w2 at x1, and tells what is there then. */
+    begin guest_enables
+    str     w2, [x1]
+    ldr     w0, [x1]
+    str     w0, [x9, #0x50]
+    done
+
 /* Stores for which eventfds wait, and some for which none does. */
     begin guest_bells
     movz    w0, #7

@@ -70,7 +70,7 @@ int with_gic(struct vm *vm, int *fd);
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
 
 extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
-    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_anywhere[];
+    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_anywhere[], guest_enables[];
 
 /* KiB of memory that can be had, the best of some looks; and whether `rounds` of work lost a page each since it was `before`. */
 long settled(void);
