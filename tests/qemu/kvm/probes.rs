@@ -119,8 +119,7 @@ fn of_a_file(bed: &Bed, host: &Host) -> Result<(), Failure> {
     std::fs::File::create(&disk)?.set_len(16 << 20)?;
     let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk).status()?;
     check(made.success(), "mke2fs makes no file system")?;
-    let mut run = with_probe(bed, host.run(bed, "")?)?;
-    run.machine = run.machine.drive(&disk);
+    let run = with_probe(bed, host.run_on(bed, host.machine().drive(&disk), |host| host)?)?;
     let script = r#"
         kvm_up
         mkdir /data
