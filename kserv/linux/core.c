@@ -5,6 +5,7 @@
  * It is made when a vCPU runs for the first time, because the core wants to know all vCPUs by then, and again after a reset: a VM that has
  * switched itself off never runs again there. Between the two the registers are in the vCPUs' caches.
  */
+#include <linux/delay.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 
@@ -224,4 +225,23 @@ void cv_vm_end(struct cv_vm *vm)
 	if (vm->up)
 		destroy(vm);
 	up_write(&vm->life);
+}
+
+/* Ends it like that, unless one of its threads waits for that long: for memory that its VMM does not bring, for example. Whether it has ended. */
+bool cv_vm_end_within(struct cv_vm *vm, unsigned int ms)
+{
+	unsigned long last = jiffies + msecs_to_jiffies(ms);
+	bool ended;
+
+	atomic_inc(&vm->pausing);
+	cv_kick_all(vm);
+	while (!(ended = down_write_trylock(&vm->life)) && time_before(jiffies, last))
+		msleep(1);
+	atomic_dec(&vm->pausing);
+	if (!ended)
+		return false;
+	if (vm->up)
+		destroy(vm);
+	up_write(&vm->life);
+	return true;
 }

@@ -11,6 +11,9 @@
 
 #include "driver.h"
 
+/* A VMM cannot keep its host from leaving. */
+#define PATIENCE_MS 2000
+
 /* None is made at the core any more. Who makes one holds its `life`; so does who ends it, after this was set. */
 static bool leaving;
 
@@ -25,8 +28,10 @@ static int on_reboot(struct notifier_block *block, unsigned long action, void *u
 
 	mutex_lock(&cv_vms_lock);
 	WRITE_ONCE(leaving, true);
-	list_for_each_entry(vm, &cv_vms, link)
-		cv_vm_retire(vm);
+	list_for_each_entry(vm, &cv_vms, link) {
+		if (!cv_vm_end_within(vm, PATIENCE_MS))
+			pr_err("corevisor_kvm: VM %llu does not end; what the core has of it is not for the next kernel\n", vm->id);
+	}
 	mutex_unlock(&cv_vms_lock);
 	return NOTIFY_DONE;
 }

@@ -360,6 +360,9 @@ static int run_loop(struct cv_vcpu *vcpu)
 		cond_resched();
 		if (signal_pending(current))
 			return interrupted(vcpu);
+		/* So that `life` is free for who ends the VM. */
+		if (cv_is_leaving())
+			return -ESHUTDOWN;
 		if (cv_irq_level_changed(vcpu))
 			return interrupted(vcpu);
 		if (!ready && !cv_has_work(vcpu)) {

@@ -82,9 +82,7 @@ static bool sleep_for_work(struct cv_vcpu *vcpu)
 		if (found || signal_pending(current))
 			break;
 		until = cv_with_model(vcpu->vm, kserv_block_until(vcpu->vm->model, vcpu->id));
-		if (until == KSERV_NEVER)
-			hrtimer_cancel(&vcpu->timer);
-		else
+		if (until != KSERV_NEVER)
 			cv_set_timer(vcpu, until);
 		schedule();
 	}
