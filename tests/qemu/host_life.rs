@@ -100,7 +100,9 @@ fn kexec(bed: &Bed, with_vm: bool) -> Result<(), Failure> {
         run = run
             .file("/lib/driver.ko", std::fs::read(made::driver(bed, "6.12")?)?)
             .file("/bin/kvm-probe", made::kvm_probe(bed)?);
-        script.push_str("insmod /lib/driver.ko\nkvm-probe spin > /tmp/spin &\nuntil grep computes /tmp/spin; do sleep 1; done\n");
+        script.push_str(
+            "insmod /lib/driver.ko\nkvm-probe spin > /tmp/spin &\nuntil grep computes /tmp/spin; do sleep 1; done\n",
+        );
     }
     let run = run.script(script + "/kexec /next.kernel /next.initrd");
     let mut machine = run.start()?;
