@@ -5,6 +5,7 @@
  * It is made when a vCPU runs for the first time, because the core wants to know all vCPUs by then, and again after a reset: a VM that has
  * switched itself off never runs again there. Between the two the registers are in the vCPUs' caches.
  */
+#include <linux/delay.h>
 #include <linux/sizes.h>
 #include <linux/slab.h>
 
@@ -69,11 +70,20 @@ int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages)
 	return result;
 }
 
+/* Whether the core has the VM, and by which id: whoever holds mmu_lock, the MMU notifier too, sees both or neither. */
+static void set_up(struct cv_vm *vm, bool up, u64 id)
+{
+	spin_lock(&vm->mmu_lock);
+	vm->id = id;
+	vm->up = up;
+	spin_unlock(&vm->mmu_lock);
+}
+
 /*
- * What the core has of the VM comes back. Nobody runs it: the caller holds `life` for writing, or is the last one. An error cannot be: the
+ * What the core has of the VM comes back. Nobody runs it: the caller holds `life` for writing. An error cannot be: the
  * pages would not be ours again, so they are not freed.
  */
-void cv_vm_destroy(struct cv_vm *vm)
+static void destroy(struct cv_vm *vm)
 {
 	s64 result;
 
@@ -83,18 +93,20 @@ void cv_vm_destroy(struct cv_vm *vm)
 		result = cv_call1(CV_CALL_RECLAIM_VM, vm->id);
 	} while (result > 0 || result == CV_ERR_BUSY);
 	if (!result) {
+		/* It has no memory any more, and with DESTROY_VM its id is another's. */
+		set_up(vm, false, vm->id);
 		do {
 			cond_resched();
 			result = cv_call1(CV_CALL_DESTROY_VM, vm->id);
 		} while (result == CV_ERR_AGAIN || result == CV_ERR_BUSY);
 	}
-	vm->up = false;
 	if (WARN(result, "corevisor_kvm: VM %llu does not end: %lld; its memory is lost\n", vm->id, result)) {
+		vm->failed = true;
 		INIT_LIST_HEAD(&vm->held);
-		return;
 	}
 	release_held(vm);
-	cv_memory_forget(vm);
+	if (!vm->up)
+		cv_memory_forget(vm);
 }
 
 static int map_cpu_interface(struct cv_vm *vm)
@@ -164,6 +176,8 @@ int cv_vm_build(struct cv_vm *vm)
 		return 0;
 	if (vm->failed)
 		return -EIO;
+	if (cv_is_leaving())
+		return -ESHUTDOWN;
 	error = cv_with_model(vm, kserv_first_run(vm->model));
 	if (error)
 		return error;
@@ -175,11 +189,10 @@ int cv_vm_build(struct cv_vm *vm)
 		release_held(vm);
 		return cv_errno(answer.x[0]);
 	}
-	vm->id = answer.x[1];
-	vm->up = true;
+	set_up(vm, true, answer.x[1]);
 	error = fill_core_vm(vm);
 	if (error)
-		cv_vm_destroy(vm);
+		destroy(vm);
 	return error;
 }
 
@@ -199,8 +212,36 @@ int cv_vm_retire(struct cv_vm *vm)
 			if (vm->vcpus[n])
 				cv_vcpu_pull(vm->vcpus[n]);
 		}
-		cv_vm_destroy(vm);
+		destroy(vm);
 	}
 	up_write(&vm->life);
 	return 0;
+}
+
+/* The VM's VMM is gone, or its last file: nobody can run it any more. What the core has of it comes back now, whoever still has a file of it. */
+void cv_vm_end(struct cv_vm *vm)
+{
+	down_write(&vm->life);
+	if (vm->up)
+		destroy(vm);
+	up_write(&vm->life);
+}
+
+/* Ends it like that, unless one of its threads waits for that long: for memory that its VMM does not bring, for example. Whether it has ended. */
+bool cv_vm_end_within(struct cv_vm *vm, unsigned int ms)
+{
+	unsigned long last = jiffies + msecs_to_jiffies(ms);
+	bool ended;
+
+	atomic_inc(&vm->pausing);
+	cv_kick_all(vm);
+	while (!(ended = down_write_trylock(&vm->life)) && time_before(jiffies, last))
+		msleep(1);
+	atomic_dec(&vm->pausing);
+	if (!ended)
+		return false;
+	if (vm->up)
+		destroy(vm);
+	up_write(&vm->life);
+	return true;
 }

@@ -81,15 +81,14 @@ static unsigned int length(const struct list_head *list)
 
 static void show_vm(struct seq_file *seq, struct cv_vm *vm)
 {
-	unsigned int irqfds, ioeventfds;
+	unsigned int irqfds;
 	unsigned long flags;
 
 	spin_lock_irqsave(&vm->io_lock, flags);
 	irqfds = length(&vm->irqfds);
-	ioeventfds = length(&vm->ioeventfds);
 	spin_unlock_irqrestore(&vm->io_lock, flags);
 	seq_printf(seq, "vm %lld: %s, %u bits, %llu pages lent, %u irqfds, %u ioeventfds\n", vm->up ? (s64)vm->id : -1,
-		   vm->protected ? "protected" : "ordinary", vm->ipa_bits, vm->lent, irqfds, ioeventfds);
+		   vm->protected ? "protected" : "ordinary", vm->ipa_bits, vm->lent, irqfds, READ_ONCE(vm->ioeventfd_count));
 }
 
 static int vms_show(struct seq_file *seq, void *unused)

@@ -3,6 +3,7 @@
  * What the files of the driver share.
  *
  * Locks, outer first:
+ *   cv_vms_lock	which VMs there are
  *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
  *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
  *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
@@ -10,7 +11,7 @@
  *   vm->slots_lock	read: slots stay; write: they change
  *   (mmap_lock)
  *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier
- *   vm->io_lock	ioeventfds, routes, irqfds' lists; with interrupts off
+ *   vm->io_lock	routes, irqfds' lists; with interrupts off. Taken below an eventfd's wait queue: none is signalled under it
  *   vm->model_lock	struct kserv_vm, raw, with interrupts off; nothing is taken below it
  */
 #ifndef COREVISOR_KVM_DRIVER_H
@@ -42,6 +43,8 @@
 #define CV_MAX_GSIS 1024
 /* SPIs that a route may lead to: those that an interrupt controller can have at most. */
 #define CV_MAX_PINS (1020 - 32)
+/* A store to a device looks at all of them. KVM sets no limit; QEMU has some for each queue of a device. */
+#define CV_MAX_IOEVENTFDS 4096
 /* Pages tried around a fault in memory without huge pages. */
 #define CV_FAULT_AROUND 16ULL
 
@@ -70,6 +73,11 @@ struct cv_held {
 struct cv_block {
 	/* The first page of what is lent there as a block; NULL: none. One pin stands for all of it. */
 	struct page *page;
+	/*
+	 * The page that is lent by itself at each of its places, pinned (a protected VM's: its own); NULL: none. Only there once a page is to be lent so, and
+	 * then as long as the slot.
+	 */
+	struct page **pages;
 	/* Pages lent one by one. */
 	u16 single;
 };
@@ -81,9 +89,7 @@ struct cv_slot {
 	u64 gpa;
 	u64 npages;
 	unsigned long hva;
-	/* The page that is lent by itself at each place, pinned (a protected VM's: its own); NULL: none. vm->mmu_lock. */
-	struct page **pages;
-	/* Each block of the VM's addresses that the slot has a part of. mmu_lock. */
+	/* Each block of the VM's addresses that the slot has a part of. vm->mmu_lock. */
 	struct cv_block *blocks;
 	/*
 	 * KVM_MEM_LOG_DIRTY_PAGES: which pages the VM may have written since the last KVM_GET_DIRTY_LOG. The others are lent read-only, one by one.
@@ -195,11 +201,16 @@ struct cv_vm {
 	long mmu_invalidating;
 	u64 lent;
 
-	spinlock_t io_lock;
+	/* Changed under `lock`, read under RCU. */
 	struct list_head ioeventfds;
+	unsigned int ioeventfd_count;
+	spinlock_t io_lock;
 	struct list_head irqfds;
+	/* Those of them that resample; read under RCU, too. */
+	struct list_head resamplers;
+	/* How many of these hear of the end of each SPI. */
+	u32 watchers[CV_MAX_PINS];
 	struct cv_gsi gsis[CV_MAX_GSIS];
-	bool has_resampler;
 	struct mutex its_lock;
 };
 
@@ -261,7 +272,13 @@ extern struct mutex cv_vms_lock;
 int cv_vm_build(struct cv_vm *vm);
 int cv_vm_retire(struct cv_vm *vm);
 int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
-void cv_vm_destroy(struct cv_vm *vm);
+void cv_vm_end(struct cv_vm *vm);
+bool cv_vm_end_within(struct cv_vm *vm, unsigned int ms);
+
+/* leave.c */
+bool cv_is_leaving(void);
+int cv_leave_init(void);
+void cv_leave_exit(void);
 
 /* vcpu.c */
 int cv_vcpu_create(struct cv_vm *vm, unsigned long id);
@@ -309,11 +326,14 @@ void cv_memory_free(struct cv_vm *vm);
 /* lend.c */
 extern const struct mmu_notifier_ops cv_notifier_ops;
 struct cv_block *cv_block_of(struct cv_slot *slot, u64 n);
+struct page *cv_single(struct cv_slot *slot, u64 n);
 bool cv_is_lent(struct cv_slot *slot, u64 n);
+int cv_make_room(struct cv_slot *slot, u64 n);
 bool cv_has_block(struct cv_slot *slot, u64 n, u64 *first);
 s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_pinned *pinned, bool write);
 void cv_unpin(struct cv_pinned *pinned);
 bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count);
+bool cv_take_all_back(struct cv_vm *vm, struct cv_slot *slot);
 void cv_note_new_pages(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page *page, u64 count, u64 done);
 void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
 
@@ -330,17 +350,25 @@ void cv_protected_start(struct cv_vcpu *vcpu);
 void cv_manifest_free(void);
 
 /* irq.c */
+int cv_set_gsi(struct cv_vm *vm, u32 gsi, bool level, bool pulse);
 int cv_irq_line(struct cv_vm *vm, const struct kvm_irq_level *line);
 int cv_signal_msi(struct cv_vm *vm, const struct kvm_msi *msi);
-int cv_ioeventfd(struct cv_vm *vm, const struct kvm_ioeventfd *args);
-bool cv_ioeventfd_write(struct cv_vm *vm, u64 addr, u32 len, u64 data);
-int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args);
 int cv_set_routing(struct cv_vm *vm, const struct kvm_irq_routing *args, const void __user *entries);
-void cv_irq_resampled(struct cv_vm *vm);
 void cv_irq_init(struct cv_vm *vm);
 void cv_irq_free(struct cv_vm *vm);
+
+/* irqfd.c */
+int cv_irqfd(struct cv_vm *vm, const struct kvm_irqfd *args);
+void cv_irqfds_rerouted(struct cv_vm *vm);
+void cv_irq_resampled(struct cv_vm *vm);
+void cv_irqfds_free(struct cv_vm *vm);
 int cv_irq_module_init(void);
 void cv_irq_module_exit(void);
+
+/* ioeventfd.c */
+int cv_ioeventfd(struct cv_vm *vm, const struct kvm_ioeventfd *args);
+bool cv_ioeventfd_write(struct cv_vm *vm, u64 addr, u32 len, u64 data);
+void cv_ioeventfds_free(struct cv_vm *vm);
 
 /* device.c */
 int cv_device_create(struct cv_vm *vm, struct kvm_create_device *args);

@@ -2,8 +2,8 @@
 /*
  * What of the memory slots is lent to the VM, and how it comes back. memory.c finds the memory.
  *
- * What is lent stays so until its slot goes, the VM ends, or the VMM changes its own mapping of it (MMU notifier): the page is taken back from the VM first,
- * then unpinned.
+ * What is lent stays so until its slot goes, the VM or the VMM ends, or the VMM changes its own mapping of it (MMU notifier): the page is taken back from the
+ * VM first, then unpinned.
  *
  * What the VMM's own tables map as one block is lent as one: one pin, one note. It also comes back as one, whatever part of it is asked for; the rest
  * of it comes again by faults.
@@ -12,6 +12,7 @@
  */
 #include <linux/bitmap.h>
 #include <linux/mm.h>
+#include <linux/slab.h>
 
 #include "driver.h"
 
@@ -23,9 +24,38 @@ struct cv_block *cv_block_of(struct cv_slot *slot, u64 n)
 	return &slot->blocks[(gfn + n) / CV_BLOCK_PAGES - gfn / CV_BLOCK_PAGES];
 }
 
+/* Where its page is noted if it is lent by itself. There must be room for it. */
+static struct page **place_of(struct cv_slot *slot, u64 n)
+{
+	return &cv_block_of(slot, n)->pages[((slot->gpa >> PAGE_SHIFT) + n) % CV_BLOCK_PAGES];
+}
+
+/* What is lent by itself as page `n` of `slot`. */
+struct page *cv_single(struct cv_slot *slot, u64 n)
+{
+	return READ_ONCE(cv_block_of(slot, n)->pages) ? READ_ONCE(*place_of(slot, n)) : NULL;
+}
+
 bool cv_is_lent(struct cv_slot *slot, u64 n)
 {
-	return READ_ONCE(slot->pages[n]) || READ_ONCE(cv_block_of(slot, n)->page);
+	return cv_single(slot, n) || READ_ONCE(cv_block_of(slot, n)->page);
+}
+
+/* Room for notes of single pages in the block of page `n`. */
+int cv_make_room(struct cv_slot *slot, u64 n)
+{
+	struct cv_block *block = cv_block_of(slot, n);
+	struct page **pages;
+
+	if (READ_ONCE(block->pages))
+		return 0;
+	pages = kcalloc(CV_BLOCK_PAGES, sizeof(pages[0]), GFP_KERNEL_ACCOUNT);
+	if (!pages)
+		return -ENOMEM;
+	/* Another vCPU may have made it meanwhile. */
+	if (cmpxchg(&block->pages, NULL, pages))
+		kfree(pages);
+	return 0;
 }
 
 /* Whether page `n` of `slot` is in a block that lies wholly in the slot, there and in the VMM's memory; *first is then the block's first page. */
@@ -39,7 +69,7 @@ bool cv_has_block(struct cv_slot *slot, u64 n, u64 *first)
 
 static void note_page(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct page *page)
 {
-	slot->pages[n] = page;
+	*place_of(slot, n) = page;
 	cv_block_of(slot, n)->single++;
 	vm->lent++;
 }
@@ -55,7 +85,7 @@ static void forget(struct cv_vm *vm, struct cv_slot *slot, u64 n)
 {
 	struct cv_block *block = cv_block_of(slot, n);
 	bool whole = block->page;
-	struct page *page = whole ? block->page : slot->pages[n];
+	struct page *page = whole ? block->page : cv_single(slot, n);
 
 	if (vm->protected)
 		__free_pages(page, whole ? ilog2(CV_BLOCK_PAGES) : 0);
@@ -65,7 +95,7 @@ static void forget(struct cv_vm *vm, struct cv_slot *slot, u64 n)
 		block->page = NULL;
 		vm->lent -= CV_BLOCK_PAGES;
 	} else {
-		slot->pages[n] = NULL;
+		*place_of(slot, n) = NULL;
 		block->single--;
 		vm->lent--;
 	}
@@ -90,6 +120,20 @@ static bool unmap(struct cv_vm *vm, struct cv_slot *slot, u64 n, u64 count)
 	return true;
 }
 
+/* Pages from page `n` of `slot` to the next block. */
+static u64 to_next_block(struct cv_slot *slot, u64 n)
+{
+	return CV_BLOCK_PAGES - ((slot->gpa >> PAGE_SHIFT) + n) % CV_BLOCK_PAGES;
+}
+
+/* Whether anything of the block of page `n` is lent. */
+static bool is_used(struct cv_slot *slot, u64 n)
+{
+	struct cv_block *block = cv_block_of(slot, n);
+
+	return READ_ONCE(block->page) || READ_ONCE(block->single);
+}
+
 /*
  * Takes pages [first, first + count) of `slot` back from the VM, and what else is in their blocks where these are lent whole. False: the VM is switched off,
  * and what it has stays pinned until it is taken apart. mmu_lock is held.
@@ -111,7 +155,11 @@ bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
 			n += CV_BLOCK_PAGES;
 			continue;
 		}
-		for (run = 0; n + run < end && run < CV_MAX_PAGES && slot->pages[n + run]; run++)
+		if (!cv_block_of(slot, n)->single) {
+			n += to_next_block(slot, n);
+			continue;
+		}
+		for (run = 0; n + run < end && run < CV_MAX_PAGES && cv_single(slot, n + run); run++)
 			;
 		if (run && vm->up && !unmap(vm, slot, n, run))
 			return false;
@@ -120,6 +168,26 @@ bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
 		n += max(run, 1ULL);
 	}
 	return true;
+}
+
+/*
+ * The same for the whole slot, a block at a time, so that nobody waits for long. Nothing is lent meanwhile: slots_lock or `life` is held for writing.
+ */
+bool cv_take_all_back(struct cv_vm *vm, struct cv_slot *slot)
+{
+	bool taken = true;
+	u64 n, count;
+
+	for (n = 0; n < slot->npages && taken; n += count) {
+		count = min(to_next_block(slot, n), slot->npages - n);
+		if (!is_used(slot, n))
+			continue;
+		spin_lock(&vm->mmu_lock);
+		taken = cv_take_back(vm, slot, n, count);
+		spin_unlock(&vm->mmu_lock);
+		cond_resched();
+	}
+	return taken;
 }
 
 void cv_unpin(struct cv_pinned *pinned)
@@ -158,7 +226,7 @@ static unsigned long run_of(struct cv_slot *slot, const struct cv_pinned *pinned
 {
 	unsigned long run = 1;
 
-	while (from + run < pinned->count && !slot->pages[pinned->first + from + run] &&
+	while (from + run < pinned->count && !cv_single(slot, pinned->first + from + run) &&
 	       page_to_pfn(pinned->pages[from + run]) == page_to_pfn(pinned->pages[from]) + run)
 		run++;
 	return run;
@@ -188,7 +256,10 @@ static s64 lend_pages(struct cv_vm *vm, struct cv_slot *slot, struct cv_pinned *
 	return min_t(s64, result, 0);
 }
 
-/* Lends what was pinned, page `n` among it, or unpins it. 0, or CV_ERR_* if that page is not lent now. mmu_lock is held. */
+/*
+ * Lends what was pinned, page `n` among it, or unpins it. 0, or CV_ERR_* if that page is not lent now; CV_ERR_OCCUPIED: it can only be lent by itself, and
+ * there was no room to note that. mmu_lock is held.
+ */
 s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_pinned *pinned, bool write)
 {
 	s64 result;
@@ -199,9 +270,9 @@ s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_pinned *pin
 			return 0;
 		/* The pin holds the page that was touched as well. */
 		*pinned = (struct cv_pinned){ .first = n, .count = 1, .pages = { pinned->pages[0] + (n - pinned->first) } };
-		if (result != CV_ERR_OCCUPIED) {
+		if (result != CV_ERR_OCCUPIED || !cv_block_of(slot, n)->pages) {
 			cv_unpin(pinned);
-			return result;
+			return cv_is_lent(slot, n) ? 0 : result;
 		}
 	}
 	result = lend_pages(vm, slot, pinned, write);
@@ -238,22 +309,54 @@ void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page)
 
 /* ---- the VMM's own mappings ----------------------------------------------------------------------------------------------- */
 
+/* What of the VMM's memory is taken back at a time. */
+#define PART (CV_BLOCK_PAGES << PAGE_SHIFT)
+
+/* The first address of [start, end) that is in a slot; `end`: none. mmu_lock is held. */
+static unsigned long first_in_slots(struct cv_vm *vm, unsigned long start, unsigned long end)
+{
+	struct cv_slot *slot;
+	unsigned long first = end, from;
+
+	list_for_each_entry(slot, &vm->slots, link) {
+		from = max(start, slot->hva);
+		if (from < slot->hva + (slot->npages << PAGE_SHIFT))
+			first = min(first, from);
+	}
+	return first;
+}
+
+/* What of [start, end) is lent comes back. mmu_lock is held. */
+static void take_range_back(struct cv_vm *vm, unsigned long start, unsigned long end)
+{
+	struct cv_slot *slot;
+	unsigned long from, to;
+
+	list_for_each_entry(slot, &vm->slots, link) {
+		from = max(start, slot->hva);
+		to = min(end, slot->hva + (slot->npages << PAGE_SHIFT));
+		if (from < to)
+			cv_take_back(vm, slot, (from - slot->hva) >> PAGE_SHIFT, (to - from + PAGE_SIZE - 1) >> PAGE_SHIFT);
+	}
+}
+
 static int invalidate_start(struct mmu_notifier *notifier, const struct mmu_notifier_range *range)
 {
 	struct cv_vm *vm = container_of(notifier, struct cv_vm, notifier);
-	struct cv_slot *slot;
-	unsigned long from, to;
+	unsigned long at = range->start, next;
 
 	/* The VMM's memory is not what a protected VM has. */
 	if (vm->protected)
 		return 0;
 	spin_lock(&vm->mmu_lock);
 	vm->mmu_invalidating++;
-	list_for_each_entry(slot, &vm->slots, link) {
-		from = max(range->start, slot->hva);
-		to = min(range->end, slot->hva + (slot->npages << PAGE_SHIFT));
-		if (from < to)
-			cv_take_back(vm, slot, (from - slot->hva) >> PAGE_SHIFT, (to - from + PAGE_SIZE - 1) >> PAGE_SHIFT);
+	/* Nothing is lent until it is over, so the lock may be let go between parts. */
+	while ((at = first_in_slots(vm, at, range->end)) < range->end) {
+		next = range->end - at > PART ? at + PART : range->end;
+		take_range_back(vm, at, next);
+		at = next;
+		if (mmu_notifier_range_blockable(range))
+			cond_resched_lock(&vm->mmu_lock);
 	}
 	spin_unlock(&vm->mmu_lock);
 	return 0;
@@ -271,7 +374,14 @@ static void invalidate_end(struct mmu_notifier *notifier, const struct mmu_notif
 	spin_unlock(&vm->mmu_lock);
 }
 
+/* The VMM ended, or the VM does. A process that the VMM has forked may have the VM's files for long. */
+static void release(struct mmu_notifier *notifier, struct mm_struct *mm)
+{
+	cv_vm_end(container_of(notifier, struct cv_vm, notifier));
+}
+
 const struct mmu_notifier_ops cv_notifier_ops = {
+	.release = release,
 	.invalidate_range_start = invalidate_start,
 	.invalidate_range_end = invalidate_end,
 };

@@ -8,12 +8,16 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/of.h>
+#include <linux/sizes.h>
 #include <linux/slab.h>
 
 #include <asm/sysreg.h>
 #include <asm/virt.h>
 
 #include "driver.h"
+
+/* The core's pages have 4 KiB: what a kernel with larger ones calls a page is several there. */
+static_assert(PAGE_SIZE == SZ_4K, "corevisor_kvm is for kernels with pages of 4 KiB (CONFIG_ARM64_4K_PAGES)");
 
 struct cv_core cv_core;
 
@@ -133,6 +137,9 @@ static int __init cv_init(void)
 	error = cv_irq_module_init();
 	if (error)
 		goto no_irqs;
+	error = cv_leave_init();
+	if (error)
+		goto no_notice;
 	cv_debugfs_init();
 	error = misc_register(&cv_dev);
 	if (error) {
@@ -145,6 +152,8 @@ static int __init cv_init(void)
 
 no_device:
 	cv_debugfs_exit();
+	cv_leave_exit();
+no_notice:
 	cv_irq_module_exit();
 no_irqs:
 	cv_direct_exit();
@@ -156,6 +165,7 @@ static void __exit cv_exit(void)
 {
 	misc_deregister(&cv_dev);
 	cv_debugfs_exit();
+	cv_leave_exit();
 	cv_irq_module_exit();
 	cv_direct_exit();
 	cv_timer_module_exit();

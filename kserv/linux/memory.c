@@ -5,6 +5,7 @@
  * A fault takes the page, or the block around it. What the MMU notifier takes back may be being faulted in meanwhile, so a fault looks at `mmu_seq` before it
  * pins and again before it lends, as KVM does.
  */
+#include <linux/bitmap.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/uaccess.h>
@@ -38,11 +39,20 @@ static bool is_mapped_as_block(unsigned long addr)
 	return block;
 }
 
+/*
+ * A pin for long moves the page away from where memory may be taken offline or given to a device (CMA). Memory of a file whose file system wants to know of
+ * each first write, and such without struct pages that last, cannot be pinned so: there an ordinary pin is enough, because it goes as soon as the MMU
+ * notifier says that the page is to be written back, moved or cut off.
+ */
 static long pin(struct cv_slot *slot, u64 first, unsigned long count, struct page **pages)
 {
-	unsigned int flags = FOLL_LONGTERM | (slot->flags & KVM_MEM_READONLY ? 0 : FOLL_WRITE);
+	unsigned int flags = slot->flags & KVM_MEM_READONLY ? 0 : FOLL_WRITE;
+	unsigned long hva = slot->hva + (first << PAGE_SHIFT);
+	long done = pin_user_pages_fast(hva, count, flags | FOLL_LONGTERM, pages);
 
-	return pin_user_pages_fast(slot->hva + (first << PAGE_SHIFT), count, flags, pages);
+	if (done == -EFAULT || done == -EOPNOTSUPP)
+		done = pin_user_pages_fast(hva, count, flags, pages);
+	return done;
 }
 
 /* Makes of what is pinned around page `n` the block that it is in, if the VMM's tables have it as one. */
@@ -95,6 +105,8 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 {
 	struct cv_pinned pinned;
 	unsigned long seq;
+	/* What is pinned is to be lent as a block; it cannot be. */
+	bool block, single = false;
 	s64 result;
 	int error;
 
@@ -108,6 +120,12 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 		error = pin_around(slot, n, &pinned);
 		if (error)
 			return error;
+		block = cv_is_block(&pinned) && !single;
+		error = block ? 0 : cv_make_room(slot, n);
+		if (error) {
+			cv_unpin(&pinned);
+			return error;
+		}
 		spin_lock(&vm->mmu_lock);
 		if (vm->mmu_invalidating || vm->mmu_seq != seq) {
 			spin_unlock(&vm->mmu_lock);
@@ -116,10 +134,14 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 			continue;
 		}
 		/* A page whose first write is to be noticed was lent read-only. */
-		if (slot->dirty && write && slot->pages[n] && !test_bit(n, slot->dirty))
+		if (slot->dirty && write && cv_single(slot, n) && !test_bit(n, slot->dirty))
 			cv_take_back(vm, slot, n, 1);
 		result = cv_lend(vm, slot, n, &pinned, write);
 		spin_unlock(&vm->mmu_lock);
+		if (result == CV_ERR_OCCUPIED && block) {
+			single = true;
+			continue;
+		}
 		if (result != CV_ERR_NO_MEMORY)
 			return result ? cv_errno(result) : 0;
 		error = cv_vm_more_pool(vm, 8);
@@ -140,6 +162,8 @@ struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa)
 		page = ERR_PTR(-ENOENT);
 	else if (cv_is_lent(slot, (gpa - slot->gpa) >> PAGE_SHIFT))
 		page = ERR_PTR(-EEXIST);
+	else if (cv_make_room(slot, (gpa - slot->gpa) >> PAGE_SHIFT))
+		page = ERR_PTR(-ENOMEM);
 	else
 		page = alloc_page(GFP_KERNEL_ACCOUNT) ?: ERR_PTR(-ENOMEM);
 	up_read(&vm->slots_lock);
@@ -161,7 +185,7 @@ static struct page *new_pages(struct cv_slot *slot, u64 n, u64 *first, u64 *coun
 	}
 	*count = CV_FAULT_AROUND;
 	*first = n - (gfn + n) % CV_FAULT_AROUND;
-	for (k = 0; k < *count && *first + k < slot->npages && !slot->pages[*first + k]; k++)
+	for (k = 0; k < *count && *first + k < slot->npages && !cv_single(slot, *first + k); k++)
 		;
 	page = k == *count ? alloc_pages(gfp, ilog2(CV_FAULT_AROUND)) : NULL;
 	if (page)
@@ -179,7 +203,8 @@ static int serve_protected_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n)
 	int error = 0;
 	s64 done;
 
-	page = new_pages(slot, n, &first, &count);
+	/* Of a block it may get a part. */
+	page = cv_make_room(slot, n) ? NULL : new_pages(slot, n, &first, &count);
 	if (!page)
 		return -ENOMEM;
 	do {
@@ -225,30 +250,39 @@ int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write)
 	return error;
 }
 
+static void note_written(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count)
+{
+	spin_lock(&vm->mmu_lock);
+	if (slot->dirty)
+		bitmap_set(slot->dirty, first, count);
+	spin_unlock(&vm->mmu_lock);
+}
+
 /*
- * An access that the core took for one to a device, because it is below the VM's memory, to what may be a slot all the same. -ENOENT: none;
- * -EACCES: a write to a read-only one.
+ * An access that the core took for one to a device, because it is below the VM's memory, to what may be a slot all the same. -ENOENT: none, or not all of
+ * it in one; -EACCES: a write to a read-only one.
  */
 int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write)
 {
 	struct cv_slot *slot;
 	void __user *at;
 	int error = 0;
+	u64 first;
 
 	down_read(&vm->slots_lock);
 	slot = cv_find_slot(vm, gpa);
-	if (!slot) {
+	if (!slot || len > (slot->npages << PAGE_SHIFT) - (gpa - slot->gpa)) {
 		error = -ENOENT;
 	} else {
 		at = (void __user *)(slot->hva + (gpa - slot->gpa));
+		first = (gpa - slot->gpa) >> PAGE_SHIFT;
 		if (write && slot->flags & KVM_MEM_READONLY)
 			error = -EACCES;
 		else if (write ? copy_to_user(at, data, len) : copy_from_user(data, at, len))
 			error = -EFAULT;
-		else if (write && slot->dirty)
-			set_bit((gpa - slot->gpa) >> PAGE_SHIFT, slot->dirty);
+		else if (write)
+			note_written(vm, slot, first, ((gpa - slot->gpa + len - 1) >> PAGE_SHIFT) - first + 1);
 	}
 	up_read(&vm->slots_lock);
 	return error;
 }
-

@@ -219,29 +219,6 @@ static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
 	return error == -EFAULT ? error : device_access(vcpu, action);
 }
 
-/* Memory that is not there yet, or no memory. 0: it is there, or the VM takes an abort; 1: user space is asked. */
-static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
-{
-	struct kvm_run *run = vcpu->run;
-	int error = cv_memory_fault(vcpu->vm, action->addr, action->write);
-
-	if (error != -ENOENT && error != -EACCES)
-		return error;
-	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action);
-	if (!error)
-		return device_access(vcpu, action);
-	if (error == -ENOSYS) {
-		if (!vcpu->vm->nisv_to_user)
-			return -ENOSYS;
-		run->exit_reason = KVM_EXIT_ARM_NISV;
-		run->arm_nisv.esr_iss = *cv_mailbox(vcpu, CV_MAILBOX_ESR) & 0x1ffffff;
-		run->arm_nisv.fault_ipa = action->addr;
-		return 1;
-	}
-	end_with_abort(vcpu);
-	return 0;
-}
-
 /* The translation service has commands, or tables to save or restore: they and what they name are in the VM's memory. its_lock is held. */
 void cv_its_serve(struct cv_vm *vm)
 {
@@ -271,6 +248,46 @@ static int serve_its(struct cv_vcpu *vcpu)
 	mutex_lock(&vcpu->vm->its_lock);
 	cv_its_serve(vcpu->vm);
 	mutex_unlock(&vcpu->vm->its_lock);
+	return 0;
+}
+
+/* An access above the start of VMs' memory: the interrupt controller may be there, too. 0: served; 1: user space does it. */
+static int emulated_access(struct cv_vcpu *vcpu, const struct kserv_action *action)
+{
+	struct cv_vm *vm = vcpu->vm;
+	u64 value = action->data;
+	u32 kick = 0;
+	enum kserv_device device = cv_with_model(vm, kserv_device_access(vm->model, vcpu->id, action->addr, action->len,
+									 action->write, &value, &kick));
+
+	cv_kick(vm, kick);
+	if (device == KSERV_DEVICE_NOT_HERE)
+		return device_access(vcpu, action);
+	if (device == KSERV_DEVICE_SERVED_ITS)
+		return serve_its(vcpu);
+	return action->write ? 0 : cv_emulate_end(vcpu, value);
+}
+
+/* Memory that is not there yet, or no memory. 0: it is there, or the VM takes an abort; 1: user space is asked. */
+static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
+{
+	struct kvm_run *run = vcpu->run;
+	int error = cv_memory_fault(vcpu->vm, action->addr, action->write);
+
+	if (error != -ENOENT && error != -EACCES)
+		return error;
+	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action);
+	if (!error)
+		return emulated_access(vcpu, action);
+	if (error == -ENOSYS) {
+		if (!vcpu->vm->nisv_to_user)
+			return -ENOSYS;
+		run->exit_reason = KVM_EXIT_ARM_NISV;
+		run->arm_nisv.esr_iss = *cv_mailbox(vcpu, CV_MAILBOX_ESR) & 0x1ffffff;
+		run->arm_nisv.fault_ipa = action->addr;
+		return 1;
+	}
+	end_with_abort(vcpu);
 	return 0;
 }
 
@@ -348,7 +365,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 				   vcpu->vm->id, reason);
 		return cv_errno(reason);
 	}
-	if (READ_ONCE(vcpu->vm->has_resampler))
+	if (!list_empty(&vcpu->vm->resamplers))
 		cv_irq_resampled(vcpu->vm);
 	*ended = action.kind == KSERV_SYSTEM_EVENT || action.kind == KSERV_FAIL;
 	vcpu->waits = action.kind == KSERV_BLOCK;
@@ -375,6 +392,9 @@ static int run_loop(struct cv_vcpu *vcpu)
 		cond_resched();
 		if (signal_pending(current))
 			return interrupted(vcpu);
+		/* So that `life` is free for who ends the VM. */
+		if (cv_is_leaving())
+			return -ESHUTDOWN;
 		if (cv_irq_level_changed(vcpu))
 			return interrupted(vcpu);
 		if (!ready && !cv_has_work(vcpu)) {

@@ -19,9 +19,18 @@ struct cv_slot *cv_find_slot(struct cv_vm *vm, u64 gpa)
 	return NULL;
 }
 
+/* Of its first and its last block it may have a part. */
+static u64 blocks_of(const struct cv_slot *slot)
+{
+	return slot->npages / CV_BLOCK_PAGES + 2;
+}
+
 static void free_slot(struct cv_slot *slot)
 {
-	kvfree(slot->pages);
+	u64 n;
+
+	for (n = 0; slot->blocks && n < blocks_of(slot); n++)
+		kfree(slot->blocks[n].pages);
 	kvfree(slot->blocks);
 	kvfree(slot->dirty);
 	kfree(slot);
@@ -29,10 +38,9 @@ static void free_slot(struct cv_slot *slot)
 
 static void remove_slot(struct cv_vm *vm, struct cv_slot *slot)
 {
-	bool taken;
+	bool taken = cv_take_all_back(vm, slot);
 
 	spin_lock(&vm->mmu_lock);
-	taken = cv_take_back(vm, slot, 0, slot->npages);
 	if (taken)
 		list_del(&slot->link);
 	else
@@ -62,6 +70,9 @@ static int check_region(struct cv_vm *vm, const struct kvm_userspace_memory_regi
 		return -EINVAL;
 	if (!PAGE_ALIGNED(region->guest_phys_addr | region->memory_size | region->userspace_addr))
 		return -EINVAL;
+	/* A tagged address is not the one that the VMM's mapping has. */
+	if (region->userspace_addr != untagged_addr(region->userspace_addr))
+		return -EINVAL;
 	if (!access_ok((void __user *)(unsigned long)region->userspace_addr, region->memory_size))
 		return -EINVAL;
 	if (end < region->guest_phys_addr || region->memory_size >> PAGE_SHIFT > INT_MAX)
@@ -71,6 +82,11 @@ static int check_region(struct cv_vm *vm, const struct kvm_userspace_memory_regi
 	return 0;
 }
 
+static unsigned long *dirty_bits(const struct cv_slot *slot)
+{
+	return kvcalloc(BITS_TO_LONGS(slot->npages), sizeof(long), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+}
+
 /* Dirty pages are followed from now on, or not any more. Either way all that is lent comes back, to be faulted in anew. */
 static int set_flags(struct cv_vm *vm, struct cv_slot *slot, u32 flags)
 {
@@ -78,16 +94,16 @@ static int set_flags(struct cv_vm *vm, struct cv_slot *slot, u32 flags)
 	unsigned long *dirty = NULL;
 
 	if (log && !slot->dirty) {
-		dirty = kvcalloc(BITS_TO_LONGS(slot->npages), sizeof(long), GFP_KERNEL_ACCOUNT);
+		dirty = dirty_bits(slot);
 		if (!dirty)
 			return -ENOMEM;
 	}
+	if (log != !!slot->dirty)
+		cv_take_all_back(vm, slot);
 	spin_lock(&vm->mmu_lock);
 	slot->flags = flags;
-	if (log != !!slot->dirty) {
+	if (log != !!slot->dirty)
 		swap(slot->dirty, dirty);
-		cv_take_back(vm, slot, 0, slot->npages);
-	}
 	spin_unlock(&vm->mmu_lock);
 	kvfree(dirty);
 	return 0;
@@ -104,15 +120,13 @@ static int add_slot(struct cv_vm *vm, const struct kvm_userspace_memory_region *
 	slot->gpa = region->guest_phys_addr;
 	slot->npages = region->memory_size >> PAGE_SHIFT;
 	slot->hva = region->userspace_addr;
-	slot->pages = kvcalloc(slot->npages, sizeof(slot->pages[0]), GFP_KERNEL_ACCOUNT);
-	/* Of its first and its last block it may have a part. */
-	slot->blocks = kvcalloc(slot->npages / CV_BLOCK_PAGES + 2, sizeof(slot->blocks[0]), GFP_KERNEL_ACCOUNT);
-	if (!slot->pages || !slot->blocks) {
+	slot->blocks = kvcalloc(blocks_of(slot), sizeof(slot->blocks[0]), GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
+	if (!slot->blocks) {
 		free_slot(slot);
 		return -ENOMEM;
 	}
 	if (region->flags & KVM_MEM_LOG_DIRTY_PAGES && !vm->protected) {
-		slot->dirty = kvcalloc(BITS_TO_LONGS(slot->npages), sizeof(long), GFP_KERNEL_ACCOUNT);
+		slot->dirty = dirty_bits(slot);
 		if (!slot->dirty) {
 			free_slot(slot);
 			return -ENOMEM;
@@ -167,6 +181,23 @@ out:
 	return error;
 }
 
+/* Which of the pages from `first` on, as many as a word has bits, were written. They come back, and are not dirty any more. */
+static unsigned long take_dirty(struct cv_vm *vm, struct cv_slot *slot, u64 first)
+{
+	unsigned long *word = &slot->dirty[first / BITS_PER_LONG], dirty = READ_ONCE(*word), n;
+
+	/* Nothing is written meanwhile: slots_lock is held for writing. */
+	if (!dirty)
+		return 0;
+	spin_lock(&vm->mmu_lock);
+	for_each_set_bit(n, &dirty, BITS_PER_LONG)
+		cv_take_back(vm, slot, first + n, 1);
+	*word = 0;
+	spin_unlock(&vm->mmu_lock);
+	cond_resched();
+	return dirty;
+}
+
 /* KVM_GET_DIRTY_LOG: what the VM may have written since the last time. It is taken back, so that the next write is noticed. */
 int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
 {
@@ -184,17 +215,11 @@ int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
 	}
 	if (found) {
 		size = BITS_TO_LONGS(found->npages) * sizeof(long);
-		bits = kvzalloc(size, GFP_KERNEL_ACCOUNT);
+		bits = kvzalloc(size, GFP_KERNEL_ACCOUNT | __GFP_NOWARN);
 		error = bits ? 0 : -ENOMEM;
 	}
-	if (bits && found->dirty) {
-		spin_lock(&vm->mmu_lock);
-		for_each_set_bit(n, found->dirty, found->npages)
-			cv_take_back(vm, found, n, 1);
-		memcpy(bits, found->dirty, size);
-		bitmap_zero(found->dirty, found->npages);
-		spin_unlock(&vm->mmu_lock);
-	}
+	for (n = 0; bits && found->dirty && n < found->npages; n += BITS_PER_LONG)
+		bits[n / BITS_PER_LONG] = take_dirty(vm, found, n);
 	up_write(&vm->slots_lock);
 	up_read(&vm->life);
 	if (bits && copy_to_user(log->dirty_bitmap, bits, size))
@@ -203,21 +228,18 @@ int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
 	return error;
 }
 
-/* The core's VM is gone, and nothing is lent any more. */
+/* The core's VM is gone, and nothing is lent any more. `life` is held for writing: no slot comes or goes. */
 void cv_memory_forget(struct cv_vm *vm)
 {
 	struct cv_slot *slot, *next;
-	LIST_HEAD(dead);
 
-	spin_lock(&vm->mmu_lock);
 	list_for_each_entry(slot, &vm->slots, link)
-		cv_take_back(vm, slot, 0, slot->npages);
-	list_for_each_entry(slot, &vm->dead_slots, link)
-		cv_take_back(vm, slot, 0, slot->npages);
-	list_splice_init(&vm->dead_slots, &dead);
-	spin_unlock(&vm->mmu_lock);
-	list_for_each_entry_safe(slot, next, &dead, link)
+		cv_take_all_back(vm, slot);
+	list_for_each_entry_safe(slot, next, &vm->dead_slots, link) {
+		cv_take_all_back(vm, slot);
+		list_del(&slot->link);
 		free_slot(slot);
+	}
 }
 
 void cv_memory_free(struct cv_vm *vm)

@@ -146,15 +146,15 @@ static void free_vm(struct kref *refs)
 	struct cv_vm *vm = container_of(refs, struct cv_vm, refs);
 	int n;
 
+	cv_irq_free(vm);
+	mmu_notifier_unregister(&vm->notifier, vm->mm);
+	cv_vm_end(vm);
+	/* It is among the VMs until the core has nothing of it. */
 	mutex_lock(&cv_vms_lock);
 	list_del(&vm->link);
 	vm_count--;
 	mutex_unlock(&cv_vms_lock);
 
-	cv_irq_free(vm);
-	mmu_notifier_unregister(&vm->notifier, vm->mm);
-	if (vm->up)
-		cv_vm_destroy(vm);
 	cv_memory_free(vm);
 	for (n = 0; n < CV_MAX_VCPUS; n++)
 		cv_vcpu_free(vm->vcpus[n]);

@@ -22,8 +22,8 @@ void cv_set_timer(struct cv_vcpu *vcpu, u64 at)
 {
 	u64 now = cv_now();
 	u64 ticks = at > now ? at - now : 0;
-	/* A time beyond a day is asked for again anyway. */
-	u64 ns = cv_ns_of(min_t(u64, ticks, 86400ull * read_sysreg(cntfrq_el0)));
+	/* Whoever waits for longer than a day looks at it again then. Not earlier than it is. */
+	u64 ns = cv_ns_of(min_t(u64, ticks, 86400ull * read_sysreg(cntfrq_el0))) + 1;
 
 	hrtimer_start(&vcpu->timer, ns_to_ktime(ns), HRTIMER_MODE_REL_PINNED_HARD);
 }
@@ -65,6 +65,32 @@ static bool poll_for_work(struct cv_vcpu *vcpu, u64 start, u64 until)
 	return found;
 }
 
+/*
+ * Sleeps until the vCPU has something to do, or a signal comes. Whether it has. At each look its timer is set anew: it may have fired early (the deadline
+ * is of the counter, the timer follows a clock whose rate is adjusted), been set for less than the whole time, or the deadline may be another one.
+ */
+static bool sleep_for_work(struct cv_vcpu *vcpu)
+{
+	bool found;
+	u64 until;
+
+	DEFINE_WAIT(entry);
+
+	for (;;) {
+		prepare_to_wait(&vcpu->wait, &entry, TASK_INTERRUPTIBLE);
+		found = cv_has_work(vcpu);
+		if (found || signal_pending(current))
+			break;
+		until = cv_with_model(vcpu->vm, kserv_block_until(vcpu->vm->model, vcpu->id));
+		if (until != KSERV_NEVER)
+			cv_set_timer(vcpu, until);
+		schedule();
+	}
+	finish_wait(&vcpu->wait, &entry);
+	hrtimer_cancel(&vcpu->timer);
+	return found;
+}
+
 /* Waits until the vCPU has something to do, or a signal comes. Whether it has. */
 bool cv_wait_for_work(struct cv_vcpu *vcpu)
 {
@@ -78,10 +104,7 @@ bool cv_wait_for_work(struct cv_vcpu *vcpu)
 	found = vcpu->waits && vcpu->poll_window && poll_for_work(vcpu, start, until);
 	if (!found) {
 		asleep = cv_now();
-		if (until != KSERV_NEVER)
-			cv_set_timer(vcpu, until);
-		found = !wait_event_interruptible(vcpu->wait, cv_has_work(vcpu));
-		hrtimer_cancel(&vcpu->timer);
+		found = sleep_for_work(vcpu);
 		vcpu->sleep_ticks += cv_now() - asleep;
 	}
 	if (vcpu->waits)

@@ -26,7 +26,8 @@ pub fn cases() -> Vec<Case> {
         })
         .only_in_full_if(true),
         new("a kernel panic reboots", panic),
-        new("kexec starts another kernel with all CPUs under the same core", kexec),
+        new("kexec starts another kernel with all CPUs under the same core", |bed| kexec(bed, false)),
+        new("kexec while a VM runs: it ends, and the other kernel has all of its memory", |bed| kexec(bed, true)),
         new("suspend to idle ends at the alarm of the clock, cortex-a76", suspend),
         Case::new("clock", "no interrupt and no tick of the clock enters the core", ticks),
     ]
@@ -82,23 +83,35 @@ fn panic(bed: &Bed) -> Result<(), Failure> {
     done.says("host ends the run: ")
 }
 
-fn kexec(bed: &Bed) -> Result<(), Failure> {
+fn kexec(bed: &Bed, with_vm: bool) -> Result<(), Failure> {
     let kernel = Kernel::resolve(&bed.project, "6.12")?;
     let second_initrd = std::fs::read(initrd::base(&bed.project, &kernel)?)?;
     // Not on `max`: with 52-bit addresses Debian's 6.12 has an oops in kexec_load, without the core too.
-    let run = bed
+    let mut run = bed
         .run(Machine::virt().smp(2).cpu("cortex-a72"))
         // Where the next kernel goes (kexec.c) no page is free then. For each page that kexec_load gets from there Linux walks the
         // list of all pages that it has (kimage_alloc_page): three minutes in QEMU, with or without the core.
         .append("crashkernel=256M@0x50000000")
         .file("/kexec", made::program(bed, "kexec")?)
         .file("/next.kernel", std::fs::read(&kernel.image)?)
-        .file("/next.initrd", second_initrd)
-        .script("/kexec /next.kernel /next.initrd");
+        .file("/next.initrd", second_initrd);
+    let mut script = String::new();
+    if with_vm {
+        run = run
+            .file("/lib/driver.ko", std::fs::read(made::driver(bed, "6.12")?)?)
+            .file("/bin/kvm-probe", made::kvm_probe(bed)?);
+        script.push_str(
+            "insmod /lib/driver.ko\nkvm-probe spin > /tmp/spin &\nuntil grep computes /tmp/spin; do sleep 1; done\n",
+        );
+    }
+    let run = run.script(script + "/kexec /next.kernel /next.initrd");
     let mut machine = run.start()?;
     machine.wait_for("host: loaded the next kernel", LIMIT)?;
     // The second initrd has no script, so it ends in a shell.
     machine.wait_for("host:~#", LIMIT)?;
+    // Most of what it has is written: also where the core had something of a VM's.
+    machine.send("dd if=/dev/zero of=/tmp/fill bs=1M count=$(awk '/MemFree/ { print int($2 / 1300) }' /proc/meminfo); rm /tmp/fill\n")?;
+    machine.wait_for("records out", LIMIT)?;
     machine.send("echo second; nproc; dmesg | grep -cE 'WARNING:|Call trace|Internal error|BUG:'; exit\n")?;
     machine.wait_for("\nsecond\n2\n0\n", LIMIT)?;
     let done = machine.finish();

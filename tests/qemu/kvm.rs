@@ -109,10 +109,15 @@ impl Host {
 
     /// QEMU, `/dev/kvm` and what `more` says.
     fn run_with(&self, bed: &Bed, more: impl FnOnce(KvmHost) -> KvmHost) -> Result<Run, Failure> {
+        self.run_on(bed, self.machine(), more)
+    }
+
+    /// The same on a machine with more than usual.
+    fn run_on(&self, bed: &Bed, machine: Machine, more: impl FnOnce(KvmHost) -> KvmHost) -> Result<Run, Failure> {
         let run = |machine| if self.at_once { bed.stock(machine).append(NO_SELF_TESTS) } else { bed.run(machine) };
         let (driver, run) = match self.whose {
-            Whose::Own => (Module::Own, run(self.machine().el2(true)).boot(Boot::NoCore)),
-            Whose::Driver => (Module::Module(made::driver(bed, self.kernel)?), run(self.machine())),
+            Whose::Own => (Module::Own, run(machine.el2(true)).boot(Boot::NoCore)),
+            Whose::Driver => (Module::Module(made::driver(bed, self.kernel)?), run(machine)),
         };
         let host = more(KvmHost::new(&bed.project, self.kernel, driver));
         Ok(host.equip(run.kernel(self.kernel))?)

@@ -176,6 +176,18 @@ void kserv_on_exit(struct kserv_vm *vm, uint32_t vcpu, uint64_t reason, void *ma
 		   uint32_t *kick);
 /* Ends the load of a KSERV_MMIO with `data` (low bytes count; the model extends it as the instruction says). For a store: nothing. */
 void kserv_mmio_done(struct kserv_vm *vm, uint32_t vcpu, void *mailbox, uint64_t data);
+enum kserv_device {
+	KSERV_DEVICE_NOT_HERE = 0,
+	KSERV_DEVICE_SERVED = 1,
+	KSERV_DEVICE_SERVED_ITS = 2,	/* kserv_its_next has something */
+};
+
+/*
+ * A KSERV_FAULT where no memory is, which C has decoded from the vCPU's registers: served if the interrupt controller is there. `value`: what is stored,
+ * or what was loaded.
+ */
+enum kserv_device kserv_device_access(struct kserv_vm *vm, uint32_t vcpu, uint64_t address, uint32_t len, bool write, uint64_t *value,
+				      uint32_t *kick);
 /* Ends a KSERV_MMIO or KSERV_FAULT with an external abort in the VM, at its next entry. */
 void kserv_abort(struct kserv_vm *vm, uint32_t vcpu);
 

@@ -39,6 +39,17 @@ impl Width {
         }
     }
 
+    /// So many bytes.
+    pub const fn of(bytes: u64) -> Option<Self> {
+        Some(match bytes {
+            1 => Self::Byte,
+            2 => Self::Half,
+            4 => Self::Word,
+            8 => Self::Double,
+            _ => return None,
+        })
+    }
+
     /// Bytes.
     pub const fn bytes(self) -> u64 {
         self as u64
@@ -89,6 +100,11 @@ impl Access {
             sign_extend: esr & ISS_SSE != 0,
             sixty_four: esr & ISS_SF != 0,
         })
+    }
+
+    /// An access that somebody else has decoded, and finishes.
+    pub const fn at(address: u64, width: Width, write: Option<u64>) -> Self {
+        Self { address, width, write, register: 31, sign_extend: false, sixty_four: true }
     }
 
     /// Ends a load with `value`. Nothing to do for a store, or for a load into XZR (K A8).

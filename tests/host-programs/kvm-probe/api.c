@@ -1,5 +1,6 @@
 /* What the API answers to good and bad input, without a guest that runs. */
 #include "probe.h"
+#include <sys/prctl.h>
 
 static int extension(int fd, int which) { return ioctl(fd, KVM_CHECK_EXTENSION, which); }
 
@@ -56,8 +57,21 @@ static void regions_of_the_newer_kind(struct vm *vm, uint64_t gpa)
     FAILS(EINVAL, ioctl(vm->fd, SET_NEWER_REGION, &region));
 }
 
+/* All of a VM's addresses in one region, most of it without memory. */
+static void largest_region(void)
+{
+    int ipa = extension(kvm, KVM_CAP_ARM_VM_IPA_SIZE), bits = ipa && ipa < 40 ? ipa : 40;
+    struct vm vm = {.fd = ioctl(kvm, KVM_CREATE_VM, 0)};
+    void *somewhere = (void *)(1ULL << 40);
+    said(memory(&vm, 0, 0, 0, 1ULL << bits, somewhere) == 0, "a region of %d bits", bits);
+    said(memory(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, 1ULL << bits, somewhere) == 0, "whose writes are followed");
+    said(memory(&vm, 0, 0, 0, 0, NULL) == 0, "and that goes");
+    close(vm.fd);
+}
+
 void test_memory(void)
 {
+    largest_region();
     struct vm *vm = make_vm(1);
     if (!vm)
         return;
@@ -73,6 +87,11 @@ void test_memory(void)
     FAILS2(EFAULT, EINVAL, memory(vm, 1, 0, 1ULL << 56, page, ram));
     FAILS(EINVAL, memory(vm, 1, 0, gpa, page, (void *)0xffff800000000000));
     FAILS(EINVAL, memory(vm, 1, 0, gpa, 0, ram));
+    /* Also where the kernel takes tagged pointers otherwise. */
+    if (prctl(PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 0) == 0) {
+        FAILS(EINVAL, memory(vm, 1, 0, gpa, page, (void *)((uintptr_t)ram | 1ULL << 56)));
+        prctl(PR_SET_TAGGED_ADDR_CTRL, 0, 0, 0, 0);
+    }
     FAILS(EEXIST, memory(vm, 1, 0, GUEST_RAM + RAM_SIZE - page, 2 * page, ram));
     FAILS(EEXIST, memory(vm, 1, 0, GUEST_RAM, page, ram));
     WORKS(memory(vm, 1, 0, GUEST_RAM + RAM_SIZE, page, ram));

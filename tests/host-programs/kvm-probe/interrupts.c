@@ -109,6 +109,23 @@ static void by_level(struct vm *vm, int fd, int resample)
     WORKS(irqfd(vm, fd, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
 }
 
+/* Two devices on one line: one that goes leaves it to the other. */
+static void by_shared_level(struct vm *vm, int fd, int resample)
+{
+    int other = eventfd(0, EFD_NONBLOCK), others = eventfd(0, EFD_NONBLOCK);
+    WORKS(irqfd(vm, fd, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_RESAMPLE, resample));
+    WORKS(irqfd(vm, other, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_RESAMPLE, others));
+    ring(other);
+    said(interrupted_by(vm, BY_LEVEL) && rings(resample) == 1 && rings(others) == 1, "the end of an interrupt that two share is told to both");
+    ring(fd);
+    WORKS(irqfd(vm, other, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
+    said(interrupted_by(vm, BY_LEVEL), "one goes, and the other's interrupt is still there");
+    said(rings(resample) == 1 && rings(others) == 0, "its end is told to the one that is left");
+    WORKS(irqfd(vm, fd, BY_LEVEL - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
+    close(other);
+    close(others);
+}
+
 static int route(struct vm *vm, uint32_t count, const struct kvm_irq_routing_entry *entries)
 {
     struct {
@@ -175,6 +192,88 @@ static void bells(struct vm *vm, int one, int any)
     said(exits_at(vm, BELL, 7) && rings(one) == 0, "taken away, they have none");
 }
 
+/* An interrupt controller above 4 GiB, where other VMs have memory. */
+static void far_away(int version)
+{
+    const uint64_t far = 1ULL << 32;
+    struct kvm_create_device device = {.type = version == 3 ? KVM_DEV_TYPE_ARM_VGIC_V3 : KVM_DEV_TYPE_ARM_VGIC_V2};
+    struct vm *vm = make_vm(1);
+    if (!vm || ioctl(vm->fd, KVM_CREATE_DEVICE, &device) == -1)
+        return said(false, "another interrupt controller");
+    if (version == 3) {
+        WORKS(set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, far));
+        WORKS(set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, far + 0x100000));
+    } else {
+        WORKS(set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V2_ADDR_TYPE_DIST, far));
+        WORKS(set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V2_ADDR_TYPE_CPU, 0x08010000));
+    }
+    WORKS(set_attribute(device.fd, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, 0));
+    set_reg(vm, 0, X(1), far + 0x104);
+    set_reg(vm, 0, X(2), 0x300);
+    start_at(vm, guest_enables);
+    said(exits_at(vm, READY, 0x300), "a guest enables interrupts there");
+    close(device.fd);
+    end_vm(vm);
+}
+
+/* An end of them may be there, as long as it is far away. */
+static void many_bells(int fd)
+{
+    struct vm *vm = make_vm(1);
+    int n = 0;
+    if (!vm)
+        return;
+    for (errno = 0; n < 4200 && bell(vm, fd, BELL, 4, n, KVM_IOEVENTFD_FLAG_DATAMATCH) == 0;)
+        n++;
+    said(n == 4200 || (n >= 4000 && errno == ENOSPC), "%d stores that ring", n);
+    errno = 0;
+    end_vm(vm);
+}
+
+/* A guest whose store rings an eventfd that interrupts it. */
+static void rings_itself(struct vm *vm, int fd)
+{
+    struct kvm_irq_routing_entry entry = {.gsi = BY_EDGE - FIRST_SPI, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip.pin = BY_EDGE - FIRST_SPI};
+    WORKS(route(vm, 1, &entry));
+    WORKS(irqfd(vm, fd, BY_EDGE - FIRST_SPI, 0, -1));
+    WORKS(bell(vm, fd, BELL, 4, 0, 0));
+    start_at(vm, guest_rings);
+    said(interrupted_by(vm, BY_EDGE) && stays_inside(vm), "a guest rings an eventfd that interrupts itself");
+    WORKS(bell(vm, fd, BELL, 4, 0, KVM_IOEVENTFD_FLAG_DEASSIGN));
+    WORKS(irqfd(vm, fd, BY_EDGE - FIRST_SPI, KVM_IRQFD_FLAG_DEASSIGN, -1));
+}
+
+static void *peals(void *vm)
+{
+    int exits;
+    set_reg(vm, 0, X(1), 3000);
+    start_at(vm, guest_peals);
+    /* The other's first interrupt may come before they are masked. */
+    return run_to_done(vm, &exits) && exits <= 2 ? vm : NULL;
+}
+
+/* Two guests that ring each other, at the same time: each eventfd interrupts one and is rung by the other. */
+static void ring_each_other(struct vm *vm)
+{
+    int to_one = eventfd(0, EFD_NONBLOCK), to_other = eventfd(0, EFD_NONBLOCK), gic;
+    struct vm *other = make_vm(1);
+    pthread_t thread;
+    void *done = NULL;
+    if (!other || !with_gic(other, &gic))
+        return;
+    said(irqfd(vm, to_one, BY_EDGE - FIRST_SPI, 0, -1) == 0 && bell(vm, to_other, BELL, 4, 0, 0) == 0
+            && irqfd(other, to_other, BY_EDGE - FIRST_SPI, 0, -1) == 0 && bell(other, to_one, BELL, 4, 0, 0) == 0,
+        "two guests that ring each other");
+    pthread_create(&thread, NULL, peals, other);
+    bool one_done = peals(vm);
+    pthread_join(thread, &done);
+    said(one_done && done, "3000 times each");
+    close(to_one);
+    close(to_other);
+    close(gic);
+    end_vm(other);
+}
+
 void test_interrupts(void)
 {
     struct vm *vm = make_vm(1);
@@ -193,8 +292,13 @@ void test_interrupts(void)
     said(exits_at(vm, READY, 0), "a guest with its interrupt controller ready");
     by_edge(vm, fd);
     by_level(vm, fd, resample);
+    by_shared_level(vm, fd, resample);
     routed(vm, fd, other);
     bells(vm, fd, resample);
+    many_bells(fd);
+    rings_itself(vm, fd);
+    ring_each_other(vm);
+    far_away(version);
     close(fd);
     close(gic);
     close(resample);

@@ -1,5 +1,6 @@
 /* VMs that come and go, also with their process; and random calls. */
 #include "probe.h"
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -62,6 +63,17 @@ static void one_life(void)
     end_vm(vm);
 }
 
+void spin(void)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, guest_spin);
+    said(stays_inside(vm), "a guest computes");
+    int reason = run_once(vm, 0);
+    said(false, "it does so for ever (exit %d)", reason);
+}
+
 /* A child with a VM that computes, ended at a moment that the seed decides. */
 static void killed_child(unsigned seed)
 {
@@ -81,6 +93,79 @@ static void killed_child(unsigned seed)
     said(waitpid(child, &status, 0) == child && WIFSIGNALED(status), "VMM %u is killed after %ld us", seed, moment.tv_nsec / 1000);
 }
 
+enum { FAR = 0x48000000, MUCH = 64 << 20 };
+
+/* A VMM whose guest has much memory, ends. Its child, which the memory is not for, has the VM's files and tells its number. */
+static void ends_with_a_child(int tell)
+{
+    int exits;
+    struct vm *vm = make_vm(1);
+    void *much = mmap(NULL, MUCH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!vm || much == MAP_FAILED || madvise(much, MUCH, MADV_DONTFORK) || memory(vm, 1, 0, FAR, MUCH, much) == -1)
+        _exit(1);
+    set_reg(vm, 0, X(1), FAR);
+    set_reg(vm, 0, X(2), MUCH / 4096);
+    start_at(vm, guest_touches);
+    if (!run_to_done(vm, &exits) || exits)
+        _exit(2);
+    pid_t child = fork();
+    while (child == 0)
+        pause();
+    _exit(write(tell, &child, sizeof child) == sizeof child ? 0 : 3);
+}
+
+static void left_to_a_child(void)
+{
+    int ends[2], status = -1;
+    pid_t child = 0;
+    long before = settled();
+    if (pipe(ends) == -1)
+        return said(false, "a pipe");
+    pid_t parent = fork();
+    if (parent == 0)
+        ends_with_a_child(ends[1]);
+    waitpid(parent, &status, 0);
+    said(status == 0 && read(ends[0], &child, sizeof child) == sizeof child, "a VMM ends, and its child has the VM's files");
+    long lost = before - settled();
+    said(lost < (MUCH >> 10) / 4, "the VM's memory is free: %ld KiB lost of %d", lost, MUCH >> 10);
+    if (child > 0)
+        kill(child, SIGKILL);
+    close(ends[0]);
+    close(ends[1]);
+}
+
+static volatile bool shaking;
+
+static void *shake(void *ram)
+{
+    while (shaking)
+        madvise((unsigned char *)ram + RAM_SIZE / 2, RAM_SIZE / 2, MADV_DONTNEED);
+    return NULL;
+}
+
+/* The VMM takes memory away all the time, and the VM begins anew again and again, so that the one meets the other's end. */
+static void reset_while_shaken(int rounds)
+{
+    struct vm *vm = make_vm(1);
+    pthread_t thread;
+    int exits, done = 0;
+    if (!vm)
+        return;
+    shaking = true;
+    pthread_create(&thread, NULL, shake, vm->ram);
+    for (int n = 0; n < rounds; n++) {
+        init_vcpu(vm, 0, 1 << KVM_ARM_VCPU_PSCI_0_2);
+        set_reg(vm, 0, X(1), GUEST_RAM + RAM_SIZE / 2);
+        set_reg(vm, 0, X(2), 16);
+        start_at(vm, guest_touches);
+        done += run_to_done(vm, &exits);
+    }
+    shaking = false;
+    pthread_join(thread, NULL);
+    said(done == rounds, "%d of %d times a VM begins anew while its memory is taken away", done, rounds);
+    end_vm(vm);
+}
+
 void test_lifecycle(int rounds)
 {
     for (int n = 0; n < 20; n++)
@@ -95,6 +180,8 @@ void test_lifecycle(int rounds)
     for (int n = 0; n < rounds / 4; n++)
         killed_child(n);
     no_leak(rounds / 4, before, "a VMM that is killed");
+    left_to_a_child();
+    reset_while_shaken(rounds);
     one_life();
 }
 

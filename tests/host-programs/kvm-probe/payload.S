@@ -112,6 +112,55 @@ payload:
     str     x2, [x10, #16]
     done
 
+/* Waits for its virtual timer, a second; when that was asked for, when it had fired. */
+    begin guest_naps
+    mrs     x0, cntfrq_el0
+    mrs     x1, cntvct_el0
+    add     x0, x0, x1
+    msr     cntv_cval_el0, x0
+    mov     x0, #1
+    msr     cntv_ctl_el0, x0
+    isb
+1:  wfi
+    mrs     x0, cntv_ctl_el0
+    tbz     x0, #2, 1b
+    isb
+    mrs     x2, cntvct_el0
+    stp     x1, x2, [x10]
+    msr     cntv_ctl_el0, xzr
+    done
+
+/* Stores to x2 pages from x1 on. */
+    begin guest_touches
+1:  str     x1, [x1]
+    add     x1, x1, #4096
+    subs    x2, x2, #1
+    b.ne    1b
+    done
+
+/* Stores x2 at x1, which may be anywhere: the MMU is on for it, with the table at x3. */
+    begin guest_anywhere
+    mov     x0, #0xff
+    msr     mair_el1, x0
+    msr     ttbr0_el1, x3
+    /* 39 bits by TTBR0 only, 4 KiB, write-back, inner shareable; 36 bits of addresses. */
+    movz    x0, #0x3519
+    movk    x0, #0x0080, lsl #16
+    movk    x0, #0x0001, lsl #32
+    msr     tcr_el1, x0
+    isb
+    tlbi    vmalle1
+    dsb     sy
+    mrs     x4, sctlr_el1
+    bic     x4, x4, #2
+    orr     x0, x4, #1
+    msr     sctlr_el1, x0
+    isb
+    str     x2, [x1]
+    msr     sctlr_el1, x4
+    isb
+    done
+
 /* vCPU 0 starts vCPU 1, which sets a flag. */
     begin guest_smp
     movz    x0, #0xc400, lsl #16
@@ -218,6 +267,13 @@ guest_second:
 1:  wfi
     b       1b
 
+/* Stores w2 at x1, and tells what is there then. */
+    begin guest_enables
+    str     w2, [x1]
+    ldr     w0, [x1]
+    str     w0, [x9, #0x50]
+    done
+
 /* Stores for which eventfds wait, and some for which none does. */
     begin guest_bells
     movz    w0, #7
@@ -227,6 +283,23 @@ guest_second:
     strh    w0, [x9, #0x60]
     strb    w0, [x9, #0x68]
     str     x0, [x9, #0x68]
+    done
+
+/* A store for which an eventfd waits that interrupts. The guest of guest_gic goes on here. */
+    begin guest_rings
+    msr     daifclr, #2
+    movz    w0, #7
+    str     w0, [x9, #0x60]
+1:  wfi
+    b       1b
+
+/* x1 such stores, one after the other, with interrupts masked. */
+    begin guest_peals
+    msr     daifset, #2
+    movz    w0, #7
+1:  str     w0, [x9, #0x60]
+    subs    x1, x1, #1
+    b.ne    1b
     done
 
     .balign 2048

@@ -70,7 +70,7 @@ int with_gic(struct vm *vm, int *fd);
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
 
 extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
-    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[];
+    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_anywhere[], guest_enables[];
 
 /* KiB of memory that can be had, the best of some looks; and whether `rounds` of work lost a page each since it was `before`. */
 long settled(void);
@@ -87,6 +87,9 @@ void test_runs(void);
 void test_interrupts(void);
 void test_tables(void);
 void test_lifecycle(int rounds);
+/* A guest that computes for ever. */
+void spin(void);
+void test_file(const char *path);
 void fours(int rounds, unsigned seed, bool killed);
 void fuzz(unsigned seed, unsigned rounds);
 int bench(const char *image, const char *tree, const char *gic, bool protected);

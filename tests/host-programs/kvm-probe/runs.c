@@ -2,6 +2,8 @@
 #include "probe.h"
 #include <pthread.h>
 #include <signal.h>
+#include <sys/time.h>
+#include <sys/timex.h>
 
 static uint64_t result(struct vm *vm, int n) { return ((uint64_t *)(vm->ram + RESULTS - GUEST_RAM))[n]; }
 
@@ -118,15 +120,71 @@ static void slots(struct vm *vm)
     said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
 }
 
+/* Stores that begin in one page and end in the next: of the slot, or behind it, where the VMM has memory that is not the VM's. */
+static void across_pages(struct vm *vm)
+{
+    enum { TABLE = 0x20000, PAGE = 4096 };
+    /* Blocks of 1 GiB, each at its own address, normal memory. */
+    const uint64_t gpa = 0x0c000000, table[] = {0x701, GUEST_RAM | 0x701}, stored = 0x1122334455667788, nothing = 0;
+    unsigned char *pages = mmap(NULL, 3 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int exits;
+    if (pages == MAP_FAILED || memory(vm, 3, 0, gpa, 2 * PAGE, pages) == -1)
+        return said(false, "a slot of two pages");
+    memcpy(vm->ram + TABLE, table, sizeof table);
+    set_reg(vm, 0, X(2), stored);
+    set_reg(vm, 0, X(3), GUEST_RAM + TABLE);
+    /* Its last page has not been touched yet. */
+    set_reg(vm, 0, X(1), gpa + 2 * PAGE - 4);
+    start_at(vm, guest_anywhere);
+    said(run_to_done(vm, &exits) && exits == 1, "a store across the end of a slot goes to the VMM");
+    said(memcmp(pages + 2 * PAGE, &nothing, 8) == 0, "and not to what the VMM has behind the slot's memory");
+    set_reg(vm, 0, X(1), gpa + PAGE - 4);
+    start_at(vm, guest_anywhere);
+    said(run_to_done(vm, &exits) && exits == 0 && memcmp(pages + PAGE - 4, &stored, 8) == 0, "a store across two pages of a slot");
+    said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
+    munmap(pages, 3 * PAGE);
+}
+
+static uint64_t frequency(void)
+{
+    uint64_t frequency;
+    __asm__("mrs %0, cntfrq_el0" : "=r"(frequency));
+    return frequency;
+}
+
 static void clock_runs(struct vm *vm)
 {
     int exits;
     start_at(vm, guest_clock);
     said(run_to_done(vm, &exits), "the guest reads the virtual counter");
     said(result(vm, 1) > result(vm, 0), "it goes forward: %llu", (unsigned long long)(result(vm, 1) - result(vm, 0)));
-    uint64_t frequency;
-    __asm__("mrs %0, cntfrq_el0" : "=r"(frequency));
-    said(result(vm, 2) == frequency, "at the host's frequency");
+    said(result(vm, 2) == frequency(), "at the host's frequency");
+}
+
+/* KVM_RUN until the guest says that it is done. A signal after `seconds` ends it. */
+static bool done_within(struct vm *vm, unsigned seconds)
+{
+    struct kvm_run *run = vm->run[0];
+    struct itimerval late = {.it_value = {.tv_sec = seconds}}, never = {0}, left;
+    int result;
+    setitimer(ITIMER_REAL, &late, NULL);
+    /* Without an interrupt controller in the kernel a run also ends when the timer's output changes. */
+    do
+        result = ioctl(vm->vcpus[0], KVM_RUN, 0);
+    while (result == -1 && errno == EINTR && getitimer(ITIMER_REAL, &left) == 0 && left.it_value.tv_sec + left.it_value.tv_usec > 0);
+    setitimer(ITIMER_REAL, &never, NULL);
+    return result == 0 && run->exit_reason == KVM_EXIT_MMIO && run->mmio.phys_addr == DONE;
+}
+
+/* The host's clock may go faster than the counter by which a guest waits: NTP does that, as far as here in a bad hour. */
+static void naps(struct vm *vm)
+{
+    struct timex fast = {.modes = ADJ_TICK, .tick = 11000}, usual = {.modes = ADJ_TICK, .tick = 10000};
+    said(adjtimex(&fast) != -1, "the host's clock goes faster by a tenth");
+    start_at(vm, guest_naps);
+    bool woken = done_within(vm, 5);
+    said(woken && result(vm, 1) - result(vm, 0) >= frequency(), "a guest that waits for its timer is woken, and not before");
+    said(adjtimex(&usual) != -1, "the host's clock goes as it did");
 }
 
 static void undescribed(void)
@@ -198,7 +256,9 @@ void test_runs(void)
     start_at(vm, guest_keeps);
     said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
     slots(vm);
+    across_pages(vm);
     clock_runs(vm);
+    naps(vm);
     immediate(vm);
     interrupted(vm, guest_spin, "of a guest that computes");
     interrupted(vm, guest_wfi, "of a guest that waits");

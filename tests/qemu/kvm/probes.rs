@@ -2,7 +2,7 @@
 
 use super::{Host, Whose, driver, finish, told};
 use crate::{
-    bed::{Bed, Checks, Failure, LIMIT},
+    bed::{Bed, Checks, Failure, LIMIT, check},
     made,
     runner::Case,
 };
@@ -11,6 +11,7 @@ use corevisor_tool::{
     outcome::Finished,
     run::{Boot, Run},
 };
+use std::process::Command;
 
 pub fn cases() -> Vec<Case> {
     use Whose::*;
@@ -28,6 +29,9 @@ pub fn cases() -> Vec<Case> {
             told(host, "500 times four VMs start and stop, and 500 times four VMMs are killed", fours)
                 .only_in_full_if(true),
         );
+    }
+    for host in [driver(), driver().kernel("6.1"), driver().kernel("6.18"), Host::new(Own, 2)] {
+        cases.push(told(host, "a guest's memory is a file's, on ext4", of_a_file).only_in_full_if(true));
     }
     let hosts = [
         driver(),
@@ -106,6 +110,27 @@ fn lives(bed: &Bed, host: &Host) -> Result<(), Failure> {
     let done = probe(bed, host, "life 200")?;
     done.says("200 times a VM that lives")?;
     done.says("50 times a VMM that is killed")
+}
+
+/// What the disk has afterwards is what the host's kernel thought that the file has.
+fn of_a_file(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk.img");
+    std::fs::File::create(&disk)?.set_len(16 << 20)?;
+    let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk).status()?;
+    check(made.success(), "mke2fs makes no file system")?;
+    let run = with_probe(bed, host.run_on(bed, host.machine().drive(&disk), |host| host)?)?;
+    let script = r#"
+        kvm_up
+        mkdir /data
+        disk=$(disk_called "")
+        mount -t ext4 "$disk" /data || fail "the disk for the file cannot be mounted"
+        timeout 250 kvm-probe file /data/memory || fail "the probe ends with status" $?
+        before=$(sha256sum < /data/memory)
+        umount /data && mount -t ext4 "$disk" /data || fail "the disk cannot be mounted again"
+        is "the file on the disk" "$(sha256sum < /data/memory)" "$before"
+    "#;
+    probed(run, script).map(|_| ())
 }
 
 fn fuzzed(bed: &Bed, host: &Host) -> Result<(), Failure> {

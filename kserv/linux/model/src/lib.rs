@@ -5,6 +5,7 @@
 //! their type, not used by anybody else meanwhile; `mailbox` the vCPU's page, while the vCPU does not run.
 #![cfg_attr(target_os = "none", no_std)]
 
+pub mod access;
 pub mod boot;
 pub mod its;
 

@@ -5,6 +5,7 @@ mod common;
 
 use common::Driver;
 use corevisor_interface::mailbox::{DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, DIRECT_TIMER, ExitReason, Mailbox};
+use kserv_linux_model::access::kserv_device_access;
 use kserv_linux_model::*;
 use kserv_model::kvm::NOT_DIRECT;
 use kserv_model::random::Random;
@@ -107,6 +108,27 @@ fn an_access_beside_the_interrupt_controller_is_user_spaces() {
         });
         assert_eq!((action.kind, action.addr), (2, address));
     }
+}
+
+/// What the core takes for missing memory may be the interrupt controller's: user space may put it anywhere.
+#[test]
+fn an_access_that_was_shown_as_missing_memory_reaches_the_interrupt_controller() {
+    for gic in [2, 3] {
+        let mut driver = Driver::new(gic.into(), gic, 1);
+        let mut access = |address, len, write, mut value| {
+            let mut kick = 0;
+            // SAFETY: what it wants is here.
+            let found = unsafe { kserv_device_access(driver.vm(), 0, address, len, write, &mut value, &mut kick) };
+            (found, value)
+        };
+        assert_eq!(access(DIST + 0x104, 4, true, 0x300), (1, 0x300));
+        assert_eq!(access(DIST + 0x104, 4, false, 7), (1, 0x300));
+        assert_eq!(access(DIST - 4, 4, true, 0x300), (0, 0x300));
+        assert_eq!(access(DIST + 0x104, 3, false, 7), (0, 7));
+    }
+    let mut driver = Driver::bare(3);
+    // SAFETY: what it wants is here.
+    assert_eq!(unsafe { kserv_device_access(driver.vm(), 0, DIST, 4, false, &mut 0, &mut 0) }, 0, "no vCPU, no device");
 }
 
 #[test]

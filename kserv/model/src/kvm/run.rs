@@ -236,6 +236,11 @@ impl Kvm {
         Action::Mmio(access)
     }
 
+    /// An access of a vCPU that the core showed as missing memory: `None` if it is not the interrupt controller's, 0 for a store.
+    pub fn emulated_access(&mut self, vcpu: usize, access: &Access) -> Option<u64> {
+        if self.is_initialized(vcpu) { self.gic_access(vcpu, access) } else { None }
+    }
+
     /// Ends the load that user space served. Nothing happens if there is none.
     pub fn finish_access(&mut self, vcpu: usize, mailbox: &mut Mailbox, value: u64) {
         if let Some(access) = self.vcpus.get_mut(vcpu).and_then(|one| one.access.take()) {
