@@ -55,49 +55,73 @@ static long pin(struct cv_slot *slot, u64 first, unsigned long count, struct pag
 	return done;
 }
 
-/* Makes of what is pinned around page `n` the block that it is in, if the VMM's tables have it as one. */
-static void be_block(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+/* Makes of the pinned page `n` the block that it is in, if the VMM's tables have it as one. */
+static bool be_block(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 {
-	struct page *page = pinned->pages[n - pinned->first];
+	struct page *page = pinned->pages[0];
 	u64 first;
 
 	if ((slot->hva - slot->gpa) % (CV_BLOCK_PAGES << PAGE_SHIFT) || !cv_has_block(slot, n, &first))
-		return;
+		return false;
 	if (!PageCompound(page) || compound_order(compound_head(page)) < ilog2(CV_BLOCK_PAGES) ||
 	    page_to_pfn(page) % CV_BLOCK_PAGES != n - first || !is_mapped_as_block(slot->hva + (n << PAGE_SHIFT)))
-		return;
+		return false;
 	/* A pin on any of its pages holds all of a huge page. */
-	unpin_user_pages(pinned->pages, pinned->count - 1);
-	*pinned = (struct cv_pinned){ .first = first, .count = CV_BLOCK_PAGES, .pages = { page - (n - first) } };
+	pinned->first = first;
+	pinned->count = CV_BLOCK_PAGES;
+	pinned->pages[0] = page - (n - first);
+	return true;
 }
 
-/* Pins what a fault at page `n` wants: a whole block if the memory is one, else a few pages. */
+/* Pins page `n` alone. How many pages: 1 or an error. */
+static long pin_one(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+{
+	pinned->first = n;
+	pinned->count = 1;
+	return pin(slot, n, 1, pinned->pages) ?: -EFAULT;
+}
+
+/* Pins page `n` and some around it. How many pages, or an error. */
+static long pin_some(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+{
+	u64 gfn = slot->gpa >> PAGE_SHIFT, from, end;
+	long done;
+
+	from = max((gfn + n) & ~(CV_FAULT_AROUND - 1), gfn) - gfn;
+	end = min(((gfn + n) | (CV_FAULT_AROUND - 1)) + 1 - gfn, slot->npages);
+	done = pin(slot, from, end - from, pinned->pages);
+	if (done > 0 && from + done > n) {
+		pinned->first = from;
+		pinned->count = done;
+		return done;
+	}
+	/* Something around it is no memory: only itself. */
+	if (done > 0)
+		unpin_user_pages(pinned->pages, done);
+	return pin_one(slot, n, pinned);
+}
+
+/*
+ * Pins what a fault at page `n` wants: a whole block if the memory is one, else a few pages, or, where dirty pages are followed, one. A page alone is tried first only
+ * where it may turn out to be a block's: where nothing of that block is lent yet.
+ */
 static int pin_around(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 {
-	u64 gfn = slot->gpa >> PAGE_SHIFT, from = n, end = n + 1;
-	long done, k;
+	bool one = READ_ONCE(slot->dirty);
+	long done;
 
-	if (!READ_ONCE(slot->dirty)) {
-		from = max((gfn + n) & ~(CV_FAULT_AROUND - 1), gfn) - gfn;
-		end = min(((gfn + n) | (CV_FAULT_AROUND - 1)) + 1 - gfn, slot->npages);
+	done = one || !READ_ONCE(cv_block_of(slot, n)->single) ? pin_one(slot, n, pinned) : 0;
+	if (done > 0 && !one && !be_block(slot, n, pinned)) {
+		unpin_user_page(pinned->pages[0]);
+		done = 0;
 	}
-	done = pin(slot, from, end - from, pinned->pages);
-	if (from + max(done, 0L) <= n && end - from > 1) {
-		/* Something around it is no memory: only itself. */
-		if (done > 0)
-			unpin_user_pages(pinned->pages, done);
-		from = n;
-		done = pin(slot, n, 1, pinned->pages);
-	}
-	if (done <= 0)
-		return done ?: -EFAULT;
-	pinned->first = from;
-	pinned->count = done;
-	if (!READ_ONCE(slot->dirty))
-		be_block(slot, n, pinned);
+	if (!done)
+		done = pin_some(slot, n, pinned);
+	if (done < 0)
+		return done;
 	/* The VM may write it at any time from now on. The pages of a huge one are dirty together. */
-	for (k = cv_is_block(pinned) ? 1 : done; k && !(slot->flags & KVM_MEM_READONLY); k--)
-		set_page_dirty_lock(pinned->pages[k - 1]);
+	for (; done && !(slot->flags & KVM_MEM_READONLY); done--)
+		set_page_dirty_lock(pinned->pages[done - 1]);
 	return 0;
 }
 

@@ -296,10 +296,9 @@ fn prepare<M: Machine>(
 
 /// Whether `vm` is a VM of this kind that has not begun to give its memory back.
 fn expect_vm<M: Machine>(mem: &Memory<M>, vm: VmId, kind: VmKind) -> Result<(), Denied> {
-    let table = npt_ops::vm::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?;
-    match (table.live, table.kind == kind) {
-        (false, _) => Err(Denied::Busy),
-        (_, false) => Err(Denied::WrongKind),
+    match npt_ops::vm::vm_kind(mem.npts(), vm).ok_or(Denied::NoSuchVm)? {
+        (_, false) => Err(Denied::Busy),
+        (other, true) if other != kind => Err(Denied::WrongKind),
         _ => Ok(()),
     }
 }

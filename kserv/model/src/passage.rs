@@ -85,6 +85,18 @@ impl Passage {
         };
     }
 
+    /// The list registers of an entry for which there is no interrupt ([`Engine::is_quiet`]).
+    #[inline(always)]
+    pub(crate) fn fill_none<const V: usize, const S: usize>(
+        &self,
+        irqs: &mut Engine<V, S>,
+        vcpu: usize,
+        mailbox: &mut Mailbox,
+    ) {
+        (mailbox.lr_count, mailbox.vgic_hcr) = (0, 0);
+        mailbox.direct = self.direct.map_or(0, |kick| kick | irqs.direct(vcpu));
+    }
+
     /// VcpuRun was refused: what stood in the mailbox is due at the next entry. List registers come back there by themselves.
     pub(crate) const fn refused(&mut self, mailbox: &Mailbox) {
         self.inject_abort |= mailbox.entry_flags & ENTRY_INJECT_ABORT != 0;

@@ -70,6 +70,11 @@ pub fn vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId) -> Option<VmTable> {
     })
 }
 
+/// Whose memory the VM runs in, and whether its reclaim has not begun; `None` without a table.
+pub fn vm_kind<M: Machine>(npts: &Npts<M>, vm: VmId) -> Option<(VmKind, bool)> {
+    with_vm(npts, vm, |_, table| (table.kind, table.is_live()))
+}
+
 /// Puts an empty table into the VM's place, over what is there. The root is zeroed pages that the machine adopted. Nothing happens if
 /// there is no such place.
 pub fn create_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, kind: VmKind, shape: Shape, root: Pa) {

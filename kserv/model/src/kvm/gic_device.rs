@@ -93,16 +93,24 @@ impl GicDevice {
         }
     }
 
-    /// What is where: distributor, GICv2's CPU interface, redistributors of `vcpus` vCPUs.
-    fn ranges(&self, vcpus: u64) -> [Option<Range>; 3] {
-        let redistributors = self.redistributors.map(|region| {
+    fn distributor_range(&self) -> Option<Range> {
+        self.distributor.map(|base| Range { base, size: self.distributor_size() })
+    }
+
+    /// Those of `vcpus` vCPUs.
+    fn redistributors_range(&self, vcpus: u64) -> Option<Range> {
+        self.redistributors.map(|region| {
             let count = if region.count == 0 { vcpus.max(1) } else { region.count };
             Range { base: region.base, size: count.saturating_mul(GICR_STRIDE) }
-        });
+        })
+    }
+
+    /// What is where: distributor, GICv2's CPU interface, redistributors of `vcpus` vCPUs.
+    fn ranges(&self, vcpus: u64) -> [Option<Range>; 3] {
         [
-            self.distributor.map(|base| Range { base, size: self.distributor_size() }),
+            self.distributor_range(),
             self.cpu.map(|base| Range { base, size: V2_CPU_SIZE }),
-            redistributors,
+            self.redistributors_range(vcpus),
         ]
     }
 }
@@ -306,10 +314,9 @@ impl Kvm {
         if !self.device.initialized {
             return None;
         }
-        let [distributor, _, redistributors] = self.device.ranges(self.count() as u64);
         let at = |range: Option<Range>| range.and_then(|range| range.offset(access.address, access.width));
         let (width, write) = (access.width, access.write);
-        if let Some(offset) = at(distributor) {
+        if let Some(offset) = at(self.device.distributor_range()) {
             let mut v2 = Distributor { irqs: &mut self.gic.irqs };
             return Some(match (self.device.version, write) {
                 (Some(GicVersion::V2), None) => v2.read(vcpu, offset, width),
@@ -324,6 +331,7 @@ impl Kvm {
                 }
             });
         }
+        let redistributors = self.device.redistributors_range(self.count() as u64);
         let Some(offset) = at(redistributors) else { return self.its_access(access) };
         Some(match write {
             None => self.gic.read_redistributors(offset, width),

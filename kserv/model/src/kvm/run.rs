@@ -139,30 +139,29 @@ impl Kvm {
         if !one.passage.is_as_before(mailbox, now) {
             return false;
         }
-        let answered = match reason {
+        match reason {
             ExitReason::Sysreg => {
                 let access = SysregAccess::decode(mailbox);
                 let timer = matches!(access.register, Register::CntpCtl | Register::CntpCval | Register::CntpTval);
                 if access.write.is_some() || !timer {
                     return false;
                 }
-                let value = one.passage.physical_timer.read(access.register, now);
-                access.finish(value, mailbox);
-                true
+                access.finish(one.passage.physical_timer.read(access.register, now), mailbox);
             }
-            ExitReason::MmioRead => match Access::decode(reason, mailbox).filter(|access| access.write.is_none()) {
-                Some(access) => self.gic_access(vcpu, &access).map(|value| access.finish(value, mailbox)).is_some(),
-                None => false,
-            },
-            _ => false,
-        };
-        if answered {
-            let one = &mut self.vcpus[vcpu];
-            one.passage.count(reason);
-            mailbox.entry_flags = one.passage.entry_flags(now);
-            one.passage.fill(&mut self.gic.irqs, vcpu, mailbox, 0);
+            ExitReason::MmioRead => {
+                let Some(access) = Access::decode(reason, mailbox).filter(|access| access.write.is_none()) else {
+                    return false;
+                };
+                let Some(value) = self.gic_access(vcpu, &access) else { return false };
+                access.finish(value, mailbox);
+            }
+            _ => return false,
         }
-        answered
+        let one = &mut self.vcpus[vcpu];
+        one.passage.count(reason);
+        mailbox.entry_flags = one.passage.entry_flags(now);
+        one.passage.fill_none(&mut self.gic.irqs, vcpu, mailbox);
+        true
     }
 
     fn serve(&mut self, vcpu: usize, reason: ExitReason, mailbox: &mut Mailbox, now: u64) -> Action {
