@@ -173,13 +173,15 @@ pub fn pend_host_serror(syndrome: Syndrome) {
 }
 
 /// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts the host's own, extensions free. SErrors come to the core, for only so
-/// does it hear of its own; the host's it gives back ([`pend_host_serror`]).
+/// does it hear of its own; the host's it gives back ([`pend_host_serror`]). What an implementation has of its own (CRn 11 and 15) traps: with some of it EL1
+/// reads the caches' RAM, whosever lines these are (Cortex-A57 and A72: RAMINDEX).
 fn host_hcr(pauth: bool) -> u64 {
     let mte = sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::MTE) >= 2;
     let scxt = sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::CSV2) >= 2;
     (HCR_EL2::VM::Enable
         + HCR_EL2::RW::EL1IsAarch64
         + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
+        + HCR_EL2::TIDCP::SET
         + HCR_EL2::AMO::SET
         + HCR_EL2::API.val(u64::from(pauth))
         + HCR_EL2::APK.val(u64::from(pauth))
