@@ -175,6 +175,9 @@ pub trait Worlds: Sync {
     /// If the physical interrupt that waits for this CPU is the host's SGI `sgi`, takes and ends it. Else it stays pending. GICv3 only.
     fn take_kick(&self, sgi: u8) -> bool;
 
+    /// Whether a physical interrupt waits for this CPU, of whatever number and priority.
+    fn interrupt_waits(&self) -> bool;
+
     /// Says which vCPU this CPU is running: [`VmId::HOST`] when none. K: `set_per_cpu`.
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId);
 

@@ -211,6 +211,7 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
     let mailbox = place.mailbox;
 
     place.state = VcpuState::Active;
+    place.kicked = false;
     // Two vCPUs of a VM may mean different things by one address and ASID: what one left in a CPU's TLB is not the other's.
     let here = vms.machine().get_cur_cpu().index() as u16 + 1;
     let flush = place.last_cpu != here;

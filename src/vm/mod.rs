@@ -155,6 +155,8 @@ pub struct Vcpu {
     pub(crate) last_cpu: u16,
     /// SGIs that the VM's other vCPUs have sent to it while it runs, one bit each.
     pub(crate) posted: u16,
+    /// Its CPU was kicked because of them, since it entered and since it looked last.
+    pub(crate) kicked: bool,
 }
 
 impl Vcpu {
@@ -165,6 +167,7 @@ impl Vcpu {
         mailbox: Pfn::new(0),
         last_cpu: 0,
         posted: 0,
+        kicked: false,
     };
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::bench::{Bench, ENTRY, TREE, word_of};
-use corevisor::abstract_machine::addr::{Pa, Pfn};
+use corevisor::abstract_machine::addr::{CpuId, Pa, Pfn};
 use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::sim::worlds::Script;
@@ -379,12 +379,64 @@ fn an_sgi_to_a_vcpu_on_its_way_out_is_shown_with_its_exit() {
     assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Sysreg));
 }
 
+#[test]
+fn a_vcpu_that_is_kicked_all_the_time_does_not_keep_its_cpu_from_the_hosts_interrupts() {
+    let two = Two::new();
+    let sim = two.bench.host.world.sim();
+    let send_and_interrupt = || {
+        let sender = two.sends(SGI_5_TO_1);
+        sim.set_waiting(1, true);
+        sender
+    };
+    let (sender, receiver) = two.while_one_runs(send_and_interrupt, never());
+    assert_eq!((sender, receiver), (Ok(ExitReason::Irq), ExitReason::Irq));
+    // The SGI was delivered all the same, and the kick is over.
+    assert_eq!((two.shown(1, "lr_count"), two.shown(1, "lr"), two.shown(1, "sgis")), (1, sgi(5), 0));
+    assert_eq!(sim.kicks(), []);
+    sim.set_waiting(1, false);
+    // The next kick counts as well, if it is there already.
+    two.write(1, word_of("lr_count"), 0);
+    let send_and_kick_again = || {
+        let sender = two.sends(SGI_5_TO_1);
+        sim.kick(CpuId::new(1), KICK + 1);
+        sender
+    };
+    assert_eq!(two.while_one_runs(send_and_kick_again, never()), (Ok(ExitReason::Irq), ExitReason::Irq));
+}
+
+#[test]
+fn a_vcpu_is_kicked_once_for_all_that_is_sent_before_it_looks() {
+    let two = Two::new();
+    let sim = two.bench.host.world.sim();
+    let takes_the_kick = || {
+        run_as(1);
+        let taken = sim.take_kick(KICK);
+        run_as(0);
+        taken
+    };
+    let send_twice = || {
+        assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Irq));
+        assert!(takes_the_kick());
+        // It has not looked yet: what it finds then has this in it.
+        assert_eq!((two.sends(SGI_5_TO_1), two.sends(7 << 24 | 0b10)), (Ok(ExitReason::Irq), Ok(ExitReason::Irq)));
+        assert!(!takes_the_kick());
+    };
+    assert_eq!(two.while_one_runs(send_twice, never()), ((), ExitReason::Irq));
+    assert_eq!(two.shown(1, "sgis"), 1 << 5 | 1 << 7);
+    // It has left: another run, another kick; and another after it has looked.
+    let two_looks = || {
+        assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Irq));
+        assert_eq!(sim.kicks(), [(1, KICK)]);
+    };
+    assert_eq!(two.while_one_runs(two_looks, finds(sgi(5))), ((), ExitReason::Irq));
+}
+
 /// A vCPU with random list registers that may have some SGIs from the core, and gets some.
 #[test]
 fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
     let two = Two::new();
     let rng = &mut Rng::new(3119);
-    let (mut all, mut some) = (0, 0);
+    let (mut all, mut some, mut waited) = (0, 0, 0);
     for _ in 0..400 * factor() {
         let lrs = random_lrs(rng);
         let allowed = rng.next() & 0xffff | (0x80 + rng.below(8) * 8) << 16;
@@ -396,7 +448,8 @@ fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
         let posted: u16 = (0..1 + rng.below(4)).map(|_| 1 << rng.below(16)).fold(0, |all, sgi| all | sgi);
         let (expected, left) = spec::kicked(&Running::new(lrs, MOST, 0, false, Allowed(allowed)), posted);
         let found: Vec<_> = expected.lrs.iter().map(Lr::raw).collect();
-        let goes_on = left == 0;
+        let waits = rng.below(4) == 0;
+        let goes_on = spec::goes_on(left, waits);
         let then = Box::new(move |context: &mut Context| {
             assert!(goes_on, "the vCPU should have left");
             assert_eq!(context.vgic[..found.len()], found);
@@ -407,14 +460,16 @@ fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
             for sgi in (0..16).filter(|sgi| posted >> sgi & 1 != 0) {
                 assert_eq!(two.sends(sgi << 24 | 0b10), Ok(ExitReason::Irq));
             }
+            two.bench.host.world.sim().set_waiting(1, waits);
         };
         let ((), exit) = two.while_one_runs(send, then);
         assert_eq!(exit, ExitReason::Irq);
         assert_eq!((two.shown(1, "lr_count"), two.shown(1, "sgis")), (expected.lrs.len() as u64, left.into()));
         let shown = &two.bench.mailbox_of(1)[word_of("lr")..];
         expected.lrs.iter().zip(shown).for_each(|(lr, shown)| assert_eq!(*shown, lr.raw()));
-        (all, some) = (all + u64::from(goes_on), some + u64::from(!goes_on));
+        two.bench.host.world.sim().set_waiting(1, false);
+        (all, some, waited) = (all + u64::from(goes_on), some + u64::from(left != 0), waited + u64::from(waits));
     }
-    assert!(all > 0 && some > all / 10, "{all} delivered, {some} left");
-    tell("vcpus: kicks", &[("delivered", all), ("left to the host", some)]);
+    assert!(all > 0 && some > all / 10 && waited > all / 10, "{all} delivered, {some} left, {waited} not alone");
+    tell("vcpus: kicks", &[("delivered", all), ("left to the host", some), ("with another interrupt", waited)]);
 }

@@ -109,6 +109,14 @@ mod fields {
         ],
         /// ID_AA64ISAR0_EL1.
         pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
+        /// ISR_EL1 at EL2: what physical interrupts wait for this CPU.
+        pub ISR_EL1 [
+            /// IRQ and FIQ of superpriority (FEAT_NMI).
+            IS OFFSET(10) NUMBITS(1) [],
+            FS OFFSET(9) NUMBITS(1) [],
+            I OFFSET(7) NUMBITS(1) [],
+            F OFFSET(6) NUMBITS(1) [],
+        ],
         /// ICC_CTLR_EL1: an interrupt's end does not deactivate it.
         pub ICC_CTLR [ EOIMODE OFFSET(1) NUMBITS(1) [] ],
         /// PMCR_EL0.
@@ -227,6 +235,8 @@ registers! {
     IccSre1: "S3_0_C12_C12_5", ();
     /// GIC CPU interface: control.
     IccCtlr: "S3_0_C12_C12_4", ICC_CTLR::Register;
+    /// Physical interrupts that wait.
+    Isr: "isr_el1", ISR_EL1::Register;
     /// GIC CPU interface: the interrupt of group 1 that would be taken next.
     IccHppir1: "S3_0_C12_C12_2", ();
     /// GIC CPU interface: takes an interrupt of group 1.

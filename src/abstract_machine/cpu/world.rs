@@ -178,6 +178,10 @@ impl Worlds for Cpu {
         vgic::take_kick(sgi)
     }
 
+    fn interrupt_waits(&self) -> bool {
+        vgic::interrupt_waits()
+    }
+
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
         serving(|world| (world.vm, world.vcpu) = (vm, vcpu));
     }

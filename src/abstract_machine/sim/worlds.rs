@@ -75,6 +75,8 @@ pub(super) struct WorldState {
     vgic: VgicInfo,
     /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
     kicks: BTreeSet<(usize, u8)>,
+    /// CPUs for which another interrupt of the host's waits.
+    waiting: BTreeSet<usize>,
     entropy: u64,
     now: u64,
 }
@@ -173,6 +175,12 @@ impl Sim {
     /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
     pub fn kicks(&self) -> Vec<(usize, u8)> {
         self.worlds().kicks.iter().copied().collect()
+    }
+
+    /// Another interrupt of the host's waits for `cpu`, or none does any more.
+    pub fn set_waiting(&self, cpu: usize, waits: bool) {
+        let waiting = &mut self.worlds().waiting;
+        if waits { waiting.insert(cpu) } else { waiting.remove(&cpu) };
     }
 
     /// The steps of world switches since the last call, each with its CPU.
@@ -401,6 +409,11 @@ impl Worlds for Sim {
 
     fn take_kick(&self, sgi: u8) -> bool {
         self.worlds().kicks.remove(&(CPU.get(), sgi))
+    }
+
+    fn interrupt_waits(&self) -> bool {
+        let (worlds, cpu) = (self.worlds(), CPU.get());
+        worlds.waiting.contains(&cpu) || worlds.kicks.iter().any(|(kicked, _)| *kicked == cpu)
     }
 
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
