@@ -197,7 +197,7 @@ pub trait Worlds: Sync {
 
     /// Page of the intermediate address of the abort with which the vCPU of `ctxt` just left. HPFAR_EL2 holds it, but
     /// not for a permission fault of an access (Arm ARM D24.2.66): then the virtual address is translated again with the VM's
-    /// own stage 1, which must still be loaded. `None`: the VM has changed its tables meanwhile; let it try again. K §3.2.
+    /// own stage 1, which must still be loaded. `None`: the VM has changed its tables meanwhile, or the CPU cannot walk them; let it try again, and meet itself what is there. K §3.2.
     fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa>;
 
     /// The physical counter (CNTPCT_EL0).

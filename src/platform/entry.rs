@@ -61,6 +61,8 @@ static BOOT_PER_CPU: BootCell<PerCpu> = BootCell(UnsafeCell::new(PerCpu::new(Cpu
 /// Root, and a level-1 and a level-2 table for each of: image, device tree, the block behind the device tree.
 const EARLY_TABLE_COUNT: usize = 7;
 
+/// Number of the vector of a synchronous exception of the core itself.
+const CORE_SYNC: u64 = 4;
 /// ISR_EL1.A: an SError is pending. Arm ARM D24.2.103.
 const ISR_EL1_A: u64 = 8;
 /// PSTATE.A in the immediate of MSR DAIFClr. Arm ARM C5.2.3.
@@ -102,6 +104,7 @@ global_asm!(
     trap_lower_hvc = sym boot::trap_lower_hvc,
     trap_lower_irq = sym failure::unexpected_interrupt,
     trap_lower_serror = sym boot::trap_lower_serror,
+    CORE_SYNC = const CORE_SYNC,
     ISR_A = const ISR_EL1_A,
     DAIF_A = const DAIF_A,
     core_trapped = sym failure::core_trapped,

@@ -109,6 +109,13 @@ mod fields {
         ],
         /// ID_AA64ISAR0_EL1.
         pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
+        /// PAR_EL1 after a translation of 64 bits.
+        pub PAR_EL1 [
+            /// It failed.
+            F OFFSET(0) NUMBITS(1) [],
+            /// The page, in units of 4 KiB.
+            PA OFFSET(12) NUMBITS(36) [],
+        ],
         /// ISR_EL1 at EL2: what physical interrupts wait for this CPU.
         pub ISR_EL1 [
             /// IRQ and FIQ of superpriority (FEAT_NMI).
@@ -229,8 +236,6 @@ registers! {
     Pmscr1: "S3_0_C9_C9_0", ();
     /// EL1's trace filter.
     Trfcr1: "S3_0_C1_C2_1", ();
-    /// Result of an address translation instruction.
-    Par: "par_el1", ();
     /// The GIC CPU interface's system register enable.
     IccSre1: "S3_0_C12_C12_5", ();
     /// GIC CPU interface: control.

@@ -1,7 +1,6 @@
 //! The world switch on the real CPU: [`Worlds`]. Which registers go where is in `bank`, `fpsimd`, `traps` and `vgic`; the jump itself in
 //! boot/switch.S.
 
-use core::arch::asm;
 use core::ffi::c_void;
 
 use aarch64_cpu::asm::barrier;
@@ -12,7 +11,7 @@ use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
 use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
-use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, traps, vgic};
+use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, translate_stage1, traps, vgic};
 
 unsafe extern "C" {
     fn run_vm(
@@ -213,12 +212,7 @@ impl Worlds for Cpu {
             return Some(ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2)));
         }
         let far = ctxt.get(ShadowReg::FarEl2);
-        let saved = sysreg::Par::get().get();
-        // SAFETY: a stage-1 translation of the VM's; its result, PAR_EL1, is put back.
-        unsafe { asm!("at s1e1r, {}", "isb", in(reg) far, options(nostack, preserves_flags)) };
-        let par = sysreg::Par::get().get();
-        sysreg::Par::set(saved);
-        (par & 1 == 0).then(|| Ipa::new(Pa::new(par & 0xffff_ffff_f000).raw()))
+        translate_stage1(far).map(|page| Ipa::new(page.addr().raw()))
     }
 
     fn counter(&self) -> u64 {
