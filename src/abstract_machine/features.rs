@@ -64,13 +64,17 @@ pub struct Features {
     pub fa64: bool,
     /// Performance counters.
     pub pmu: bool,
-    /// Statistical profiling.
+    /// Statistical profiling, whose buffer is not firmware's.
     pub spe: bool,
     /// FEAT_TRF: trace filter registers.
     pub trf: bool,
-    /// FEAT_MPAM.
+    /// FEAT_TRBE: a buffer of trace, which is not firmware's.
+    pub trbe: bool,
+    /// FEAT_BRBE: records of branches.
+    pub brbe: bool,
+    /// FEAT_MPAM, of whichever version.
     pub mpam: bool,
-    /// One of the last three: most CPUs have none of them.
+    /// One of the last five ([`Features::has_seldom`]): most CPUs have none of them.
     pub seldom: bool,
     /// FEAT_HCX.
     pub hcx: bool,
@@ -101,6 +105,8 @@ impl Features {
         pmu: false,
         spe: false,
         trf: false,
+        trbe: false,
+        brbe: false,
         mpam: false,
         seldom: false,
         hcx: false,
@@ -112,6 +118,16 @@ impl Features {
         host: Traps::ZERO,
         vm: Traps::ZERO,
     };
+
+    /// Whether there is anything that the world switch looks after only where [`Features::seldom`] says so.
+    pub const fn has_seldom(&self) -> bool {
+        self.spe || self.trf || self.trbe || self.brbe || self.mpam
+    }
+}
+
+/// Whether a CPU has FEAT_MPAM, by ID_AA64PFR0_EL1.MPAM and ID_AA64PFR1_EL1.MPAM_frac: version 0.1 has a zero in the first. Arm ARM D24.2.84.
+pub const fn has_mpam(version: u64, fraction: u64) -> bool {
+    version != 0 || fraction != 0
 }
 
 /// ID registers as VMs see them on one CPU, as far as one has asked.
@@ -150,6 +166,26 @@ impl SeenIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_feature_that_records_or_partitions_is_looked_after_at_the_world_switch() {
+        assert!(!Features::NONE.has_seldom());
+        let set: [fn(&mut Features); 5] =
+            [|f| f.spe = true, |f| f.trf = true, |f| f.trbe = true, |f| f.brbe = true, |f| f.mpam = true];
+        for set in set {
+            let mut features = Features::NONE;
+            set(&mut features);
+            assert!(features.has_seldom(), "{features:?}");
+        }
+    }
+
+    #[test]
+    fn every_version_of_mpam_is_one() {
+        assert_eq!(
+            [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(version, fraction)| has_mpam(version, fraction)),
+            [false, true, true, true]
+        );
+    }
 
     #[test]
     fn an_id_register_is_found_again_and_no_other_in_its_place() {

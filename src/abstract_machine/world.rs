@@ -3,11 +3,11 @@
 //! The order in which a CPU goes from host to VM and back is the layers' (`vcpu::ctxt_switch`), that of K §3.7:
 //!
 //! ```text
-//! save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
+//! stop_host_recording, save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
 //! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
 //! run_vm (which goes on after exits that the core serves; fpsimd_open at the first use of FP),
 //! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps, host_el2_restore_state,
-//! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host)
+//! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host), resume_host_recording
 //! ```
 //!
 //! FP registers are moved only for a VM that uses them, at its first use; a VM never runs with the host's open to it, the host never with a VM's in the CPU.
@@ -110,6 +110,12 @@ pub trait Worlds: Sync {
         self.take_shadow_ctxt(shadow).set(reg, value);
     }
 
+    /// What samples, traces or records branches for the host stops; what of it was not written yet is written now, by the host's tables, and nothing afterwards.
+    fn stop_host_recording(&self);
+
+    /// It goes on: by the host's tables, which are in place again.
+    fn resume_host_recording(&self);
+
     /// Saves the EL1 and EL0 registers of this CPU, CNTV among them, and switches CNTV off. K: `save_sysregs`.
     fn save_sysregs(&self, at: ContextAt<'_>);
 
@@ -127,8 +133,7 @@ pub trait Worlds: Sync {
     /// `false`, and nothing has changed, if that was so already.
     fn fpsimd_open(&self, ctxt: &Context) -> bool;
 
-    /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters, profiling
-    /// and trace. K: `activate_traps`.
+    /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters. K: `activate_traps`.
     fn activate_traps(&self, lines: VirtualLines);
 
     /// Puts back what [`activate_traps`](Self::activate_traps) changed, except HCR_EL2. K: `deactivate_traps`.

@@ -66,7 +66,25 @@ mod fields {
         /// ID_AA64PFR1_EL1.
         pub ID_AA64PFR1 [
             MTE OFFSET(8) NUMBITS(4) [],
+            MPAM_frac OFFSET(16) NUMBITS(4) [],
             SME OFFSET(24) NUMBITS(4) [],
+        ],
+        /// PMBIDR_EL1 and TRBIDR_EL1: a buffer of profiling or of trace.
+        pub BUFFER_ID [
+            /// It is a higher level's: its registers are out of reach.
+            P OFFSET(4) NUMBITS(1) [],
+        ],
+        /// PMBLIMITR_EL1 and TRBLIMITR_EL1.
+        pub BUFFER_LIMIT [
+            /// The buffer is written.
+            E OFFSET(0) NUMBITS(1) [],
+        ],
+        /// BRBCR_EL2: what of the records of EL1's branches there is, and (zero) none of EL2's.
+        pub BRBCR_EL2 [
+            /// Counts of cycles.
+            CC OFFSET(3) NUMBITS(1) [],
+            /// Mispredictions.
+            MPRED OFFSET(4) NUMBITS(1) [],
         ],
         /// ID_AA64SMFR0_EL1.
         pub ID_AA64SMFR0 [
@@ -79,6 +97,7 @@ mod fields {
             PMSVer OFFSET(32) NUMBITS(4) [],
             TraceFilt OFFSET(40) NUMBITS(4) [],
             TraceBuffer OFFSET(44) NUMBITS(4) [],
+            BRBE OFFSET(52) NUMBITS(4) [],
         ],
         /// ID_AA64MMFR0_EL1.
         pub ID_AA64MMFR0 [
@@ -234,6 +253,20 @@ registers! {
     Svcr: "S3_3_C4_C2_2", ();
     /// EL1's statistical profiling control.
     Pmscr1: "S3_0_C9_C9_0", ();
+    /// EL2's statistical profiling control.
+    Pmscr2: "S3_4_C9_C9_0", ();
+    /// The profiling buffer's limit.
+    Pmblimitr: "S3_0_C9_C10_0", BUFFER_LIMIT::Register;
+    /// The profiling buffer's owner.
+    Pmbidr: "S3_0_C9_C10_7", BUFFER_ID::Register;
+    /// The trace buffer's limit.
+    Trblimitr: "S3_0_C9_C11_0", BUFFER_LIMIT::Register;
+    /// The trace buffer's owner.
+    Trbidr: "S3_0_C9_C11_7", BUFFER_ID::Register;
+    /// EL1's control of branch records (FEAT_BRBE).
+    Brbcr1: "S2_1_C9_C0_0", ();
+    /// EL2's.
+    Brbcr2: "S2_4_C9_C0_0", BRBCR_EL2::Register;
     /// EL1's trace filter.
     Trfcr1: "S3_0_C1_C2_1", ();
     /// The GIC CPU interface's system register enable.

@@ -61,6 +61,24 @@ impl Worlds for Cpu {
     }
 
     #[inline(always)]
+    fn stop_host_recording(&self) {
+        serving(|world| {
+            if world.features.seldom {
+                traps::stop_recording(world);
+            }
+        });
+    }
+
+    #[inline(always)]
+    fn resume_host_recording(&self) {
+        serving(|world| {
+            if world.features.seldom {
+                traps::resume_recording(world);
+            }
+        });
+    }
+
+    #[inline(always)]
     fn save_sysregs(&self, at: ContextAt<'_>) {
         serving(|world| match at {
             ContextAt::Host => {

@@ -45,6 +45,8 @@ impl From<&ContextAt<'_>> for Whose {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names and arguments of the primitives")]
 pub enum Switch {
+    StopHostRecording,
+    ResumeHostRecording,
     SaveSysregs(Whose),
     RestoreSysregs(Whose),
     FpsimdSaveState(Whose),
@@ -313,6 +315,14 @@ impl Worlds for Sim {
         }
         let context = *self.worlds().context(shadow);
         Taken { sim: self, shadow, context }
+    }
+
+    fn stop_host_recording(&self) {
+        self.worlds().note(Switch::StopHostRecording);
+    }
+
+    fn resume_host_recording(&self) {
+        self.worlds().note(Switch::ResumeHostRecording);
     }
 
     fn save_sysregs(&self, at: ContextAt<'_>) {
