@@ -142,6 +142,7 @@ return_volatile:
     dsb     nsh                         // no speculation past the return
     isb
 
+    .globl  core_trap
 core_trap:
     cmp     x1, #{CORE_SYNC}
     b.ne    1f

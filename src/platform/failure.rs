@@ -16,6 +16,9 @@ use crate::abstract_machine::regs::TrapFrame;
 /// Frames of a backtrace at most.
 const MAX_FRAMES: usize = 24;
 
+/// What stands for a vector when something came to EL3 on a board that left that level to the core (boot/entry.S).
+pub const CORE_EL3: u32 = 16;
+
 /// An assertion of the core did not hold.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     let frame_pointer: u64;
@@ -34,6 +37,12 @@ pub fn panicked(info: &PanicInfo<'_>) -> ! {
 pub extern "C" fn core_trapped(frame: &TrapFrame, kind: u32) -> ! {
     const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
     let what = KINDS.get(kind as usize & 3).copied().unwrap_or("trap");
+    if kind == CORE_EL3 {
+        // It may have been the host or a VM: their registers are not shown.
+        report(|out| {
+            let _ = writeln!(out, "trap to EL3: ESR_EL3 {:#x}  SPSR_EL3 {:#x}", ESR_EL2.get(), SPSR_EL2.get());
+        });
+    }
     report(|out| {
         let _ = writeln!(out, "{what} in the core (vector {kind})");
         let _ = writeln!(
@@ -176,6 +185,8 @@ pub mod provoke {
             }
             FOR_THE_ORACLE => {}
             8 => translate_through_nothing(),
+            // SAFETY: SMC, which nobody answers: entered at EL3, the report is the test.
+            9 => unsafe { core::arch::asm!(".inst 0xd4000003") },
             address => jump(address),
         }
     }

@@ -114,7 +114,8 @@ fn translation(bed: &Bed) -> Result<(), Failure> {
     let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
     for cpu in ["cortex-a72", "max"] {
         let run = bed.run(Machine::virt().smp(1).cpu(cpu));
-        let done = run.core(&hooks).file("/lib/corevisor_test.ko", made::module(bed)?).script(script.as_str()).finish()?;
+        let done =
+            run.core(&hooks).file("/lib/corevisor_test.ko", made::module(bed)?).script(script.as_str()).finish()?;
         done.succeeded()?;
         done.says("corevisor: a translation that trapped is one that failed")?;
     }
