@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::bench::{Bench, ENTRY, TREE, word_of};
-use corevisor::abstract_machine::addr::{CpuId, Pa, Pfn};
+use corevisor::abstract_machine::addr::{Pa, Pfn};
 use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::sim::worlds::Script;
@@ -187,16 +187,16 @@ fn what_the_core_may_deliver_has_known_bits_and_a_gicv3() {
 }
 
 /// The host's SGI by which the core interrupts CPUs.
-const KICK: u8 = 9;
-const ALL: u64 = 0xffff | 0xa0 << 16 | DIRECT_KICK | (KICK as u64) << DIRECT_KICK_SGI_SHIFT;
+pub const KICK: u8 = 9;
+pub const ALL: u64 = 0xffff | 0xa0 << 16 | DIRECT_KICK | (KICK as u64) << DIRECT_KICK_SGI_SHIFT;
 
 /// Two vCPUs, 0 on CPU 0 and 1 on CPU 1.
-struct Two {
-    bench: Bench,
+pub struct Two {
+    pub bench: Bench,
 }
 
 impl Two {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bench = Bench::with_vcpus(VM_ORDINARY, 2);
         gicv3(&bench);
         let two = Self { bench };
@@ -209,7 +209,7 @@ impl Two {
         two
     }
 
-    fn write(&self, vcpu: usize, word: usize, value: u64) {
+    pub fn write(&self, vcpu: usize, word: usize, value: u64) {
         let page = Pfn::containing(Pa::new(self.bench.mailboxes[vcpu]));
         self.bench.host.world.sim().write_page(page, word, &[value]);
     }
@@ -221,7 +221,7 @@ impl Two {
         ExitReason::from_x0(x0).ok_or_else(|| CallError::from_x0(x0).unwrap())
     }
 
-    fn shown(&self, vcpu: usize, field: &str) -> u64 {
+    pub fn shown(&self, vcpu: usize, field: &str) -> u64 {
         self.bench.mailbox_of(vcpu)[word_of(field)]
     }
 
@@ -243,7 +243,7 @@ impl Two {
     }
 
     /// vCPU 1 runs on CPU 1; meanwhile `act` happens; then vCPU 1 is interrupted, and goes on with `then` if it still runs. How it left.
-    fn while_one_runs<R>(&self, act: impl FnOnce() -> R, then: Script) -> (R, ExitReason) {
+    pub fn while_one_runs<R>(&self, act: impl FnOnce() -> R, then: Script) -> (R, ExitReason) {
         let sim = self.bench.host.world.sim();
         let (entered, has_entered) = channel();
         let (go, may_go) = channel();
@@ -261,7 +261,7 @@ impl Two {
     }
 
     /// vCPU 0, on CPU 0, writes `value` to ICC_SGI1R_EL1, and is interrupted afterwards.
-    fn sends(&self, value: u64) -> Result<ExitReason, CallError> {
+    pub fn sends(&self, value: u64) -> Result<ExitReason, CallError> {
         let mut sent = false;
         self.bench.host.world.sim().set_script(Box::new(move |context| {
             if std::mem::replace(&mut sent, true) {
@@ -275,20 +275,20 @@ impl Two {
 }
 
 /// The first list register must be this; then the vCPU is interrupted by something that is the host's.
-fn finds(lr: u64) -> Script {
+pub fn finds(lr: u64) -> Script {
     Box::new(move |context| {
         assert_eq!(context.vgic[0], lr);
         ExitCode::Irq
     })
 }
 
-fn never() -> Script {
+pub fn never() -> Script {
     Box::new(|_| panic!("the vCPU should have left"))
 }
 
-const SGI_5_TO_1: u64 = 5 << 24 | 0b10;
+pub const SGI_5_TO_1: u64 = 5 << 24 | 0b10;
 
-fn sgi(intid: u64) -> u64 {
+pub fn sgi(intid: u64) -> u64 {
     Lr { intid, priority: 0xa0, pending: true, active: false, group1: true, eoi: false }.raw()
 }
 
@@ -377,58 +377,6 @@ fn an_sgi_to_a_vcpu_on_its_way_out_is_shown_with_its_exit() {
     assert_eq!((two.shown(1, "lr_count"), two.shown(1, "sgis")), (0, 1 << 5));
     // From then on it does not run.
     assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Sysreg));
-}
-
-#[test]
-fn a_vcpu_that_is_kicked_all_the_time_does_not_keep_its_cpu_from_the_hosts_interrupts() {
-    let two = Two::new();
-    let sim = two.bench.host.world.sim();
-    let send_and_interrupt = || {
-        let sender = two.sends(SGI_5_TO_1);
-        sim.set_waiting(1, true);
-        sender
-    };
-    let (sender, receiver) = two.while_one_runs(send_and_interrupt, never());
-    assert_eq!((sender, receiver), (Ok(ExitReason::Irq), ExitReason::Irq));
-    // The SGI was delivered all the same, and the kick is over.
-    assert_eq!((two.shown(1, "lr_count"), two.shown(1, "lr"), two.shown(1, "sgis")), (1, sgi(5), 0));
-    assert_eq!(sim.kicks(), []);
-    sim.set_waiting(1, false);
-    // The next kick counts as well, if it is there already.
-    two.write(1, word_of("lr_count"), 0);
-    let send_and_kick_again = || {
-        let sender = two.sends(SGI_5_TO_1);
-        sim.kick(CpuId::new(1), KICK + 1);
-        sender
-    };
-    assert_eq!(two.while_one_runs(send_and_kick_again, never()), (Ok(ExitReason::Irq), ExitReason::Irq));
-}
-
-#[test]
-fn a_vcpu_is_kicked_once_for_all_that_is_sent_before_it_looks() {
-    let two = Two::new();
-    let sim = two.bench.host.world.sim();
-    let takes_the_kick = || {
-        run_as(1);
-        let taken = sim.take_kick(KICK);
-        run_as(0);
-        taken
-    };
-    let send_twice = || {
-        assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Irq));
-        assert!(takes_the_kick());
-        // It has not looked yet: what it finds then has this in it.
-        assert_eq!((two.sends(SGI_5_TO_1), two.sends(7 << 24 | 0b10)), (Ok(ExitReason::Irq), Ok(ExitReason::Irq)));
-        assert!(!takes_the_kick());
-    };
-    assert_eq!(two.while_one_runs(send_twice, never()), ((), ExitReason::Irq));
-    assert_eq!(two.shown(1, "sgis"), 1 << 5 | 1 << 7);
-    // It has left: another run, another kick; and another after it has looked.
-    let two_looks = || {
-        assert_eq!(two.sends(SGI_5_TO_1), Ok(ExitReason::Irq));
-        assert_eq!(sim.kicks(), [(1, KICK)]);
-    };
-    assert_eq!(two.while_one_runs(two_looks, finds(sgi(5))), ((), ExitReason::Irq));
 }
 
 /// A vCPU with random list registers that may have some SGIs from the core, and gets some.
