@@ -165,6 +165,8 @@ pub struct World {
     pub trblimitr: u64,
     /// BRBCR_EL1 of the host.
     pub brbcr: u64,
+    /// FPMR of a host in SVE streaming mode.
+    pub fpmr: u64,
 }
 
 impl PerCpu {
@@ -189,6 +191,7 @@ impl PerCpu {
             pmblimitr: 0,
             trblimitr: 0,
             brbcr: 0,
+            fpmr: 0,
         };
         let events = [const { AtomicU64::new(0) }; Event::COUNT];
         let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(0) }; Found::PLACES] };

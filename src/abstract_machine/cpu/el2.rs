@@ -12,12 +12,12 @@ use aarch64_cpu::registers::{
 use spin::Once;
 use tock_registers::fields::FieldValue;
 
-use super::super::features::{Features, SeenIds, Traps, has_mpam};
+use super::super::features::{Features, Parts, SeenIds, Traps, has_mpam};
 use super::super::regs::Syndrome;
 use super::super::shape::Shape;
 use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
-    ID_AA64MMFR2, ID_AA64PFR0, ID_AA64PFR1, ID_AA64SMFR0,
+    ID_AA64MMFR2, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
 };
 use super::{bank, maintenance, traps, vgic, with_world};
 
@@ -136,6 +136,7 @@ fn features() -> Features {
         sve: pfr0.read(ID_AA64PFR0::SVE) != 0,
         sme,
         fa64: sme && sysreg::IdAa64smfr0::get().is_set(ID_AA64SMFR0::FA64),
+        fpmr: sysreg::IdAa64pfr2::get().read(ID_AA64PFR2::FPMR) != 0,
         pmu: !matches!(dfr0.read(ID_AA64DFR0::PMUVer), 0 | 0xf),
         spe: dfr0.read(ID_AA64DFR0::PMSVer) != 0 && !sysreg::Pmbidr::get().is_set(BUFFER_ID::P),
         trf: dfr0.read(ID_AA64DFR0::TraceFilt) != 0,
@@ -155,7 +156,7 @@ fn features() -> Features {
             .value,
         ..Features::NONE
     };
-    features.seldom = features.has_seldom();
+    features.parts = Parts::of(&features);
     features.host = for_host(&features);
     features.vm = traps::for_vm(&features, pfr0.read(ID_AA64PFR0::AMU) != 0);
     features

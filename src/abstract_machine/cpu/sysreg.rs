@@ -86,6 +86,10 @@ mod fields {
             /// Mispredictions.
             MPRED OFFSET(4) NUMBITS(1) [],
         ],
+        /// ID_AA64PFR2_EL1.
+        pub ID_AA64PFR2 [
+            FPMR OFFSET(32) NUMBITS(4) [],
+        ],
         /// ID_AA64SMFR0_EL1.
         pub ID_AA64SMFR0 [
             SMEver OFFSET(56) NUMBITS(4) [],
@@ -251,6 +255,8 @@ registers! {
     CntvCtl: "cntv_ctl_el0", ();
     /// Streaming mode and ZA (FEAT_SME).
     Svcr: "S3_3_C4_C2_2", ();
+    /// Modes of 8-bit floating point (FEAT_FPMR).
+    Fpmr: "S3_3_C4_C4_2", ();
     /// EL1's statistical profiling control.
     Pmscr1: "S3_0_C9_C9_0", ();
     /// EL2's statistical profiling control.
@@ -307,6 +313,8 @@ registers! {
     IdAa64pfr0: "id_aa64pfr0_el1", ID_AA64PFR0::Register;
     /// Feature registers.
     IdAa64pfr1: "id_aa64pfr1_el1", ID_AA64PFR1::Register;
+    /// Feature registers.
+    IdAa64pfr2: "S3_0_C0_C4_2", ID_AA64PFR2::Register;
     /// Feature registers: SME.
     IdAa64smfr0: "S3_0_C0_C4_5", ID_AA64SMFR0::Register;
     /// Feature registers: debug.

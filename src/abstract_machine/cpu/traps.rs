@@ -101,17 +101,18 @@ pub fn write(features: &Features, traps: &Traps) {
 #[inline]
 fn write_common(features: &Features, traps: &Traps) {
     MDCR_EL2.set(traps.mdcr);
-    if features.hcx {
+    let parts = features.parts;
+    if parts.hcx() {
         sysreg::Hcrx::set(traps.hcrx);
     }
-    if features.fgt >= 1 {
+    if parts.fgt() {
         sysreg::Hfgrtr::set(traps.fine_registers);
         sysreg::Hfgwtr::set(traps.fine_registers);
         sysreg::Hfgitr::set(traps.fine_instructions);
         sysreg::Hdfgrtr::set(traps.fine_debug_reads);
         sysreg::Hdfgwtr::set(traps.fine_debug_writes);
     }
-    if features.fgt >= 2 {
+    if parts.fgt2() {
         sysreg::Hfgrtr2::set(traps.fine2);
         sysreg::Hfgwtr2::set(traps.fine2);
         sysreg::Hdfgrtr2::set(traps.fine2);
@@ -146,7 +147,7 @@ pub fn deactivate(world: &World) {
     let features = &world.features;
     sysreg::Cptr::set(features.host.cptr);
     write_common(features, &features.host);
-    if features.pmu {
+    if features.parts.pmu() {
         sysreg::Pmcr::set(world.pmcr);
     }
     barrier::isb(barrier::SY);
@@ -154,7 +155,7 @@ pub fn deactivate(world: &World) {
 
 /// What counts for the host would count the VM: a window into it.
 fn pause_host_counting(world: &mut World) {
-    if world.features.pmu {
+    if world.features.parts.pmu() {
         world.pmcr = sysreg::Pmcr::get().get();
         // C and P (bits 1, 2) read as zero, so writing back resets nothing.
         sysreg::Pmcr::set(world.pmcr & !PMCR_EL0::E::SET.value);

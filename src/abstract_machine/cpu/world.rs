@@ -63,7 +63,7 @@ impl Worlds for Cpu {
     #[inline(always)]
     fn stop_host_recording(&self) {
         serving(|world| {
-            if world.features.seldom {
+            if world.features.parts.seldom() {
                 traps::stop_recording(world);
             }
         });
@@ -72,7 +72,7 @@ impl Worlds for Cpu {
     #[inline(always)]
     fn resume_host_recording(&self) {
         serving(|world| {
-            if world.features.seldom {
+            if world.features.parts.seldom() {
                 traps::resume_recording(world);
             }
         });
