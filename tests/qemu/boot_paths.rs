@@ -91,7 +91,7 @@ fn el1(bed: &Bed) -> Result<(), Failure> {
 
 fn el3(bed: &Bed) -> Result<(), Failure> {
     // QEMU has no PSCI for a machine that starts at EL3, and no firmware is there to offer it.
-    // Neither does Debian's 6.12 use all that its CPU has: the test module does.
+    // Debian's 6.12 does not use SME; the test module does.
     let script =
         health(1).replace("\nexit 0", &format!("{CALLING}\nis TPIDR2_EL0 \"$(call tpidr2 5ec2)\" 5ec2\nexit 0"));
     let placed = Placed::virt_with(bed, 1, &["secure=on"], &script, module(bed)?)?;

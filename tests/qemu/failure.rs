@@ -117,7 +117,7 @@ fn translation(bed: &Bed) -> Result<(), Failure> {
         let done =
             run.core(&hooks).file("/lib/corevisor_test.ko", made::module(bed)?).script(script.as_str()).finish()?;
         done.succeeded()?;
-        done.says("corevisor: a translation that trapped is one that failed")?;
+        done.says("a translation that trapped is one that failed")?;
     }
     Ok(())
 }
