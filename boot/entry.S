@@ -21,14 +21,44 @@ _start:
     .section .text.boot, "ax"
 
 // ---------------------------------------------------------------------------------------------------------
-// From EL3 to EL2: non-secure, AArch64, HVC on, nothing trapped that EL2 should decide. Clobbers x9, x10.
+// What comes to EL3 nevertheless: see el3_trap. Clobbers x9.
+    .macro  guard_el3
+    msr     tpidr_el2, xzr              // no data yet
+    adrp    x9, el3_vectors
+    add     x9, x9, :lo12:el3_vectors
+    msr     vbar_el3, x9
+    isb
+    .endm
+
+// From EL3 to EL2: non-secure, AArch64, HVC on, nothing trapped that EL2 should decide (src/platform/el3.rs has the values). Clobbers x9, x10.
 // Goes on behind the macro at EL2; the link register is used for that.
     .macro  drop_to_el2
     ldr     x9, ={SCR_EL3_VALUE}
     msr     scr_el3, x9
     ldr     x9, ={CPTR_EL3_VALUE}       // no trap of SVE and SME
     msr     cptr_el3, x9
-    msr     mdcr_el3, xzr
+    ldr     x9, ={MDCR_EL3_VALUE}
+    msr     mdcr_el3, x9
+    isb
+    mrs     x9, id_aa64pfr0_el1         // SVE: ZCR_EL3, vectors as long as the CPU has them
+    ubfx    x9, x9, #32, #4
+    cbz     x9, 5f
+    mov     x9, #0x1ff
+    msr     S3_6_C1_C2_0, x9
+5:  mrs     x9, id_aa64pfr1_el1         // SME: SMCR_EL3, the same, and all of its parts
+    ubfx    x9, x9, #24, #4
+    cbz     x9, 6f
+    ldr     x9, ={SMCR_EL3_VALUE}
+    msr     S3_6_C1_C2_6, x9
+6:  mrs     x9, id_aa64pfr0_el1         // MPAM of either version: MPAM3_EL3, on and not trapped
+    ubfx    x9, x9, #40, #4
+    mrs     x10, id_aa64pfr1_el1
+    ubfx    x10, x10, #16, #4
+    orr     x9, x9, x10
+    cbz     x9, 7f
+    mov     x9, #(1 << 63)
+    msr     S3_6_C10_C5_0, x9
+7:
     mrs     x9, id_aa64pfr0_el1         // GIC system registers, if there are any
     ubfx    x9, x9, #24, #4
     cbz     x9, 8f
@@ -104,6 +134,7 @@ primary_entry:
     b.eq    3f
     b.lo    4f
 
+    guard_el3
     bl      {open_to_non_secure}
     mov     x22, sp
     drop_to_el2
@@ -173,6 +204,7 @@ secondary_entry:
     mrs     x9, CurrentEL
     cmp     x9, #0xc
     b.ne    1f
+    guard_el3
     drop_to_el2
 1:  plain_el2
     adrp    x9, {SECONDARY_TABLE}
@@ -209,4 +241,36 @@ enter_host:
     dsb     nsh
     isb
 
+// ---------------------------------------------------------------------------------------------------------
+// Something came to EL3, where nobody serves it: on a CPU whose core runs it is told there, as a trap of the core, with EL3's
+// syndrome, and the machine stops. Before that the CPU stays here.
+el3_trap:
+    msr     tpidr_el0, x0
+    mrs     x0, tpidr_el2
+    cbz     x0, 2f
+    mrs     x0, esr_el3
+    msr     esr_el2, x0
+    mrs     x0, elr_el3
+    msr     elr_el2, x0
+    mrs     x0, spsr_el3
+    msr     spsr_el2, x0
+    mov     x0, #{SPSR_EL2H_MASKED}
+    msr     spsr_el3, x0
+    adr     x0, 1f
+    msr     elr_el3, x0
+    eret
+1:  msr     tpidrro_el0, x1
+    mov     x1, #{CORE_EL3}
+    b       core_trap
+2:  wfe
+    b       2b
+
     .ltorg
+
+    .section .text.vectors, "ax"
+    .balign 2048
+el3_vectors:
+    .rept   16
+    .balign 128
+    b       el3_trap
+    .endr

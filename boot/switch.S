@@ -71,6 +71,27 @@ vm_leave:
     ldp     x29, x30, [sp], #128
     ret
 
+// translate_stage1(x0 = virtual address) -> x0 = PAR_EL1 after a load's translation by EL1's stage 1; 1 (F) if the CPU took an exception for it instead: the walk
+// may meet an external abort, or an update of a descriptor that memory of that kind does not have, by what EL1 has put into its tables and TCR_EL1. That one instruction
+// may trap; `core_trap` comes back here. Then ELR_EL2, SPSR_EL2 and the syndrome are those of that trap: whoever ran before has his in a Context.
+// What a trap of the core uses on its way (from_core) is EL1's, and stays so.
+    .globl  translate_stage1
+translate_stage1:
+    mrs     x9, tpidr_el0
+    mrs     x10, tpidrro_el0
+    mrs     x11, par_el1
+translate_at:
+    at      s1e1r, x0
+    isb
+    mrs     x0, par_el1
+    b       1f
+translate_trapped:
+    mov     x0, #1
+1:  msr     tpidr_el0, x9
+    msr     tpidrro_el0, x10
+    msr     par_el1, x11
+    ret
+
     .macro  from_vm, kind
     .balign 128
     stp     x0, x1, [sp, #-16]!
@@ -85,7 +106,7 @@ vm_vectors:
     from_core 1
     from_core 2
     from_core 3
-    from_core 4
+    from_core {CORE_SYNC}
     from_core 5
     from_core 6
     from_core 7

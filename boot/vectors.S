@@ -1,6 +1,6 @@
 // Exception vectors of EL2 and the way back. A trap of the host saves x0-x30 into a TrapFrame on this CPU's
 // stack, calls Rust with a pointer to it, and returns with what stands in it then: nothing else of the host
-// is touched. A trap of the core itself never returns.
+// is touched. A trap of the core itself never returns, but of one instruction (boot/switch.S: translate_at).
 
     // x2-x30 to and from 31 words at `base`: a TrapFrame, or a Context. Volatile is what Rust does not keep, but x0, x1, x18 and x30.
     .macro  save_volatile base
@@ -104,7 +104,7 @@ vectors:
     from_core 1
     from_core 2
     from_core 3
-    from_core 4                         // current EL: synchronous
+    from_core {CORE_SYNC}               // current EL: synchronous
     from_core 5                         // IRQ: masked, so never
     from_core 6                         // FIQ
     from_core 7                         // SError
@@ -142,8 +142,16 @@ return_volatile:
     dsb     nsh                         // no speculation past the return
     isb
 
+    .globl  core_trap
 core_trap:
-    mrs     x0, tpidr_el2
+    cmp     x1, #{CORE_SYNC}
+    b.ne    1f
+    mrs     x0, elr_el2
+    adr     x1, translate_at
+    cmp     x0, x1
+    b.eq    2f
+    mov     x1, #{CORE_SYNC}
+1:  mrs     x0, tpidr_el2
     ldr     x0, [x0, #{PERCPU_EMERGENCY_TOP}]
     // x0 = top of the emergency stack, x1 = kind; the trapped SP goes into the frame's last slot.
     sub     x0, x0, #{FRAME_SIZE}
@@ -167,3 +175,9 @@ core_trap:
     mov     w1, w2
     bl      {core_trapped}
     b       .
+
+2:  adr     x0, translate_trapped       // expected: x0 and x1 are nobody's there
+    msr     elr_el2, x0
+    eret
+    dsb     nsh
+    isb

@@ -62,22 +62,28 @@ pub struct Features {
     pub sme: bool,
     /// FEAT_SME_FA64: all of SVE in streaming mode.
     pub fa64: bool,
+    /// FEAT_FPMR: modes of 8-bit floating point.
+    pub fpmr: bool,
     /// Performance counters.
     pub pmu: bool,
-    /// Statistical profiling.
+    /// Statistical profiling, whose buffer is not firmware's.
     pub spe: bool,
     /// FEAT_TRF: trace filter registers.
     pub trf: bool,
-    /// FEAT_MPAM.
+    /// FEAT_TRBE: a buffer of trace, which is not firmware's.
+    pub trbe: bool,
+    /// FEAT_BRBE: records of branches.
+    pub brbe: bool,
+    /// FEAT_MPAM, of whichever version.
     pub mpam: bool,
-    /// One of the last three: most CPUs have none of them.
-    pub seldom: bool,
     /// FEAT_HCX.
     pub hcx: bool,
     /// Fine-grained traps: 0, 1 (FEAT_FGT) or 2 (FEAT_FGT2).
     pub fgt: u8,
     /// FEAT_S2FWB, and it is in use: VMs run with HCR_EL2.FWB.
     pub fwb: bool,
+    /// What the world switch asks each time.
+    pub parts: Parts,
     /// VTCR_EL2 but for the size of the addresses.
     pub vtcr: u64,
     /// VTCR_EL2 of the host's table.
@@ -98,20 +104,86 @@ impl Features {
         sve: false,
         sme: false,
         fa64: false,
+        fpmr: false,
         pmu: false,
         spe: false,
         trf: false,
+        trbe: false,
+        brbe: false,
         mpam: false,
-        seldom: false,
         hcx: false,
         fgt: 0,
         fwb: false,
+        parts: Parts(0),
         vtcr: 0,
         host_vtcr: 0,
         host_vttbr: 0,
         host: Traps::ZERO,
         vm: Traps::ZERO,
     };
+}
+
+/// Those of the features that the world switch asks about each time, in one byte: it is loaded once, and each question is a branch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Parts(u8);
+
+impl Parts {
+    const PMU: u8 = 1 << 0;
+    const HCX: u8 = 1 << 1;
+    const FGT: u8 = 1 << 2;
+    const FGT2: u8 = 1 << 3;
+    const SELDOM: u8 = 1 << 4;
+
+    /// Those of a CPU with `features`.
+    pub const fn of(features: &Features) -> Self {
+        let seldom = features.spe || features.trf || features.trbe || features.brbe || features.mpam;
+        Self(
+            Self::part(features.pmu, Self::PMU)
+                | Self::part(features.hcx, Self::HCX)
+                | Self::part(features.fgt >= 1, Self::FGT)
+                | Self::part(features.fgt >= 2, Self::FGT2)
+                | Self::part(seldom, Self::SELDOM),
+        )
+    }
+
+    const fn part(has: bool, part: u8) -> u8 {
+        if has { part } else { 0 }
+    }
+
+    /// Performance counters.
+    #[inline(always)]
+    pub const fn pmu(self) -> bool {
+        self.0 & Self::PMU != 0
+    }
+
+    /// FEAT_HCX.
+    #[inline(always)]
+    pub const fn hcx(self) -> bool {
+        self.0 & Self::HCX != 0
+    }
+
+    /// FEAT_FGT.
+    #[inline(always)]
+    pub const fn fgt(self) -> bool {
+        self.0 & Self::FGT != 0
+    }
+
+    /// FEAT_FGT2.
+    #[inline(always)]
+    pub const fn fgt2(self) -> bool {
+        self.0 & Self::FGT2 != 0
+    }
+
+    /// Profiling, trace, branch records or MPAM: most CPUs have none of them.
+    #[inline(always)]
+    pub const fn seldom(self) -> bool {
+        self.0 & Self::SELDOM != 0
+    }
+}
+
+/// Whether a CPU has FEAT_MPAM, by ID_AA64PFR0_EL1.MPAM and ID_AA64PFR1_EL1.MPAM_frac: version 0.1 has a zero in the first. Arm ARM D24.2.84.
+pub const fn has_mpam(version: u64, fraction: u64) -> bool {
+    version != 0 || fraction != 0
 }
 
 /// ID registers as VMs see them on one CPU, as far as one has asked.
@@ -150,6 +222,42 @@ impl SeenIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_feature_that_records_or_partitions_is_looked_after_at_the_world_switch() {
+        assert!(!Parts::of(&Features::NONE).seldom());
+        let set: [fn(&mut Features); 5] =
+            [|f| f.spe = true, |f| f.trf = true, |f| f.trbe = true, |f| f.brbe = true, |f| f.mpam = true];
+        for set in set {
+            let mut features = Features::NONE;
+            set(&mut features);
+            assert!(Parts::of(&features).seldom(), "{features:?}");
+        }
+    }
+
+    #[test]
+    fn each_part_is_told_by_itself() {
+        let of = |change: fn(&mut Features)| {
+            let mut features = Features::NONE;
+            change(&mut features);
+            let parts = Parts::of(&features);
+            [parts.pmu(), parts.hcx(), parts.fgt(), parts.fgt2(), parts.seldom()]
+        };
+        assert_eq!(of(|_| {}), [false; 5]);
+        assert_eq!(of(|f| f.pmu = true), [true, false, false, false, false]);
+        assert_eq!(of(|f| f.hcx = true), [false, true, false, false, false]);
+        assert_eq!(of(|f| f.fgt = 1), [false, false, true, false, false]);
+        assert_eq!(of(|f| f.fgt = 2), [false, false, true, true, false]);
+        assert_eq!(of(|f| f.mpam = true), [false, false, false, false, true]);
+    }
+
+    #[test]
+    fn every_version_of_mpam_is_one() {
+        assert_eq!(
+            [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(version, fraction)| has_mpam(version, fraction)),
+            [false, true, true, true]
+        );
+    }
 
     #[test]
     fn an_id_register_is_found_again_and_no_other_in_its_place() {

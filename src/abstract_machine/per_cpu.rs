@@ -159,6 +159,14 @@ pub struct World {
     pub host: Context,
     /// What VMs see of the CPU's ID registers.
     pub ids: SeenIds,
+    /// PMBLIMITR_EL1 of the host.
+    pub pmblimitr: u64,
+    /// TRBLIMITR_EL1 of the host.
+    pub trblimitr: u64,
+    /// BRBCR_EL1 of the host.
+    pub brbcr: u64,
+    /// FPMR of a host in SVE streaming mode.
+    pub fpmr: u64,
 }
 
 impl PerCpu {
@@ -180,6 +188,10 @@ impl PerCpu {
             pmscr: 0,
             trfcr: 0,
             serror: 0,
+            pmblimitr: 0,
+            trblimitr: 0,
+            brbcr: 0,
+            fpmr: 0,
         };
         let events = [const { AtomicU64::new(0) }; Event::COUNT];
         let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(0) }; Found::PLACES] };

@@ -3,11 +3,11 @@
 //! The order in which a CPU goes from host to VM and back is the layers' (`vcpu::ctxt_switch`), that of K §3.7:
 //!
 //! ```text
-//! save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
+//! stop_host_recording, save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
 //! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
 //! run_vm (which goes on after exits that the core serves; fpsimd_open at the first use of FP),
 //! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps, host_el2_restore_state,
-//! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host)
+//! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host), resume_host_recording
 //! ```
 //!
 //! FP registers are moved only for a VM that uses them, at its first use; a VM never runs with the host's open to it, the host never with a VM's in the CPU.
@@ -110,6 +110,12 @@ pub trait Worlds: Sync {
         self.take_shadow_ctxt(shadow).set(reg, value);
     }
 
+    /// What samples, traces or records branches for the host stops; what of it was not written yet is written now, by the host's tables, and nothing afterwards.
+    fn stop_host_recording(&self);
+
+    /// It goes on: by the host's tables, which are in place again.
+    fn resume_host_recording(&self);
+
     /// Saves the EL1 and EL0 registers of this CPU, CNTV among them, and switches CNTV off. K: `save_sysregs`.
     fn save_sysregs(&self, at: ContextAt<'_>);
 
@@ -127,8 +133,7 @@ pub trait Worlds: Sync {
     /// `false`, and nothing has changed, if that was so already.
     fn fpsimd_open(&self, ctxt: &Context) -> bool;
 
-    /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters, profiling
-    /// and trace. K: `activate_traps`.
+    /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters. K: `activate_traps`.
     fn activate_traps(&self, lines: VirtualLines);
 
     /// Puts back what [`activate_traps`](Self::activate_traps) changed, except HCR_EL2. K: `deactivate_traps`.
@@ -175,6 +180,9 @@ pub trait Worlds: Sync {
     /// If the physical interrupt that waits for this CPU is the host's SGI `sgi`, takes and ends it. Else it stays pending. GICv3 only.
     fn take_kick(&self, sgi: u8) -> bool;
 
+    /// Whether a physical interrupt waits for this CPU, of whatever number and priority.
+    fn interrupt_waits(&self) -> bool;
+
     /// Says which vCPU this CPU is running: [`VmId::HOST`] when none. K: `set_per_cpu`.
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId);
 
@@ -194,7 +202,7 @@ pub trait Worlds: Sync {
 
     /// Page of the intermediate address of the abort with which the vCPU of `ctxt` just left. HPFAR_EL2 holds it, but
     /// not for a permission fault of an access (Arm ARM D24.2.66): then the virtual address is translated again with the VM's
-    /// own stage 1, which must still be loaded. `None`: the VM has changed its tables meanwhile; let it try again. K §3.2.
+    /// own stage 1, which must still be loaded. `None`: the VM has changed its tables meanwhile, or the CPU cannot walk them; let it try again, and meet itself what is there. K §3.2.
     fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa>;
 
     /// The physical counter (CNTPCT_EL0).

@@ -6,7 +6,7 @@
 //!
 //! A redistributor uses its tables from GICR_CTLR.EnableLPIs on. Then they are looked at: all of it must be the host's, and is from then on lent to the redistributor, so it
 //! becomes nobody else's; and the registers that say where they are do not change any more. Where they are not, EnableLPIs stays clear. What was lent once stays lent: there is no way to
-//! know when a redistributor is done with it.
+//! know when a redistributor is done with it. One that was told to stop uses its tables until RWP is clear: till then the registers do not change either, and it is not started again.
 //!
 //! Below: MmioRaw, MemoryOps. Above: MmioCore. Specification: `spec::mmio`. Source: SeKVM layer MmioCoreAux; K §2 L23; docs/architecture.md, Devices.
 #![forbid(unsafe_code)]
@@ -26,6 +26,10 @@ const GICR_PENDBASER: u64 = 0x78;
 
 /// GICR_CTLR.EnableLPIs.
 const ENABLE_LPIS: u64 = 1;
+/// GICR_CTLR.RWP: a write is on its way, which may be the one that cleared EnableLPIs.
+const RWP: u64 = 1 << 3;
+/// So often a redistributor is asked whether a write has arrived, for those that only now got one that is no matter here.
+const PATIENCE: u32 = 1000;
 /// GICR_PROPBASER.IDbits: bits of interrupt numbers, less one.
 const PROP_ID_BITS: u64 = 0x1f;
 /// Addresses in GICR_PROPBASER (51:12) and GICR_PENDBASER (51:16).
@@ -38,20 +42,28 @@ pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits:
     let Some(value) = access.store else { return machine.mmio_read(access.at, access.size) };
     let page = access.at.align_down(PAGE_SIZE);
     let register = |offset: u64, size| page.checked_add(offset).map_or(0, |at| machine.mmio_read(at, size));
-    let enabled = register(GICR_CTLR, 4) & ENABLE_LPIS != 0;
+    let arrived = || (0..PATIENCE).any(|_| register(GICR_CTLR, 4) & RWP == 0);
+    let enabled = || register(GICR_CTLR, 4) & ENABLE_LPIS != 0;
     match access.offset() {
-        GICR_CTLR if value & ENABLE_LPIS != 0 && !enabled => {
-            let tables = lpi_tables(register(GICR_PROPBASER, 8), register(GICR_PENDBASER, 8), lpi_bits);
-            let lent = tables.is_some_and(|tables| lend_all(mem, &tables));
+        GICR_CTLR if value & ENABLE_LPIS != 0 && !enabled() => {
+            let lent = if arrived() {
+                let tables = lpi_tables(register(GICR_PROPBASER, 8), register(GICR_PENDBASER, 8), lpi_bits);
+                tables.is_some_and(|tables| lend_all(mem, &tables))
+            } else {
+                false
+            };
             if !lent {
                 let level = refused(machine);
-                log::log!(level, "host: the tables of the redistributor at {page} are not all its own: no LPIs there");
+                log::log!(
+                    level,
+                    "host: the tables of the redistributor at {page} are not all its own, or in use: no LPIs there"
+                );
             }
             let allowed = if lent { value } else { value & !ENABLE_LPIS };
             machine.mmio_write(access.at, access.size, allowed);
         }
         // The redistributor would not look at it, or would at both.
-        GICR_PROPBASER..0x80 if enabled => {}
+        GICR_PROPBASER..0x80 if enabled() || !arrived() => {}
         _ => machine.mmio_write(access.at, access.size, value),
     }
     0

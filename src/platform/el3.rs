@@ -1,5 +1,5 @@
 //! Entered at EL3, on a board whose firmware left that level to the kernel: what only the secure side can do before
-//! the core drops to EL2 and never comes back.
+//! the core drops to EL2 and never comes back. Nothing below may come to EL3 again, so nothing traps there; what does nevertheless stops the machine (boot/entry.S).
 //!
 //! A GIC with two security states gives a non-secure kernel no interrupt until the secure side has put them into
 //! Group 1 and opened the priority mask. Boot CPU only, MMU off, no locks. Arm IHI 0048B (GICv2) §4.3, IHI 0069 (GICv3) §12.9 to 12.11.
@@ -15,6 +15,104 @@ use super::boot;
 use super::device_tree::Gic;
 use crate::abstract_machine::addr::{Pa, PhysRange};
 use crate::abstract_machine::cpu::el2;
+
+register_bitfields! {u64,
+    /// What traps to EL3, and what EL2 is.
+    SCR_EL3 [
+        NS OFFSET(0) NUMBITS(1) [],
+        RES1 OFFSET(4) NUMBITS(2) [ One = 0b11 ],
+        HCE OFFSET(8) NUMBITS(1) [],
+        RW OFFSET(10) NUMBITS(1) [],
+        APK OFFSET(16) NUMBITS(1) [],
+        API OFFSET(17) NUMBITS(1) [],
+        EnSCXT OFFSET(25) NUMBITS(1) [],
+        ATA OFFSET(26) NUMBITS(1) [],
+        FGTEn OFFSET(27) NUMBITS(1) [],
+        ECVEn OFFSET(28) NUMBITS(1) [],
+        AMVOFFEN OFFSET(35) NUMBITS(1) [],
+        EnAS0 OFFSET(36) NUMBITS(1) [],
+        ADEn OFFSET(37) NUMBITS(1) [],
+        HXEn OFFSET(38) NUMBITS(1) [],
+        GCSEn OFFSET(39) NUMBITS(1) [],
+        EnTP2 OFFSET(41) NUMBITS(1) [],
+        RCWMASKEn OFFSET(42) NUMBITS(1) [],
+        TCR2En OFFSET(43) NUMBITS(1) [],
+        SCTLR2En OFFSET(44) NUMBITS(1) [],
+        PIEn OFFSET(45) NUMBITS(1) [],
+        AIEn OFFSET(46) NUMBITS(1) [],
+        D128En OFFSET(47) NUMBITS(1) [],
+        EnFPM OFFSET(50) NUMBITS(1) [],
+        PFAREn OFFSET(53) NUMBITS(1) [],
+        EnIDCP128 OFFSET(55) NUMBITS(1) [],
+        FGTEn2 OFFSET(59) NUMBITS(1) [],
+    ],
+    CPTR_EL3 [
+        EZ OFFSET(8) NUMBITS(1) [],
+        ESM OFFSET(12) NUMBITS(1) [],
+    ],
+    /// Debug, counters, profiling, trace.
+    MDCR_EL3 [
+        EnPM2 OFFSET(7) NUMBITS(1) [],
+        NSPB OFFSET(12) NUMBITS(2) [ NonSecure = 0b11 ],
+        NSTB OFFSET(24) NUMBITS(2) [ NonSecure = 0b11 ],
+        SBRBE OFFSET(32) NUMBITS(2) [ NonSecure = 0b01 ],
+        EnPMSN OFFSET(36) NUMBITS(1) [],
+        EnTB2 OFFSET(39) NUMBITS(1) [],
+        EnPMS3 OFFSET(42) NUMBITS(1) [],
+        EnPMSS OFFSET(44) NUMBITS(1) [],
+        EnITE OFFSET(47) NUMBITS(1) [],
+        EnSTEPOP OFFSET(50) NUMBITS(1) [],
+    ],
+    SMCR_EL3 [
+        LEN OFFSET(0) NUMBITS(9) [ Longest = 0x1ff ],
+        EZT0 OFFSET(30) NUMBITS(1) [],
+        FA64 OFFSET(31) NUMBITS(1) [],
+    ],
+}
+
+/// EL2 is non-secure AArch64, and decides itself about every extension: whoever runs below would come to EL3 with what is zero here, and nobody serves it there.
+/// Bits of extensions that the CPU does not have are RES0: these have no effect, whatever stands in them (Arm ARM, glossary).
+pub const SCR_EL3_VALUE: u64 = SCR_EL3::NS::SET.value
+    | SCR_EL3::RES1::One.value
+    | SCR_EL3::HCE::SET.value
+    | SCR_EL3::RW::SET.value
+    | SCR_EL3::APK::SET.value
+    | SCR_EL3::API::SET.value
+    | SCR_EL3::EnSCXT::SET.value
+    | SCR_EL3::ATA::SET.value
+    | SCR_EL3::FGTEn::SET.value
+    | SCR_EL3::ECVEn::SET.value
+    | SCR_EL3::AMVOFFEN::SET.value
+    | SCR_EL3::EnAS0::SET.value
+    | SCR_EL3::ADEn::SET.value
+    | SCR_EL3::HXEn::SET.value
+    | SCR_EL3::GCSEn::SET.value
+    | SCR_EL3::EnTP2::SET.value
+    | SCR_EL3::RCWMASKEn::SET.value
+    | SCR_EL3::TCR2En::SET.value
+    | SCR_EL3::SCTLR2En::SET.value
+    | SCR_EL3::PIEn::SET.value
+    | SCR_EL3::AIEn::SET.value
+    | SCR_EL3::D128En::SET.value
+    | SCR_EL3::EnFPM::SET.value
+    | SCR_EL3::PFAREn::SET.value
+    | SCR_EL3::EnIDCP128::SET.value
+    | SCR_EL3::FGTEn2::SET.value;
+/// SVE and SME are not trapped.
+pub const CPTR_EL3_VALUE: u64 = CPTR_EL3::EZ::SET.value | CPTR_EL3::ESM::SET.value;
+/// Profiling, trace and branch records are the non-secure side's; nothing traps.
+pub const MDCR_EL3_VALUE: u64 = MDCR_EL3::EnPM2::SET.value
+    | MDCR_EL3::NSPB::NonSecure.value
+    | MDCR_EL3::NSTB::NonSecure.value
+    | MDCR_EL3::SBRBE::NonSecure.value
+    | MDCR_EL3::EnPMSN::SET.value
+    | MDCR_EL3::EnTB2::SET.value
+    | MDCR_EL3::EnPMS3::SET.value
+    | MDCR_EL3::EnPMSS::SET.value
+    | MDCR_EL3::EnITE::SET.value
+    | MDCR_EL3::EnSTEPOP::SET.value;
+/// Vectors as long as the CPU has them, ZT0, and all instructions in streaming mode, if it has these.
+pub const SMCR_EL3_VALUE: u64 = SMCR_EL3::LEN::Longest.value | SMCR_EL3::EZT0::SET.value | SMCR_EL3::FA64::SET.value;
 
 register_bitfields! {u32,
     GICD_TYPER [ ITLinesNumber OFFSET(0) NUMBITS(5) [] ],

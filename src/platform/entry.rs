@@ -8,7 +8,7 @@ use core::mem::offset_of;
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{SCTLR_EL2, TCR_EL2, VBAR_EL2, Writeable};
 
-use super::{boot, failure};
+use super::{boot, el3, failure};
 use crate::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, CpuId, Pa, PhysRange};
 use crate::abstract_machine::cpu::{self, el2};
 use crate::abstract_machine::per_cpu::PerCpu;
@@ -23,12 +23,6 @@ use crate::platform::device_tree::MAX_CPUS;
 const BOOT_STACK_SIZE: usize = 96 * 1024;
 /// Bytes of the stack on which a trap of the core during boot is reported.
 const BOOT_EMERGENCY_SIZE: usize = 8 * 1024;
-
-/// SCR_EL3: NS, RES1, HCE, RW, API, APK, EnSCXT, ECVEn, FGTEn, HXEn, ATA: EL2 is non-secure AArch64 and decides itself.
-const SCR_EL3_VALUE: u64 =
-    1 | 0b11 << 4 | 1 << 8 | 1 << 10 | 1 << 16 | 1 << 17 | 1 << 25 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 38;
-/// CPTR_EL3: EZ and ESM, so that SVE and SME are not trapped.
-const CPTR_EL3_VALUE: u64 = 1 << 8 | 1 << 12;
 
 /// ESR_EL2.EC of a hypercall.
 const ESR_EC_HVC64: u64 = ESR::EC::Value::Hvc64 as u64;
@@ -61,6 +55,8 @@ static BOOT_PER_CPU: BootCell<PerCpu> = BootCell(UnsafeCell::new(PerCpu::new(Cpu
 /// Root, and a level-1 and a level-2 table for each of: image, device tree, the block behind the device tree.
 const EARLY_TABLE_COUNT: usize = 7;
 
+/// Number of the vector of a synchronous exception of the core itself.
+const CORE_SYNC: u64 = 4;
 /// ISR_EL1.A: an SError is pending. Arm ARM D24.2.103.
 const ISR_EL1_A: u64 = 8;
 /// PSTATE.A in the immediate of MSR DAIFClr. Arm ARM C5.2.3.
@@ -69,8 +65,11 @@ const DAIF_A: u64 = 4;
 global_asm!(
     include_str!("../../boot/entry.S"),
     include_str!("../../boot/relocate.S"),
-    SCR_EL3_VALUE = const SCR_EL3_VALUE,
-    CPTR_EL3_VALUE = const CPTR_EL3_VALUE,
+    SCR_EL3_VALUE = const el3::SCR_EL3_VALUE,
+    CPTR_EL3_VALUE = const el3::CPTR_EL3_VALUE,
+    MDCR_EL3_VALUE = const el3::MDCR_EL3_VALUE,
+    SMCR_EL3_VALUE = const el3::SMCR_EL3_VALUE,
+    CORE_EL3 = const failure::CORE_EL3,
     SPSR_EL2H_MASKED = const 0x3c9,
     HCR_EL2_RW = const 1_u64 << 31,
     MMU_SETTINGS = sym MMU_SETTINGS,
@@ -88,7 +87,7 @@ global_asm!(
     primary_main = sym boot::primary_main,
     secondary_main = sym super::cpus::secondary_main,
     refuse_el1 = sym boot::refuse_el1,
-    open_to_non_secure = sym super::el3::open_to_non_secure,
+    open_to_non_secure = sym el3::open_to_non_secure,
 );
 
 global_asm!(
@@ -102,6 +101,7 @@ global_asm!(
     trap_lower_hvc = sym boot::trap_lower_hvc,
     trap_lower_irq = sym failure::unexpected_interrupt,
     trap_lower_serror = sym boot::trap_lower_serror,
+    CORE_SYNC = const CORE_SYNC,
     ISR_A = const ISR_EL1_A,
     DAIF_A = const DAIF_A,
     core_trapped = sym failure::core_trapped,

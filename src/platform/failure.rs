@@ -16,6 +16,9 @@ use crate::abstract_machine::regs::TrapFrame;
 /// Frames of a backtrace at most.
 const MAX_FRAMES: usize = 24;
 
+/// What stands for a vector when something came to EL3 on a board that left that level to the core (boot/entry.S).
+pub const CORE_EL3: u32 = 16;
+
 /// An assertion of the core did not hold.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     let frame_pointer: u64;
@@ -34,6 +37,12 @@ pub fn panicked(info: &PanicInfo<'_>) -> ! {
 pub extern "C" fn core_trapped(frame: &TrapFrame, kind: u32) -> ! {
     const KINDS: [&str; 4] = ["synchronous exception", "IRQ", "FIQ", "SError"];
     let what = KINDS.get(kind as usize & 3).copied().unwrap_or("trap");
+    if kind == CORE_EL3 {
+        // It may have been the host or a VM: their registers are not shown.
+        report(|out| {
+            let _ = writeln!(out, "trap to EL3: ESR_EL3 {:#x}  SPSR_EL3 {:#x}", ESR_EL2.get(), SPSR_EL2.get());
+        });
+    }
     report(|out| {
         let _ = writeln!(out, "{what} in the core (vector {kind})");
         let _ = writeln!(
@@ -109,12 +118,16 @@ fn backtrace(out: &mut PanicWriter<'_>, pc: Option<u64>, mut frame_pointer: u64)
 /// Failures that a test can ask for: HVC with this number in x0 and the kind of failure in x1.
 #[cfg(feature = "test-hooks")]
 pub mod provoke {
-    use aarch64_cpu::registers::{ESR_EL2, Readable, SP, Writeable};
+    use aarch64_cpu::asm::barrier;
+    use aarch64_cpu::registers::{
+        ELR_EL2, ESR_EL2, HCR_EL2, Readable, SP, SPSR_EL2, TPIDR_EL0, TPIDRRO_EL0, TTBR0_EL1, Writeable,
+    };
 
     use core::sync::atomic::{AtomicU64, Ordering};
 
     use super::entry;
     use crate::abstract_machine::Machine;
+    use crate::abstract_machine::cpu;
     use crate::abstract_machine::regs::TrapFrame;
     use crate::interface::HostCall;
     use crate::memory::{Memory, oracle};
@@ -171,6 +184,9 @@ pub mod provoke {
                 super::super::boot::trap_lower_serror(&mut TrapFrame { x: [0; 31], sp: 0 });
             }
             FOR_THE_ORACLE => {}
+            8 => translate_through_nothing(),
+            // SAFETY: SMC, which nobody answers: entered at EL3, the report is the test.
+            9 => unsafe { core::arch::asm!(".inst 0xd4000003") },
             address => jump(address),
         }
     }
@@ -200,6 +216,30 @@ pub mod provoke {
                 pc = out(reg) _, pstate = in(reg) 0x2c9_u64, esr = in(reg) SERROR
             );
         }
+    }
+
+    /// The core translates an address of EL1 by tables where no memory is, which QEMU answers as hardware may: by an exception of AT itself. The registers of EL1 stay
+    /// as they are.
+    fn translate_through_nothing() {
+        /// QEMU's virt has nothing there.
+        const NOTHING: u64 = 0x0f00_0000;
+        let (ttbr0, hcr, elr, spsr) = (TTBR0_EL1.get(), HCR_EL2.get(), ELR_EL2.get(), SPSR_EL2.get());
+        let threads = [TPIDR_EL0.get(), TPIDRRO_EL0.get()];
+        TTBR0_EL1.set(NOTHING);
+        HCR_EL2.set(hcr & !HCR_EL2::VM::Enable.value);
+        barrier::isb(barrier::SY);
+        let found = cpu::translate_stage1(0x1000);
+        let trapped = ELR_EL2.get() != elr;
+        TTBR0_EL1.set(ttbr0);
+        HCR_EL2.set(hcr);
+        ELR_EL2.set(elr);
+        SPSR_EL2.set(spsr);
+        barrier::isb(barrier::SY);
+        cpu::maintenance::flush_all_local();
+        assert!(trapped, "the translation should have trapped");
+        assert!(found.is_none(), "a translation through nothing: {found:?}");
+        assert!(threads == [TPIDR_EL0.get(), TPIDRRO_EL0.get()], "registers of EL1 have changed");
+        log::warn!("a translation that trapped is one that failed");
     }
 
     fn jump(at: u64) {

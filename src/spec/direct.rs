@@ -138,6 +138,11 @@ pub fn kicked(v: &Running, posted: u16) -> (Running, u16) {
     (v, left)
 }
 
+/// Whether it goes on after that; else its host gets its turn.
+pub fn goes_on(left: u16, another_waits: bool) -> bool {
+    left == 0 && !another_waits
+}
+
 /// The vCPU is interrupted by something else: `None` if that is the host's.
 pub fn interrupted(v: &Running) -> Option<Running> {
     const ENABLED: u64 = 1;

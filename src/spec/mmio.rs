@@ -54,23 +54,25 @@ fn lend(mut s: State, all: &[Pfn]) -> Option<State> {
     Some(s)
 }
 
-/// The host stores to a redistributor. It comes to have tables only where all of them are the host's, which they are from then on; then they stay where they are.
+/// The host stores to a redistributor. It comes to have tables only where all of them are the host's, which they are from then on; then they stay where they are, until it is off and
+/// says that no write is on its way.
 pub fn gicr_store(s: State, mut gicr: Gicr, offset: u64, size: u64, value: u64, lpi_bits: u32) -> (State, Gicr) {
-    let on = load(&gicr, 0, 4) & 1 == 1;
+    let (on, stops) = (load(&gicr, 0, 4) & 1 == 1, load(&gicr, 0, 4) >> 3 & 1 == 1);
     if offset == 0 && value & 1 == 1 && !on {
         let (prop, pend) = (load(&gicr, 0x70, 8), load(&gicr, 0x78, 8));
         let numbers = 1u64 << ((prop & 0x1f) as u32 + 1).min(lpi_bits);
         let address = |register: u64, low: u32| register & ((1 << 52) - 1) >> low << low;
         let mut all = Vec::new();
-        if numbers >= 8192 {
+        let possible = numbers >= 8192 && !stops;
+        if possible {
             all = pages(address(prop, 12), numbers - 8192);
             all.extend(pages(address(pend, 16), numbers / 8));
         }
-        let lent = if numbers >= 8192 { lend(s.clone(), &all) } else { None };
+        let lent = if possible { lend(s.clone(), &all) } else { None };
         store(&mut gicr, offset, size, if lent.is_some() { value } else { value & !1 });
         return (lent.unwrap_or(s), gicr);
     }
-    if !(on && (0x70..0x80).contains(&offset)) {
+    if !((on || stops) && (0x70..0x80).contains(&offset)) {
         store(&mut gicr, offset, size, value);
     }
     (s, gicr)

@@ -8,7 +8,7 @@
 //!
 //! | the access                                        | outcome                                                                      |
 //! |---------------------------------------------------|------------------------------------------------------------------------------|
-//! | its address is not known any more                 | again: another vCPU changed the stage-1 tables meanwhile                      |
+//! | its address is not known any more                 | again: another vCPU changed the stage-1 tables meanwhile; or walking them is an external abort, which the VM takes then |
 //! | external abort, TLB conflict, unsupported atomic  | external abort in the VM                                                     |
 //! | memory, and mapped by now                         | again: another vCPU's fault was served meanwhile (K §8.3 A4)                 |
 //! | memory                                            | exit MemoryFault: its page, whether write or fetch, no register              |

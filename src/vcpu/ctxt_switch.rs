@@ -24,8 +24,10 @@ use crate::interface::mailbox::ExitReason;
 use crate::vm::boot_ops::{give_vcpu_back, set_vcpu_active, set_vcpu_inactive, vcpu_started};
 use crate::vm::{Active, Start, Vms};
 
-/// The host's EL1 registers, into this CPU's own context; its FP state only if no VM could run with it in place. K: `save_host`.
+/// The host's EL1 registers, into this CPU's own context; its FP state only if no VM could run with it in place. First of all what writes for it by its tables
+/// (profiling, trace) stops, for these go. K: `save_host`.
 pub fn save_host<M: Machine>(machine: &M) {
+    machine.stop_host_recording();
     machine.save_sysregs(ContextAt::Host);
     machine.fpsimd_save_state(ContextAt::Host);
 }
@@ -36,6 +38,7 @@ pub fn restore_host<M: Machine>(machine: &M) {
     machine.set_per_cpu(VmId::HOST, VcpuId::new(machine.get_cur_cpu().index() as u16));
     machine.restore_sysregs(ContextAt::Host);
     machine.fpsimd_restore_state(ContextAt::Host);
+    machine.resume_host_recording();
 }
 
 /// A vCPU that this CPU has loaded: between [`restore_vm`] and [`save_vm`].

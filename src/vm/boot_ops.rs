@@ -234,6 +234,10 @@ pub fn vcpu_started<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
 /// This CPU runs the vCPU no more. K: `set_vcpu_inactive`.
 pub fn set_vcpu_inactive<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) {
     if let Ok(mut vm) = vms.vm(id) {
+        // What was sent to it meanwhile waits for its next run, in which it is kicked again.
+        if let Ok(place) = vm.vcpu(vcpu) {
+            place.posted &= !Vcpu::KICKED;
+        }
         inactive(&mut vm, vcpu);
     }
 }
@@ -254,7 +258,7 @@ pub fn give_vcpu_back<M: Machine, R>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, show:
     // It exists: a vCPU of it runs.
     let Ok(mut vm) = vms.vm_at_once(id) else { return show(false, 0) };
     let on = matches!(vm.state, VmState::Ready | VmState::Verified);
-    let posted = vm.vcpu(vcpu).map_or(0, |vcpu| core::mem::take(&mut vcpu.posted));
+    let posted = vm.vcpu(vcpu).map_or(0, |vcpu| core::mem::take(&mut vcpu.posted) as u16);
     let shown = show(on, posted);
     inactive(&mut vm, vcpu);
     shown

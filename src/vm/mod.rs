@@ -153,8 +153,8 @@ pub struct Vcpu {
     pub(crate) mailbox: Pfn,
     /// The CPU, plus 1, on which it ran last and none of the VM's other vCPUs since; else 0.
     pub(crate) last_cpu: u16,
-    /// SGIs that the VM's other vCPUs have sent to it while it runs, one bit each.
-    pub(crate) posted: u16,
+    /// SGIs that the VM's other vCPUs have sent to it while it runs, one bit each; and [`Vcpu::KICKED`]. One word, for an exit takes all of it.
+    pub(crate) posted: u32,
 }
 
 impl Vcpu {
@@ -166,6 +166,8 @@ impl Vcpu {
         last_cpu: 0,
         posted: 0,
     };
+    /// Bit of `posted`: its CPU was kicked because of them, since it entered and since it looked last.
+    pub(crate) const KICKED: u32 = 1 << 16;
 }
 
 /// One boot image.

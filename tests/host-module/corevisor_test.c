@@ -5,6 +5,7 @@
  *   hvc X0 [X1 X2 X3]    the call, HVC #0           -> x0 x1 x2 x3
  *   hvc1 X0 ...          the same with HVC #1
  *   smc X0 ..., smc1 X0 ...                         the same by SMC
+ *   tpidr2 VALUE         writes TPIDR2_EL0 (FEAT_SME)         -> what it reads then
  *   log                  all of the core's log, by its hypercall
  *   read ADDRESS         of physical memory, as a device      -> the 64 bits there
  *   readcached ADDRESS   the same, as normal memory
@@ -121,6 +122,13 @@ static ssize_t command_write(struct file *file, const char __user *text, size_t 
 	answer[0] = 0;
 	if (!strcmp(what, "log")) {
 		read_log();
+		return size;
+	}
+	if (!strcmp(what, "tpidr2")) {
+		u64 value;
+
+		asm volatile("msr S3_3_C13_C0_5, %1\n\tisb\n\tmrs %0, S3_3_C13_C0_5" : "=r"(value) : "r"(r[0]));
+		sprintf(answer, "%llx\n", value);
 		return size;
 	}
 	for (i = 0; i < ARRAY_SIZE(calls); i++) {

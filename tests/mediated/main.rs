@@ -96,6 +96,26 @@ fn what_a_redistributor_uses_becomes_nobody_elses_and_stays_where_it_is() {
 }
 
 #[test]
+fn a_redistributor_that_was_told_to_stop_keeps_its_tables_until_it_has() {
+    let mut bed = bed();
+    let pend = TABLES + 0x1_0000;
+    assert!(enable_lpis(&mut bed, TABLES, pend));
+    bed.store(GICR + CTLR, 4, 0);
+    // Its registers say so at once, but RWP says that it is not over.
+    bed.registers.lock().unwrap().values.insert(GICR + CTLR, 1 << 3);
+    bed.store(GICR + PENDBASER, 8, CORES & !0xffff);
+    bed.store(GICR + PROPBASER + 4, 4, 1);
+    assert_eq!((bed.real(GICR + PENDBASER), bed.real(GICR + PROPBASER)), (pend, TABLES | 7 << 7 | 0xf));
+    bed.store(GICR + CTLR, 4, 1 << 3 | 1);
+    assert_eq!(bed.real(GICR + CTLR), 1 << 3, "nor does it start again meanwhile");
+    assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 1);
+    // It is over.
+    bed.registers.lock().unwrap().values.insert(GICR + CTLR, 0);
+    assert!(!enable_lpis(&mut bed, TABLES, CORES & !0xffff));
+    assert!(enable_lpis(&mut bed, TABLES, pend));
+}
+
+#[test]
 fn a_table_is_as_long_as_the_gic_has_interrupts() {
     let mut bed = bed();
     // 32 bits are more than GICD_TYPER says: 16 count. Fewer than LPIs need are none.

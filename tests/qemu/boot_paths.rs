@@ -1,7 +1,9 @@
 //! The ways into the core.
 
 use crate::{
-    bed::{Bed, Checks, FUNCTIONS, Failure, HEALTH, LIMIT},
+    bed::{Bed, Checks, FUNCTIONS, Failure, HEALTH, LIMIT, check},
+    confinement::CALLING,
+    made,
     placed::{Placed, initrd_with, load, whole},
     runner::Case,
 };
@@ -25,6 +27,7 @@ pub fn cases() -> Vec<Case> {
         .only_in_full_if(true),
         new("entered at EL1 the core says what it needs, and stops", el1),
         new("entered at EL3 the core drops to EL2, and the host lives on one CPU", el3),
+        new("entered at EL3 what comes to that level is told, and the machine stops", el3_trap),
     ]
 }
 
@@ -88,7 +91,10 @@ fn el1(bed: &Bed) -> Result<(), Failure> {
 
 fn el3(bed: &Bed) -> Result<(), Failure> {
     // QEMU has no PSCI for a machine that starts at EL3, and no firmware is there to offer it.
-    let placed = Placed::virt(bed, 1, &["secure=on"], &health(1))?;
+    // Debian's 6.12 does not use SME; the test module does.
+    let script =
+        health(1).replace("\nexit 0", &format!("{CALLING}\nis TPIDR2_EL0 \"$(call tpidr2 5ec2)\" 5ec2\nexit 0"));
+    let placed = Placed::virt_with(bed, 1, &["secure=on"], &script, module(bed)?)?;
     let done = placed.run(bed)?.finish()?;
     done.says("entered at EL3")?;
     done.says("corevisor-host: script ended with status 0")?;
@@ -96,4 +102,20 @@ fn el3(bed: &Bed) -> Result<(), Failure> {
         matches!(done.outcome, Outcome::Halted(_) | Outcome::PoweredOff { .. }),
         "the host should stop by itself",
     )
+}
+
+fn module(bed: &Bed) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    Ok(vec![("/lib/corevisor_test.ko".to_owned(), made::module(bed)?)])
+}
+
+/// The test build of the core makes an SMC, which no firmware answers.
+fn el3_trap(bed: &Bed) -> Result<(), Failure> {
+    let script = format!("{FUNCTIONS}{CALLING}\ncall hvc c6008fff 9\necho 'the host goes on'\n");
+    let mut placed = Placed::virt_with(bed, 1, &["secure=on"], &script, module(bed)?)?;
+    placed.core = Some(bed.project.root().join("target/test/corevisor-hooks.bin"));
+    let mut machine = placed.run(bed)?.start()?;
+    machine.wait_for("corevisor: all CPUs stopped", LIMIT)?;
+    let console = machine.console();
+    check(console.contains("trap to EL3: ESR_EL3 0x5e000000"), format!("no report:\n{}", machine.tail(30)))?;
+    check(!console.contains("the host goes on"), "the host goes on")
 }

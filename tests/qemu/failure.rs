@@ -2,7 +2,7 @@
 //! the host's test module asks for it (`src/platform/failure.rs`).
 
 use crate::{
-    bed::{Bed, Failure, LIMIT, check},
+    bed::{Bed, Checks, FUNCTIONS, Failure, LIMIT, check},
     made,
     runner::Case,
 };
@@ -50,6 +50,7 @@ pub fn cases() -> Vec<Case> {
             &["panic: oracle: HostIso", "judge"],
         ),
         Case::new("failure", "an SError while the host runs is the host's, which judges it", hosts_serror),
+        Case::new("failure", "a translation for a VM that traps in the core is one that failed, no more", translation),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
     ]
 }
@@ -102,6 +103,23 @@ fn hosts_serror(bed: &Bed) -> Result<(), Failure> {
         !console.contains("the host goes on") && !console.contains("FATAL"),
         format!("something else:\n{}", machine.tail(30)),
     )
+}
+
+/// The core's test build translates an address through tables where no memory is. QEMU makes this an exception of the core's own.
+fn translation(bed: &Bed) -> Result<(), Failure> {
+    let script = format!(
+        "{FUNCTIONS}insmod /lib/corevisor_test.ko || fail \"the test module does not load\"\n\
+         echo 'hvc c6008fff 8' > /proc/corevisor\nif complaints; then fail \"the kernel complains\"; fi\nexit 0\n"
+    );
+    let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
+    for cpu in ["cortex-a72", "max"] {
+        let run = bed.run(Machine::virt().smp(1).cpu(cpu));
+        let done =
+            run.core(&hooks).file("/lib/corevisor_test.ko", made::module(bed)?).script(script.as_str()).finish()?;
+        done.succeeded()?;
+        done.says("a translation that trapped is one that failed")?;
+    }
+    Ok(())
 }
 
 /// Where each CPU is.

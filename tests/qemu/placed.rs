@@ -34,6 +34,8 @@ pub struct Placed {
     pub core_at: u64,
     /// Instructions that come first; they may use x1 to x3.
     pub before: Vec<u32>,
+    /// The core's file, if it is another one than usual.
+    pub core: Option<PathBuf>,
     machine: Machine,
     dir: TempDir,
 }
@@ -41,6 +43,17 @@ pub struct Placed {
 impl Placed {
     /// QEMU's virt with `cpus` CPUs and 2 GiB, more options of `-M` and its device tree; the host runs `script`.
     pub fn virt(bed: &Bed, cpus: u32, options: &[&str], script: &str) -> Result<Self, Failure> {
+        Self::virt_with(bed, cpus, options, script, Vec::new())
+    }
+
+    /// The same with more files for the host.
+    pub fn virt_with(
+        bed: &Bed,
+        cpus: u32,
+        options: &[&str],
+        script: &str,
+        files: Vec<(String, Vec<u8>)>,
+    ) -> Result<Self, Failure> {
         let dir = tempfile::tempdir()?;
         let mut machine = Machine::virt().smp(cpus);
         let mut dump = "virt,virtualization=on,gic-version=3".to_owned();
@@ -49,13 +62,13 @@ impl Placed {
             dump.push_str(&format!(",{option}"));
         }
         let mut tree = qemu_tree(bed, &dump, cpus, dir.path())?;
-        let initrd = initrd_with(bed, script)?;
+        let initrd = initrd_of(bed, script, files)?;
         let chosen = tree.find_node_mut("/chosen").ok_or_else(|| Failure::new("QEMU's tree has no /chosen"))?;
         set(chosen, "bootargs", b"console=ttyAMA0 panic=-1 quiet corevisor.log=debug\0");
         set(chosen, "linux,initrd-start", &INITRD.to_be_bytes());
         set(chosen, "linux,initrd-end", &(INITRD + initrd.len() as u64).to_be_bytes());
         std::fs::write(dir.path().join("initrd"), initrd)?;
-        Ok(Self { tree, core_at: USUAL, before: Vec::new(), machine, dir })
+        Ok(Self { tree, core_at: USUAL, before: Vec::new(), core: None, machine, dir })
     }
 
     /// One more argument for QEMU.
@@ -67,7 +80,8 @@ impl Placed {
     /// The run. Its files live as long as this.
     pub fn run(&self, bed: &Bed) -> Result<Run, Failure> {
         let path = |name: &str| self.dir.path().join(name);
-        std::fs::write(path("core"), whole(bed)?)?;
+        let core = self.core.clone().unwrap_or_else(|| bed.project.core());
+        std::fs::write(path("core"), whole_of(bed, &core)?)?;
         std::fs::write(path("tree"), self.tree.to_dtb())?;
         std::fs::write(path("start"), start(&self.before, TREE, self.core_at))?;
         let machine = self.machine.clone();
@@ -80,15 +94,23 @@ impl Placed {
 
 /// The bundle of the core and Debian's 6.12.
 pub fn whole(bed: &Bed) -> Result<Vec<u8>, Failure> {
+    whole_of(bed, &bed.project.core())
+}
+
+fn whole_of(bed: &Bed, core: &Path) -> Result<Vec<u8>, Failure> {
     let kernel = std::fs::read(Kernel::resolve(&bed.project, "6.12")?.image)?;
-    bundle(&std::fs::read(bed.project.core())?, &kernel).map_err(|error| Failure::new(error.to_string()))
+    bundle(&std::fs::read(core)?, &kernel).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// The initrd of 6.12 with `script`.
 pub fn initrd_with(bed: &Bed, script: &str) -> Result<Vec<u8>, Failure> {
+    initrd_of(bed, script, Vec::new())
+}
+
+fn initrd_of(bed: &Bed, script: &str, files: Vec<(String, Vec<u8>)>) -> Result<Vec<u8>, Failure> {
     let mut all = std::fs::read(initrd::base(&bed.project, &Kernel::resolve(&bed.project, "6.12")?)?)?;
     all.resize(all.len().next_multiple_of(4), 0);
-    all.extend(Extra { script: Some(script.into()), files: Vec::new() }.archive());
+    all.extend(Extra { script: Some(script.into()), files }.archive());
     Ok(all)
 }
 

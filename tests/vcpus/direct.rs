@@ -187,16 +187,16 @@ fn what_the_core_may_deliver_has_known_bits_and_a_gicv3() {
 }
 
 /// The host's SGI by which the core interrupts CPUs.
-const KICK: u8 = 9;
-const ALL: u64 = 0xffff | 0xa0 << 16 | DIRECT_KICK | (KICK as u64) << DIRECT_KICK_SGI_SHIFT;
+pub const KICK: u8 = 9;
+pub const ALL: u64 = 0xffff | 0xa0 << 16 | DIRECT_KICK | (KICK as u64) << DIRECT_KICK_SGI_SHIFT;
 
 /// Two vCPUs, 0 on CPU 0 and 1 on CPU 1.
-struct Two {
-    bench: Bench,
+pub struct Two {
+    pub bench: Bench,
 }
 
 impl Two {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bench = Bench::with_vcpus(VM_ORDINARY, 2);
         gicv3(&bench);
         let two = Self { bench };
@@ -209,7 +209,7 @@ impl Two {
         two
     }
 
-    fn write(&self, vcpu: usize, word: usize, value: u64) {
+    pub fn write(&self, vcpu: usize, word: usize, value: u64) {
         let page = Pfn::containing(Pa::new(self.bench.mailboxes[vcpu]));
         self.bench.host.world.sim().write_page(page, word, &[value]);
     }
@@ -221,7 +221,7 @@ impl Two {
         ExitReason::from_x0(x0).ok_or_else(|| CallError::from_x0(x0).unwrap())
     }
 
-    fn shown(&self, vcpu: usize, field: &str) -> u64 {
+    pub fn shown(&self, vcpu: usize, field: &str) -> u64 {
         self.bench.mailbox_of(vcpu)[word_of(field)]
     }
 
@@ -243,7 +243,7 @@ impl Two {
     }
 
     /// vCPU 1 runs on CPU 1; meanwhile `act` happens; then vCPU 1 is interrupted, and goes on with `then` if it still runs. How it left.
-    fn while_one_runs<R>(&self, act: impl FnOnce() -> R, then: Script) -> (R, ExitReason) {
+    pub fn while_one_runs<R>(&self, act: impl FnOnce() -> R, then: Script) -> (R, ExitReason) {
         let sim = self.bench.host.world.sim();
         let (entered, has_entered) = channel();
         let (go, may_go) = channel();
@@ -261,7 +261,7 @@ impl Two {
     }
 
     /// vCPU 0, on CPU 0, writes `value` to ICC_SGI1R_EL1, and is interrupted afterwards.
-    fn sends(&self, value: u64) -> Result<ExitReason, CallError> {
+    pub fn sends(&self, value: u64) -> Result<ExitReason, CallError> {
         let mut sent = false;
         self.bench.host.world.sim().set_script(Box::new(move |context| {
             if std::mem::replace(&mut sent, true) {
@@ -275,20 +275,20 @@ impl Two {
 }
 
 /// The first list register must be this; then the vCPU is interrupted by something that is the host's.
-fn finds(lr: u64) -> Script {
+pub fn finds(lr: u64) -> Script {
     Box::new(move |context| {
         assert_eq!(context.vgic[0], lr);
         ExitCode::Irq
     })
 }
 
-fn never() -> Script {
+pub fn never() -> Script {
     Box::new(|_| panic!("the vCPU should have left"))
 }
 
-const SGI_5_TO_1: u64 = 5 << 24 | 0b10;
+pub const SGI_5_TO_1: u64 = 5 << 24 | 0b10;
 
-fn sgi(intid: u64) -> u64 {
+pub fn sgi(intid: u64) -> u64 {
     Lr { intid, priority: 0xa0, pending: true, active: false, group1: true, eoi: false }.raw()
 }
 
@@ -384,7 +384,7 @@ fn an_sgi_to_a_vcpu_on_its_way_out_is_shown_with_its_exit() {
 fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
     let two = Two::new();
     let rng = &mut Rng::new(3119);
-    let (mut all, mut some) = (0, 0);
+    let (mut all, mut some, mut waited) = (0, 0, 0);
     for _ in 0..400 * factor() {
         let lrs = random_lrs(rng);
         let allowed = rng.next() & 0xffff | (0x80 + rng.below(8) * 8) << 16;
@@ -396,7 +396,8 @@ fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
         let posted: u16 = (0..1 + rng.below(4)).map(|_| 1 << rng.below(16)).fold(0, |all, sgi| all | sgi);
         let (expected, left) = spec::kicked(&Running::new(lrs, MOST, 0, false, Allowed(allowed)), posted);
         let found: Vec<_> = expected.lrs.iter().map(Lr::raw).collect();
-        let goes_on = left == 0;
+        let waits = rng.below(4) == 0;
+        let goes_on = spec::goes_on(left, waits);
         let then = Box::new(move |context: &mut Context| {
             assert!(goes_on, "the vCPU should have left");
             assert_eq!(context.vgic[..found.len()], found);
@@ -407,14 +408,16 @@ fn a_kick_delivers_what_the_specification_says_and_the_rest_is_shown() {
             for sgi in (0..16).filter(|sgi| posted >> sgi & 1 != 0) {
                 assert_eq!(two.sends(sgi << 24 | 0b10), Ok(ExitReason::Irq));
             }
+            two.bench.host.world.sim().set_waiting(1, waits);
         };
         let ((), exit) = two.while_one_runs(send, then);
         assert_eq!(exit, ExitReason::Irq);
         assert_eq!((two.shown(1, "lr_count"), two.shown(1, "sgis")), (expected.lrs.len() as u64, left.into()));
         let shown = &two.bench.mailbox_of(1)[word_of("lr")..];
         expected.lrs.iter().zip(shown).for_each(|(lr, shown)| assert_eq!(*shown, lr.raw()));
-        (all, some) = (all + u64::from(goes_on), some + u64::from(!goes_on));
+        two.bench.host.world.sim().set_waiting(1, false);
+        (all, some, waited) = (all + u64::from(goes_on), some + u64::from(left != 0), waited + u64::from(waits));
     }
-    assert!(all > 0 && some > all / 10, "{all} delivered, {some} left");
-    tell("vcpus: kicks", &[("delivered", all), ("left to the host", some)]);
+    assert!(all > 0 && some > all / 10 && waited > all / 10, "{all} delivered, {some} left, {waited} not alone");
+    tell("vcpus: kicks", &[("delivered", all), ("left to the host", some), ("with another interrupt", waited)]);
 }

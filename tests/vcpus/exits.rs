@@ -6,7 +6,9 @@ use std::thread;
 
 use crate::bench::{Bench, RELEASED, assert_none_shown, fill, random_trap, word_of};
 use crate::common::vms::PAGE;
+use corevisor::abstract_machine::addr::Ipa;
 use corevisor::abstract_machine::per_cpu::Event;
+use corevisor::abstract_machine::regs::hpfar_of_ipa;
 use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::{ExitCode, Machine, VgicWord};
@@ -78,6 +80,22 @@ fn a8_a_load_to_xzr_changes_nothing_and_a_store_of_xzr_shows_nothing() {
         assert_eq!(ran.pc, 0x1004);
         assert!(ran.x.iter().all(|x| *x != 0xbad));
     }
+}
+
+#[test]
+fn an_access_whose_address_the_core_cannot_translate_is_made_again_and_no_exit() {
+    let bench = Bench::started(VM_ORDINARY);
+    let store = || {
+        // To memory that is lent read-only.
+        bench.trap(0x24 << 26 | 1 << 25 | 1 << 6 | 0b00_1111, |context| {
+            (context.pc, context.pstate, context.syndrome[2]) = (0x1000, 0x5, hpfar_of_ipa(Ipa::new(0x4000_0000)));
+        })
+    };
+    bench.host.world.sim().set_untranslatable(true);
+    let (reason, ran) = store();
+    assert_eq!((reason, ran[0].pc, ran[0].pstate), (ExitReason::Irq, 0x1000, 0x5));
+    bench.host.world.sim().set_untranslatable(false);
+    assert_eq!(store().0, ExitReason::MemoryFault);
 }
 
 /// What the core says, from all tests of this file.

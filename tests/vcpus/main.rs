@@ -8,6 +8,7 @@
 //! | [`entries`]       | how a vCPU starts and goes on: what of the mailbox is taken      |
 //! | [`switch`]        | the world switch: its order, and what it flushes                 |
 //! | [`direct`]        | interrupts that need no host                                     |
+//! | [`kicks`]         | kicks of a CPU that runs a vCPU                                  |
 //! | [`bench`]         | what they stand on: a VM with one vCPU, and random traps         |
 #![forbid(unsafe_code)]
 #![allow(missing_docs)]
@@ -19,5 +20,6 @@ mod bench;
 mod direct;
 mod entries;
 mod exits;
+mod kicks;
 mod specification;
 mod switch;

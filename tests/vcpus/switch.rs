@@ -31,6 +31,8 @@ fn the_world_switch_has_the_order_of_k_3_7() {
     let switches: Vec<Switch> = bench.host.world.sim().switches().into_iter().map(|(_, switch)| switch).collect();
     let (vttbr, ia_bits) = corevisor::memory::memory_ops::vm_vttbr(bench.host.world.core.memory(), vm).unwrap();
     let expected = [
+        // With the host's tables, by which buffers are written.
+        Switch::StopHostRecording,
         Switch::SaveSysregs(Whose::Host),
         Switch::FpsimdSaveState(Whose::Host),
         Switch::SetPerCpu(vm, vcpu),
@@ -57,8 +59,27 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         Switch::RestoreSysregs(Whose::Host),
         // Not a second "save", as published (K §0).
         Switch::FpsimdRestoreState(Whose::Host),
+        Switch::ResumeHostRecording,
     ];
     assert_eq!(switches, expected);
+}
+
+#[test]
+fn what_records_for_the_host_goes_on_after_an_entry_that_is_refused() {
+    let bench = Bench::started(VM_PROTECTED);
+    // Refused before anything of the VM's is loaded, and after its tables are.
+    for (vm, word, expected) in [(bench.vm + 1, 0, CallError::NoSuchObject), (bench.vm, 1, CallError::InvalidParameter)]
+    {
+        bench.write_mailbox(&[(word_of("direct"), word << 63)]);
+        bench.host.world.sim().switches();
+        let x0 = host_vcpu_run_handler(&bench.host.world.core, vm, 0);
+        assert_eq!(CallError::from_x0(x0), Some(expected));
+        let switches: Vec<_> = bench.host.world.sim().switches().into_iter().map(|(_, switch)| switch).collect();
+        assert_eq!(
+            (switches.first(), switches.last()),
+            (Some(&Switch::StopHostRecording), Some(&Switch::ResumeHostRecording))
+        );
+    }
 }
 
 /// The steps of FP in the VM's next run.

@@ -6,7 +6,8 @@
 //! | ACTLR_EL1                                   | the host's stays: a VM's accesses trap (HCR_EL2.TACR)                      |
 //! | MDSCR_EL1, MDCCINT_EL1                      | 0 for VMs, whose accesses trap: the host's breakpoints do not fire in them |
 //! | breakpoints, watchpoints, OS lock           | the host's stay: trap (MDCR_EL2.TDA, TDRA, TDOSA)                          |
-//! | performance counters, profiling, trace      | the host's stay, stopped while a VM runs; trap (MDCR_EL2, CPTR_EL2.TTA)    |
+//! | performance counters                        | the host's stay, stopped while a VM runs; trap (MDCR_EL2)                  |
+//! | profiling, trace, branch records            | the host's stay, stopped before its tables go (`traps::stop_recording`); trap (MDCR_EL2, CPTR_EL2.TTA, fine-grained traps) |
 //! | activity monitors, MPAM, error records      | trap (CPTR_EL2.TAM, MPAM2_EL2, HCR_EL2.TERR)                               |
 //! | VMPIDR_EL2                                  | loaded; nobody but the core writes it, so it is never saved                |
 //! | DISR_EL1                                    | host and VM have VDISR_EL2 in its place (HCR_EL2.AMO)                      |

@@ -12,12 +12,12 @@ use aarch64_cpu::registers::{
 use spin::Once;
 use tock_registers::fields::FieldValue;
 
-use super::super::features::{Features, SeenIds, Traps};
+use super::super::features::{Features, Parts, SeenIds, Traps, has_mpam};
 use super::super::regs::Syndrome;
 use super::super::shape::Shape;
 use super::sysreg::{
-    self, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1, ID_AA64MMFR2,
-    ID_AA64PFR0, ID_AA64PFR1, ID_AA64SMFR0,
+    self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
+    ID_AA64MMFR2, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
 };
 use super::{bank, maintenance, traps, vgic, with_world};
 
@@ -88,8 +88,14 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     traps::write(&features, &features.host);
     barrier::isb(barrier::SY);
     vectors_for_host(&features);
-    if sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceFilt) != 0 {
+    if features.trf {
         sysreg::Trfcr::set(0);
+    }
+    if features.spe {
+        sysreg::Pmscr2::set(0);
+    }
+    if features.brbe {
+        sysreg::Brbcr2::set((sysreg::BRBCR_EL2::CC::SET + sysreg::BRBCR_EL2::MPRED::SET).value);
     }
     CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
     CNTVOFF_EL2.set(0);
@@ -130,10 +136,13 @@ fn features() -> Features {
         sve: pfr0.read(ID_AA64PFR0::SVE) != 0,
         sme,
         fa64: sme && sysreg::IdAa64smfr0::get().is_set(ID_AA64SMFR0::FA64),
+        fpmr: sysreg::IdAa64pfr2::get().read(ID_AA64PFR2::FPMR) != 0,
         pmu: !matches!(dfr0.read(ID_AA64DFR0::PMUVer), 0 | 0xf),
-        spe: dfr0.read(ID_AA64DFR0::PMSVer) != 0,
+        spe: dfr0.read(ID_AA64DFR0::PMSVer) != 0 && !sysreg::Pmbidr::get().is_set(BUFFER_ID::P),
         trf: dfr0.read(ID_AA64DFR0::TraceFilt) != 0,
-        mpam: pfr0.read(ID_AA64PFR0::MPAM) != 0,
+        trbe: dfr0.read(ID_AA64DFR0::TraceBuffer) != 0 && !sysreg::Trbidr::get().is_set(BUFFER_ID::P),
+        brbe: dfr0.read(ID_AA64DFR0::BRBE) != 0,
+        mpam: has_mpam(pfr0.read(ID_AA64PFR0::MPAM), pfr1.read(ID_AA64PFR1::MPAM_frac)),
         hcx: mmfr1.read(ID_AA64MMFR1::HCX) != 0,
         fgt: mmfr0.read(ID_AA64MMFR0::FGT).min(2) as u8,
         fwb: vms_force_write_back(),
@@ -147,7 +156,7 @@ fn features() -> Features {
             .value,
         ..Features::NONE
     };
-    features.seldom = features.spe || features.trf || features.mpam;
+    features.parts = Parts::of(&features);
     features.host = for_host(&features);
     features.vm = traps::for_vm(&features, pfr0.read(ID_AA64PFR0::AMU) != 0);
     features
@@ -173,13 +182,15 @@ pub fn pend_host_serror(syndrome: Syndrome) {
 }
 
 /// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts the host's own, extensions free. SErrors come to the core, for only so
-/// does it hear of its own; the host's it gives back ([`pend_host_serror`]).
+/// does it hear of its own; the host's it gives back ([`pend_host_serror`]). What an implementation has of its own (CRn 11 and 15) traps: with some of it EL1
+/// reads the caches' RAM, whosever lines these are (Cortex-A57 and A72: RAMINDEX).
 fn host_hcr(pauth: bool) -> u64 {
     let mte = sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::MTE) >= 2;
     let scxt = sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::CSV2) >= 2;
     (HCR_EL2::VM::Enable
         + HCR_EL2::RW::EL1IsAarch64
         + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
+        + HCR_EL2::TIDCP::SET
         + HCR_EL2::AMO::SET
         + HCR_EL2::API.val(u64::from(pauth))
         + HCR_EL2::APK.val(u64::from(pauth))
@@ -188,7 +199,7 @@ fn host_hcr(pauth: bool) -> u64 {
     .value
 }
 
-/// While the host runs. Self-hosted debug, performance counters, profiling and trace buffers belong to EL1; none of them sees EL2. FEAT_FGT: the
+/// While the host runs. Self-hosted debug, performance counters, profiling, trace buffers and branch records belong to EL1; none of them sees EL2. FEAT_FGT: the
 /// newer half of these bits are "no trap" bits, so zero would trap.
 fn for_host(features: &Features) -> Traps {
     const EL1_REGISTERS: u64 = 0b11_1111_1111_1101 << 50; // nACCDATA, nGCS .. nAMAIR2; bit 51 is RES0
@@ -196,9 +207,8 @@ fn for_host(features: &Features) -> Traps {
     const DEBUG_READ: u64 = 0b1111 << 59; // nBRBIDR .. nPMSNEVFR
     const DEBUG_WRITE: u64 = 0b111 << 60; // nBRBCTL .. nPMSNEVFR
     const DEBUG_INSTRUCTIONS: u64 = 1; // nDCCIVAPS; the next bit is a trap
-    let trace = sysreg::IdAa64dfr0::get().read(ID_AA64DFR0::TraceBuffer) != 0;
-    let mdcr =
-        MDCR_EL2::E2PB.val(if features.spe { 0b11 } else { 0 }) + MDCR_EL2::E2TB.val(if trace { 0b11 } else { 0 });
+    let mdcr = MDCR_EL2::E2PB.val(if features.spe { 0b11 } else { 0 })
+        + MDCR_EL2::E2TB.val(if features.trbe { 0b11 } else { 0 });
     let absent = CPTR_EL2::TZ.val(u64::from(!features.sve)) + CPTR_EL2::TSM.val(u64::from(!features.sme));
     Traps {
         hcr: host_hcr(features.pauth),

@@ -7,7 +7,7 @@
 //! A VM has q0-q31, FPSR and FPCR (SVE and SME trap). On a CPU with SVE these are the low parts of z0-z31, and loading them clears the rest:
 //! so the host's z0-z31 are kept in an area of the CPU, as long as its vectors. Predicates and FFR are out of a VM's reach and stay
 //! where they are; so does ZA. Only a host in streaming mode has to leave it for the VM, which takes its p0-p15 and FFR
-//! along: then all is switched at the entry, for no VM runs in streaming mode. Arm ARM B1.2 (SVE), B1.4 (streaming mode); for the host's FPCR and FPSR see `shadow::Context`.
+//! along, and FPMR, which no VM has (HCRX_EL2.EnFPM): then all is switched at the entry, for no VM runs in streaming mode. Arm ARM B1.2 (SVE), B1.4 (streaming mode); for the host's FPCR and FPSR see `shadow::Context`.
 
 use core::arch::asm;
 
@@ -157,6 +157,9 @@ fn save_host_registers(world: &mut World) {
     }
     save(&mut world.host);
     if world.streaming {
+        if world.features.fpmr {
+            world.fpmr = sysreg::Fpmr::get().get();
+        }
         // SAFETY: as above; in streaming mode the same instructions move streaming vectors.
         unsafe {
             sve_save(world.vectors, streaming_state(&world.features));
@@ -182,5 +185,8 @@ fn restore_host_registers(world: &World) {
         if world.streaming {
             sve_restore(world.vectors, streaming_state(&world.features));
         }
+    }
+    if world.streaming && world.features.fpmr {
+        sysreg::Fpmr::set(world.fpmr);
     }
 }

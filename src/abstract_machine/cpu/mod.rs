@@ -35,12 +35,20 @@ use aarch64_cpu::registers::{
     TPIDR_EL2, VBAR_EL1, Writeable,
 };
 use spin::Once;
+use tock_registers::LocalRegisterCopy;
 
 use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::{Event, PerCpu, World};
 use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
 use super::{ENTRY_SIZE, Machine, SmcOutcome};
 use crate::platform::{own_map, window};
+use sysreg::PAR_EL1;
+
+mod switch {
+    unsafe extern "C" {
+        pub fn translate_stage1(address: u64) -> u64;
+    }
+}
 
 /// What serves SMC for the host: the board's PSCI server, set once at boot.
 pub trait SmcServer: Sync {
@@ -112,6 +120,14 @@ fn serving<R>(with: impl FnOnce(&mut World) -> R) -> R {
 #[inline(never)]
 fn without_data() -> ! {
     unreachable!("a CPU without data serves nobody")
+}
+
+/// The page of `address` by EL1's own stage 1, as it stands in the CPU. `None` if there is none, or if the CPU took an exception for the attempt (boot/switch.S): ELR_EL2, SPSR_EL2
+/// and the syndrome registers are not the caller's any more then.
+pub fn translate_stage1(address: u64) -> Option<Pfn> {
+    // SAFETY: PAR_EL1 and what an exception uses are put back; nothing else changes.
+    let par = LocalRegisterCopy::<u64, PAR_EL1::Register>::new(unsafe { switch::translate_stage1(address) });
+    (!par.is_set(PAR_EL1::F)).then(|| Pfn::new(par.read(PAR_EL1::PA)))
 }
 
 /// Whether a table or a context may stand at `pa`: the pool, an adopted page, or the SMMUs' tables.

@@ -66,7 +66,29 @@ mod fields {
         /// ID_AA64PFR1_EL1.
         pub ID_AA64PFR1 [
             MTE OFFSET(8) NUMBITS(4) [],
+            MPAM_frac OFFSET(16) NUMBITS(4) [],
             SME OFFSET(24) NUMBITS(4) [],
+        ],
+        /// PMBIDR_EL1 and TRBIDR_EL1: a buffer of profiling or of trace.
+        pub BUFFER_ID [
+            /// It is a higher level's: its registers are out of reach.
+            P OFFSET(4) NUMBITS(1) [],
+        ],
+        /// PMBLIMITR_EL1 and TRBLIMITR_EL1.
+        pub BUFFER_LIMIT [
+            /// The buffer is written.
+            E OFFSET(0) NUMBITS(1) [],
+        ],
+        /// BRBCR_EL2: what of the records of EL1's branches there is, and (zero) none of EL2's.
+        pub BRBCR_EL2 [
+            /// Counts of cycles.
+            CC OFFSET(3) NUMBITS(1) [],
+            /// Mispredictions.
+            MPRED OFFSET(4) NUMBITS(1) [],
+        ],
+        /// ID_AA64PFR2_EL1.
+        pub ID_AA64PFR2 [
+            FPMR OFFSET(32) NUMBITS(4) [],
         ],
         /// ID_AA64SMFR0_EL1.
         pub ID_AA64SMFR0 [
@@ -79,6 +101,7 @@ mod fields {
             PMSVer OFFSET(32) NUMBITS(4) [],
             TraceFilt OFFSET(40) NUMBITS(4) [],
             TraceBuffer OFFSET(44) NUMBITS(4) [],
+            BRBE OFFSET(52) NUMBITS(4) [],
         ],
         /// ID_AA64MMFR0_EL1.
         pub ID_AA64MMFR0 [
@@ -109,6 +132,21 @@ mod fields {
         ],
         /// ID_AA64ISAR0_EL1.
         pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
+        /// PAR_EL1 after a translation of 64 bits.
+        pub PAR_EL1 [
+            /// It failed.
+            F OFFSET(0) NUMBITS(1) [],
+            /// The page, in units of 4 KiB.
+            PA OFFSET(12) NUMBITS(36) [],
+        ],
+        /// ISR_EL1 at EL2: what physical interrupts wait for this CPU.
+        pub ISR_EL1 [
+            /// IRQ and FIQ of superpriority (FEAT_NMI).
+            IS OFFSET(10) NUMBITS(1) [],
+            FS OFFSET(9) NUMBITS(1) [],
+            I OFFSET(7) NUMBITS(1) [],
+            F OFFSET(6) NUMBITS(1) [],
+        ],
         /// ICC_CTLR_EL1: an interrupt's end does not deactivate it.
         pub ICC_CTLR [ EOIMODE OFFSET(1) NUMBITS(1) [] ],
         /// PMCR_EL0.
@@ -217,16 +255,32 @@ registers! {
     CntvCtl: "cntv_ctl_el0", ();
     /// Streaming mode and ZA (FEAT_SME).
     Svcr: "S3_3_C4_C2_2", ();
+    /// Modes of 8-bit floating point (FEAT_FPMR).
+    Fpmr: "S3_3_C4_C4_2", ();
     /// EL1's statistical profiling control.
     Pmscr1: "S3_0_C9_C9_0", ();
+    /// EL2's statistical profiling control.
+    Pmscr2: "S3_4_C9_C9_0", ();
+    /// The profiling buffer's limit.
+    Pmblimitr: "S3_0_C9_C10_0", BUFFER_LIMIT::Register;
+    /// The profiling buffer's owner.
+    Pmbidr: "S3_0_C9_C10_7", BUFFER_ID::Register;
+    /// The trace buffer's limit.
+    Trblimitr: "S3_0_C9_C11_0", BUFFER_LIMIT::Register;
+    /// The trace buffer's owner.
+    Trbidr: "S3_0_C9_C11_7", BUFFER_ID::Register;
+    /// EL1's control of branch records (FEAT_BRBE).
+    Brbcr1: "S2_1_C9_C0_0", ();
+    /// EL2's.
+    Brbcr2: "S2_4_C9_C0_0", BRBCR_EL2::Register;
     /// EL1's trace filter.
     Trfcr1: "S3_0_C1_C2_1", ();
-    /// Result of an address translation instruction.
-    Par: "par_el1", ();
     /// The GIC CPU interface's system register enable.
     IccSre1: "S3_0_C12_C12_5", ();
     /// GIC CPU interface: control.
     IccCtlr: "S3_0_C12_C12_4", ICC_CTLR::Register;
+    /// Physical interrupts that wait.
+    Isr: "isr_el1", ISR_EL1::Register;
     /// GIC CPU interface: the interrupt of group 1 that would be taken next.
     IccHppir1: "S3_0_C12_C12_2", ();
     /// GIC CPU interface: takes an interrupt of group 1.
@@ -259,6 +313,8 @@ registers! {
     IdAa64pfr0: "id_aa64pfr0_el1", ID_AA64PFR0::Register;
     /// Feature registers.
     IdAa64pfr1: "id_aa64pfr1_el1", ID_AA64PFR1::Register;
+    /// Feature registers.
+    IdAa64pfr2: "S3_0_C0_C4_2", ID_AA64PFR2::Register;
     /// Feature registers: SME.
     IdAa64smfr0: "S3_0_C0_C4_5", ID_AA64SMFR0::Register;
     /// Feature registers: debug.

@@ -9,7 +9,7 @@ use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, VTCR_EL2, VTTBR_EL2, W
 use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
 use super::super::world::VirtualLines;
-use super::sysreg::{self, CPTR_EL2, PMCR_EL0};
+use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, PMCR_EL0};
 use super::{el2, maintenance};
 
 /// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
@@ -102,17 +102,18 @@ pub fn write(features: &Features, traps: &Traps) {
 #[inline]
 fn write_common(features: &Features, traps: &Traps) {
     MDCR_EL2.set(traps.mdcr);
-    if features.hcx {
+    let parts = features.parts;
+    if parts.hcx() {
         sysreg::Hcrx::set(traps.hcrx);
     }
-    if features.fgt >= 1 {
+    if parts.fgt() {
         sysreg::Hfgrtr::set(traps.fine_registers);
         sysreg::Hfgwtr::set(traps.fine_registers);
         sysreg::Hfgitr::set(traps.fine_instructions);
         sysreg::Hdfgrtr::set(traps.fine_debug_reads);
         sysreg::Hdfgwtr::set(traps.fine_debug_writes);
     }
-    if features.fgt >= 2 {
+    if parts.fgt2() {
         sysreg::Hfgrtr2::set(traps.fine2);
         sysreg::Hfgwtr2::set(traps.fine2);
         sysreg::Hdfgrtr2::set(traps.fine2);
@@ -121,7 +122,7 @@ fn write_common(features: &Features, traps: &Traps) {
     }
 }
 
-/// Traps for a VM; the host's counters, profiling and trace stop. In force when `bank::restore` has come to its first ISB: until then nothing of EL1 is used, and the core
+/// Traps for a VM; the host's counters stop. In force when `bank::restore` has come to its first ISB: until then nothing of EL1 is used, and the core
 /// itself uses nothing that they trap.
 pub fn activate(world: &mut World, lines: VirtualLines) {
     pause_host_counting(world);
@@ -147,59 +148,89 @@ pub fn deactivate(world: &World) {
     let features = &world.features;
     sysreg::Cptr::set(features.host.cptr);
     write_common(features, &features.host);
-    if features.pmu {
+    if features.parts.pmu() {
         sysreg::Pmcr::set(world.pmcr);
-    }
-    if features.seldom {
-        resume_seldom(world);
     }
     barrier::isb(barrier::SY);
 }
 
-/// What counts or samples for the host would count and sample the VM: a window into it.
+/// What counts for the host would count the VM: a window into it.
 fn pause_host_counting(world: &mut World) {
-    if world.features.pmu {
+    if world.features.parts.pmu() {
         world.pmcr = sysreg::Pmcr::get().get();
         // C and P (bits 1, 2) read as zero, so writing back resets nothing.
         sysreg::Pmcr::set(world.pmcr & !PMCR_EL0::E::SET.value);
     }
-    if world.features.seldom {
-        pause_seldom(world);
-    }
 }
 
+/// The host leaves, with its stage 1 and its stage 2 still in place: what records or samples for it stops, and what waits to be written goes where the host
+/// wanted it. Afterwards nothing of it makes an access until [`resume_recording`]: the VM's tables would be the wrong ones. The branch records that the host has stay, and none is added.
+/// MPAM's traps for the VM begin here as well: they are no concern of the core's.
 #[cold]
 #[inline(never)]
-fn resume_seldom(world: &World) {
-    if world.features.mpam {
-        sysreg::Mpam2::set(world.features.host.mpam);
+pub fn stop_recording(world: &mut World) {
+    let features = &world.features;
+    if features.mpam {
+        sysreg::Mpam2::set(features.vm.mpam);
     }
-    if world.features.spe {
-        sysreg::Pmscr1::set(world.pmscr);
-    }
-    if world.features.trf {
-        sysreg::Trfcr1::set(world.trfcr);
-    }
-}
-
-#[cold]
-#[inline(never)]
-fn pause_seldom(world: &mut World) {
-    if world.features.mpam {
-        sysreg::Mpam2::set(world.features.vm.mpam);
-    }
-    if world.features.spe {
+    if features.spe {
         world.pmscr = sysreg::Pmscr1::get().get();
         sysreg::Pmscr1::set(0);
-        barrier::isb(barrier::SY);
-        // SAFETY: PSB CSYNC and DSB wait until what was sampled is written.
-        unsafe { asm!("hint #17", "dsb nsh", options(nostack, preserves_flags)) };
     }
-    if world.features.trf {
+    if features.trf {
         world.trfcr = sysreg::Trfcr1::get().get();
         sysreg::Trfcr1::set(0);
-        barrier::isb(barrier::SY);
-        // SAFETY: TSB CSYNC and DSB, the same for the trace.
-        unsafe { asm!("hint #18", "dsb nsh", options(nostack, preserves_flags)) };
+    }
+    if features.brbe {
+        world.brbcr = sysreg::Brbcr1::get().get();
+        sysreg::Brbcr1::set(0);
+    }
+    barrier::isb(barrier::SY);
+    if features.spe {
+        // SAFETY: PSB CSYNC and DSB wait until what was sampled is written.
+        unsafe { asm!("hint #17", "dsb nsh", options(nostack, preserves_flags)) };
+        world.pmblimitr = sysreg::Pmblimitr::get().get();
+        sysreg::Pmblimitr::set(world.pmblimitr & !BUFFER_LIMIT::E::SET.value);
+    }
+    if features.trf {
+        wait_for_trace();
+    }
+    if features.trbe {
+        world.trblimitr = sysreg::Trblimitr::get().get();
+        sysreg::Trblimitr::set(world.trblimitr & !BUFFER_LIMIT::E::SET.value);
+        // Some CPUs write what is left only now (Cortex-A510: erratum 2064142).
+        wait_for_trace();
+    }
+    barrier::isb(barrier::SY);
+}
+
+fn wait_for_trace() {
+    // SAFETY: TSB CSYNC and DSB wait until what was traced is written.
+    unsafe { asm!("hint #18", "dsb nsh", options(nostack, preserves_flags)) };
+}
+
+/// The host is back, with all of its registers and tables: what [`stop_recording`] stopped goes on. In force at the return to it.
+#[cold]
+#[inline(never)]
+pub fn resume_recording(world: &World) {
+    let features = &world.features;
+    if features.spe {
+        sysreg::Pmblimitr::set(world.pmblimitr);
+    }
+    if features.trbe {
+        sysreg::Trblimitr::set(world.trblimitr);
+    }
+    barrier::isb(barrier::SY);
+    if features.spe {
+        sysreg::Pmscr1::set(world.pmscr);
+    }
+    if features.trf {
+        sysreg::Trfcr1::set(world.trfcr);
+    }
+    if features.brbe {
+        sysreg::Brbcr1::set(world.brbcr);
+    }
+    if features.mpam {
+        sysreg::Mpam2::set(features.host.mpam);
     }
 }

@@ -214,6 +214,13 @@ pub fn take_kick(sgi: u8) -> bool {
     taken == u64::from(sgi)
 }
 
+/// Whether an interrupt waits for this CPU. What [`take_kick`] ended does not: its last barrier is behind that.
+pub fn interrupt_waits() -> bool {
+    sysreg::Isr::get().any_matching_bits_set(
+        sysreg::ISR_EL1::IS::SET + sysreg::ISR_EL1::FS::SET + sysreg::ISR_EL1::I::SET + sysreg::ISR_EL1::F::SET,
+    )
+}
+
 /// Registers whose number is in their name: reads or writes the one with number `n`, if there is one.
 macro_rules! numbered {
     ($get:ident, $set:ident, $($n:literal => $name:literal,)*) => {

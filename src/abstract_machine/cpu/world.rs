@@ -1,7 +1,6 @@
 //! The world switch on the real CPU: [`Worlds`]. Which registers go where is in `bank`, `fpsimd`, `traps` and `vgic`; the jump itself in
 //! boot/switch.S. Source: Arm ARM (DDI 0487) D24.2 (registers of EL2), D11.2 (timers); K §3.7.
 
-use core::arch::asm;
 use core::ffi::c_void;
 
 use aarch64_cpu::asm::barrier;
@@ -12,7 +11,7 @@ use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
 use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
-use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, traps, vgic};
+use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, translate_stage1, traps, vgic};
 
 unsafe extern "C" {
     fn run_vm(
@@ -59,6 +58,24 @@ impl Worlds for Cpu {
         // SAFETY: a page of the core's own, mapped at its physical address. A vCPU that is ACTIVE is its CPU's alone, one that is
         // not is reached under its VM's lock (layer Vm), so nobody else has this context.
         unsafe { &mut *(page.raw() as *mut Context) }
+    }
+
+    #[inline(always)]
+    fn stop_host_recording(&self) {
+        serving(|world| {
+            if world.features.parts.seldom() {
+                traps::stop_recording(world);
+            }
+        });
+    }
+
+    #[inline(always)]
+    fn resume_host_recording(&self) {
+        serving(|world| {
+            if world.features.parts.seldom() {
+                traps::resume_recording(world);
+            }
+        });
     }
 
     #[inline(always)]
@@ -178,6 +195,10 @@ impl Worlds for Cpu {
         vgic::take_kick(sgi)
     }
 
+    fn interrupt_waits(&self) -> bool {
+        vgic::interrupt_waits()
+    }
+
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
         serving(|world| (world.vm, world.vcpu) = (vm, vcpu));
     }
@@ -209,12 +230,7 @@ impl Worlds for Cpu {
             return Some(ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2)));
         }
         let far = ctxt.get(ShadowReg::FarEl2);
-        let saved = sysreg::Par::get().get();
-        // SAFETY: a stage-1 translation of the VM's; its result, PAR_EL1, is put back.
-        unsafe { asm!("at s1e1r, {}", "isb", in(reg) far, options(nostack, preserves_flags)) };
-        let par = sysreg::Par::get().get();
-        sysreg::Par::set(saved);
-        (par & 1 == 0).then(|| Ipa::new(Pa::new(par & 0xffff_ffff_f000).raw()))
+        translate_stage1(far).map(|page| Ipa::new(page.addr().raw()))
     }
 
     fn counter(&self) -> u64 {

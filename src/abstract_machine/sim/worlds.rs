@@ -4,6 +4,9 @@
 //! down ([`Sim::switches`]), so that a test can compare the order with K §3.7.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use core::ops::{Deref, DerefMut};
 use std::boxed::Box;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,8 +17,7 @@ use std::vec::Vec;
 use super::registers::Registers;
 use super::{CPU, Sim};
 use crate::abstract_machine::addr::{CpuId, Ipa, Pa, Pfn, VcpuId, VmId};
-use crate::abstract_machine::regs::El1Reg;
-use crate::abstract_machine::regs::ipa_of_hpfar;
+use crate::abstract_machine::regs::{El1Reg, FaultKind, Syndrome, ipa_of_hpfar};
 use crate::abstract_machine::shadow::{BankReg, Context, Shadow, ShadowReg};
 use crate::abstract_machine::{ContextAt, ExitCode, ForeignPage, VgicInfo, VgicWord, VirtualLines, Worlds};
 
@@ -43,6 +45,8 @@ impl From<&ContextAt<'_>> for Whose {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs, reason = "the names and arguments of the primitives")]
 pub enum Switch {
+    StopHostRecording,
+    ResumeHostRecording,
     SaveSysregs(Whose),
     RestoreSysregs(Whose),
     FpsimdSaveState(Whose),
@@ -75,6 +79,10 @@ pub(super) struct WorldState {
     vgic: VgicInfo,
     /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
     kicks: BTreeSet<(usize, u8)>,
+    /// CPUs for which another interrupt of the host's waits.
+    waiting: BTreeSet<usize>,
+    /// No walk of a VM's stage-1 tables comes to an end.
+    untranslatable: bool,
     entropy: u64,
     now: u64,
 }
@@ -173,6 +181,21 @@ impl Sim {
     /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
     pub fn kicks(&self) -> Vec<(usize, u8)> {
         self.worlds().kicks.iter().copied().collect()
+    }
+
+    /// Another interrupt of the host's waits for `cpu`, or none does any more.
+    pub fn set_waiting(&self, cpu: usize, waits: bool) {
+        let waiting = &mut self.worlds().waiting;
+        if waits {
+            waiting.insert(cpu)
+        } else {
+            waiting.remove(&cpu)
+        };
+    }
+
+    /// From now on a VM's stage-1 tables cannot be walked any more, or can.
+    pub fn set_untranslatable(&self, untranslatable: bool) {
+        self.worlds().untranslatable = untranslatable;
     }
 
     /// The steps of world switches since the last call, each with its CPU.
@@ -294,6 +317,14 @@ impl Worlds for Sim {
         Taken { sim: self, shadow, context }
     }
 
+    fn stop_host_recording(&self) {
+        self.worlds().note(Switch::StopHostRecording);
+    }
+
+    fn resume_host_recording(&self) {
+        self.worlds().note(Switch::ResumeHostRecording);
+    }
+
     fn save_sysregs(&self, at: ContextAt<'_>) {
         let mut worlds = self.worlds();
         worlds.note(Switch::SaveSysregs(Whose::from(&at)));
@@ -403,6 +434,11 @@ impl Worlds for Sim {
         self.worlds().kicks.remove(&(CPU.get(), sgi))
     }
 
+    fn interrupt_waits(&self) -> bool {
+        let (worlds, cpu) = (self.worlds(), CPU.get());
+        worlds.waiting.contains(&cpu) || worlds.kicks.iter().any(|(kicked, _)| *kicked == cpu)
+    }
+
     fn set_per_cpu(&self, vm: VmId, vcpu: VcpuId) {
         let mut worlds = self.worlds();
         worlds.note(Switch::SetPerCpu(vm, vcpu));
@@ -432,7 +468,9 @@ impl Worlds for Sim {
     }
 
     fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa> {
-        Some(ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2)))
+        let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
+        let walks = syndrome.fault_kind() == FaultKind::Permission && !syndrome.is_stage1_walk();
+        (!walks || !self.worlds().untranslatable).then(|| ipa_of_hpfar(ctxt.get(ShadowReg::HpfarEl2)))
     }
 
     fn counter(&self) -> u64 {
@@ -446,53 +484,5 @@ impl Worlds for Sim {
         worlds.entropy += 1;
         let n = worlds.entropy;
         Some([1, 2, 3, 4].map(|word: u64| (n << 8 | word).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::abstract_machine::Machine;
-    use crate::abstract_machine::addr::PhysRange;
-
-    #[test]
-    fn a_vms_registers_stay_its_own_over_a_world_switch() {
-        let sim = Sim::new(1, PhysRange::between(Pa::new(0x8000_0000), Pa::new(0x8000_8000)));
-        assert!(sim.adopt_page(Pfn::new(0x4_0000)));
-        let shadow = Shadow::new(Pa::new(0x4000_0000));
-        let host = ShadowReg::Bank(BankReg::Ttbr0);
-        let mut live = Context::EMPTY;
-        live.bank[BankReg::Ttbr0 as usize] = 0x1000;
-        sim.set_live(0, live);
-        sim.set_shadow_ctxt(shadow, ShadowReg::Bank(BankReg::Ttbr0), 0x2000);
-        sim.set_script(Box::new(|seen| {
-            assert_eq!(seen.bank[BankReg::Ttbr0 as usize], 0x2000);
-            seen.bank[BankReg::Ttbr0 as usize] = 0x3000;
-            seen.x[0] = 7;
-            ExitCode::Trap
-        }));
-        sim.save_sysregs(ContextAt::Host);
-        let mut ctxt = sim.take_shadow_ctxt(shadow);
-        sim.restore_sysregs(ContextAt::Vm(&mut ctxt));
-        assert_eq!(sim.run_vm(&mut ctxt, |_, code| Some(code)), ExitCode::Trap);
-        sim.save_sysregs(ContextAt::Vm(&mut ctxt));
-        drop(ctxt);
-        sim.restore_sysregs(ContextAt::Host);
-        assert_eq!(sim.live(0).get(host), 0x1000);
-        assert_eq!((sim.get_shadow_ctxt(shadow, host), sim.get_shadow_ctxt(shadow, ShadowReg::X(0))), (0x3000, 7));
-        assert_eq!(sim.switches().len(), 5);
-        sim.release_page(Pfn::new(0x4_0000));
-        assert!(sim.violations().is_empty());
-    }
-
-    #[test]
-    fn control_a_context_in_two_hands_is_a_violation() {
-        let sim = Sim::new(1, PhysRange::between(Pa::new(0x8000_0000), Pa::new(0x8000_8000)));
-        assert!(sim.adopt_page(Pfn::new(0x4_0000)));
-        let shadow = Shadow::new(Pa::new(0x4000_0000));
-        let ctxt = sim.take_shadow_ctxt(shadow);
-        assert_eq!(sim.get_shadow_ctxt(shadow, ShadowReg::Pc), 0);
-        drop(ctxt);
-        assert_eq!(sim.violations(), ["the context at 0x40000000 is in two hands"]);
     }
 }

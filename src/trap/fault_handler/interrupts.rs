@@ -57,7 +57,8 @@ pub fn send_sgi<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context,
     true
 }
 
-/// A physical interrupt waits for the CPU that runs `active`.
+/// A physical interrupt waits for the CPU that runs `active`. A kick may be of a higher priority than all that is the host's, and the next one may be there when this one is
+/// served: so after a kick the host gets its turn as soon as anything else waits. (The timer needs no such rule: its interrupt is masked until the VM has ended it.)
 #[inline(never)]
 pub fn handle_interrupt<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut Context) -> Action {
     let direct = Direct::of(ctxt);
@@ -66,7 +67,9 @@ pub fn handle_interrupt<M: Machine>(core: &Core<M>, active: &Active, ctxt: &mut 
     }
     let machine = core.machine();
     let served = match direct.kick() {
-        Some(kick) if machine.take_kick(kick) => deliver_posted(core, active, ctxt, direct),
+        Some(kick) if machine.take_kick(kick) => {
+            deliver_posted(core, active, ctxt, direct) && !machine.interrupt_waits()
+        }
         _ => handle_vtimer(machine, ctxt),
     };
     // If another one waits the vCPU leaves again before its next instruction.

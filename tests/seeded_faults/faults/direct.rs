@@ -80,20 +80,20 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "posted: what had no list register is forgotten",
         "src/vm/boot_ops/posted.rs",
-        "        vcpu.posted |= sgis;\n",
+        "        vcpu.posted |= u32::from(sgis);\n",
         "",
     ),
     fault(
         "posted: a vCPU that leaves forgets what was sent to it",
         "src/vm/boot_ops.rs",
-        "|vcpu| core::mem::take(&mut vcpu.posted));\n    let shown",
-        "|vcpu| core::mem::take(&mut vcpu.posted) & 0);\n    let shown",
+        "|vcpu| core::mem::take(&mut vcpu.posted) as u16);\n    let shown",
+        "|vcpu| core::mem::take(&mut vcpu.posted) as u16 & 0);\n    let shown",
     ),
     fault(
         "posted: nobody tells the receiver's CPU",
         "src/vm/boot_ops/posted.rs",
-        "        kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
-        "        let _ = (&kick, CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
+        "            kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
+        "            let _ = (&kick, CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
     ),
     fault(
         "interrupts: affinities are not looked at",

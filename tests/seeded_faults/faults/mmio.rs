@@ -38,8 +38,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mmio_core_aux: tables move after they were looked at",
         "src/mmio/mmio_core_aux.rs",
-        "        GICR_PROPBASER..0x80 if enabled => {}",
-        "        GICR_PROPBASER..0x80 if false => {}",
+        "        GICR_PROPBASER..0x80 if enabled() || !arrived() => {}",
+        "        GICR_PROPBASER..0x80 if enabled() && !arrived() => {}",
     ),
     fault(
         "mmio_core_aux: what was lent in vain stays lent",
