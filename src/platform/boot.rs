@@ -136,9 +136,12 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     log::info!(
         "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
         cpus.len(),
-        description.ram.iter().map(|bank| bank.size()).sum::<u64>() >> 20,
+        (description.ram.iter().map(|bank| bank.size()).sum::<u64>() + description.set_aside) >> 20,
         core_memory.iter().map(|range| range.size()).sum::<u64>() >> 10,
     );
+    if description.set_aside != 0 {
+        log::info!("firmware and drivers keep {} KiB, as the device tree says", description.set_aside >> 10);
+    }
     Ok(HostStart { entry: kernel.at, dtb })
 }
 
@@ -190,6 +193,9 @@ fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static mut MachineDescri
         let _ = open_console(&tree, description);
     }
     read?;
+    let layout = entry::image_layout();
+    let block = PhysRange::between(layout.text.base(), layout.free.end());
+    device_tree::withhold(&tree, description, &[blob, block])?;
     Ok((tree, description))
 }
 

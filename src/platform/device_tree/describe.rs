@@ -96,7 +96,8 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
     fn reservations(&mut self) -> Result<(), Reason> {
         for entry in self.tree.fdt().memory_reservations() {
             let range = PhysRange::new(Pa::new(entry.address().addr() as u64), entry.size() as u64);
-            reserve(self.out, range.ok_or(Reason::BadHeader("off_mem_rsvmap"))?, false)?;
+            let range = range.ok_or(Reason::BadHeader("off_mem_rsvmap"))?;
+            reserve(self.out, Reserved { range, no_map: false, drivers: false, phandle: None })?;
         }
         Ok(())
     }
@@ -126,9 +127,11 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
     fn reserved(&mut self, node: FdtNode, path: &Path) -> Result<(), Reason> {
         let Some(reg) = path.node().reg else { return Ok(()) };
         let no_map = node.property("no-map").is_some();
+        let drivers = node.property("compatible").is_some();
+        let phandle = node.property("phandle").and_then(|property| be32(property.value, 0));
         for (base, size) in path.parent().cells.entries(reg) {
             let range = PhysRange::new(Pa::new(base), size).ok_or(Reason::BadProperty("reg"))?;
-            reserve(self.out, range, no_map)?;
+            reserve(self.out, Reserved { range, no_map, drivers, phandle })?;
         }
         Ok(())
     }
@@ -300,11 +303,11 @@ fn merge_banks<const N: usize>(ram: &mut List<PhysRange, N>) {
     }
 }
 
-fn reserve(out: &mut MachineDescription, range: PhysRange, no_map: bool) -> Result<(), Reason> {
-    if range.is_empty() {
+fn reserve(out: &mut MachineDescription, reserved: Reserved) -> Result<(), Reason> {
+    if reserved.range.is_empty() {
         return Ok(());
     }
-    out.reserved.push(Reserved { range, no_map }).map_err(|_| Reason::TooMany("reserved ranges"))
+    out.reserved.push(reserved).map_err(|_| Reason::TooMany("reserved ranges"))
 }
 
 /// A value of 4 or 8 bytes.

@@ -5,7 +5,7 @@
 //!
 //! | node                    | edit                                                                              |
 //! |-------------------------|-----------------------------------------------------------------------------------|
-//! | memory                  | the core's ranges leave `reg`; a node without memory left goes                    |
+//! | memory                  | the core's and firmware's ranges leave `reg`; a node without memory left goes     |
 //! | CPUs                    | `enable-method = "psci"`, no `cpu-release-addr`                                   |
 //! | PSCI                    | created or replaced: 1.0 by SMC, which the core traps                             |
 //! | interrupt controller    | `reg` without GICC (v3), GICH, GICV; no maintenance interrupt                     |
