@@ -49,6 +49,12 @@ pub fn stop_others() {
     maintenance::flush_vm(vttbr);
 }
 
+/// For a loop that waits for another CPU: a hint (YIELD) that it may run instead.
+pub fn give_way() {
+    // SAFETY: a hint changes nothing.
+    unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
+}
+
 /// Stays here, with everything masked.
 pub fn stay() -> ! {
     loop {

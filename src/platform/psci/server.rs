@@ -104,7 +104,16 @@ impl<M: Machine, const N: usize> Psci<M, N> {
     /// # Errors
     /// [`AddCpuError::TableFull`], [`AddCpuError::Duplicate`].
     pub fn add_cpu(&self, mpidr: u64) -> Result<CpuId, AddCpuError> {
-        self.table().add(mpidr)
+        self.table().add(mpidr, true)
+    }
+
+    /// The same for a CPU that waits at a spin table: until it has come ([`Self::wait_for_start`]) the host gets INVALID_PARAMETERS for it, as for a CPU that
+    /// is not there. Takes the lock.
+    ///
+    /// # Errors
+    /// [`AddCpuError::TableFull`], [`AddCpuError::Duplicate`].
+    pub fn await_cpu(&self, mpidr: u64) -> Result<CpuId, AddCpuError> {
+        self.table().add(mpidr, false)
     }
 
     /// The CPU with this MPIDR_EL1. Takes the lock.
@@ -271,6 +280,7 @@ impl<M: Machine, const N: usize> Psci<M, N> {
                 continue;
             }
             let state = match power {
+                CpuPower::Absent => continue,
                 CpuPower::Off if self.below.is_off(&self.machine, affinity) => AFFINITY_OFF,
                 CpuPower::OnPending { .. } => AFFINITY_ON_PENDING,
                 CpuPower::Off | CpuPower::On | CpuPower::Suspended { .. } => return Ok(AFFINITY_ON),
