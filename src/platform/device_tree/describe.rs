@@ -79,6 +79,10 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
         match (this.section, path.depth()) {
             (Section::Cpus, 2) if binding::is_cpu(this.name.as_bytes(), this.device_type) => self.cpu(node, path),
             (Section::Cpus, _) => Ok(()),
+            (Section::Debug, _) => {
+                self.out.has_debug = true;
+                Ok(())
+            }
             (Section::Chosen, 1) => self.chosen(node),
             (Section::Devices, 1) if binding::is_one_of(this.name.as_bytes(), &["aliases"]) => {
                 self.aliases = self.aliases.or(Some(node));

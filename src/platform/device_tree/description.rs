@@ -47,6 +47,8 @@ pub struct MachineDescription {
     pub withheld: List<PhysRange, MAX_WITHHELD>,
     /// Bytes by which [`withhold`](super::withhold) has made RAM smaller.
     pub set_aside: u64,
+    /// Whether there are registers for debug or trace of CPUs: in no window, and after [`withhold`](super::withhold) not by another node's either.
+    pub has_debug: bool,
     /// Enabled CPUs in the tree's order, at least one (DTSpec §3.8; Linux `arm/cpus.yaml`).
     pub cpus: List<Cpu, MAX_CPUS>,
     /// Enabled CPUs beyond [`MAX_CPUS`]: left alone, worth a warning.
@@ -83,6 +85,7 @@ impl MachineDescription {
             reserved: List::new(Reserved { range: NO_RANGE, no_map: false, drivers: false, phandle: None }),
             withheld: List::new(NO_RANGE),
             set_aside: 0,
+            has_debug: false,
             cpus: List::new(Cpu { mpidr: Mpidr(0), enable_method: EnableMethod::None }),
             cpus_ignored: 0,
             psci: None,
@@ -125,6 +128,7 @@ impl MachineDescription {
         self.reserved.clear();
         self.withheld.clear();
         self.set_aside = 0;
+        self.has_debug = false;
         self.cpus.clear();
         self.cpus_ignored = 0;
         self.psci = None;

@@ -11,6 +11,7 @@
 //! | interrupt controller    | `reg` without GICC (v3), GICH, GICV; no maintenance interrupt                     |
 //! | `arm,armv8-timer`       | only the two EL1 physical timer interrupts: Linux then keeps its clock on CNTP    |
 //! | `/chosen`               | initrd and bootargs if given; boot modules go                                     |
+//! | debug and trace of CPUs | goes: all that CoreSight names                                                    |
 //! | `/hypervisor`           | created or replaced: `compatible = "corevisor"`                                   |
 //!
 //! Where the core drives the SMMUs ([`HostEdits::smmus_taken`]), also:
@@ -215,6 +216,7 @@ impl<'x> Editor<'x, '_> {
             }
             (Some(Kind::Cpus), _) if binding::is_cpu(name, facts.device_type) => Kind::Cpu,
             (Some(Kind::Chosen), role) if role.module().is_some() => Kind::Dropped,
+            (_, Role::Debug) => Kind::Dropped,
             (_, Role::Smmu(_)) if self.edits.smmus_taken => Kind::Dropped,
             (_, Role::BesideSmmus) if self.edits.smmus_taken && !facts.behind_smmu => Kind::Dropped,
             (_, Role::Psci(_)) => {

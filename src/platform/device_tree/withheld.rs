@@ -1,4 +1,5 @@
-//! What the tree names and the host must not reach: memory that firmware keeps.
+//! What the tree names and the host must not reach: memory that firmware keeps, and the registers for external debug and trace of CPUs (CoreSight), by which
+//! one CPU halts another at EL2, reads and writes its registers, or records where it goes: those are nobody's, and the host's tree has none of them.
 //!
 //! | a reservation (DTSpec §3.5, §5.3)                                   | with `no-map`                          | without                                            |
 //! |---------------------------------------------------------------------|----------------------------------------|----------------------------------------------------|
@@ -61,7 +62,7 @@ pub fn withhold(
         return Err(Reason::NoMemory.into());
     }
     out.set_aside = all - size(ram);
-    if out.withheld.is_empty() { Ok(()) } else { Ok(keep_registers(tree, out)?) }
+    if out.withheld.is_empty() && !out.has_debug { Ok(()) } else { Ok(settle_registers(tree, out)?) }
 }
 
 fn cut_ram<const N: usize>(ram: &mut super::List<PhysRange, N>, range: PhysRange) -> Result<(), Reason> {
@@ -85,12 +86,18 @@ fn mark_drivers(tree: &DeviceTree<'_>, out: &mut MachineDescription) {
     }
 }
 
-/// What a device has for registers within memory that is withheld, wholly, stays a window.
-fn keep_registers(tree: &DeviceTree<'_>, out: &mut MachineDescription) -> Result<(), Reason> {
+/// What a device has for registers within memory that is withheld, wholly, stays a window; registers for debug of CPUs are in none, whatever
+/// other node covers them.
+fn settle_registers(tree: &DeviceTree<'_>, out: &mut MachineDescription) -> Result<(), Reason> {
     let mut path = Path::new();
     for (node, depth) in tree.nodes() {
         path.enter(node, depth);
         let this = path.node();
+        if this.section == Section::Debug {
+            for range in path.registers() {
+                windows::cut(&mut out.windows, range)?;
+            }
+        }
         // A frame buffer that the boot loader left on stands below /chosen.
         let is_device = matches!(this.section, Section::Devices | Section::Chosen) && this.role.module().is_none();
         if !is_device || !this.enabled || binding::is_memory(this.device_type) {

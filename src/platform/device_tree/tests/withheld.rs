@@ -1,6 +1,8 @@
 //! What is firmware's, and what of it the host keeps.
 #![forbid(unsafe_code)]
 
+use std::string::String;
+
 use super::build::Build;
 use super::*;
 
@@ -140,4 +142,40 @@ fn where_nothing_is_reserved_nothing_changes_and_where_all_is_there_is_no_machin
     let mut blob = machine(|build| build, |build| build);
     blob.reservations.push((RAM.base().raw(), RAM.size()));
     assert_eq!(withheld(&blob.blob(), &[]).unwrap_err().reason, Reason::NoMemory);
+}
+
+#[test]
+fn registers_for_debug_and_trace_of_cpus_are_in_no_window_and_in_no_tree_of_the_hosts() {
+    let frame = |name: &'static str, compatible: &'static str, base: u32| {
+        move |build: Build| {
+            build
+                .begin(name)
+                .raw("compatible", [compatible.as_bytes(), b"\0arm,primecell\0"].concat().as_slice())
+                .cells("#address-cells", &[2])
+                .cells("#size-cells", &[1])
+                .cells("ranges", &[])
+                .cells("reg", &[0, base, 0x1000])
+        }
+    };
+    let blob = machine(
+        |build| build,
+        |build| {
+            let build = build.node("fabric", "simple-bus", &[("reg", &[0, 0x4000_0000, 0x10_0000])]);
+            let build = frame("debug@40001000", "arm,coresight-cpu-debug", 0x4000_1000)(build).end();
+            let build = frame("etm@40200000", "arm,coresight-etm4x", 0x4020_0000)(build);
+            let build = build.node("part@40300000", "x", &[("reg", &[0, 0x4030_0000, 0x1000])]).end();
+            let off = frame("cti@40400000", "arm,coresight-cti", 0x4040_0000)(build);
+            let build = off.text("status", "disabled").end();
+            build.node("uart@40500000", "arm,primecell", &[("reg", &[0, 0x4050_0000, 0x1000])])
+        },
+    );
+    let blob = blob.blob();
+    let windows = withheld(&blob, &[]).unwrap().windows;
+    let after = [range(0x4000_0000, 0x4000_1000), range(0x4000_2000, 0x4010_0000), range(0x4050_0000, 0x4050_1000)];
+    assert_eq!(windows[1..], after);
+    let host = edited(&blob, &NO_EDITS).unwrap();
+    let names = with_tree(&host, |tree, _| tree.nodes().map(|(node, _)| String::from(node.name)).collect::<Vec<_>>());
+    let names = names.unwrap();
+    assert!(names.iter().any(|name| name == "uart@40500000") && names.iter().any(|name| name == "fabric"));
+    assert!(!["debug@", "etm@", "part@", "cti@"].iter().any(|gone| names.iter().any(|name| name.starts_with(gone))));
 }
