@@ -13,7 +13,7 @@ use spin::Once;
 use super::device_tree::{EnableMethod, MAX_CPUS, MachineDescription, PsciConduit};
 use super::own_map::{self, MapError};
 use super::psci::{
-    After, Bcm2835Pm, Below, BoardMachine, CpuPower, ProbeError, Psci, PsciOutcome, SmcCall, SmcFirmware, Start,
+    After, Bcm2835Pm, Below, BoardMachine, CpuPower, ProbeError, Psci, PsciOutcome, SetUp, SmcCall, SmcFirmware, Start,
 };
 use super::{boot, entry};
 use crate::abstract_machine::SmcOutcome;
@@ -107,7 +107,11 @@ pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], C
 ///
 /// # Errors
 /// [`CpuError`].
-pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu]) -> Result<(), CpuError> {
+pub fn start_psci(
+    description: &MachineDescription,
+    cpus: &'static [PerCpu],
+    set_up: SetUp,
+) -> Result<(), CpuError> {
     let pm = description.bcm_power.map(map_power_manager).transpose()?.flatten();
     // SAFETY: `below` is SmcFirmware only if the device tree says that firmware takes PSCI calls by SMC.
     let machine = unsafe { BoardMachine::new(pm) };
@@ -125,7 +129,7 @@ pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu]) -> 
             Below::Nothing
         }
     };
-    let psci = Psci::new(machine, below, el2::affinity());
+    let psci = Psci::new(machine, below, set_up, el2::affinity());
     for data in cpus.iter().skip(1) {
         let added = if below == Below::SpinTable { psci.await_cpu(data.mpidr) } else { psci.add_cpu(data.mpidr) };
         if let Err(error) = added {

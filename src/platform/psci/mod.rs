@@ -15,7 +15,7 @@
 //! ```text
 //! let machine = BoardMachine::new(pm);                       // pm: Option<Bcm2835Pm>
 //! let below = Below::Smc(SmcFirmware::probe(&machine, secondary_entry_pa)?);   // or SpinTable, or Nothing
-//! let psci = Psci::<_, MAX_CPUS>::new(machine, below, MPIDR_EL1.get());
+//! let psci = Psci::<_, MAX_CPUS>::new(machine, below, set_up, MPIDR_EL1.get());   // set_up: SMMUs, ITSs
 //! for each other CPU: psci.add_cpu(mpidr)? == its CpuId      // numbered 1, 2, ... in this order
 //! ```
 //! On a spin-table board they are added by `await_cpu` instead; the core then starts each secondary by its release address (clean the line, SEV) and waits
@@ -60,7 +60,7 @@ pub use firmware::{Below, Machine, ProbeError, SmcFirmware, SystemEnd};
 #[cfg(all(target_os = "none", target_arch = "aarch64"))]
 pub use machine::BoardMachine;
 pub use power::{AddCpuError, CpuPower, Start};
-pub use server::{After, Leave, Psci, PsciOutcome};
+pub use server::{After, Leave, Psci, PsciOutcome, SetUp};
 
 #[cfg(test)]
 mod tests;
