@@ -7,6 +7,7 @@
 //! | [`get_pfn_owner`]                                                | who owns a page                   | S2Page |
 //! | [`get_pfn_count`]                                                | how often it is lent or shared    | S2Page |
 //! | [`get_pfn_map`]                                                  | where its owner sees it           | S2Page |
+//! | [`for_each_foreign_run`]                                         | all pages that are not the host's | S2Page |
 //! | [`host_may_access_block`]                                        | whether the host may access all of a 2 MiB or 1 GiB block | S2Page |
 //!
 //! The proof keeps owner, count and gfn apart and sets them one by one; here they are one value of [`PageState`], so
@@ -200,6 +201,24 @@ pub fn set_pfn_run(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, count: u
             }
             *record = new;
             new.0 = new.0.wrapping_add(step);
+        }
+    }
+}
+
+/// Calls `act` for all pages that the host may not access, run by run: state of the first, where it is, how many. Blocks that are all the host's cost nothing.
+pub fn for_each_foreign_run(pages: &S2Pages, regions: &MemRegions, mut act: impl FnMut(PageState, Pfn, u64)) {
+    for bank in regions.as_slice().iter().map(|region| region.range) {
+        let mut done = 0;
+        while let Some(at) = bank.first_pfn().checked_add(done).filter(|_| done < bank.pages()) {
+            let Some((PageIndex { block, .. }, in_block)) = get_s2_page_run(regions, at, bank.pages() - done) else {
+                break;
+            };
+            let is_all_the_hosts = pages.blocks.get(block) == Some(&0);
+            let run = if is_all_the_hosts { None } else { get_pfn_run(pages, regions, at, in_block) };
+            done += run.map_or(in_block, |(_, run)| run);
+            if let Some((state, run)) = run.filter(|(state, _)| !state.host_may_access()) {
+                act(state, at, run);
+            }
         }
     }
 }

@@ -39,6 +39,7 @@ use crate::vm;
 pub const MAX_TREE: usize = 512 * 1024;
 
 static CORE: Once<Core<Cpu>> = Once::new();
+static CORE_MEMORY: Once<CoreMemory> = Once::new();
 
 /// The boot CPU, its MMU on with the map of boot: `dtb` is what x0 held, `base` where the image lies, `entered_at` the
 /// exception level.
@@ -266,6 +267,7 @@ fn build_core(
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }
+    CORE_MEMORY.call_once(|| plan.core);
     // The core's own memory is not in the table any more.
     if let (Some(smmus), Some(spt)) = (smmus, core.memory().spt()) {
         smmu::start(smmus, description, spt)?;
@@ -368,18 +370,44 @@ pub extern "C" fn trap_lower_serror(frame: &mut TrapFrame) {
     }
 }
 
-/// The host ends a CPU's or the machine's run: at debug level, what was counted.
-pub fn report_end(leave: &Leave) {
+/// How long other CPUs get to leave VMs before memory is scrubbed, in parts of a second: an exit takes microseconds.
+const PARTING: u64 = 20;
+
+/// Before the machine's run ends, if `leave` does that: all that was a VM's is zero in memory, which keeps it over a reset, and whoever comes next, this core's next life too, gives it
+/// to a host. Nothing of host or VMs runs any more then. Besides, what was counted, at debug level.
+pub fn end_run(leave: &Leave) -> bool {
     if !matches!(leave, Leave::System(_) | Leave::WarmReset) {
-        return;
+        return false;
     }
     log::info!("host ends the run: {leave:?}");
+    if !halt::begin() {
+        // Another CPU was faster, or the core has failed.
+        halt::stay();
+    }
+    if let (Some(core), Some(own)) = (CORE.get(), CORE_MEMORY.get()) {
+        let scrubbed = memory_ops::scrub_for_end(core.memory(), own, stop_others);
+        if scrubbed != 0 {
+            log::info!("{scrubbed} pages that were not the host's are zero");
+        }
+    }
     #[cfg(feature = "test-hooks")]
     log::info!("the oracle found nothing wrong, calls: {}", failure::provoke::judged());
     if log::max_level() >= LevelFilter::Debug {
         for event in Event::ALL {
             log::debug!("{}: {}", event.name(), Cpu.counted(event));
         }
+    }
+    true
+}
+
+/// Host and VMs lose their memory on all CPUs. Where there are VMs, waits until the CPUs that run are in the core for good; for a bounded time: one that sleeps stays asleep.
+fn stop_others(vms: bool) {
+    let before = halt::staying();
+    halt::stop_others();
+    let (start, ticks) = (CNTPCT_EL0.get(), CNTFRQ_EL0.get() / PARTING);
+    let others = cpus::running() - 1;
+    while vms && halt::staying() - before < others && CNTPCT_EL0.get().wrapping_sub(start) < ticks {
+        halt::give_way();
     }
 }
 

@@ -13,7 +13,8 @@ use spin::Once;
 use super::device_tree::{EnableMethod, MAX_CPUS, MachineDescription, PsciConduit};
 use super::own_map::{self, MapError};
 use super::psci::{
-    After, Bcm2835Pm, Below, BoardMachine, CpuPower, ProbeError, Psci, PsciOutcome, SetUp, SmcCall, SmcFirmware, Start,
+    After, Bcm2835Pm, Below, BoardMachine, CpuPower, Leave, ProbeError, Psci, PsciOutcome, SetUp, SmcCall, SmcFirmware,
+    Start, SystemEnd,
 };
 use super::{boot, entry};
 use crate::abstract_machine::SmcOutcome;
@@ -107,11 +108,7 @@ pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], C
 ///
 /// # Errors
 /// [`CpuError`].
-pub fn start_psci(
-    description: &MachineDescription,
-    cpus: &'static [PerCpu],
-    set_up: SetUp,
-) -> Result<(), CpuError> {
+pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu], set_up: SetUp) -> Result<(), CpuError> {
     let pm = description.bcm_power.map(map_power_manager).transpose()?.flatten();
     // SAFETY: `below` is SmcFirmware only if the device tree says that firmware takes PSCI calls by SMC.
     let machine = unsafe { BoardMachine::new(pm) };
@@ -130,6 +127,9 @@ pub fn start_psci(
         }
     };
     let psci = Psci::new(machine, below, set_up, el2::affinity());
+    if psci.protect_memory() {
+        log::debug!("the firmware scrubs memory after a reset");
+    }
     for data in cpus.iter().skip(1) {
         let added = if below == Below::SpinTable { psci.await_cpu(data.mpidr) } else { psci.add_cpu(data.mpidr) };
         if let Err(error) = added {
@@ -172,7 +172,7 @@ fn wait_for_arrivals(psci: &Psci<BoardMachine, MAX_CPUS>, cpus: &[PerCpu]) {
     for data in cpus.iter().skip(1) {
         let is_absent = || psci.power(data.cpu) == Some(CpuPower::Absent);
         while is_absent() && CNTPCT_EL0.get().wrapping_sub(start) < ticks {
-            cpu::halt::give_way();
+            halt::give_way();
         }
         if is_absent() {
             log::warn!(
@@ -182,6 +182,11 @@ fn wait_for_arrivals(psci: &Psci<BoardMachine, MAX_CPUS>, cpus: &[PerCpu]) {
             );
         }
     }
+}
+
+/// CPUs that run the host.
+pub fn running() -> usize {
+    PSCI.get().map_or(1, |server| server.0.running())
 }
 
 /// Another CPU has its stack and its map.
@@ -212,8 +217,13 @@ impl SmcServer for Server {
                 SmcOutcome::Return([0, x1, x2, x3])
             }
             PsciOutcome::Leave(leave) => {
-                boot::report_end(&leave);
-                match self.0.leave(cpu.cpu, leave) {
+                let is_end = boot::end_run(&leave);
+                let mut after = self.0.leave(cpu.cpu, leave);
+                if is_end && matches!(after, After::Return(_)) {
+                    // There is no host to go back to.
+                    after = self.0.leave(cpu.cpu, Leave::System(SystemEnd::Reset));
+                }
+                match after {
                     After::Return(result) => SmcOutcome::Return([result, x1, x2, x3]),
                     After::Start(start) => {
                         el2::reset_el1();
