@@ -107,6 +107,11 @@ pub trait Machine: Worlds {
     /// (DSB ISHST, ISB): enough after an invalid entry became valid, which no TLB holds.
     fn publish_tables(&self);
 
+    /// The same for the walks of SMMUs, which may stand outside the CPUs' inner domain (DSB OSHST). IHI 0070, 3.15.
+    fn publish_to_smmus(&self) {
+        self.publish_tables();
+    }
+
     /// Forgets, on every CPU, what was cached for the `pages` pages from `ipa` of `vm` on, including combined stage-1 entries, and waits
     /// until it is done: DSB; TLBI IPAS2E1IS for each; DSB; TLBI VMALLE1IS; DSB; ISB. K §2 L8, Arm ARM D8.16.
     /// `root` is the VM's VTTBR value.

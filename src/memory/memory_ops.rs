@@ -9,6 +9,7 @@
 //! | [`lend_pages_to_vm`], [`take_back_lent`] | pages of the host are lent to an ordinary VM, and taken back | S2Page, Npt |
 //! | [`clear_vm_range`]    | a VM's memory becomes the host's, a part at a time    | S2Page, Npt   |
 //! | [`free_vm_table`]     | so do its table and its pool                          | S2Page, Npt   |
+//! | [`scrub_for_end`]     | nothing of a VM is left in memory, for the machine's end | S2Page, for good |
 //!
 //! No lock of its own: up to [`PART`] pages, or a block, are one transition of MemManager, so no lock is held long. What concerns one page only is
 //! in MemManager and can be called from here as well.
@@ -23,7 +24,7 @@ use super::mem_manager::ordinary::{lend_block_to_vm, take_back_leaf};
 use super::mem_manager::protected::{assign_block_to_vm, assign_pages_to_vm};
 use super::mem_manager::reclaim::clear_vm_step;
 use super::mem_manager::vm_table::free_vm_page;
-use super::page_manager::get_pfn_state;
+use super::page_manager::{PageState, S2Pages, for_each_foreign_run, get_pfn_state};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, Pfn, PhysRange, VmId};
 use crate::interface::calls::MAX_PAGES;
@@ -151,6 +152,36 @@ pub fn free_vm_table<M: Machine>(mem: &Memory<M>, vm: VmId, most: u64) -> Result
         }
     }
     Ok(false)
+}
+
+/// Scrubs all that is not the host's and not in `own`, the core's own memory: pools of VMs with their tables and contexts first, so that no VM goes on; then, after `stop`, which is told
+/// whether there were any and makes all other CPUs stay in the core, everything, for a CPU may have saved a VM's registers meanwhile. Pages. The records' lock is never
+/// given back: nothing changes hands any more.
+pub fn scrub_for_end<M: Machine>(mem: &Memory<M>, own: &[PhysRange], stop: impl FnOnce(bool)) -> u64 {
+    let pages = mem.s2page().acquire();
+    let pools = scrub_foreign(mem, &pages, own, |state| state == PageState::Core);
+    stop(pools != 0);
+    let all = if pools != 0 { scrub_foreign(mem, &pages, own, |_| true) } else { 0 };
+    core::mem::forget(pages);
+    all
+}
+
+fn scrub_foreign<M: Machine>(
+    mem: &Memory<M>,
+    pages: &S2Pages,
+    own: &[PhysRange],
+    is_meant: impl Fn(PageState) -> bool,
+) -> u64 {
+    let mut count = 0;
+    for_each_foreign_run(pages, mem.regions(), |state, first, run| {
+        for pfn in (0..run).filter_map(|n| first.checked_add(n)).filter(|_| is_meant(state)) {
+            if !own.iter().any(|range| range.contains(pfn.addr())) {
+                mem.machine().clear_phys_page(pfn);
+                count += 1;
+            }
+        }
+    });
+    count
 }
 
 /// `act` for 0 to `count`, until it is refused; how often it was done.

@@ -7,6 +7,7 @@
 //! | [`get_pfn_owner`]                                                | who owns a page; the proof's, no caller in the core | S2Page |
 //! | [`get_pfn_count`]                                                | how often it is lent or shared; likewise            | S2Page |
 //! | [`get_pfn_map`]                                                  | where its owner sees it; likewise                   | S2Page |
+//! | [`for_each_foreign_run`]                                         | all pages that are not the host's | S2Page |
 //! | [`host_may_access_block`]                                        | whether the host may access all of a 2 MiB or 1 GiB block | S2Page |
 //! | [`host_blocks`]                                                  | how many 2 MiB blocks behind one another it may access all of | S2Page |
 //!
@@ -282,6 +283,24 @@ fn fill(records: &mut [PageRecord], first: PageRecord) {
     for record in records {
         record.0 = next;
         next = next.wrapping_add(step);
+    }
+}
+
+/// Calls `act` for all pages that the host may not access, run by run: state of the first, where it is, how many. Blocks that are all the host's cost nothing.
+pub fn for_each_foreign_run(pages: &S2Pages, regions: &MemRegions, mut act: impl FnMut(PageState, Pfn, u64)) {
+    for bank in regions.as_slice().iter().map(|region| region.range) {
+        let mut done = 0;
+        while let Some(at) = bank.first_pfn().checked_add(done).filter(|_| done < bank.pages()) {
+            let Some((PageIndex { block, .. }, in_block)) = get_s2_page_run(regions, at, bank.pages() - done) else {
+                break;
+            };
+            let is_all_the_hosts = pages.blocks.get(block).is_some_and(|block| block.host_may_access());
+            let run = if is_all_the_hosts { None } else { get_pfn_run(pages, regions, at, in_block) };
+            done += run.map_or(in_block, |(_, run)| run);
+            if let Some((state, run)) = run.filter(|(state, _)| !state.host_may_access()) {
+                act(state, at, run);
+            }
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::device_tree::{self, DeviceTree, Gic, MachineDescription};
 use super::host_image::BUNDLE_HEADER_OFFSET;
 use super::host_start::{self, CoreMemory, Plan};
 use super::own_map::{self, MapError};
-use super::psci::Leave;
+use super::psci::{Leave, SetUp};
 use super::{cpus, entry, failure, gic_tables, logger, smmu, window};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange, Va, VmId};
@@ -39,6 +39,7 @@ use crate::vm;
 pub const MAX_TREE: usize = 512 * 1024;
 
 static CORE: Once<Core<Cpu>> = Once::new();
+static CORE_MEMORY: Once<CoreMemory> = Once::new();
 
 /// The boot CPU, its MMU on with the map of boot: `dtb` is what x0 held, `base` where the image lies, `entered_at` the
 /// exception level.
@@ -127,18 +128,23 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     let cpus = cpus::allocate(description)?;
     let mut plan = Plan::new(description, &layout)?;
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
+    let has_its = matches!(description.gic, Some(Gic::V3 { its, .. }) if mediated.is_some() && !its.is_empty());
+    let set_up = SetUp { smmus: smmus.is_some(), its: has_its };
     let core_memory = build_core(description, smmus, mediated, &mut plan)?;
     open_windows(description, core_memory)?;
     start_vgic(description)?;
     ready_for_host();
-    cpus::start_psci(description, cpus)?;
+    cpus::start_psci(description, cpus, set_up)?;
     let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, smmus.is_some(), &mut plan)?;
     log::info!(
         "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
         cpus.len(),
-        description.ram.iter().map(|bank| bank.size()).sum::<u64>() >> 20,
+        (description.ram.iter().map(|bank| bank.size()).sum::<u64>() + description.set_aside) >> 20,
         core_memory.iter().map(|range| range.size()).sum::<u64>() >> 10,
     );
+    if description.set_aside != 0 {
+        log::info!("firmware and drivers keep {} KiB, as the device tree says", description.set_aside >> 10);
+    }
     Ok(HostStart { entry: kernel.at, dtb })
 }
 
@@ -190,6 +196,9 @@ fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static mut MachineDescri
         let _ = open_console(&tree, description);
     }
     read?;
+    let layout = entry::image_layout();
+    let block = PhysRange::between(layout.text.base(), layout.free.end());
+    device_tree::withhold(&tree, description, &[blob, block])?;
     Ok((tree, description))
 }
 
@@ -258,6 +267,7 @@ fn build_core(
     for range in plan.core {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }
+    CORE_MEMORY.call_once(|| plan.core);
     // The core's own memory is not in the table any more.
     if let (Some(smmus), Some(spt)) = (smmus, core.memory().spt()) {
         smmu::start(smmus, description, spt)?;
@@ -360,18 +370,44 @@ pub extern "C" fn trap_lower_serror(frame: &mut TrapFrame) {
     }
 }
 
-/// The host ends a CPU's or the machine's run: at debug level, what was counted.
-pub fn report_end(leave: &Leave) {
+/// How long other CPUs get to leave VMs before memory is scrubbed, in parts of a second: an exit takes microseconds.
+const PARTING: u64 = 20;
+
+/// Before the machine's run ends, if `leave` does that: all that was a VM's is zero in memory, which keeps it over a reset, and whoever comes next, this core's next life too, gives it
+/// to a host. Nothing of host or VMs runs any more then. Besides, what was counted, at debug level.
+pub fn end_run(leave: &Leave) -> bool {
     if !matches!(leave, Leave::System(_) | Leave::WarmReset) {
-        return;
+        return false;
     }
     log::info!("host ends the run: {leave:?}");
+    if !halt::begin() {
+        // Another CPU was faster, or the core has failed.
+        halt::stay();
+    }
+    if let (Some(core), Some(own)) = (CORE.get(), CORE_MEMORY.get()) {
+        let scrubbed = memory_ops::scrub_for_end(core.memory(), own, stop_others);
+        if scrubbed != 0 {
+            log::info!("{scrubbed} pages that were not the host's are zero");
+        }
+    }
     #[cfg(feature = "test-hooks")]
     log::info!("the oracle found nothing wrong, calls: {}", failure::provoke::judged());
     if log::max_level() >= LevelFilter::Debug {
         for event in Event::ALL {
             log::debug!("{}: {}", event.name(), Cpu.counted(event));
         }
+    }
+    true
+}
+
+/// Host and VMs lose their memory on all CPUs. Where there are VMs, waits until the CPUs that run are in the core for good; for a bounded time: one that sleeps stays asleep.
+fn stop_others(vms: bool) {
+    let before = halt::staying();
+    halt::stop_others();
+    let (start, ticks) = (CNTPCT_EL0.get(), CNTFRQ_EL0.get() / PARTING);
+    let others = cpus::running() - 1;
+    while vms && halt::staying() - before < others && CNTPCT_EL0.get().wrapping_sub(start) < ticks {
+        halt::give_way();
     }
 }
 

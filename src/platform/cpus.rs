@@ -7,11 +7,15 @@ use core::fmt;
 use core::slice;
 
 use aarch64_cpu::asm::{barrier, sev, wfi};
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use spin::Once;
 
 use super::device_tree::{EnableMethod, MAX_CPUS, MachineDescription, PsciConduit};
 use super::own_map::{self, MapError};
-use super::psci::{After, Bcm2835Pm, Below, BoardMachine, ProbeError, Psci, PsciOutcome, SmcCall, SmcFirmware, Start};
+use super::psci::{
+    After, Bcm2835Pm, Below, BoardMachine, CpuPower, Leave, ProbeError, Psci, PsciOutcome, SetUp, SmcCall, SmcFirmware,
+    Start, SystemEnd,
+};
 use super::{boot, entry};
 use crate::abstract_machine::SmcOutcome;
 use crate::abstract_machine::addr::{CpuId, Ipa, PAGE_SIZE, Pa, PhysRange, Va};
@@ -22,6 +26,9 @@ use crate::npt::descriptor::CoreAccess;
 /// log2 of the pages of a CPU's area: guard page, stack, emergency stack, from the bottom up.
 const AREA_ORDER: u32 = 2;
 const _: () = assert!(PAGE_SIZE << AREA_ORDER == PAGE_SIZE + STACK_SIZE + EMERGENCY_STACK_SIZE);
+
+/// How many seconds a CPU may take out of its spin table: it has nothing to do on the way.
+const PATIENCE: u64 = 5;
 
 static PSCI: Once<Server> = Once::new();
 
@@ -101,7 +108,7 @@ pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], C
 ///
 /// # Errors
 /// [`CpuError`].
-pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu]) -> Result<(), CpuError> {
+pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu], set_up: SetUp) -> Result<(), CpuError> {
     let pm = description.bcm_power.map(map_power_manager).transpose()?.flatten();
     // SAFETY: `below` is SmcFirmware only if the device tree says that firmware takes PSCI calls by SMC.
     let machine = unsafe { BoardMachine::new(pm) };
@@ -119,16 +126,22 @@ pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu]) -> 
             Below::Nothing
         }
     };
-    let psci = Psci::new(machine, below, el2::affinity());
+    let psci = Psci::new(machine, below, set_up, el2::affinity());
+    if psci.protect_memory() {
+        log::debug!("the firmware scrubs memory after a reset");
+    }
     for data in cpus.iter().skip(1) {
-        if let Err(error) = psci.add_cpu(data.mpidr) {
+        let added = if below == Below::SpinTable { psci.await_cpu(data.mpidr) } else { psci.add_cpu(data.mpidr) };
+        if let Err(error) = added {
             log::warn!("CPU {} (MPIDR {:#x}) is left out: {error:?}", data.cpu.index(), data.mpidr);
         }
     }
-    cpu::set_smc_server(PSCI.call_once(|| Server(psci)));
+    let server = PSCI.call_once(|| Server(psci));
+    cpu::set_smc_server(server);
     entry::publish_secondaries(cpus);
     if below == Below::SpinTable {
         release_spin_tables(description)?;
+        wait_for_arrivals(&server.0, cpus);
     }
     Ok(())
 }
@@ -150,6 +163,30 @@ fn release_spin_tables(description: &MachineDescription) -> Result<(), MapError>
     barrier::dsb(barrier::SY);
     sev();
     Ok(())
+}
+
+/// Waits for the CPUs of spin tables, and names those that do not come: the host cannot start them. The host does not run before: what a CPU reads on its way is
+/// nobody's afterwards ([`device_tree::withhold`](super::device_tree::withhold)), and was not the host's before.
+fn wait_for_arrivals(psci: &Psci<BoardMachine, MAX_CPUS>, cpus: &[PerCpu]) {
+    let (start, ticks) = (CNTPCT_EL0.get(), PATIENCE * CNTFRQ_EL0.get());
+    for data in cpus.iter().skip(1) {
+        let is_absent = || psci.power(data.cpu) == Some(CpuPower::Absent);
+        while is_absent() && CNTPCT_EL0.get().wrapping_sub(start) < ticks {
+            halt::give_way();
+        }
+        if is_absent() {
+            log::warn!(
+                "CPU {} (MPIDR {:#x}) does not come out of a spin table: the host cannot start it",
+                data.cpu.index(),
+                data.mpidr
+            );
+        }
+    }
+}
+
+/// CPUs that run the host.
+pub fn running() -> usize {
+    PSCI.get().map_or(1, |server| server.0.running())
 }
 
 /// Another CPU has its stack and its map.
@@ -180,8 +217,13 @@ impl SmcServer for Server {
                 SmcOutcome::Return([0, x1, x2, x3])
             }
             PsciOutcome::Leave(leave) => {
-                boot::report_end(&leave);
-                match self.0.leave(cpu.cpu, leave) {
+                let is_end = boot::end_run(&leave);
+                let mut after = self.0.leave(cpu.cpu, leave);
+                if is_end && matches!(after, After::Return(_)) {
+                    // There is no host to go back to.
+                    after = self.0.leave(cpu.cpu, Leave::System(SystemEnd::Reset));
+                }
+                match after {
                     After::Return(result) => SmcOutcome::Return([result, x1, x2, x3]),
                     After::Start(start) => {
                         el2::reset_el1();

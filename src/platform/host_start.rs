@@ -3,7 +3,7 @@
 use core::slice;
 
 use super::boot_error::BootError;
-use super::device_tree::{self, DeviceTree, HostEdits, List, MachineDescription, ModuleKind};
+use super::device_tree::{self, DeviceTree, HostEdits, List, MAX_WITHHELD, MachineDescription, ModuleKind};
 use super::host_image::{
     BUNDLE_HEADER_OFFSET, BUNDLE_KERNEL_OFFSET, BundleHeader, HostImageError, IMAGE_HEADER_SIZE, ImageHeader,
 };
@@ -141,12 +141,17 @@ pub fn hand_over_tree(
     tree: &DeviceTree<'_>,
     description: &MachineDescription,
     kernel: &Kernel,
-    core_memory: &[PhysRange],
+    core_memory: &CoreMemory,
     smmus_taken: bool,
     plan: &mut Plan<'_>,
 ) -> Result<Pa, BootError> {
+    let mut holes =
+        List::<_, { size_of::<CoreMemory>() / size_of::<PhysRange>() + MAX_WITHHELD }>::new(PhysRange::default());
+    for range in core_memory.iter().chain(description.withheld.iter()) {
+        holes.push(*range).map_err(|_| BootError::NoRoomFor("the list of reserved memory", 0))?;
+    }
     let edits = HostEdits {
-        core_memory,
+        core_memory: &holes,
         initrd: kernel.initrd,
         bootargs: kernel.bootargs.map(|range| tree.text(range)),
         smmus_taken,

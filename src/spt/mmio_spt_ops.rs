@@ -45,7 +45,7 @@ pub fn init_spt<M: Machine>(
     for range in doorbells {
         add_smmu_pt(machine, &spt, range, Stage2Access::Window, &mut reserve)?;
     }
-    machine.publish_tables();
+    machine.publish_to_smmus();
     Ok(Lock::new(Rank::Spt, spt))
 }
 
@@ -69,7 +69,7 @@ pub fn map_spt<M: Machine>(machine: &M, spt: &Lock<Spt>, pfn: Pfn, count: u64) {
             machine.smmu_flush(part.first_ipa(), 1);
         }
     }
-    machine.publish_tables();
+    machine.publish_to_smmus();
 }
 
 /// Devices do not reach the `count` pages from `pfn` on any more: no walk leads there, no SMMU remembers one, and every access that was on its way is over.

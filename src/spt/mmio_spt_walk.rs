@@ -183,6 +183,6 @@ fn fill<M: Machine>(machine: &M, pte: Pa, at: Ia, block: Desc) {
 
 /// The block's entry leads to its level-3 table, whatever it was.
 fn lead_to<M: Machine>(machine: &M, pmd: Pa, pte: Pa, at: Ia) {
-    machine.publish_tables();
+    machine.publish_to_smmus();
     set_smmu_pmd(machine, pmd, at, Desc::table(pte));
 }

@@ -143,8 +143,11 @@ pub fn healthy(run: Run, cpus: u32, more: &str) -> Result<Finished, Failure> {
     done.says("under corevisor")?;
     let ram = done.number("host: RAM ")?;
     let all = done.number(&format!("corevisor: {cpus} CPUs, ")).or_else(|_| done.number("corevisor: 1 CPUs, "))? << 20;
-    let kept = done.number("the core keeps ")? << 10;
-    done.check(ram == all - kept, format!("the host has {ram} bytes of RAM, not {all} without the core's {kept}"))?;
+    let kept = (done.number("the core keeps ")? + done.number("firmware and drivers keep ").unwrap_or(0)) << 10;
+    done.check(
+        ram == all - kept,
+        format!("the host has {ram} bytes of RAM, not {all} without the {kept} of core and firmware"),
+    )?;
     done.counted("host accesses denied", 0)?;
     done.counted("host instructions undefined", 0)?;
     done.says("host ends the run: ")?;

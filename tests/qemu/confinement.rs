@@ -3,10 +3,12 @@
 use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure, check},
     made,
+    placed::{Placed, set},
     runner::Case,
 };
 use corevisor::{abstract_machine::per_cpu::Event, interface::INTERFACE_VERSION};
 use corevisor_tool::{machine::Machine, outcome::Finished, run::Run};
+use dtoolkit::{memreserve::MemoryReservation, model::DeviceTreeNode};
 
 /// So many refused accesses the core tells of.
 const TOLD: u64 = 32;
@@ -25,6 +27,10 @@ pub fn cases() -> Vec<Case> {
         new("the legacy frames of a GICv3 and what the device tree does not describe are out of reach", |bed| {
             out_of_reach(bed, 3, "0x08010000 0x08030000 0x08040000 0x0f000000 0xc0000000")
         }),
+        new(
+            "what the device tree reserves for firmware is out of reach, what it reserves for a driver is not",
+            reserved,
+        ),
         new("a process whose kernel reads or writes the core's memory is killed, the host goes on", oopses),
         new(
             "unknown calls do not exist, those of Linux's EL2 boot stub neither; the core's own and PSCI's are answered",
@@ -52,8 +58,16 @@ poke() {
 
 /// Runs `script`, which may `poke`; the core must have counted and told all of it, and nothing else.
 pub fn poked(run: Run, script: &str) -> Result<Finished, Failure> {
-    let done =
-        run.script(format!("{FUNCTIONS}{POKING}{script}\necho \"host: refused $refused\"\nexit 0\n")).finish()?;
+    was_poked(run.script(poking(script)).finish()?)
+}
+
+/// A script that may `poke`, whole.
+fn poking(script: &str) -> String {
+    format!("{FUNCTIONS}{POKING}{script}\necho \"host: refused $refused\"\nexit 0\n")
+}
+
+/// Judges the run of [`poking`].
+fn was_poked(done: Finished) -> Result<Finished, Failure> {
     done.succeeded()?;
     let refused = done.number("host: refused ")?;
     done.check(refused > 0, "nothing was tried")?;
@@ -96,6 +110,42 @@ fn core_memory(bed: &Bed) -> Result<(), Failure> {
 fn out_of_reach(bed: &Bed, gic: u32, addresses: &str) -> Result<(), Failure> {
     let script = format!("for address in {addresses}; do poke $address; done");
     poked(bed.run(Machine::virt().gic(gic).smp(1)), &script).map(|_| ())
+}
+
+/// Each kind of reservation: `no-map` or not, a driver's or nobody's.
+fn reserved(bed: &Bed) -> Result<(), Failure> {
+    let script = r#"
+        for address in 0x50000000 0x5000f800 0x50201000 0x502027f8 0x50400000; do poke $address; done
+        for address in 0x50600000 0x50800f00; do
+            devmem $address 64 0x1122334455667788 || fail "a driver's memory at $address cannot be written"
+            is "memory at $address" "$(devmem $address 64)" 0x1122334455667788
+        done
+        echo "host: RAM $(ram)"
+    "#;
+    let mut placed = Placed::virt(bed, 1, &[], &poking(script))?;
+    placed.tree.memory_reservations.push(MemoryReservation::new(0x5000_0000, 0x1_0000));
+    let root = &mut placed.tree.root;
+    let mut coprocessor = DeviceTreeNode::new_unchecked("coprocessor");
+    set(&mut coprocessor, "memory-region", &0x77_u32.to_be_bytes());
+    root.add_child(coprocessor);
+    let mut all = DeviceTreeNode::new_unchecked("reserved-memory");
+    set(&mut all, "#address-cells", &2_u32.to_be_bytes());
+    set(&mut all, "#size-cells", &2_u32.to_be_bytes());
+    set(&mut all, "ranges", &[]);
+    let mut reserve = |name: &str, base: u64, size: u64, more: &[(&str, &[u8])]| {
+        let mut node = DeviceTreeNode::new_unchecked(name);
+        set(&mut node, "reg", &[base.to_be_bytes(), size.to_be_bytes()].concat());
+        more.iter().for_each(|(name, value)| set(&mut node, name, value));
+        all.add_child(node);
+    };
+    reserve("tf-a@50201000", 0x5020_1000, 0x1800, &[("no-map", &[])]);
+    reserve("splash@50400000", 0x5040_0000, 0x1000, &[]);
+    reserve("dsp@50600000", 0x5060_0000, 0x1000, &[("no-map", &[]), ("phandle", &0x77_u32.to_be_bytes())]);
+    reserve("log@50800000", 0x5080_0000, 0x1000, &[("no-map", &[]), ("compatible", b"nvmem-rmem\0")]);
+    root.add_child(all);
+    let done = was_poked(placed.run(bed)?.finish()?)?;
+    let kept = done.number("the core keeps ")? + 64 + 8 + 4 + 4 + 4;
+    done.check(done.number("host: RAM ")? == (2 << 30) - (kept << 10), "what lies around them is not RAM")
 }
 
 /// Shell functions over `tests/host-module`.

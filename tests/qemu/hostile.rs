@@ -49,8 +49,10 @@ pub fn cases() -> Vec<Case> {
         let other = 5 - attack.gic;
         cases.extend([case(attack.gic, attack.cpus[0]), case(other, attack.cpus[1]).only_in_full_if(true)]);
     }
-    let name = format!("{}, on a Raspberry Pi 4, where RAM begins with page 0", LIMITS.title);
+    let name = format!("{}, on a Raspberry Pi 4, whose page 0 is nobody's", LIMITS.title);
     cases.push(Case::new("hostile", name, |bed: &Bed| LIMITS.run(bed, Machine::raspi4b())));
+    let name = "after a reset of the machine, whose memory keeps what it held, nothing of a protected VM is in it";
+    cases.push(Case::new("hostile", name, reset));
     cases
 }
 
@@ -228,6 +230,14 @@ impl Attack {
         done.says(&format!("mini: test {}: ok, ", self.check))?;
         self.says.iter().try_for_each(|line| done.says(line))
     }
+}
+
+/// The host has two lives: the first ends by a reset.
+fn reset(bed: &Bed) -> Result<(), Failure> {
+    let done = finish(run(bed, machine(3, 2).allow_reboot(true), Vms::new().line("test=reset"), "info"))?;
+    done.says_times("entered at EL2", 2)?;
+    done.says("pages that were not the host's are zero")?;
+    done.says("mini: test reset: ok, 17 pages")
 }
 
 /// The machine of a storm: with GICv3 it has an SMMU, so that what devices reach changes with every page that changes hands.

@@ -6,9 +6,11 @@
 use crate::{
     bed::{Bed, Checks, Failure, LIMIT, check, healthy},
     host_life::HOTPLUG,
+    placed::set,
     runner::Case,
 };
-use corevisor_tool::{machine::Machine, run::Boot};
+use corevisor_tool::{machine::Machine, raspi, run::Boot};
+use dtoolkit::{fdt::Fdt, model::DeviceTree};
 use std::process::{Command, Stdio};
 
 /// The cases.
@@ -20,6 +22,10 @@ pub fn cases() -> Vec<Case> {
             kernel8,
         )
         .starts_early(),
+        new(
+            "a CPU that never leaves its spin table is told of, the host lives on the others, and page 0 is nobody's",
+            absent,
+        ),
         new("a reboot starts the core and its host again", |bed| reboot(bed, 1)).starts_early(),
         new("Debian's 6.12 lives on all four CPUs, three times in a row", |bed| {
             (0..3).try_for_each(|_| healthy(bed.stock(Machine::raspi4b()), 4, "").map(|_| ()))
@@ -44,6 +50,31 @@ fn kernel8(bed: &Bed) -> Result<(), Failure> {
     }
     let run = bed.stock(Machine::raspi4b()).boot(Boot::File(output.join("kernel8.img")));
     healthy(run, 4, HOTPLUG).map(|_| ())
+}
+
+/// CPU 3 gets another release address, at which nobody looks.
+fn absent(bed: &Bed) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let dtb = dir.path().join("dtb");
+    let bytes = raspi::for_qemu(&bed.project.pi_dtb()).map_err(|error| Failure::new(error.to_string()))?;
+    let fdt = Fdt::new(&bytes).map_err(|error| Failure::new(error.to_string()))?;
+    let mut tree = DeviceTree::from_fdt(&fdt);
+    let cpu = tree.find_node_mut("/cpus/cpu@3").ok_or_else(|| Failure::new("the Pi's tree has no CPU 3"))?;
+    set(cpu, "cpu-release-addr", &0x1f0_u64.to_be_bytes());
+    std::fs::write(&dtb, tree.to_dtb())?;
+    let script = r#"
+        [ $(nproc) = 3 ] || exit 1
+        dmesg | grep -q 'failed to boot CPU3 (-22)' || exit 3
+        for address in 0 0xd8 0xf80; do
+            devmem $address 64 > /tmp/out 2> /tmp/error
+            [ $? = 135 ] || exit 2
+        done
+        exit 0
+    "#;
+    let done = bed.run(Machine::raspi4b()).dtb(dtb).script(script).finish()?;
+    done.succeeded()?;
+    done.says("CPU 3 (MPIDR 0x3) does not come out of a spin table: the host cannot start it")?;
+    done.counted("host accesses denied", 3)
 }
 
 /// Nothing of the board remembers a reboot, so the console is typed into.

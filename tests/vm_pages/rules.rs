@@ -5,7 +5,7 @@ use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{BLOCK_2M, Ipa, Pa, Pfn, PhysRange, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::mem_manager::Denied;
-use corevisor::memory::memory_ops::Scrub;
+use corevisor::memory::memory_ops::{Scrub, scrub_for_end};
 use corevisor::npt::VmKind::{Ordinary, Protected};
 use corevisor::npt::descriptor::Stage2Access;
 use corevisor::spec::world::{Touched, World};
@@ -243,4 +243,27 @@ fn a24_what_is_lent_read_only_is_read_and_executed_and_never_written() {
     assert!(world.vm_touch(2, B, Ipa::new(GUEST + 0x5000), AccessKind::Write).is_none());
     assert!(host(&mut world, 0, RAM), "the host writes its own page");
     world.check();
+}
+
+#[test]
+fn at_the_machines_end_nothing_of_a_protected_vm_is_left_in_memory_and_what_is_the_hosts_stays() {
+    let mut world = two_vms(8);
+    let own = [PhysRange::new(Pa::new(BACK), 32 * 0x1000).unwrap()];
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM + BLOCK_2M), 512), Ok(512));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST + BLOCK_2M), pfn(RAM + 0x3000), 2), Ok(2));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM + 0x5000), 1, false), Ok(1));
+    let pages = |first: u64, count: u64| (0..count).map(move |n| pfn(first + n * 0x1000));
+    let private = || pages(RAM + BLOCK_2M, 512).chain(pages(RAM + 0x3000, 2));
+    let hosts = || pages(RAM, 3).chain(pages(RAM + 0x5000, 3)).chain(pages(RAM + 2 * BLOCK_2M, 2));
+    private().chain(hosts()).for_each(|page| world.sim().write_ram(page, 0x5ec));
+    let mut told = None;
+    let scrubbed = scrub_for_end(world.core.memory(), &own, |vms| {
+        told = Some(vms);
+        // A CPU that leaves a VM saves something.
+        world.sim().write_ram(pfn(RAM + 0x3000), 0x5ec);
+    });
+    // Two roots of two pages or less, and two pools, besides.
+    assert!(told == Some(true) && (514 + 2 + 16..=514 + 4 + 16).contains(&scrubbed), "{told:?} {scrubbed}");
+    assert!(private().all(|page| world.sim().read_ram(page) == 0 && world.sim().read_beneath(page) == 0));
+    assert!(hosts().all(|page| world.sim().read_ram(page) == 0x5ec));
 }

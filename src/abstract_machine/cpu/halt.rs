@@ -4,14 +4,15 @@
 //! flushed on all CPUs). Whatever another CPU does next at EL1 then traps to EL2, where it finds the mark and stays.
 //! No lock is taken and none is released.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::{barrier, wfi};
 
 use super::super::addr::{PAGE_SIZE, Pa};
-use super::{maintenance, pool};
+use super::pool;
 
 static HALTED: AtomicBool = AtomicBool::new(false);
+static STAYING: AtomicUsize = AtomicUsize::new(0);
 static HOST_ROOT: AtomicU64 = AtomicU64::new(0);
 static HOST_ROOT_PAGES: AtomicU64 = AtomicU64::new(0);
 
@@ -34,6 +35,11 @@ pub fn check() {
     }
 }
 
+/// CPUs that [`stay`].
+pub fn staying() -> usize {
+    STAYING.load(Ordering::Acquire)
+}
+
 /// Makes every other CPU come here too.
 pub fn stop_others() {
     let vttbr = HOST_ROOT.load(Ordering::Acquire);
@@ -46,11 +52,21 @@ pub fn stop_others() {
         // time are inside the core and stop at their next `check`.
         unsafe { ((base + entry * 8) as *mut u64).write_volatile(0) };
     }
-    maintenance::flush_vm(vttbr);
+    // SAFETY: TLB invalidation only makes walks happen again: the host's, and VMs', whose roots may be gone too.
+    unsafe {
+        core::arch::asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack, preserves_flags));
+    }
+}
+
+/// For a loop that waits for another CPU: a hint (YIELD) that it may run instead.
+pub fn give_way() {
+    // SAFETY: a hint changes nothing.
+    unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
 }
 
 /// Stays here, with everything masked.
 pub fn stay() -> ! {
+    STAYING.fetch_add(1, Ordering::AcqRel);
     loop {
         barrier::dsb(barrier::SY);
         wfi();

@@ -242,6 +242,10 @@ impl Machine for Cpu {
         maintenance::publish();
     }
 
+    fn publish_to_smmus(&self) {
+        barrier::dsb(barrier::OSHST);
+    }
+
     fn tlb_flush_run(&self, _: VmId, root: u64, ipa: Ipa, pages: u64) {
         maintenance::flush_run(root, ipa, pages);
     }

@@ -22,6 +22,8 @@ pub(super) enum Role {
     /// Reaches memory beside every SMMU, unless the node says otherwise by `iommus`.
     BesideSmmus,
     Smmu(SmmuVersion),
+    /// External debug or trace of a CPU: by its registers one CPU halts another, at EL2 too, or sees what it does.
+    Debug,
     OtherModule,
     KernelModule,
     RamdiskModule,
@@ -67,13 +69,18 @@ const ROLES: &[(&str, Role)] = &[
     ("xen,linux-initrd", Role::RamdiskModule),
 ];
 
+/// In the names of all of these: `arm,coresight-cpu-debug`, `-etm4x`, `-cti`, `-tmc` and the rest, vendors' own too (Linux `arm/arm,coresight-*.yaml`).
+const DEBUG: &[u8] = b"coresight";
+
 impl Role {
     /// The role for the value of a `compatible` property: NUL-terminated strings (DTSpec §2.3.1).
     pub(super) fn of(compatible: &[u8]) -> Self {
         let mut role = Self::Other;
         for string in compatible.split(|b| *b == 0) {
             let known = ROLES.iter().find(|known| known.0.as_bytes() == string);
-            role = role.max(known.map_or(Self::Other, |known| known.1));
+            let is_debug = || string.windows(DEBUG.len()).any(|part| part == DEBUG);
+            let other = || if is_debug() { Self::Debug } else { Self::Other };
+            role = role.max(known.map_or_else(other, |known| known.1));
         }
         role
     }
@@ -96,6 +103,8 @@ pub(super) enum Section {
     Cpus,
     Chosen,
     ReservedMemory,
+    /// A node for debug or trace of CPUs, wherever it stands, and what is below it.
+    Debug,
 }
 
 impl Section {
@@ -174,5 +183,6 @@ mod tests {
         assert_eq!(Role::of(b"arm,psci-0.2\0arm,psci-1.0\0arm,psci\0"), Role::Psci(PsciVersion::V1_0));
         assert_eq!(Role::of(b"arm,pl011\0arm,primecell\0"), Role::Pl011);
         assert_eq!(Role::of(b""), Role::Other);
+        assert_eq!(Role::of(b"qcom,coresight-tpdm\0arm,primecell\0"), Role::Debug);
     }
 }

@@ -133,6 +133,9 @@ impl<'a> Path<'a> {
         let parent = if depth == 0 { &Node::NONE } else { self.at(depth - 1) };
         let mut entered = Node::collect(node);
         entered.section = if depth == 1 { Section::of(entered.name.as_bytes()) } else { parent.section };
+        if entered.section == Section::Devices && entered.role == Role::Debug {
+            entered.section = Section::Debug;
+        }
         if depth == 1 && entered.section == Section::Chosen && !entered.has_cells {
             // Boot loaders that add modules to /chosen rely on the root's cell counts.
             entered.cells = parent.cells;

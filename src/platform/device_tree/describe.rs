@@ -79,6 +79,10 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
         match (this.section, path.depth()) {
             (Section::Cpus, 2) if binding::is_cpu(this.name.as_bytes(), this.device_type) => self.cpu(node, path),
             (Section::Cpus, _) => Ok(()),
+            (Section::Debug, _) => {
+                self.out.has_debug = true;
+                Ok(())
+            }
             (Section::Chosen, 1) => self.chosen(node),
             (Section::Devices, 1) if binding::is_one_of(this.name.as_bytes(), &["aliases"]) => {
                 self.aliases = self.aliases.or(Some(node));
@@ -96,7 +100,8 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
     fn reservations(&mut self) -> Result<(), Reason> {
         for entry in self.tree.fdt().memory_reservations() {
             let range = PhysRange::new(Pa::new(entry.address().addr() as u64), entry.size() as u64);
-            reserve(self.out, range.ok_or(Reason::BadHeader("off_mem_rsvmap"))?, false)?;
+            let range = range.ok_or(Reason::BadHeader("off_mem_rsvmap"))?;
+            reserve(self.out, Reserved { range, no_map: false, drivers: false, phandle: None })?;
         }
         Ok(())
     }
@@ -126,9 +131,11 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
     fn reserved(&mut self, node: FdtNode, path: &Path) -> Result<(), Reason> {
         let Some(reg) = path.node().reg else { return Ok(()) };
         let no_map = node.property("no-map").is_some();
+        let drivers = node.property("compatible").is_some();
+        let phandle = node.property("phandle").and_then(|property| be32(property.value, 0));
         for (base, size) in path.parent().cells.entries(reg) {
             let range = PhysRange::new(Pa::new(base), size).ok_or(Reason::BadProperty("reg"))?;
-            reserve(self.out, range, no_map)?;
+            reserve(self.out, Reserved { range, no_map, drivers, phandle })?;
         }
         Ok(())
     }
@@ -300,11 +307,11 @@ fn merge_banks<const N: usize>(ram: &mut List<PhysRange, N>) {
     }
 }
 
-fn reserve(out: &mut MachineDescription, range: PhysRange, no_map: bool) -> Result<(), Reason> {
-    if range.is_empty() {
+fn reserve(out: &mut MachineDescription, reserved: Reserved) -> Result<(), Reason> {
+    if reserved.range.is_empty() {
         return Ok(());
     }
-    out.reserved.push(Reserved { range, no_map }).map_err(|_| Reason::TooMany("reserved ranges"))
+    out.reserved.push(reserved).map_err(|_| Reason::TooMany("reserved ranges"))
 }
 
 /// A value of 4 or 8 bytes.

@@ -18,6 +18,8 @@ pub const MAX_CPUS: usize = 64;
 pub const MAX_BANKS: usize = 64;
 /// Most reserved ranges.
 pub const MAX_RESERVED: usize = 64;
+/// Most ranges that are withheld, after merging: of each reservation, and of each spin table.
+pub const MAX_WITHHELD: usize = MAX_RESERVED + MAX_CPUS;
 /// Most device windows, after merging.
 pub const MAX_WINDOWS: usize = 256;
 
@@ -35,11 +37,18 @@ pub struct TextRange {
 /// Everything the core learns from the device tree.
 #[derive(Clone, Debug)]
 pub struct MachineDescription {
-    /// RAM: sorted, merged, whole pages, never overlapping, at least one (DTSpec §3.4).
+    /// RAM: sorted, merged, whole pages, never overlapping, at least one (DTSpec §3.4). After [`withhold`](super::withhold) without firmware's and
+    /// drivers' `no-map` memory.
     pub ram: List<PhysRange, MAX_BANKS>,
     /// Parts of the memory map that firmware keeps: `/memreserve/` entries and children of `/reserved-memory`
     /// (DTSpec §3.5, §5.3), in the tree's order, byte-exact. They may overlap.
     pub reserved: List<Reserved, MAX_RESERVED>,
+    /// Memory that is nobody's: whole pages, sorted, merged; empty before [`withhold`](super::withhold).
+    pub withheld: List<PhysRange, MAX_WITHHELD>,
+    /// Bytes by which [`withhold`](super::withhold) has made RAM smaller.
+    pub set_aside: u64,
+    /// Whether there are registers for debug or trace of CPUs: in no window, and after [`withhold`](super::withhold) not by another node's either.
+    pub has_debug: bool,
     /// Enabled CPUs in the tree's order, at least one (DTSpec §3.8; Linux `arm/cpus.yaml`).
     pub cpus: List<Cpu, MAX_CPUS>,
     /// Enabled CPUs beyond [`MAX_CPUS`]: left alone, worth a warning.
@@ -73,7 +82,10 @@ impl MachineDescription {
     pub fn empty() -> Self {
         Self {
             ram: List::new(NO_RANGE),
-            reserved: List::new(Reserved { range: NO_RANGE, no_map: false }),
+            reserved: List::new(Reserved { range: NO_RANGE, no_map: false, drivers: false, phandle: None }),
+            withheld: List::new(NO_RANGE),
+            set_aside: 0,
+            has_debug: false,
             cpus: List::new(Cpu { mpidr: Mpidr(0), enable_method: EnableMethod::None }),
             cpus_ignored: 0,
             psci: None,
@@ -114,6 +126,9 @@ impl MachineDescription {
     pub(super) fn clear(&mut self) {
         self.ram.clear();
         self.reserved.clear();
+        self.withheld.clear();
+        self.set_aside = 0;
+        self.has_debug = false;
         self.cpus.clear();
         self.cpus_ignored = 0;
         self.psci = None;
@@ -133,13 +148,17 @@ impl MachineDescription {
     }
 }
 
-/// A range that firmware keeps.
+/// A range that is not plainly the host's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Reserved {
     /// Its bytes.
     pub range: PhysRange,
     /// Whether it must not even be mapped (`no-map`).
     pub no_map: bool,
+    /// Whether it is a driver's: it has `compatible`, or, after [`withhold`](super::withhold), a device names it.
+    pub drivers: bool,
+    /// What a device names it by.
+    pub phandle: Option<u32>,
 }
 
 /// Affinity fields of MPIDR_EL1 (Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0), nothing else (Arm ARM D24.2.117).

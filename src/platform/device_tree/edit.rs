@@ -5,12 +5,13 @@
 //!
 //! | node                    | edit                                                                              |
 //! |-------------------------|-----------------------------------------------------------------------------------|
-//! | memory                  | the core's ranges leave `reg`; a node without memory left goes                    |
+//! | memory                  | the core's and firmware's ranges leave `reg`; a node without memory left goes     |
 //! | CPUs                    | `enable-method = "psci"`, no `cpu-release-addr`                                   |
 //! | PSCI                    | created or replaced: 1.0 by SMC, which the core traps                             |
 //! | interrupt controller    | `reg` without GICC (v3), GICH, GICV; no maintenance interrupt                     |
 //! | `arm,armv8-timer`       | only the two EL1 physical timer interrupts: Linux then keeps its clock on CNTP    |
 //! | `/chosen`               | initrd and bootargs if given; boot modules go                                     |
+//! | debug and trace of CPUs | goes: all that CoreSight names                                                    |
 //! | `/hypervisor`           | created or replaced: `compatible = "corevisor"`                                   |
 //!
 //! Where the core drives the SMMUs ([`HostEdits::smmus_taken`]), also:
@@ -215,6 +216,7 @@ impl<'x> Editor<'x, '_> {
             }
             (Some(Kind::Cpus), _) if binding::is_cpu(name, facts.device_type) => Kind::Cpu,
             (Some(Kind::Chosen), role) if role.module().is_some() => Kind::Dropped,
+            (_, Role::Debug) => Kind::Dropped,
             (_, Role::Smmu(_)) if self.edits.smmus_taken => Kind::Dropped,
             (_, Role::BesideSmmus) if self.edits.smmus_taken && !facts.behind_smmu => Kind::Dropped,
             (_, Role::Psci(_)) => {

@@ -28,6 +28,8 @@ pub mod id {
     pub const PSCI_FEATURES: u32 = 0x8400_000a;
     pub const SYSTEM_SUSPEND: u32 = 0x8400_000e;
     pub const SYSTEM_SUSPEND_64: u32 = 0xc400_000e;
+    /// The core's own: the host does not have it.
+    pub const MEM_PROTECT: u32 = 0x8400_0013;
     pub const SYSTEM_RESET2: u32 = 0x8400_0012;
     pub const SYSTEM_RESET2_64: u32 = 0xc400_0012;
 

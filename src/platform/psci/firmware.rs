@@ -65,6 +65,8 @@ pub struct SmcFirmware {
     cpu_suspend: Option<u32>,
     system_suspend: bool,
     system_reset2: bool,
+    /// It can scrub all memory after a reset (DEN0022 §5.12).
+    mem_protect: bool,
     /// It answers SMCCC_ARCH_FEATURES.
     smccc: bool,
     /// Calls of the whitelist that it implements, a bit for each entry of [`PASSED_ON`].
@@ -100,8 +102,17 @@ impl SmcFirmware {
         if version < VERSION_1_0 {
             // CPU_SUSPEND is mandatory there and has the original format; there is nothing that could be asked.
             let cpu_suspend = Some(0);
-            let (system_suspend, system_reset2, smccc, passed_on, trng) = (false, false, false, 0, false);
-            return Ok(Self { entry, version, cpu_suspend, system_suspend, system_reset2, smccc, passed_on, trng });
+            return Ok(Self {
+                entry,
+                version,
+                cpu_suspend,
+                system_suspend: false,
+                system_reset2: false,
+                mem_protect: false,
+                smccc: false,
+                passed_on: 0,
+                trng: false,
+            });
         }
         let feature = |function: u32| ask(id::PSCI_FEATURES, u64::from(function));
         let smccc = feature(id::SMCCC_VERSION).is_some()
@@ -114,6 +125,7 @@ impl SmcFirmware {
             cpu_suspend: feature(id::CPU_SUSPEND_64),
             system_suspend: feature(id::SYSTEM_SUSPEND_64).is_some(),
             system_reset2: feature(id::SYSTEM_RESET2_64).is_some(),
+            mem_protect: feature(id::MEM_PROTECT).is_some(),
             smccc,
             passed_on: bits.fold(0, |all, bit| all | bit),
             trng: smccc && ask(id::TRNG_VERSION, 0).is_some_and(|version| version >= TRNG_1_0),
@@ -207,6 +219,12 @@ impl Below {
             machine.smc(function, [0; 3]);
         }
         machine.end(how);
+    }
+
+    /// Whether the firmware will (or will not, if not `on`) scrub all memory after a reset.
+    pub(super) fn mem_protect(&self, machine: &impl Machine, on: bool) -> bool {
+        matches!(self, Self::Smc(firmware) if firmware.mem_protect)
+            && PsciError::check(machine.smc(id::MEM_PROTECT, [on.into(), 0, 0])[0]).is_ok()
     }
 
     /// Architectural warm reset (reset type 0); comes back only with an error.

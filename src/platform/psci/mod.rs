@@ -15,11 +15,12 @@
 //! ```text
 //! let machine = BoardMachine::new(pm);                       // pm: Option<Bcm2835Pm>
 //! let below = Below::Smc(SmcFirmware::probe(&machine, secondary_entry_pa)?);   // or SpinTable, or Nothing
-//! let psci = Psci::<_, MAX_CPUS>::new(machine, below, MPIDR_EL1.get());
+//! let psci = Psci::<_, MAX_CPUS>::new(machine, below, set_up, MPIDR_EL1.get());   // set_up: SMMUs, ITSs
 //! for each other CPU: psci.add_cpu(mpidr)? == its CpuId      // numbered 1, 2, ... in this order
 //! ```
-//! On a spin-table board the core then starts each secondary by its release address (clean the line, SEV) and adds only
-//! those that arrive; their entry has no argument, so it finds its number by MPIDR. From PSCI firmware x0 is the number.
+//! On a spin-table board they are added by `await_cpu` instead; the core then starts each secondary by its release address (clean the line, SEV) and waits
+//! until they are in `wait_for_start`, or for a bounded time: the host can start those that arrived. Their entry has no argument, so it finds its number by
+//! MPIDR. From PSCI firmware x0 is the number.
 //!
 //! Secondary entry, and return from a power-down state: own stack, MMU and caches on, then the same on every board:
 //! ```text
@@ -59,7 +60,7 @@ pub use firmware::{Below, Machine, ProbeError, SmcFirmware, SystemEnd};
 #[cfg(all(target_os = "none", target_arch = "aarch64"))]
 pub use machine::BoardMachine;
 pub use power::{AddCpuError, CpuPower, Start};
-pub use server::{After, Leave, Psci, PsciOutcome};
+pub use server::{After, Leave, Psci, PsciOutcome, SetUp};
 
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!            begin_on            enter              begin_suspend
-//!   Off ---------------> OnPending ------> On ------------------> Suspended
+//!   Off ---------------> OnPending ------> On ------------------> Suspended       Absent -> Off: enter, once
 //!    ^  <--------------- (cancel_on)       |  <------------------ (enter, cancel_suspend)
 //!    +-------------------------------------+
 //!            begin_off (cancel_off back)
@@ -30,6 +30,8 @@ pub struct Start {
 /// Power state of a CPU as the host sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CpuPower {
+    /// Awaited out of a spin table, not seen yet: for the host there is no such CPU.
+    Absent,
     /// Not running the host: powered off, on its way there, or parked in the core.
     Off,
     /// Asked to run, has not arrived yet.
@@ -79,16 +81,17 @@ impl<const N: usize> PowerTable<N> {
         Self { slots, count: 1 }
     }
 
-    /// Adds a CPU that is off; gives its dense number, the next in order.
+    /// Adds a CPU that is off, or one that is awaited (`here` false); gives its dense number, the next in order.
     ///
     /// # Errors
     /// [`AddCpuError::TableFull`], [`AddCpuError::Duplicate`].
-    pub fn add(&mut self, mpidr: u64) -> Result<CpuId, AddCpuError> {
+    pub fn add(&mut self, mpidr: u64, here: bool) -> Result<CpuId, AddCpuError> {
         if self.find(mpidr).is_some() {
             return Err(AddCpuError::Duplicate);
         }
         let slot = self.slots.get_mut(self.count).ok_or(AddCpuError::TableFull)?;
-        *slot = Slot { affinity: mpidr & AFFINITY, power: CpuPower::Off };
+        let power = if here { CpuPower::Off } else { CpuPower::Absent };
+        *slot = Slot { affinity: mpidr & AFFINITY, power };
         self.count += 1;
         Ok(CpuId::new((self.count - 1) as u16))
     }
@@ -117,11 +120,12 @@ impl<const N: usize> PowerTable<N> {
     /// `Off` -> `OnPending`: `by` wants `target` to begin at `start`.
     ///
     /// # Errors
-    /// [`PsciError::AlreadyOn`], [`PsciError::OnPending`].
+    /// [`PsciError::AlreadyOn`], [`PsciError::OnPending`], [`PsciError::InvalidParameters`] if it has not come.
     pub fn begin_on(&mut self, by: CpuId, target: CpuId, start: Start) -> Result<(), PsciError> {
         let power = self.slot(target)?;
         match *power {
             CpuPower::Off => *power = CpuPower::OnPending { start, by },
+            CpuPower::Absent => return Err(PsciError::InvalidParameters),
             CpuPower::OnPending { .. } => return Err(PsciError::OnPending),
             CpuPower::On | CpuPower::Suspended { .. } => return Err(PsciError::AlreadyOn),
         }
@@ -157,7 +161,7 @@ impl<const N: usize> PowerTable<N> {
         match self.slot(cpu) {
             Ok(CpuPower::OnPending { .. }) => return false,
             Ok(power @ CpuPower::Off) => *power = CpuPower::On,
-            Ok(CpuPower::On | CpuPower::Suspended { .. }) | Err(_) => {}
+            Ok(CpuPower::Absent | CpuPower::On | CpuPower::Suspended { .. }) | Err(_) => {}
         }
         true
     }
@@ -192,14 +196,18 @@ impl<const N: usize> PowerTable<N> {
         }
     }
 
-    /// `OnPending` or `Suspended` -> `On`: `cpu` has arrived in the core. `None`, and no change, if nobody wants it to
-    /// run.
+    /// `OnPending` or `Suspended` -> `On`: `cpu` has arrived in the core. `None` if nobody wants it to run: no change then, but that an awaited CPU
+    /// is there from now on (`Absent` -> `Off`).
     pub fn enter(&mut self, cpu: CpuId) -> Option<Start> {
         let power = self.slot(cpu).ok()?;
         match *power {
             CpuPower::OnPending { start, .. } | CpuPower::Suspended { start } => {
                 *power = CpuPower::On;
                 Some(start)
+            }
+            CpuPower::Absent => {
+                *power = CpuPower::Off;
+                None
             }
             CpuPower::Off | CpuPower::On => None,
         }
@@ -224,6 +232,7 @@ impl<const N: usize> PowerTable<N> {
     }
 
     fn others_are_off(&self, cpu: CpuId) -> bool {
-        self.known().iter().enumerate().all(|(index, slot)| index == cpu.index() || slot.power == CpuPower::Off)
+        let is_off = |power| matches!(power, CpuPower::Off | CpuPower::Absent);
+        self.known().iter().enumerate().all(|(index, slot)| index == cpu.index() || is_off(slot.power))
     }
 }

@@ -27,6 +27,8 @@ const HIGHEST_LEVEL: u32 = 3;
 /// power_state, original format (DEN0022 §5.4.2): StateType, and the bits that must be zero.
 const ORIGINAL_POWER_DOWN: u32 = 1 << 16;
 const ORIGINAL_RESERVED: u32 = 0xfcfe_0000;
+/// PowerLevel there: 0 for a state that takes power from the CPU alone.
+const ORIGINAL_LEVEL: u32 = 0b11 << 24;
 /// The same in the extended format.
 const EXTENDED_POWER_DOWN: u32 = 1 << 30;
 const EXTENDED_RESERVED: u32 = 0xb000_0000;
@@ -80,17 +82,33 @@ pub enum After {
     Halt,
 }
 
+/// What the core has set up in devices, which a deep power state may take: an SMMU that lost it lets all accesses through, or an ITS has other tables than the core
+/// takes it to have. The core is not there when the power comes back, only when a CPU does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SetUp {
+    /// SMMUs: no state deeper than a CPU's own, so that their domain keeps its power.
+    pub smmus: bool,
+    /// ITSs: no suspend to RAM.
+    pub its: bool,
+}
+
 /// The PSCI server of a machine with up to `N` CPUs.
 pub struct Psci<M: Machine, const N: usize> {
     pub(super) machine: M,
     pub(super) below: Below,
+    pub(super) set_up: SetUp,
     pub(super) table: Mutex<PowerTable<N>>,
 }
 
 impl<M: Machine, const N: usize> Psci<M, N> {
     /// The server for the boot CPU (number 0, running, with this MPIDR_EL1) on top of `below`.
-    pub const fn new(machine: M, below: Below, boot_mpidr: u64) -> Self {
-        Self { machine, below, table: Mutex::new(PowerTable::new(boot_mpidr)) }
+    pub const fn new(machine: M, below: Below, set_up: SetUp, boot_mpidr: u64) -> Self {
+        Self { machine, below, set_up, table: Mutex::new(PowerTable::new(boot_mpidr)) }
+    }
+
+    /// Whether the host may suspend the system to RAM.
+    fn has_system_suspend(&self) -> bool {
+        self.below.has_system_suspend() && self.set_up == SetUp::default()
     }
 
     /// The table, locked. Never inlined: the loop of a lock has its price in every place.
@@ -104,7 +122,16 @@ impl<M: Machine, const N: usize> Psci<M, N> {
     /// # Errors
     /// [`AddCpuError::TableFull`], [`AddCpuError::Duplicate`].
     pub fn add_cpu(&self, mpidr: u64) -> Result<CpuId, AddCpuError> {
-        self.table().add(mpidr)
+        self.table().add(mpidr, true)
+    }
+
+    /// The same for a CPU that waits at a spin table: until it has come ([`Self::wait_for_start`]) the host gets INVALID_PARAMETERS for it, as for a CPU that
+    /// is not there. Takes the lock.
+    ///
+    /// # Errors
+    /// [`AddCpuError::TableFull`], [`AddCpuError::Duplicate`].
+    pub fn await_cpu(&self, mpidr: u64) -> Result<CpuId, AddCpuError> {
+        self.table().add(mpidr, false)
     }
 
     /// The CPU with this MPIDR_EL1. Takes the lock.
@@ -157,7 +184,7 @@ impl<M: Machine, const N: usize> Psci<M, N> {
                 0 => return PsciOutcome::Leave(Leave::WarmReset),
                 _ => Err(PsciError::InvalidParameters),
             },
-            Call::SystemSuspend { entry, context } if self.below.has_system_suspend() => match check(entry, context) {
+            Call::SystemSuspend { entry, context } if self.has_system_suspend() => match check(entry, context) {
                 Err(error) => Err(error),
                 Ok(start) => return PsciOutcome::Leave(Leave::SystemSuspend { start }),
             },
@@ -187,13 +214,29 @@ impl<M: Machine, const N: usize> Psci<M, N> {
                 |table| table.begin_system_suspend(cpu, start),
                 || self.below.system_suspend(&self.machine, cpu),
             ),
-            Leave::WarmReset => Err(self.below.warm_reset(&self.machine)),
+            Leave::WarmReset => {
+                // Firmware refuses it while it has memory to scrub itself.
+                self.below.mem_protect(&self.machine, false);
+                Err(self.below.warm_reset(&self.machine))
+            }
             Leave::System(how) => {
                 self.below.end(&self.machine, how);
                 return After::Halt;
             }
         };
         After::Return(result.map_or_else(PsciError::code, |()| SUCCESS))
+    }
+
+    /// Asks the firmware, if it can, to scrub all memory after a reset that the core does not see coming. Whether it will.
+    pub fn protect_memory(&self) -> bool {
+        self.below.mem_protect(&self.machine, true)
+    }
+
+    /// CPUs that run the host. Takes the lock.
+    pub fn running(&self) -> usize {
+        let table = self.table();
+        let power = |index| table.power(CpuId::new(index as u16));
+        (0..table.count()).filter(|index| power(*index) == Some(CpuPower::On)).count()
     }
 
     /// Ends the run at the core's own wish, for its panic path: takes no lock. Comes back if that fails.
@@ -242,16 +285,17 @@ impl<M: Machine, const N: usize> Psci<M, N> {
     }
 
     /// Whether power_state asks for a power-down that there is; a power-down that there is not becomes a standby, which
-    /// DEN0022 §5.4.4 permits.
+    /// DEN0022 §5.4.4 permits. Where there are SMMUs only a CPU's own states are there: in the extended format nothing says how deep a state is.
     fn power_down(&self, state: u32) -> Result<bool, PsciError> {
-        let (power_down, reserved) = match self.below.extended_state_id() {
-            true => (EXTENDED_POWER_DOWN, EXTENDED_RESERVED),
-            false => (ORIGINAL_POWER_DOWN, ORIGINAL_RESERVED),
+        let (power_down, reserved, deep) = match self.below.extended_state_id() {
+            true => (EXTENDED_POWER_DOWN, EXTENDED_RESERVED, EXTENDED_POWER_DOWN),
+            false => (ORIGINAL_POWER_DOWN, ORIGINAL_RESERVED, ORIGINAL_LEVEL),
         };
         if state & reserved != 0 {
             return Err(PsciError::InvalidParameters);
         }
-        Ok(state & power_down != 0 && self.below.cpu_suspend_features().is_some())
+        let is_too_deep = self.set_up.smmus && state & deep != 0;
+        Ok(state & power_down != 0 && !is_too_deep && self.below.cpu_suspend_features().is_some())
     }
 
     /// DEN0022 §5.7: the CPUs whose affinity agrees with `target` from `level` on; one that is on counts most.
@@ -271,6 +315,7 @@ impl<M: Machine, const N: usize> Psci<M, N> {
                 continue;
             }
             let state = match power {
+                CpuPower::Absent => continue,
                 CpuPower::Off if self.below.is_off(&self.machine, affinity) => AFFINITY_OFF,
                 CpuPower::OnPending { .. } => AFFINITY_ON_PENDING,
                 CpuPower::Off | CpuPower::On | CpuPower::Suspended { .. } => return Ok(AFFINITY_ON),
@@ -290,7 +335,7 @@ impl<M: Machine, const N: usize> Psci<M, N> {
             // Bit 1: format of power_state. Bit 0, OS-initiated mode, is not offered.
             Call::CpuSuspend { .. } => Ok(u64::from(self.below.extended_state_id()) << 1),
             Call::SystemReset2 { .. } if self.below.has_system_reset2() => Ok(SUCCESS),
-            Call::SystemSuspend { .. } if self.below.has_system_suspend() => Ok(SUCCESS),
+            Call::SystemSuspend { .. } if self.has_system_suspend() => Ok(SUCCESS),
             Call::SystemReset2 { .. } | Call::SystemSuspend { .. } => Err(PsciError::NotSupported),
             Call::ArchFeatures { .. } | Call::Firmware | Call::Unknown => Err(PsciError::NotSupported),
             _ => Ok(SUCCESS),

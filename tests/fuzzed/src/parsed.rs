@@ -4,7 +4,7 @@
 use corevisor::abstract_machine::addr::{Pa, PhysRange};
 use corevisor::platform::device_tree::{
     DeviceTree, DeviceTreeError, HostEdits, MachineDescription, Reason, buffer_size, describe, host_device_tree,
-    host_tree_size,
+    host_tree_size, withhold,
 };
 use corevisor::platform::host_image::{BUNDLE_HEADER_OFFSET, BUNDLE_KERNEL_OFFSET, BundleHeader, ImageHeader};
 use corevisor_tool::sign::{Image, Key};
@@ -34,6 +34,12 @@ pub fn trees(bytes: &[u8]) {
         let core = [PhysRange::new(first.base(), 4096).expect("RAM begins at a page")];
         let initrd = PhysRange::new(Pa::new(0x1000), 0x1000);
         assert!(machine.windows.iter().all(|window| machine.ram.iter().all(|bank| !bank.overlaps(*window))));
+        let mut left = machine.clone();
+        if withhold(tree, &mut left, &core).is_ok() {
+            let apart =
+                |a: &[PhysRange], b: &[PhysRange]| a.iter().all(|one| b.iter().all(|other| !one.overlaps(*other)));
+            assert!(apart(&left.ram, &left.windows) && apart(&left.ram, &left.withheld));
+        }
         for smmus_taken in [false, true] {
             let edits = HostEdits { core_memory: &core, initrd, bootargs: Some("x"), smmus_taken, version: "0" };
             let mut out = vec![0; host_tree_size(tree, &edits)];

@@ -21,7 +21,7 @@ pub const FAULTS: &[Fault] = &[
         "spt: SMMUs forget before the entries go",
         "src/spt/mmio_spt_ops.rs",
         "    for part in parts(pfn, count) {\n        clear_smmu_pt(machine, &spt, part);\n    }\n    machine.smmu_flush(pfn.identity().addr(), count);\n",
-        "    machine.smmu_flush(pfn.identity().addr(), count);\n    for part in parts(pfn, count) {\n        clear_smmu_pt(machine, &spt, part);\n    }\n    machine.publish_tables();\n",
+        "    machine.smmu_flush(pfn.identity().addr(), count);\n    for part in parts(pfn, count) {\n        clear_smmu_pt(machine, &spt, part);\n    }\n    machine.publish_to_smmus();\n",
     ),
     fault(
         "spt: a table that a block replaced is remembered",
@@ -32,7 +32,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "spt: what devices gain is not published",
         "src/spt/mmio_spt_ops.rs",
-        "        }\n    }\n    machine.publish_tables();\n}\n",
+        "        }\n    }\n    machine.publish_to_smmus();\n}\n",
         "        }\n    }\n}\n",
     ),
     fault(

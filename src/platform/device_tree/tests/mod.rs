@@ -7,6 +7,7 @@ mod build;
 mod edited;
 mod fuzz;
 mod read;
+mod withheld;
 
 use std::{boxed::Box, vec, vec::Vec};
 

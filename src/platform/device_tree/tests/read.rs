@@ -62,7 +62,7 @@ fn numa_banks_that_touch_are_one_and_boot_modules_and_arguments_are_found() {
 fn the_pi_has_spin_tables_buses_with_ranges_a_mini_uart_and_a_reserved_page() {
     let machine = described(dtb!("raspi4b-qemu")).unwrap();
     assert_eq!(*machine.ram, [range(0, 0x3c00_0000)]);
-    assert_eq!(*machine.reserved, [Reserved { range: range(0, 0x1000), no_map: false }]);
+    assert_eq!(*machine.reserved, [Reserved { range: range(0, 0x1000), no_map: false, drivers: false, phandle: None }]);
     let methods = machine.cpus.iter().map(|cpu| cpu.enable_method);
     assert!(methods.eq([0xd8, 0xe0, 0xe8, 0xf0].map(|at| EnableMethod::SpinTable { release: Pa::new(at) })));
     assert_eq!(machine.console, Some(Console::Bcm2835Aux { base: Pa::new(0xfe21_5040) }));
@@ -154,7 +154,7 @@ fn reserved_memory_carries_its_flag_and_placed_by_the_system_is_none() {
         .node("pool", "shared-dma-pool", &[("size", &[0x1000])])
         .end();
     build.reservations.push((0x8000_0000, 0x10));
-    let reserved = |base, no_map| Reserved { range: range(base, base + 0x10), no_map };
+    let reserved = |base, no_map| Reserved { range: range(base, base + 0x10), no_map, drivers: false, phandle: None };
     assert_eq!(*described(&build.blob()).unwrap().reserved, [reserved(0x8000_0000, false), reserved(0x1_0000, true)]);
 }
 

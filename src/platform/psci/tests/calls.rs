@@ -85,6 +85,25 @@ fn a_spin_table_cpu_is_woken_by_an_event() {
 }
 
 #[test]
+fn a_cpu_that_has_not_come_out_of_its_spin_table_is_no_cpu_of_the_hosts() {
+    let psci = Psci::new(Fake::new(3), Below::SpinTable, SetUp::default(), 0);
+    assert_eq!((psci.await_cpu(1), psci.await_cpu(2)), (Ok(CpuId::new(1)), Ok(CpuId::new(2))));
+    let ask = |cpu| {
+        let info = result(&psci, 0, id::AFFINITY_INFO_64, [cpu, 0, 0]);
+        (info, result(&psci, 0, id::CPU_ON_64, [cpu, ENTRY, 5]))
+    };
+    assert_eq!((ask(1), ask(2)), ((-2, -2), (-2, -2)));
+    // Number 2 comes, and waits.
+    assert_eq!(psci.cpu_entered(CpuId::new(2)), None);
+    assert_eq!((ask(1), ask(2)), ((-2, -2), (1, 0)));
+    assert_eq!(psci.wait_for_start(CpuId::new(2)), start(5));
+    // For the last of those that came there is nobody else.
+    let last = Psci::new(Fake::new(2), Below::SpinTable, SetUp::default(), 0);
+    last.await_cpu(1).unwrap();
+    assert_eq!(last.leave(CpuId::new(0), Leave::CpuOff), After::Return(PsciError::Denied.code()));
+}
+
+#[test]
 fn a_32_bit_call_has_32_bit_arguments() {
     let psci = smc_board(Fake::new(4), 4);
     let junk = 0xabcd_0000_0000_0000;
@@ -204,7 +223,7 @@ fn a_cpu_on_its_way_to_off_is_on_for_the_host_until_the_firmware_has_it() {
 
 #[test]
 fn affinity_info_knows_levels_and_refuses_what_does_not_exist() {
-    let psci = Psci::new(Fake::new(1), Below::SpinTable, 0x8000_0000);
+    let psci = Psci::new(Fake::new(1), Below::SpinTable, SetUp::default(), 0x8000_0000);
     for mpidr in [1, 0x100, 0x101, 0x1_0000_0000] {
         psci.add_cpu(mpidr).unwrap();
     }

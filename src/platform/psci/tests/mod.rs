@@ -5,9 +5,10 @@ mod calls;
 mod fake;
 mod hotplug;
 mod model;
+mod set_up;
 
 use crate::abstract_machine::addr::{CpuId, Ipa, Pa};
-use crate::platform::psci::{Below, PsciOutcome, SmcCall, SmcFirmware};
+use crate::platform::psci::{Below, PsciOutcome, SetUp, SmcCall, SmcFirmware};
 use fake::Fake;
 
 type Psci = super::Psci<Fake, 8>;
@@ -26,8 +27,12 @@ fn smc_board(fake: Fake, cpus: usize) -> Psci {
 }
 
 fn board(fake: Fake, below: Below, cpus: usize) -> Psci {
+    board_with(fake, below, SetUp::default(), cpus)
+}
+
+fn board_with(fake: Fake, below: Below, set_up: SetUp, cpus: usize) -> Psci {
     // Bits 31, 30 and 24 of MPIDR_EL1 are not affinity.
-    let psci = Psci::new(fake, below, 0xc100_0000);
+    let psci = Psci::new(fake, below, set_up, 0xc100_0000);
     for cpu in 1..cpus {
         assert_eq!(psci.add_cpu(0x8000_0000 | cpu as u64), Ok(CpuId::new(cpu as u16)));
     }
