@@ -369,7 +369,11 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             Ok(Answer::Number(pages.min(512)))
         }
         Call::MapIo { vm: id, gfn, pfn, pages } => {
-            s.vm(id, &[VmState::Ready])?.has(gfn, pages)?;
+            let vm = s.vm(id, &[VmState::Ready])?;
+            vm.has(gfn, pages)?;
+            if vm.protected && (gfn..gfn + pages).any(|page| (0x4_0000..0x400_0000).contains(&page)) {
+                return Err(CallError::InvalidParameter); // K §3.5: memory stays memory
+            }
             if pfn < s.gicv.start || pfn + pages > s.gicv.end {
                 return Err(CallError::NotOwner); // A16
             }
