@@ -55,6 +55,21 @@ fn a21_a_page_that_comes_back_is_clean_in_memory() {
 }
 
 #[test]
+fn what_a_vm_wrote_around_the_caches_is_what_is_sealed() {
+    let (mut host, old, _) = ran();
+    let vms = host.world.core.vms();
+    let (pfn, _) = memory_ops::walk_vm(vms.memory(), id(old), Gfn::new(DATA / PAGE)).unwrap();
+    // The caches hold a line of what was there before; nobody wrote it.
+    host.world.sim().write_around(pfn, 0x7e57);
+    assert_ne!(host.world.sim().read_ram(pfn), 0x7e57);
+    let kept = save(&mut host, old);
+    host.destroy(old);
+    let vm = empty(&mut host);
+    restore(&mut host, vm, &kept).unwrap();
+    assert_eq!(inside(&host, vm, DATA)[..8], 0x7e57_u64.to_le_bytes());
+}
+
+#[test]
 fn what_a_head_says_in_clear_is_under_the_seal() {
     let (mut host, old) = (ran().0, 1);
     let kept = save(&mut host, old);

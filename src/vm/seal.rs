@@ -217,6 +217,8 @@ pub fn seal_page<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, out: Pfn, tag: Pf
     let key = key_to_seal(vms, &mut vm.snapshot)?;
     vms.with_host_page(out, |_| {
         vms.with_host_page(tag, |machine| {
+            // The VM may have gone around the caches: what they still hold is not what it had there.
+            machine.sync_page_to_poc(PhysRange::of_pages(pfn, 1));
             let mut content = [0; PAGE];
             read_words(vms, pfn, 0, &mut content);
             let head = seal(&key, &mut vm.snapshot, kind, gfn.raw(), &mut content)?;
