@@ -256,9 +256,7 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
                 return Err(CallError::InvalidParameter);
             }
             (root..root + pages).try_for_each(|page| s.expect_host(page))?;
-            (root..root + pages).for_each(|page| {
-                s.pages.insert(page, Page::Core);
-            });
+            s.pages.extend((root..root + pages).map(|page| (page, Page::Core)));
             let vm = Vm {
                 state: VmState::Ready,
                 protected,
@@ -466,9 +464,7 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
                 return Err(CallError::Busy); // A7
             }
             if let Some(vm) = s.vms.remove(&id) {
-                vm.given.iter().for_each(|page| {
-                    s.pages.remove(page);
-                });
+                s.pages.retain(|page, _| !vm.given.contains(page));
                 vm.vcpus.values().for_each(|vcpu| s.let_go(vcpu.mailbox));
             }
             Ok(Answer::Done)
