@@ -215,8 +215,10 @@ Definition verify_vm s v (manifest : option Manifest) : Outcome :=
   | _, _ => Refused InvalidParameter
   end.
 
-(* Where a VM has memory: from 1 GiB to 256 GiB. Everything else is devices, and a protected VM's stay devices. *)
+(* Where a VM has memory: from 1 GiB to 256 GiB. Everything else is devices, and a protected VM's stay devices; nor does it get a window where it has memory. *)
 Definition is_memory (gfn n : N) : bool := (262144 <=? gfn) && (gfn + n <=? 67108864).
+
+Definition is_devices (gfn n : N) : bool := (gfn + n <=? 262144) || (67108864 <=? gfn).
 
 Definition map_memory s v gfn p n : Outcome :=
   let! found := find s v built in
@@ -235,6 +237,7 @@ Definition unmap_memory s v gfn n : Outcome :=
 Definition map_io s v gfn p n : Outcome :=
   let! found := find s v [Ready] in
   check has (fst found) gfn n else InvalidParameter in
+  check negb (is_protected (fst found)) || is_devices gfn n else InvalidParameter in
   check (fst (gicv s) <=? p) && (p + n <=? fst (gicv s) + snd (gicv s)) else E_NotOwner in
   many s n (fun k m => map_vm_io m v (gfn + k) (p + k)).
 

@@ -9,7 +9,7 @@ use common::vms::{Host, PAGE, TestManifest, image, key};
 use corevisor::abstract_machine::Worlds;
 use corevisor::abstract_machine::addr::{Gfn, Pa, Pfn, VcpuId};
 use corevisor::abstract_machine::shadow::{BankReg, ShadowReg};
-use corevisor::interface::calls::VM_ORDINARY;
+use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::memory::memory_ops;
 use corevisor::vm::{Start, VmState, boot_ops, mmio_guard};
@@ -52,6 +52,21 @@ fn a21_a_page_that_comes_back_is_clean_in_memory() {
     host.done(HostCall::UnsealPage, &[vm, kept.pages[0].0, data, tag]).unwrap();
     // When it became the VM's, and again after it was decrypted.
     assert_eq!(host.cleaned(data) - before, 2);
+}
+
+#[test]
+fn what_a_vm_wrote_around_the_caches_is_what_is_sealed() {
+    let (mut host, old, _) = ran();
+    let vms = host.world.core.vms();
+    let (pfn, _) = memory_ops::walk_vm(vms.memory(), id(old), Gfn::new(DATA / PAGE)).unwrap();
+    // The caches hold a line of what was there before; nobody wrote it.
+    host.world.sim().write_around(pfn, 0x7e57);
+    assert_ne!(host.world.sim().read_ram(pfn), 0x7e57);
+    let kept = save(&mut host, old);
+    host.destroy(old);
+    let vm = empty(&mut host);
+    restore(&mut host, vm, &kept).unwrap();
+    assert_eq!(inside(&host, vm, DATA)[..8], 0x7e57_u64.to_le_bytes());
 }
 
 #[test]
@@ -226,6 +241,37 @@ fn only_a_protected_vm_that_was_allowed_to_run_and_is_off_is_sealed() {
     host.done(HostCall::VerifyVm, &[vm]).unwrap();
     host.done(HostCall::PowerOffVm, &[vm]).unwrap();
     assert_eq!(seal(&host, vm), Err(CallError::WrongState), "the host's own memory");
+}
+
+#[test]
+fn a_vm_of_which_a_part_was_reclaimed_is_not_sealed_whatever_its_pages_count() {
+    const BLOCK: u64 = 512 * PAGE;
+    // The lowest of its memory is a block, which goes first and whole; behind it are as many pages as the host seals.
+    const BLOCK_AT: u64 = 0x4000_0000;
+    let mut host = Host::default();
+    let vm = host.vm(VM_PROTECTED, 30);
+    host.vcpu(vm, 0);
+    let images = [image(0x4800_0000, 2 * PAGE as usize)];
+    host.load(vm, &images);
+    host.verify(vm, &TestManifest::of(&images, 0x4800_0000, 0).sign(&key(1))).unwrap();
+    host.next = host.next.next_multiple_of(BLOCK);
+    let block = host.pages(512);
+    assert_eq!(host.call(HostCall::MapMemory, &[vm, BLOCK_AT, block, 512]).unwrap()[0], 512);
+    boot_ops::vcpu_started(host.world.core.vms(), id(vm), VcpuId::new(0));
+    host.done(HostCall::PowerOffVm, &[vm]).unwrap();
+
+    let (out, tag) = (host.pages(1), host.pages(1));
+    for gpa in [0x4800_0000, 0x4800_0000 + PAGE] {
+        host.done(HostCall::SealPage, &[vm, gpa, out, tag]).unwrap();
+    }
+    host.done(HostCall::SealVcpu, &[vm, 0, out]).unwrap();
+    assert_eq!(host.call(HostCall::SealVm, &[vm, 0, out]), Err(CallError::WrongState), "a block is missing");
+    assert_eq!(host.call(HostCall::ReclaimVm, &[vm]).unwrap()[0], 512);
+    assert_eq!(host.call(HostCall::VmInfo, &[vm]).unwrap()[2], 2, "as many pages as are sealed");
+    assert_eq!(host.call(HostCall::SealVm, &[vm, 0, out]), Err(CallError::WrongState));
+    assert_eq!(host.done(HostCall::SealVcpu, &[vm, 0, out]), Err(CallError::WrongState));
+    assert_eq!(host.done(HostCall::SealPage, &[vm, 0x4900_0000, out, tag]), Err(CallError::WrongState));
+    assert!(host.read(out)[..8] != 4u64.to_le_bytes(), "there is no whole");
 }
 
 #[test]

@@ -83,6 +83,7 @@ mod fields {
             /// Abort: what went wrong; the low two bits of the first kinds are the level.
             FSC OFFSET(0) NUMBITS(6) [
                 SyncExternalAbort = 0b01_0000,
+                AlignmentFault = 0b10_0001,
             ],
             /// HVC, SMC: the immediate.
             IMM16 OFFSET(0) NUMBITS(16) [],

@@ -33,7 +33,8 @@ use crate::npt::descriptor::Stage2Access;
 pub use super::mem_manager::ordinary::{is_vm_window, map_vm_io};
 pub use super::mem_manager::protected::{Scrub, assign_pfn_to_vm, grant_vm_page, revoke_vm_page};
 pub use super::mem_manager::vm_table::{
-    alloc_pool_page, donate_pool_page, free_pool_page, pool_info, register_vm_table, vm_kind, vm_pages, vm_vttbr,
+    alloc_pool_page, donate_pool_page, free_pool_page, has_memory, pool_info, register_vm_table, vm_kind, vm_pages,
+    vm_vttbr,
 };
 pub use super::mem_manager::{Denied, assign_page_to_core, drop_mailbox, hold_mailbox, walk_vm};
 

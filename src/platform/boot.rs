@@ -112,9 +112,13 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     unsafe { pool::init(pool_range, pool_range) };
     own_map::init(&layout)?;
 
-    let (tree, description) = read_tree(dtb)?;
+    let (tree, description, blob) = read_tree(dtb)?;
     open_console(&tree, description)?;
     log::info!("version {}, at {base}, entered at EL{entered_at}", env!("CARGO_PKG_VERSION"));
+    // Before anything is placed in memory: where the blob is, is free RAM by now.
+    if !description.keep_seed(blob, || erase(blob)) {
+        log::warn!("rng-seed is not used: the device tree at {blob} cannot be erased, so the host could read it");
+    }
     if description.cpus_ignored != 0 {
         log::warn!("{} CPUs are more than the core drives and stay off", description.cpus_ignored);
     }
@@ -173,8 +177,21 @@ fn many_in_pool<T>(count: usize, new: fn() -> T) -> Result<&'static [T], BootErr
     Ok(unsafe { slice::from_raw_parts(place, count) })
 }
 
+/// Overwrites the boot loader's blob, which nobody needs any more, in memory itself. Whether nothing of it is left there.
+fn erase(blob: PhysRange) -> bool {
+    let written = own_map::with_bytes_mut(blob, |bytes| {
+        bytes.fill(0);
+        // Dropped from the caches too: what is read back comes from memory.
+        cpu::maintenance::clean_and_invalidate_to_poc(blob.page_cover());
+    });
+    written.is_ok() && own_map::with_bytes(blob, |bytes| bytes.iter().all(|byte| *byte == 0)) == Ok(true)
+}
+
+/// What the boot loader's blob says, and where it is.
+type Read = (DeviceTree<'static>, &'static mut MachineDescription, PhysRange);
+
 /// Maps the boot loader's blob, checks it and reads it.
-fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static mut MachineDescription), BootError> {
+fn read_tree(dtb: Pa) -> Result<Read, BootError> {
     let header = PhysRange::new(dtb, PAGE_SIZE / 8).ok_or(BootError::Map(MapError::OutOfTables))?;
     let size = own_map::with_bytes(header, device_tree::total_size)??;
     let blob = PhysRange::new(dtb, size as u64).ok_or(BootError::TreeTooLarge(size))?;
@@ -199,7 +216,7 @@ fn read_tree(dtb: Pa) -> Result<(DeviceTree<'static>, &'static mut MachineDescri
     let layout = entry::image_layout();
     let block = PhysRange::between(layout.text.base(), layout.free.end());
     device_tree::withhold(&tree, description, &[blob, block])?;
-    Ok((tree, description))
+    Ok((tree, description, blob))
 }
 
 fn open_console(tree: &DeviceTree<'_>, description: &MachineDescription) -> Result<(), MapError> {

@@ -46,7 +46,8 @@ fn s_count(mut s: State, event: Event, then: impl FnOnce(&mut State)) -> State {
     s
 }
 
-/// K: `handle_host_stage2_fault`. Corrected: a refused access is an external abort in the host, not a panic (A22).
+/// K: `handle_host_stage2_fault`. Corrected: a refused access is an abort in the host, not a panic (A22): an external one, or an alignment fault for its
+/// kernel, which may have a fix-up for the access.
 fn abort(mut s: State, cpu: usize) -> State {
     let esr = s.cpus[cpu].esr;
     let result;
@@ -63,7 +64,12 @@ fn abort(mut s: State, cpu: usize) -> State {
     s_count(s, Event::HostAccessDenied, |s| {
         let trapped = &mut s.cpus[cpu];
         trapped.far_el1 = trapped.far;
-        *trapped = exception_entry(*trapped, external_abort(trapped.esr, trapped.pstate));
+        let external = external_abort(trapped.esr, trapped.pstate);
+        // A data abort of EL1 (then its class is one more), by a fault of stage 2 and not of a walk of stage 1.
+        let by_stage2 = matches!(esr & 0x3f, 0b00_0000..=0b00_1111 | 0b10_1011);
+        let is_data = external >> 26 == 0x25 && by_stage2 && esr & 1 << 7 == 0;
+        let syndrome = if is_data { external & !0x3f & !(1 << 10) | 0b10_0001 } else { external };
+        *trapped = exception_entry(*trapped, syndrome);
     })
 }
 

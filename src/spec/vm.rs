@@ -256,9 +256,7 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
                 return Err(CallError::InvalidParameter);
             }
             (root..root + pages).try_for_each(|page| s.expect_host(page))?;
-            (root..root + pages).for_each(|page| {
-                s.pages.insert(page, Page::Core);
-            });
+            s.pages.extend((root..root + pages).map(|page| (page, Page::Core)));
             let vm = Vm {
                 state: VmState::Ready,
                 protected,
@@ -369,7 +367,11 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             Ok(Answer::Number(pages.min(512)))
         }
         Call::MapIo { vm: id, gfn, pfn, pages } => {
-            s.vm(id, &[VmState::Ready])?.has(gfn, pages)?;
+            let vm = s.vm(id, &[VmState::Ready])?;
+            vm.has(gfn, pages)?;
+            if vm.protected && (gfn..gfn + pages).any(|page| (0x4_0000..0x400_0000).contains(&page)) {
+                return Err(CallError::InvalidParameter); // K §3.5: memory stays memory
+            }
             if pfn < s.gicv.start || pfn + pages > s.gicv.end {
                 return Err(CallError::NotOwner); // A16
             }
@@ -462,9 +464,7 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
                 return Err(CallError::Busy); // A7
             }
             if let Some(vm) = s.vms.remove(&id) {
-                vm.given.iter().for_each(|page| {
-                    s.pages.remove(page);
-                });
+                s.pages.retain(|page, _| !vm.given.contains(page));
                 vm.vcpus.values().for_each(|vcpu| s.let_go(vcpu.mailbox));
             }
             Ok(Answer::Done)

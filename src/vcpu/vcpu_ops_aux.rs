@@ -6,7 +6,7 @@
 //! | [`sync_dirty_to_shadow`]                           | takes what the host may change                                       | none |
 //! | [`reset_gp_regs`], [`reset_sys_regs`]              | a vCPU as it starts                                                  | none |
 //! | [`update_exception_gp_regs`]                       | exception entry into EL1, as the CPU does it                         | none |
-//! | [`take_undefined`], [`take_external_abort`], [`take_illegal`], [`take_breakpoint`] | the exceptions that the core makes host and VMs take | none |
+//! | [`take_undefined`], [`take_external_abort`], [`take_alignment_fault`], [`take_illegal`], [`take_breakpoint`] | the exceptions that the core makes host and VMs take | none |
 //!
 //! The syndrome that decides is always the shadow's, never a copy that the host could change (K §8.3 A2). Which vCPU is meant was
 //! checked above: nobody else runs it.
@@ -18,6 +18,7 @@
 use core::mem::offset_of;
 
 use tock_registers::LocalRegisterCopy;
+use tock_registers::fields::FieldValue;
 
 use super::el1::El1State;
 use super::exposure;
@@ -206,6 +207,16 @@ pub fn take_breakpoint(el1: &mut impl El1State, syndrome: Syndrome) {
 
 /// A synchronous external abort for the access to `va` that trapped with `syndrome`. K §8.3 A22: `stage2_inject_el1_fault`.
 pub fn take_external_abort(el1: &mut impl El1State, syndrome: Syndrome, va: u64) {
+    let fnv = ESR::FNV.val(u64::from(syndrome.is_far_invalid()));
+    take_abort(el1, syndrome, va, fnv + ESR::FSC::SyncExternalAbort);
+}
+
+/// An alignment fault for the data access to `va` that trapped with `syndrome`.
+pub fn take_alignment_fault(el1: &mut impl El1State, syndrome: Syndrome, va: u64) {
+    take_abort(el1, syndrome, va, ESR::FSC::AlignmentFault);
+}
+
+fn take_abort(el1: &mut impl El1State, syndrome: Syndrome, va: u64, status: FieldValue<u64, ESR::Register>) {
     let from_el0 = is_el0(el1.pstate());
     let class = match (syndrome.class(), from_el0) {
         (ExceptionClass::InstrAbort, true) => ESR::EC::InstrAbortLowerEl,
@@ -214,9 +225,9 @@ pub fn take_external_abort(el1: &mut impl El1State, syndrome: Syndrome, va: u64)
         (_, false) => ESR::EC::DataAbortCurrentEl,
     };
     let is_write = syndrome.class() == ExceptionClass::DataAbort && syndrome.is_write();
-    let access = ESR::WNR.val(u64::from(is_write)) + ESR::FNV.val(u64::from(syndrome.is_far_invalid()));
+    let access = ESR::WNR.val(u64::from(is_write)) + status;
     el1.write(El1Reg::Far, va);
-    update_exception_gp_regs(el1, (class + ESR::IL::SET + access + ESR::FSC::SyncExternalAbort).value);
+    update_exception_gp_regs(el1, (class + ESR::IL::SET + access).value);
 }
 
 /// Whether `pstate` is one of EL0.

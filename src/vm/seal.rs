@@ -11,7 +11,7 @@
 //! number), its sequence number and its snapshot; so nothing can be swapped, and nothing of another VM or an older snapshot be mixed in (K §4.8: the
 //! published code encrypts with a key from a standard's example, without any of this, and leaves PSTATE in clear).
 //!
-//! Only a VM that was allowed to run, and never runs again, is sealed: so nothing changes while it is. Pages go out in ascending order, each once,
+//! Only a VM that was allowed to run, never runs again, and has all its memory is sealed: so nothing changes while it is, and ReclaimVm ends it. Pages go out in ascending order, each once,
 //! all of them; a VM that comes in has them all exactly if it has as many, because each of them fits one place only. What the host can do is to bring
 //! the same snapshot in again, or twice.
 //!
@@ -146,13 +146,17 @@ fn unseal(
     opened.map_err(|_| CallError::NotAuthentic)
 }
 
-/// A VM that can be saved: protected, once allowed to run, now off with no vCPU running.
+/// A VM that can be saved: protected, once allowed to run, now off with no vCPU running, and with all its memory. Once the host has begun to take that back, what is left
+/// is not what ran: a snapshot of as many pages as are left by then would come back with holes, which the host may fill.
 #[inline(never)]
-fn check_save(vm: &Vm) -> Result<(), CallError> {
+fn check_save<M: Machine>(vms: &Vms<M>, id: VmId, vm: &Vm) -> Result<(), CallError> {
     vm.in_state(&[VmState::PowerOff])?;
     vm.of_kind(VmKind::Protected)?;
     if !vm.verified {
         // What nobody vouched for would come back as if somebody had.
+        return Err(CallError::WrongState);
+    }
+    if !memory_ops::has_memory(vms.memory(), id) {
         return Err(CallError::WrongState);
     }
     if vm.active != 0 { Err(CallError::Busy) } else { Ok(()) }
@@ -194,13 +198,13 @@ fn read_head<M: Machine>(vms: &Vms<M>, pfn: Pfn) -> Head {
 /// Seals the VM's page at `gfn`: ciphertext into the host's page `out`, head into the host's page `tag`. Pages go in ascending order.
 ///
 /// # Errors
-/// [`CallError::WrongState`], [`CallError::Busy`], [`CallError::NotSupported`] without a source of random numbers; [`CallError::InvalidParameter`] if the
+/// [`CallError::WrongState`], also once memory of the VM was reclaimed; [`CallError::Busy`], [`CallError::NotSupported`] without a source of random numbers; [`CallError::InvalidParameter`] if the
 /// page comes before one that is sealed, or the host's pages are one; [`CallError::NotOwner`] if the VM has no page of its own there; as
 /// [`memory_ops::hold_mailbox`] for the host's pages. Nothing has changed then.
 #[inline(never)]
 pub fn seal_page<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, out: Pfn, tag: Pfn) -> Result<(), CallError> {
     let mut vm = vms.vm(id)?;
-    check_save(&vm)?;
+    check_save(vms, id, &vm)?;
     if gfn < vm.snapshot.next || out == tag {
         return Err(CallError::InvalidParameter);
     }
@@ -213,6 +217,8 @@ pub fn seal_page<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, out: Pfn, tag: Pf
     let key = key_to_seal(vms, &mut vm.snapshot)?;
     vms.with_host_page(out, |_| {
         vms.with_host_page(tag, |machine| {
+            // The VM may have gone around the caches: what they still hold is not what it had there.
+            machine.sync_page_to_poc(PhysRange::of_pages(pfn, 1));
             let mut content = [0; PAGE];
             read_words(vms, pfn, 0, &mut content);
             let head = seal(&key, &mut vm.snapshot, kind, gfn.raw(), &mut content)?;
@@ -291,7 +297,7 @@ fn power_word(power: Power) -> u64 {
 #[inline(never)]
 pub fn seal_vcpu<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, out: Pfn) -> Result<(), CallError> {
     let mut vm = vms.vm(id)?;
-    check_save(&vm)?;
+    check_save(vms, id, &vm)?;
     let (shadow, power): (Shadow, Power) = vm.vcpu(vcpu).map(|vcpu| (vcpu.shadow, vcpu.power))?;
     let key = key_to_seal(vms, &mut vm.snapshot)?;
     vms.with_host_page(out, |machine| {
@@ -349,7 +355,7 @@ fn registered(vm: &Vm) -> u16 {
 #[inline(never)]
 pub fn seal_vm<M: Machine>(vms: &Vms<M>, id: VmId, out: Pfn) -> Result<(u64, u64), CallError> {
     let mut vm = vms.vm(id)?;
-    check_save(&vm)?;
+    check_save(vms, id, &vm)?;
     let Snapshot { number, pages, vcpus, .. } = vm.snapshot;
     if number == 0 || memory_ops::vm_pages(vms.memory(), id) != Some(pages) || vcpus != registered(&vm) {
         return Err(CallError::WrongState);

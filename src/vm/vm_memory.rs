@@ -43,6 +43,12 @@ fn are_vm_memory(gfn: Gfn, pages: u64) -> bool {
     is_vm_memory(gfn.addr()) && last.is_some_and(|last| is_vm_memory(last.addr()))
 }
 
+/// Whether none of the `pages` pages from `gfn` on can be.
+fn are_devices(gfn: Gfn, pages: u64) -> bool {
+    let behind = gfn.raw().saturating_add(pages);
+    behind <= MEMORY.start / PAGE_SIZE || MEMORY.end / PAGE_SIZE <= gfn.raw()
+}
+
 const BUILT: &[VmState] = &[VmState::Ready, VmState::Verified];
 
 /// The host's `pages` pages from `pfn` on become the VM's pool. Pages given.
@@ -106,15 +112,19 @@ pub fn unmap_memory<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, pages: u64) ->
 }
 
 /// The VM sees the GIC's virtual CPU interface, or `pages` pages of it from `pa` on, at `gfn`. It is the only window that a VM may have (K §8.3
-/// A16). Pages mapped. K: `map_io`.
+/// A16), and a protected one has it where it has its devices, never where it has memory: what it stored there would be gone, and what it loaded the host's to steer. At which
+/// device's address it stands, no manifest says: what a device is, is the host's to say anyway. Pages mapped. K: `map_io`.
 ///
 /// # Errors
-/// [`CallError::WrongState`]; [`CallError::InvalidParameter`] for 0 pages and addresses that the VM does not have; [`CallError::NotOwner`] for any
-/// other window; as [`memory_ops::map_vm_io`], if the first page was refused.
+/// [`CallError::WrongState`]; [`CallError::InvalidParameter`] for 0 pages, addresses that the VM does not have, and for a protected VM those of memory
+/// ([`is_vm_memory`]); [`CallError::NotOwner`] for any other window; as [`memory_ops::map_vm_io`], if the first page was refused.
 pub fn map_io<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, pa: Pa, pages: u64) -> Result<u64, CallError> {
     let vm = vms.vm(id)?;
     vm.in_state(&[VmState::Ready])?;
     vm.has_range(gfn, pages)?;
+    if vm.kind == VmKind::Protected && !are_devices(gfn, pages) {
+        return Err(CallError::InvalidParameter);
+    }
     let window = pages.checked_mul(PAGE_SIZE).and_then(|size| PhysRange::new(pa, size));
     let window = window.ok_or(CallError::InvalidParameter)?;
     let allowed = vms.machine().vgic_info().gicv;

@@ -69,7 +69,7 @@ fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
         (HostCall::VerifyVm,       &[1, 0],                  [none, bad, no,  no,  no ], [none, yes, no,  no,  no ]),
         (HostCall::MapMemory,      &[1, gpa, free, 1],       [none, yes, yes, no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::UnmapMemory,    &[1, gpa, 1],             [none, no,  no,  no,  no ], [none, yes, yes, no,  no ]),
-        (HostCall::MapIo,          &[1, gpa, GICV, 2],       [none, yes, no,  no,  no ], [none, yes, no,  no,  no ]),
+        (HostCall::MapIo,          &[1, 0, GICV, 2],         [none, yes, no,  no,  no ], [none, yes, no,  no,  no ]),
         (HostCall::SetCntvoff,     &[1, 7],                  [none, yes, no,  no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::GetRegister,    &[1, 0, 3],               [none, no,  no,  no,  no ], [none, yes, yes, yes, no ]),
         (HostCall::SetRegister,    &[1, 0, 3, 9],            [none, no,  no,  no,  no ], [none, yes, yes, yes, no ]),
@@ -328,6 +328,33 @@ fn a16_the_only_window_of_a_vm_is_the_gics_virtual_cpu_interface() {
     }
     assert_eq!(host.call(HostCall::MapIo, &[vm, 0x0801_0000, GICV, 2]), Ok([2, 0, 0, 0]));
     assert_eq!(host.call(HostCall::PageInfo, &[vm, 0x0801_1000]), Ok([0, 4, 0, 0]));
+}
+
+#[test]
+fn a16_where_a_protected_vm_has_memory_there_is_no_window() {
+    const FIRST: u64 = 0x4000_0000;
+    const END: u64 = 0x40_0000_0000;
+    let (mut host, vm) = vm_in(VmState::Ready, VM_PROTECTED);
+    // In each of them at least one of the pages is memory; of the last one too many.
+    for (gpa, pages) in [
+        (FIRST, 1),
+        (FIRST - PAGE, 2),
+        (0x5000_0000, 2),
+        (END - PAGE, 1),
+        (END - PAGE, 2),
+        (FIRST - PAGE, (END - FIRST) / PAGE + 2),
+    ] {
+        let answer = host.call(HostCall::MapIo, &[vm, gpa, GICV, pages]);
+        assert_eq!(answer, Err(CallError::InvalidParameter), "{gpa:#x}");
+        assert_eq!(host.call(HostCall::PageInfo, &[vm, gpa]), Ok([0; 4]), "{gpa:#x}");
+    }
+    let page = host.pages(1);
+    assert_eq!(host.call(HostCall::MapMemory, &[vm, FIRST, page, 1]), Ok([1, 0, 0, 0]), "its memory");
+    assert_eq!(host.call(HostCall::MapIo, &[vm, FIRST - PAGE, GICV, 1]), Ok([1, 0, 0, 0]));
+    assert_eq!(host.call(HostCall::MapIo, &[vm, END, GICV, 2]), Ok([2, 0, 0, 0]));
+    // An ordinary VM has its devices where the host says.
+    let (host, vm) = vm_in(VmState::Ready, VM_ORDINARY);
+    assert_eq!(host.call(HostCall::MapIo, &[vm, 0x5000_0000, GICV, 2]), Ok([2, 0, 0, 0]));
 }
 
 #[test]

@@ -152,6 +152,7 @@ const ATTACKS: &[Attack] = &[
         vms: Vms::new,
         says: &[" calls refused, "],
     },
+    alone("seed", 2, "the seed that the core makes its keys of is nowhere in the host's memory"),
     alone("smc-numbers", 2, "SMCs to every owner there can be do not exist"),
     alone("read-only", 2, "what is lent read-only a VM reads and never writes, until it is lent for writing"),
     alone(

@@ -215,6 +215,48 @@ fn a18_whoever_goes_around_the_caches_finds_nothing_of_a_vm_in_what_comes_back_n
 }
 
 #[test]
+fn a18_whoever_goes_around_the_caches_finds_nothing_that_a_vm_overwrote_before_it_showed_the_page() {
+    for forced in [false, true] {
+        let mut world = two_vms(8);
+        if forced {
+            world.sim().force_write_back();
+        }
+        let (ipa, page) = (Ipa::new(GUEST), pfn(RAM));
+        assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), page, 1), Ok(1));
+        // A secret, which went to memory as lines do; then the VM makes the page fit to be seen, and that is in the caches.
+        assert_eq!(world.sim().vm_store(0, A, ipa, 0x5ec2e7), Ok(()));
+        world.sim().sync_page_to_poc(PhysRange::of_pages(page, 1));
+        assert_eq!(world.sim().vm_store(0, A, ipa, 0), Ok(()));
+        world.spec.ram.insert(page, 0);
+        assert_eq!(world.sim().read_beneath(page), 0x5ec2e7);
+        let before = world.sim().synced().len();
+        assert_eq!(world.grant_vm_page(A, gfn(GUEST)), Ok(()));
+        assert_eq!(world.sim().read_beneath(page), 0, "forced: {forced}");
+        assert_eq!(world.sim().host_load(0, Ipa::new(RAM)).unwrap_or(0), 0);
+        // It is shown already: nothing is cleaned a second time.
+        assert_eq!(world.grant_vm_page(A, gfn(GUEST)), Ok(()));
+        assert_eq!(world.sim().synced().len() - before, 1);
+        world.check();
+    }
+}
+
+#[test]
+fn a21_what_comes_back_of_a_vm_is_in_no_instruction_cache() {
+    let mut world = two_vms(8);
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 3), Ok(3));
+    assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST + BLOCK_2M), pfn(RAM + BLOCK_2M), 512), Ok(512));
+    for at in [GUEST, GUEST + 0x2000, GUEST + BLOCK_2M] {
+        assert!((0..3).all(|cpu| world.vm_touch(cpu, A, Ipa::new(at), AccessKind::Execute).is_some()), "{at:#x}");
+    }
+    let before = world.sim().synced().len();
+    destroy(&mut world, A);
+    assert_eq!(world.sim().synced().len() - before, 1, "once for all of the VM");
+    // The simulated machine writes down what the host gets of which a VM's instructions are cached.
+    assert!([RAM, RAM + 0x2000, RAM + BLOCK_2M].into_iter().all(|at| host(&mut world, 1, at)));
+    world.check();
+}
+
+#[test]
 fn a22_a_host_that_touches_a_vms_page_takes_an_abort_and_goes_on() {
     let mut world = two_vms(8);
     assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(RAM), 2), Ok(2));

@@ -127,7 +127,8 @@
 #define CV_CALL_UNMAP_MEMORY 0xc6008018ULL
 
 /* (vm, gpa, pa, pages)
- * Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`. State READY. K: `map_io`.
+ * Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`; for a protected VM below 1 GiB or from 256 GiB on, never where it has memory. State
+ * READY. K: `map_io`.
  */
 #define CV_CALL_MAP_IO 0xc6008019ULL
 

@@ -125,8 +125,8 @@ fn protected(guest: &Guest, ordinary: Option<&Arc<Guest>>, entry: u64) -> Result
     let gpa = entry & !(PAGE - 1);
     let pa = guest.ram.0 + (gpa - RAM_BASE);
     let abort = |what: &str, result: Result<(), crate::arch::entry::Abort>| match result {
-        Err(abort) if abort.is_external() => {
-            say!("host {what} of {name}'s page at {pa:#x}: refused by the core (external abort)");
+        Err(abort) if abort.is_refusal() => {
+            say!("host {what} of {name}'s page at {pa:#x}: refused by the core (abort)");
             Ok(())
         }
         Err(abort) => Err(Failure::Text(alloc::format!("host {what} at {pa:#x}: ESR {:#x}", abort.esr))),

@@ -1,5 +1,6 @@
 //! Random words for keys and nonces: the CPU's generator (FEAT_RNG) where there is one, and the boot loader's seed
-//! (`/chosen/rng-seed`, which the host then does not get).
+//! (`/chosen/rng-seed`, which the host then neither gets nor finds: boot overwrites the blob). Without a generator all follows from the seed: a loader that gives the
+//! same at each start makes the core give the same keys.
 //!
 //! The key of a ChaCha block function; each draw turns one block into a new key and the words that are given out, so neither earlier nor later
 //! draws follow from one ("fast key erasure"). ChaCha: RFC 8439 2.3.

@@ -264,6 +264,7 @@ impl State {
                 let (seen, leaf) = regime.walk(ipa, from, |addr| self.tables.walk_load(addr));
                 self.cpus[cpu].tlb.saw_tables(vm, &seen);
                 let leaf = leaf?;
+                self.caches.fetched(vm, &leaf);
                 if let Some(conflict) = self.cpus[cpu].tlb.saw_leaf(vm, leaf) {
                     self.tables.violation(conflict);
                 }

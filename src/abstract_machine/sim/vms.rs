@@ -1,7 +1,8 @@
 //! What VMs' hardware does, what pages hold, and what caches hold back of them.
 //!
 //! A page that became a VM's must be clean in memory, because a guest begins with its caches off, and gone from the instruction caches (K §8.3
-//! A21); and what scrubbed it must have been the last that anybody else could do to it. Both are judged when its leaf becomes valid.
+//! A21); and what scrubbed it must have been the last that anybody else could do to it. Both are judged when its leaf becomes valid. So is a page that a VM had and that
+//! was scrubbed, when the host gets it: no instruction cache may hold what the VM executed there.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +39,13 @@ impl Content {
 pub(super) struct Caches {
     /// With what memory still holds beneath the caches.
     dirty: BTreeMap<u64, Content>,
+    /// What a clean line still holds of pages that somebody wrote around the caches.
+    outdated: BTreeMap<u64, Content>,
     stale_instructions: BTreeSet<u64>,
+    /// Of which instruction caches may hold what a VM executed: first and last page of what its TLB entries led to.
+    fetched: BTreeMap<u64, u64>,
+    /// Those that were scrubbed since.
+    foreign_instructions: BTreeSet<u64>,
     /// Scrubbed while somebody could still write them.
     too_early: BTreeSet<u64>,
     /// VMs run with HCR_EL2.FWB.
@@ -49,6 +56,7 @@ impl Caches {
     /// `before` is what the page held until now.
     fn written(&mut self, pfn: Pfn, before: Content) {
         self.dirty.entry(pfn.raw()).or_insert(before);
+        self.outdated.remove(&pfn.raw());
         self.stale_instructions.insert(pfn.raw());
     }
 
@@ -57,7 +65,24 @@ impl Caches {
         let first = range.first_pfn().raw();
         self.dirty.retain(|pfn, _| !(first..first + range.pages()).contains(pfn));
         self.too_early.retain(|pfn| !(first..first + range.pages()).contains(pfn));
+        self.outdated.retain(|pfn, _| !(first..first + range.pages()).contains(pfn));
         self.stale_instructions.clear();
+        self.foreign_instructions.clear();
+    }
+
+    /// A TLB leads the VM to this leaf: it may execute what is there. The host's instructions are its own.
+    pub(super) fn fetched(&mut self, vm: u16, leaf: &super::Leaf) {
+        let (first, pages) = (leaf.output / PAGE_SIZE, leaf.size / PAGE_SIZE);
+        if vm == 0 {
+            return;
+        }
+        let last = self.fetched.entry(first).or_default();
+        *last = (*last).max(first + pages - 1);
+    }
+
+    /// Whether a VM may have executed what is in the page; a leaf has 2^18 pages at most.
+    fn was_fetched(&self, pfn: u64) -> bool {
+        self.fetched.range(..=pfn).rev().take_while(|(first, _)| pfn - *first < 1 << 18).any(|(_, last)| pfn <= *last)
     }
 
     /// Why a VM must not have memory that is mapped with `mem_attr`: not all of it fits how VMs run.
@@ -73,6 +98,11 @@ impl Caches {
 
 impl State {
     pub(super) fn content(&self, pfn: Pfn) -> Content {
+        self.caches.outdated.get(&pfn.raw()).cloned().unwrap_or_else(|| self.in_memory(pfn))
+    }
+
+    /// What is in memory, or on its way there.
+    fn in_memory(&self, pfn: Pfn) -> Content {
         self.ram.get(&pfn.raw()).cloned().unwrap_or(Content::Filled(canary(pfn)))
     }
 
@@ -81,6 +111,11 @@ impl State {
         self.synced.push(range);
         if self.sabotage != Some(Sabotage::NoSync) {
             self.caches.sync(range);
+            // What is still in a TLB may be fetched again at once.
+            self.caches.fetched.clear();
+            for vm in self.tables.vms() {
+                self.cpus.iter().flat_map(|cpu| cpu.tlb.leaves(vm)).for_each(|leaf| self.caches.fetched(vm, &leaf));
+            }
         }
     }
 
@@ -105,6 +140,9 @@ impl State {
             return;
         }
         self.write(pfn, Content::Filled(0));
+        if self.caches.was_fetched(pfn.raw()) {
+            self.caches.foreign_instructions.insert(pfn.raw());
+        }
         let at = pfn.addr().raw();
         let covers = |leaf: &super::Leaf| leaf.output <= at && at - leaf.output < leaf.size;
         let by_host = self.cpus.iter().any(|cpu| cpu.tlb.leaves(0).any(|leaf| covers(&leaf)));
@@ -128,6 +166,12 @@ impl State {
         // The host runs without FWB, always.
         if leaf.vm == 0 && leaf.mem_attr == 0b0110 {
             self.tables.violation(format!("the host got {:#x} with the MemAttr of FWB", leaf.output));
+        }
+        if leaf.vm == 0 {
+            let pfns = leaf.output / PAGE_SIZE..(leaf.output + leaf.size) / PAGE_SIZE;
+            if let Some(pfn) = self.caches.foreign_instructions.range(pfns).next() {
+                self.tables.violation(format!("the host got page {pfn:#x}, of which a VM's instructions are cached"));
+            }
         }
         if leaf.vm == 0 || !matches!(leaf.mem_attr, 0b1111 | 0b0110) {
             return;
@@ -197,7 +241,7 @@ impl Sim {
     pub fn read_beneath(&self, pfn: Pfn) -> u64 {
         let state = self.state();
         let beneath = state.caches.dirty.get(&pfn.raw()).cloned();
-        beneath.unwrap_or_else(|| state.content(pfn)).word(0)
+        beneath.unwrap_or_else(|| state.in_memory(pfn)).word(0)
     }
 
     /// The CPUs have FEAT_S2FWB: VMs run with HCR_EL2.FWB, the host never does.
@@ -235,6 +279,15 @@ impl Sim {
         let pa = self.vm_access(cpu, vm, ipa, AccessKind::Write)?;
         self.state().write(Pfn::containing(pa), Content::Filled(value));
         Ok(())
+    }
+
+    /// Fills a page around the caches, which hold a line of what was there before: as a VM does whose MMU is off, or whose own table says so.
+    pub fn write_around(&self, pfn: Pfn, value: u64) {
+        let mut state = self.state();
+        let before = state.content(pfn);
+        state.caches.dirty.remove(&pfn.raw());
+        state.caches.outdated.insert(pfn.raw(), before);
+        state.ram.insert(pfn.raw(), Content::Filled(value));
     }
 
     /// After every store to a table, all CPUs walk to these addresses of host and VMs on their own account, as speculation may.

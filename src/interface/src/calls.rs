@@ -107,7 +107,8 @@ calls! {
     MapMemory(vm, gpa, pa, pages, flags) = HOST_BASE + 0x17,
     /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.
     UnmapMemory(vm, gpa, pages) = HOST_BASE + 0x18,
-    /// Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`. State READY. K: `map_io`.
+    /// Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`; for a protected VM below 1 GiB or from 256 GiB on, never where it has memory. State
+    /// READY. K: `map_io`.
     MapIo(vm, gpa, pa, pages) = HOST_BASE + 0x19,
     /// What is added to the physical counter, negated, to give the VM's virtual counter. State READY; an ordinary VM also
     /// VERIFIED, for the entries that follow. K: `TIMER_SET_CNTVOFF`.

@@ -8,7 +8,7 @@
 //! | [`revoke_vm_page`]       | back; the host's mapping goes with the last                                    | S2Page, then Npt |
 //!
 //! A page leaves the host before anything is done to it: unmapped, then scrubbed, then clean in memory, if the VM may go around the caches, and gone from all instruction
-//! caches, then the VM's (K §8.3 A18, A21).
+//! caches, then the VM's (K §8.3 A18, A21). It is clean, too, before the VM shows it.
 #![forbid(unsafe_code)]
 
 use super::{Denied, expect_vm, host_pages, mapped_page, prepare, show_to_devices, take_from_host};
@@ -104,7 +104,8 @@ fn scrub_for_vm<M: Machine>(mem: &Memory<M>, pages: PhysRange) {
     }
 }
 
-/// The protected VM `vm` shows its page at `gfn` to the host, once more: its own mapping stays as it is. K: `grant_vm_page`.
+/// The protected VM `vm` shows its page at `gfn` to the host, once more: its own mapping stays as it is. Before it is shown the page is clean in memory, and in no instruction
+/// cache. K: `grant_vm_page`.
 ///
 /// Initiator: `Private`, `Shared`, at `gfn`.
 ///
@@ -121,6 +122,10 @@ pub fn grant_vm_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Result<
         }
         _ => return Err(Denied::NotOwner),
     };
+    if count == 1 {
+        // The host, or a device, may go around the caches: memory itself must hold what the VM means to show, and nothing that it overwrote.
+        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));
+    }
     set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Shared { vm, gfn, count });
     if count == 1 {
         show_to_devices(mem, pfn, 1);

@@ -5,7 +5,7 @@
 //! | [`clear_vm_step`]    | `Private`, `Shared` -> `Host`, scrubbed; `Lent(n)` -> `Lent(n - 1)` or `Host`      | S2Page, then Npt |
 //!
 //! K §8.3 A7: the caller knows that no vCPU of the VM runs, and none will. Then the order is: the entries of the root go, the VM's id is flushed
-//! on all CPUs, and only after that a page is scrubbed or given away, leaf by leaf along the VM's own table: what it costs
+//! on all CPUs, all instruction caches forget what it executed, and only after that a page is scrubbed or given away, leaf by leaf along the VM's own table: what it costs
 //! depends on what the VM had, and on nothing else.
 #![forbid(unsafe_code)]
 
@@ -26,8 +26,11 @@ use crate::npt::npt_walk::Apart;
 /// [`Denied::NoSuchVm`].
 pub fn clear_vm_step<M: Machine>(mem: &Memory<M>, vm: VmId) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
-    vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?;
-    vm_ops::cut_vm_s2pt(mem.npts(), vm);
+    if vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?.live {
+        vm_ops::cut_vm_s2pt(mem.npts(), vm);
+        // From now on no CPU fetches anything of the VM's memory. What it fetched before goes, once for all of it: the host executes none of that where its own pages are next.
+        mem.machine().sync_page_to_poc(PhysRange::of_pages(Pfn::new(0), 0));
+    }
     match vm_ops::take_apart_vm_s2pt(mem.npts(), vm) {
         None | Some((_, Apart::Nothing)) => Ok(0),
         Some((_, Apart::Table)) => Ok(1),

@@ -6,7 +6,7 @@
 //! | [`donate_pool_page`]      | `Host` -> `Core`, adopted, on the VM's free list                          | S2Page, then Npt |
 //! | [`alloc_pool_page`], [`free_pool_page`] | none: free list -> a vCPU context, and back                 | Npt              |
 //! | [`free_vm_page`]          | `Core` -> `Host`, scrubbed: one page of the pool, at last the root         | S2Page, then Npt |
-//! | [`pool_info`], [`vm_vttbr`], [`vm_kind`], [`vm_pages`] | none                                         | Npt              |
+//! | [`pool_info`], [`vm_vttbr`], [`vm_kind`], [`vm_pages`], [`has_memory`] | none                         | Npt              |
 #![forbid(unsafe_code)]
 
 use super::{Denied, expect_host_pages, give_to_host, run, show_to_devices, take_from_host};
@@ -117,7 +117,12 @@ pub fn vm_kind<M: Machine>(mem: &Memory<M>, vm: VmId) -> Option<VmKind> {
     vm_ops::vm_s2pt(mem.npts(), vm).map(|table| table.kind)
 }
 
-/// How many pages of RAM the VM has mapped: its own, or lent to it.
+/// Whether the VM has all the memory that it was given: its reclaim has not begun.
+pub fn has_memory<M: Machine>(mem: &Memory<M>, vm: VmId) -> bool {
+    vm_ops::vm_s2pt(mem.npts(), vm).is_some_and(|table| table.live)
+}
+
+/// How many pages of RAM the VM has mapped: its own, or lent to it. While they are taken back they become fewer.
 pub fn vm_pages<M: Machine>(mem: &Memory<M>, vm: VmId) -> Option<u64> {
     vm_ops::vm_s2pt(mem.npts(), vm).map(|table| table.mapped)
 }

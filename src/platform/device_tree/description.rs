@@ -122,6 +122,24 @@ impl MachineDescription {
         Ok(windows::cut(&mut self.windows, page)?)
     }
 
+    /// The seed that the boot loader chose is the core's alone, or it is none: it stands in the boot loader's blob at `blob` too, where the host could read it and compute what
+    /// the core makes of it. `erase` overwrites all of the blob and says whether nothing of it is left. Without asking it a seed is dropped whose blob is no RAM, or has parts
+    /// of something that the host needs. Whether there is no seed that had to be dropped.
+    #[must_use]
+    pub fn keep_seed(&mut self, blob: PhysRange, erase: impl FnOnce() -> bool) -> bool {
+        let Chosen { initrd, modules, rng_seed, .. } = &mut self.chosen;
+        let is_needed = |range: PhysRange| range.overlaps(blob);
+        let needed = initrd.is_some_and(is_needed) || modules.iter().any(|module| is_needed(module.range));
+        if rng_seed.is_none() {
+            return true;
+        }
+        let is_kept = !needed && self.ram.iter().any(|bank| bank.contains_range(blob)) && erase();
+        if !is_kept {
+            *rng_seed = None;
+        }
+        is_kept
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.ram.clear();
@@ -297,7 +315,7 @@ pub struct Chosen {
     pub bootargs: Option<TextRange>,
     /// Initial RAM disk, byte-exact.
     pub initrd: Option<PhysRange>,
-    /// Random bytes for whoever boots (`rng-seed`): the core keeps them to itself.
+    /// Random bytes for whoever boots (`rng-seed`): the core keeps them to itself ([`keep_seed`](MachineDescription::keep_seed)).
     pub rng_seed: Option<[u8; 32]>,
     /// Boot modules in the tree's order (QEMU's guest-loader; the multiboot binding of Xen).
     pub modules: List<BootModule, 8>,

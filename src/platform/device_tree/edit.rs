@@ -10,7 +10,7 @@
 //! | PSCI                    | created or replaced: 1.0 by SMC, which the core traps                             |
 //! | interrupt controller    | `reg` without GICC (v3), GICH, GICV; no maintenance interrupt                     |
 //! | `arm,armv8-timer`       | only the two EL1 physical timer interrupts: Linux then keeps its clock on CNTP    |
-//! | `/chosen`               | initrd and bootargs if given; boot modules go                                     |
+//! | `/chosen`               | initrd and bootargs if given; boot modules and `rng-seed` go                      |
 //! | debug and trace of CPUs | goes: all that CoreSight names                                                    |
 //! | `/hypervisor`           | created or replaced: `compatible = "corevisor"`                                   |
 //!
@@ -23,7 +23,7 @@
 //! | device beside the SMMUs | goes: `virtio,mmio`, `qemu,fw-cfg-mmio` and SMMU counters without `iommus`        |
 //! | `/hypervisor`           | has the empty property `corevisor,devices-confined`                               |
 //!
-//! Nothing else may change here; reservations, `stdout-path` and seeds stay.
+//! Nothing else may change here; reservations, `stdout-path` and `kaslr-seed` stay.
 #![forbid(unsafe_code)]
 
 use super::binding::{self, Role};

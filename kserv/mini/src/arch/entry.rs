@@ -88,9 +88,10 @@ pub struct Abort {
 }
 
 impl Abort {
-    /// Whether it is a synchronous external abort, of data or of an instruction: how the core refuses an access. Arm ARM D24.2.39, DFSC and IFSC.
-    pub const fn is_external(self) -> bool {
-        matches!(self.esr >> 26, 0x21 | 0x25) && self.esr & 0x3f == 0x10
+    /// Whether it is how the core refuses an access of EL1: of data an alignment fault, of an instruction or a table walk a synchronous external abort. Arm ARM D24.2.39,
+    /// DFSC and IFSC. This host's own accesses are aligned.
+    pub const fn is_refusal(self) -> bool {
+        matches!((self.esr >> 26, self.esr & 0x3f), (0x21 | 0x25, 0x10) | (0x25, 0x21))
     }
 }
 

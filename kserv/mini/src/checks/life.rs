@@ -36,8 +36,8 @@ pub fn reclaim(_: &Context<'_>) -> Result<String, Failure> {
         done += at("MapMemory", calls::map_memory(vm.id, gpa, few + done * PAGE, 3 - done, 0))?;
     }
     for pa in &all {
-        ensure(try_read(*pa).is_err_and(|abort| abort.is_external()), "the host reads a private page")?;
-        ensure(try_write(*pa, 1).is_err_and(|abort| abort.is_external()), "the host writes a private page")?;
+        ensure(try_read(*pa).is_err_and(|abort| abort.is_refusal()), "the host reads a private page")?;
+        ensure(try_write(*pa, 1).is_err_and(|abort| abort.is_refusal()), "the host writes a private page")?;
     }
     let (_, private, _) = at("VmInfo", calls::vm_info(vm.id))?;
     ensure(private == all.len() as u64, "VmInfo counts other pages")?;

@@ -10,6 +10,7 @@
 //! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
 //! | `unaligned`     | blocks that are not aligned on one side or both become pages, all where they should be      |
 //! | `read-only`     | a VM never writes into a page that is lent read-only                                        |
+//! | `seed`          | no device tree in this host's memory has the seed that the boot loader gave the core; only by its name |
 //! | `smc-numbers`   | SMCs that nobody knows do not exist                                                         |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |
@@ -39,6 +40,7 @@ mod races;
 mod reach;
 mod refused;
 mod reset;
+mod seed;
 mod snapshot;
 mod stage;
 mod storm;
@@ -81,6 +83,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("stale-tlb", reach::stale),
     ("unaligned", tricks::unaligned),
     ("read-only", races::read_only),
+    ("seed", seed::seed),
     ("smc-numbers", tricks::smc_numbers),
     ("lifecycle", life::lifecycle),
     ("many", life::many),
@@ -108,6 +111,7 @@ const CHECKS: &[(&str, Check)] = &[
 /// Checks that `all` leaves out: they need something (a VM, two CPUs), or check nothing.
 const ONLY_BY_NAME: &[&str] = &[
     "stale-tlb",
+    "seed",
     "limits",
     "run-and-destroy",
     "power-off",

@@ -138,7 +138,7 @@ pub fn refused(_: &Context<'_>) -> Result<String, Failure> {
         for access in Access::all(MARK) {
             for offset in [0, CODE, ZEROED, PAGE - 8] {
                 match try_access(access, page + offset) {
-                    Err(abort) if abort.is_external() => count += 1,
+                    Err(abort) if abort.is_refusal() => count += 1,
                     other => {
                         return Err(Failure::Text(alloc::format!("{way:?}, {access:?} at {offset:#x}: {other:x?}")));
                     }
@@ -177,7 +177,7 @@ pub fn walked(_: &Context<'_>) -> Result<String, Failure> {
         taker.take(gone)?;
         for result in [through_root(), through_both(), through_root(), through_both()] {
             match result {
-                Err(abort) if abort.is_external() => count += 1,
+                Err(abort) if abort.is_refusal() => count += 1,
                 other => return Err(Failure::Text(alloc::format!("{way:?}: a walk through it: {other:x?}"))),
             }
         }
@@ -235,7 +235,7 @@ impl Bait {
                     return Err(Failure::Text(alloc::format!("{access:?} found {word:#x}, not this host's word")));
                 }
                 Ok(_) => _ = self.reached[cpu].fetch_add(1, SeqCst),
-                Err(abort) if abort.is_external() => {
+                Err(abort) if abort.is_refusal() => {
                     self.refused[cpu].fetch_add(u64::from(gone), SeqCst);
                 }
                 Err(abort) => return Err(Failure::Text(alloc::format!("{access:?}: ESR {:#x}", abort.esr))),

@@ -188,7 +188,7 @@ pub fn forbidden() -> Vec<u64> {
     let start = crate::arch::entry::image().start & !(GIB - 1);
     let around = (start..start + GIB).step_by(BLOCK as usize);
     let mut list: Vec<u64> =
-        around.filter(|pa| try_read(*pa).is_err_and(|abort| abort.is_external())).take(64).collect();
+        around.filter(|pa| try_read(*pa).is_err_and(|abort| abort.is_refusal())).take(64).collect();
     // Devices of QEMU's virt, or of a Raspberry Pi 4, whose RAM begins at 0: GICC, GICV, a serial port.
     list.extend(if start == 0 {
         [0xff84_2000, 0xff84_6000, 0xfe20_1000]

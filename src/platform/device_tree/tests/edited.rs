@@ -96,6 +96,33 @@ fn without_edits_arguments_and_initrd_stay_and_modules_and_the_seed_of_the_core_
 }
 
 #[test]
+fn a_seed_that_stays_where_the_host_can_read_it_is_none() {
+    let described = described(dtb!("virt-numa-modules")).unwrap();
+    let seed = described.chosen.rng_seed;
+    assert!(seed.is_some() && described.chosen.initrd == Some(range(0x4800_0000, 0x4810_0000)));
+    // Where the blob is, whether it can be erased, whether somebody tries to, and whether the seed is the core's then.
+    let good = range(0x4400_0000, 0x4410_0000);
+    for (blob, erases, tried, kept) in [
+        (good, true, true, true),
+        (good, false, true, false),
+        (range(0x0010_0000, 0x0020_0000), true, false, false),
+        (range(0x3ff8_0000, 0x4008_0000), true, false, false),
+        (range(0x480f_ffff, 0x4820_0000), true, false, false),
+    ] {
+        let (mut machine, mut asked) = (described.clone(), false);
+        let answer = machine.keep_seed(blob, || {
+            asked = true;
+            erases
+        });
+        assert_eq!((answer, asked, machine.chosen.rng_seed), (kept, tried, seed.filter(|_| kept)), "{blob}");
+    }
+    // Without a seed nothing has to be erased.
+    let mut machine = described;
+    machine.chosen.rng_seed = None;
+    assert!(machine.keep_seed(good, || panic!("there is nothing to erase")));
+}
+
+#[test]
 fn the_maintenance_interrupt_and_release_addresses_are_gone() {
     with_tree(&edited(dtb!("raspi4b-qemu"), &NO_EDITS).unwrap(), |tree, _| {
         let gic = "/soc/interrupt-controller@40041000";

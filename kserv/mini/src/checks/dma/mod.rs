@@ -238,7 +238,7 @@ fn core(attacker: &Attacker, machine: &Machine) -> Result<(), Failure> {
     for (start, end) in gaps {
         let middle = (start + (end - start) / 2) & !(PAGE - 1);
         for page in [start, start + PAGE, middle, end - PAGE].into_iter().filter(|page| (start..end).contains(page)) {
-            ensure(try_read(page).is_err_and(|abort| abort.is_external()), "this host reads the core's memory")?;
+            ensure(try_read(page).is_err_and(|abort| abort.is_refusal()), "this host reads the core's memory")?;
             attacker.attacks(page, PAGE, "the core's memory")?;
         }
     }
@@ -254,7 +254,7 @@ fn smmu(attacker: &Attacker) -> Result<(), Failure> {
     const CR0: u64 = 0x20;
     const STRTAB_BASE: u64 = 0x80;
     for at in (SMMU..SMMU + SIZE).step_by(PAGE as usize).chain([SMMU + CR0, SMMU + STRTAB_BASE]) {
-        ensure(try_read(at).is_err_and(|abort| abort.is_external()), "this host reads the SMMU's registers")?;
+        ensure(try_read(at).is_err_and(|abort| abort.is_refusal()), "this host reads the SMMU's registers")?;
     }
     attacker.refused("the SMMU's registers", || attacker.write(SMMU + STRTAB_BASE, 8, 0))?;
     attacker.refused("the SMMU's registers", || attacker.write(SMMU + CR0, 4, 0))

@@ -24,7 +24,7 @@ pub fn accesses(ground: &Ground) -> Result<u64, Failure> {
         for odd in Odd::ALL {
             let what = alloc::format!("{odd:?} at {:#x}", frame.at());
             ground.refused(&what, 1, || match mmu::try_odd(root, frame, TYPER, odd) {
-                Err(abort) if abort.is_external() => Ok(()),
+                Err(abort) if abort.is_refusal() => Ok(()),
                 other => Err(Failure::Text(alloc::format!("{other:x?}"))),
             })?;
             count += 1;

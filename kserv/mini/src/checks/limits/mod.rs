@@ -71,7 +71,7 @@ pub fn limits(context: &Context<'_>) -> Result<String, Failure> {
     let Attacker { victim, calls, served, ended, .. } = attacker;
     for page in &victim.private {
         for result in [try_read(*page).map(|_| ()), try_write(*page, 0)] {
-            ensure(result.is_err_and(|abort| abort.is_external()), "the host reaches a private page")?;
+            ensure(result.is_err_and(|abort| abort.is_refusal()), "the host reaches a private page")?;
         }
     }
     victim.finish()?;

@@ -328,7 +328,7 @@ fn look(shared: &Shared, stage: &Stage, block: u64) -> Result<(), Failure> {
         n = (n + 7) % MAX_PAGES;
         match try_read(block + n * PAGE) {
             Ok(0 | MARK) => add(&shared.runs, 1),
-            Err(abort) if abort.is_external() => add(&shared.refused, 1),
+            Err(abort) if abort.is_refusal() => add(&shared.refused, 1),
             other => return Err(strange("a page on its way", other)),
         }
         // The core needs its locks for the reclaim, too.

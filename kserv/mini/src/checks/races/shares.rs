@@ -68,8 +68,8 @@ fn touch(touches: &Touches, stage: &Stage, page: u64, cpu: usize) -> Result<(), 
         match try_access(access, at) {
             Ok(word) if is_canary(word) => return Err(strange("a secret was found", (access, at, word))),
             Ok(_) => touches.served.fetch_add(1, SeqCst),
-            Err(abort) if abort.is_external() => touches.refused.fetch_add(1, SeqCst),
-            Err(abort) => return Err(strange("not an external abort", (access, abort.esr))),
+            Err(abort) if abort.is_refusal() => touches.refused.fetch_add(1, SeqCst),
+            Err(abort) => return Err(strange("not an abort of the core's", (access, abort.esr))),
         };
     }
     Ok(())

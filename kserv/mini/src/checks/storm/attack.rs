@@ -171,8 +171,10 @@ impl Storm {
                 self.fail(alloc::format!("the host reached a private page at {at:#x}: {word:#x}"));
             }
             Ok(_) => {}
-            Err(abort) if abort.is_external() => count(&self.counts.denied),
-            Err(abort) => self.fail(alloc::format!("at {at:#x}: ESR {:#x} instead of an external abort", abort.esr)),
+            Err(abort) if abort.is_refusal() => count(&self.counts.denied),
+            Err(abort) => {
+                self.fail(alloc::format!("at {at:#x}: ESR {:#x} instead of an abort of the core's", abort.esr))
+            }
         }
     }
 
