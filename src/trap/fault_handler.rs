@@ -19,7 +19,7 @@
 //!
 //! A kernel touches what is not its own without being wrong: it reads on over the end of a page (`load_unaligned_zeropad`, for every path that a process names), and copies from and to
 //! whatever pages a process has mapped. For that it has fix-ups, but not for external aborts: each would be an oops that any process of the host's can bring about. Of the faults that
-//! Linux (6.1 to 6.18, `arch/arm64/mm/fault.c`) never retries, the alignment fault is the one whose handler looks for a fix-up first and takes no lock; that of a permission
+//! Linux (`arch/arm64/mm/fault.c` of 6.4 and 6.6 was read) never retries, the alignment fault is the one whose handler looks for a fix-up first and takes no lock; that of a permission
 //! fault may sleep, which path look-up must not, and for an address of a process it would map the page and try again.
 //!
 //! Below: MemHandler. Above: TrapDispatcher. Specification: `spec::trap`, `spec::vcpu`. Source: SeKVM layer FaultHandler; K §2 L31, §3.1, §3.6.

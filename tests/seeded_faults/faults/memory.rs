@@ -245,13 +245,13 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: a kind is as good as another",
         "src/memory/mem_manager.rs",
-        "        (_, false) => Err(Denied::WrongKind),\n",
-        "        (_, false) => Ok(()),\n",
+        "        (other, true) if other != kind => Err(Denied::WrongKind),\n",
+        "",
     ),
     fault(
         "vm: memory is given while it is taken",
         "src/memory/mem_manager.rs",
-        "        (false, _) => Err(Denied::Busy),\n",
+        "        (_, false) => Err(Denied::Busy),\n",
         "",
     ),
     fault(

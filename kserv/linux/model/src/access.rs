@@ -1,5 +1,7 @@
-//! Accesses that C has decoded, for C: [`kserv_model::kvm::Kvm::emulated_access`].
+//! Accesses of a VM that need neither exit nor entry, for C: [`kserv_model::kvm::Kvm::answer`], and those that C has decoded,
+//! [`kserv_model::kvm::Kvm::emulated_access`].
 
+use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_model::mmio::{Access, Width};
 
 use crate::Vm;
@@ -31,4 +33,10 @@ pub unsafe extern "C" fn kserv_device_access(
     }
     *value = loaded;
     SERVED
+}
+
+/// After an exit: whether it was served, and the next entry prepared, at once.
+#[unsafe(no_mangle)]
+pub extern "C" fn kserv_answer(vm: &mut Vm, vcpu: u32, reason: u64, mailbox: &mut Mailbox, now: u64) -> bool {
+    ExitReason::from_x0(reason).is_some_and(|reason| vm.answer(vcpu as usize, reason, mailbox, now))
 }

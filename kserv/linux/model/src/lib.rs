@@ -303,12 +303,6 @@ pub extern "C" fn kserv_not_entered(vm: &mut Vm, vcpu: u32, mailbox: &Mailbox) {
     vm.not_entered(vcpu as usize, mailbox);
 }
 
-/// After an exit: whether it was served, and the next entry prepared, at once.
-#[unsafe(no_mangle)]
-pub extern "C" fn kserv_answer(vm: &mut Vm, vcpu: u32, reason: u64, mailbox: &mut Mailbox, now: u64) -> bool {
-    ExitReason::from_x0(reason).is_some_and(|reason| vm.answer(vcpu as usize, reason, mailbox, now))
-}
-
 /// After an exit.
 ///
 /// # Safety

@@ -10,7 +10,7 @@
 //! | `stale-tlb`     | the same for other CPUs that use a page while it leaves; only by its name, with 2 CPUs or more |
 //! | `unaligned`     | blocks that are not aligned on one side or both become pages, all where they should be      |
 //! | `read-only`     | a VM never writes into a page that is lent read-only                                        |
-//! | `seed`          | no device tree in this host's memory has the seed that the boot loader gave the core; only by its name |
+//! | `seed`          | the device tree with the seed that the boot loader gave the core is nowhere in this host's memory; only by its name |
 //! | `smc-numbers`   | SMCs that nobody knows do not exist                                                         |
 //! | `lifecycle`     | VMs start, run and go, `rounds=N` times (default 20), and every page comes back each time   |
 //! | `many`          | as many VMs as there are numbers for (or `vms=N`) live at the same time, and all end        |

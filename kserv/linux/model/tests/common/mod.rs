@@ -7,6 +7,7 @@ pub mod steps;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
+use kserv_linux_model::access::kserv_answer;
 use kserv_linux_model::its::*;
 use kserv_linux_model::*;
 use kserv_model::kvm::{Machine, NOT_DIRECT};
