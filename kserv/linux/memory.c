@@ -40,19 +40,14 @@ static bool is_mapped_as_block(unsigned long addr)
 }
 
 /*
- * A pin for long moves the page away from where memory may be taken offline or given to a device (CMA). Memory of a file whose file system wants to know of
- * each first write, and such without struct pages that last, cannot be pinned so: there an ordinary pin is enough, because it goes as soon as the MMU
- * notifier says that the page is to be written back, moved or cut off.
+ * Not for long (FOLL_LONGTERM), though it may last: the pin goes as soon as the MMU notifier says that the page is to be moved, written back or cut off, so what is
+ * movable stays so, and the memory of any file will do.
  */
 static long pin(struct cv_slot *slot, u64 first, unsigned long count, struct page **pages)
 {
 	unsigned int flags = slot->flags & KVM_MEM_READONLY ? 0 : FOLL_WRITE;
-	unsigned long hva = slot->hva + (first << PAGE_SHIFT);
-	long done = pin_user_pages_fast(hva, count, flags | FOLL_LONGTERM, pages);
 
-	if (done == -EFAULT || done == -EOPNOTSUPP)
-		done = pin_user_pages_fast(hva, count, flags, pages);
-	return done;
+	return pin_user_pages_fast(slot->hva + (first << PAGE_SHIFT), count, flags, pages);
 }
 
 /* Makes of the pinned page `n` the block that it is in, if the VMM's tables have it as one. */

@@ -131,11 +131,10 @@ impl Passage {
     #[inline(always)]
     pub(crate) fn is_as_before(&self, mailbox: &Mailbox, now: u64) -> bool {
         let interrupts = mailbox.lr_count | mailbox.sgis | mailbox.vgic_hcr >> 27 & 31 | mailbox.vgic_misr & MISR_LRENP;
-        let mut timer = self.virtual_timer;
-        timer.observe(mailbox, false, false);
+        let timer = &self.virtual_timer;
         interrupts == 0
             && self.split_eoi == (mailbox.vgic_vmcr & VMCR_EOIM != 0)
-            && timer == self.virtual_timer
+            && timer.is_as_seen(mailbox)
             && !(timer.is_polled() || timer.asserted(now) || self.physical_timer.deadline().is_some())
     }
 

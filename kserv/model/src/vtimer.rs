@@ -76,6 +76,13 @@ impl VirtualTimer {
         }
     }
 
+    /// Whether an exit shows it as the one before did.
+    pub const fn is_as_seen(&self, mailbox: &Mailbox) -> bool {
+        self.ctl == mailbox.cntv_ctl & (ENABLE | IMASK)
+            && self.cval == mailbox.cntv_cval
+            && self.offset == mailbox.cntvoff
+    }
+
     /// CNTV_CTL without ISTATUS, CNTV_CVAL.
     pub const fn registers(&self) -> (u64, u64) {
         (self.ctl, self.cval)

@@ -21,8 +21,8 @@ fn exit(mailbox: &mut Mailbox, rng: &mut Rng, now: u64) -> ExitReason {
     if rng.below(20) == 0 {
         (mailbox.cntv_ctl, mailbox.cntv_cval) = (rng.below(8), rng.below(3) * now);
     }
-    (mailbox.vgic_hcr, mailbox.vgic_misr) = (rng.below(40) / 39 << 27, rng.below(40) / 39 << 2);
-    mailbox.vgic_vmcr = rng.below(30) / 29 << 9;
+    (mailbox.vgic_hcr, mailbox.vgic_misr) = ((rng.below(40) / 39) << 27, (rng.below(40) / 39) << 2);
+    mailbox.vgic_vmcr = (rng.below(30) / 29) << 9;
     mailbox.sgis = rng.below(40) / 39;
     match rng.below(8) {
         0..=2 => {
