@@ -301,6 +301,8 @@ fn at_the_machines_end_nothing_of_a_protected_vm_is_left_in_memory_and_what_is_t
     let mut told = None;
     let scrubbed = scrub_for_end(world.core.memory(), &own, |vms| {
         told = Some(vms);
+        // Without tables and contexts no VM goes on; its own memory follows, once nobody writes there any more.
+        assert_eq!(world.sim().read_ram(pfn(RAM + 0x4000)), 0x5ec);
         // A CPU that leaves a VM saves something.
         world.sim().write_ram(pfn(RAM + 0x3000), 0x5ec);
     });

@@ -119,4 +119,16 @@ pub const FAULTS: &[Fault] = &[
         "    place.into_iter().for_each(|place| deliver(machine, ctxt, place));\n",
         "",
     ),
+    fault(
+        "interrupts: a vCPU that is kicked all the time keeps its CPU",
+        "src/trap/fault_handler/interrupts.rs",
+        " && !machine.interrupt_waits()",
+        "",
+    ),
+    fault(
+        "posted: a kick for each SGI",
+        "src/vm/boot_ops/posted.rs",
+        "if vcpu.posted & Vcpu::KICKED == 0 {",
+        "if vcpu.posted != 0 {",
+    ),
 ];

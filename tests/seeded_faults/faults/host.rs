@@ -49,4 +49,10 @@ pub const FAULTS: &[Fault] = &[
         "and_then(|n| Event::ALL.get(n))",
         "and_then(|n| Event::ALL.get(n.saturating_sub(1)))",
     ),
+    fault(
+        "fault: a process takes the fault that is for its kernel",
+        "src/trap/fault_handler.rs",
+        "        && !is_el0(machine.host_pstate());",
+        "        ;",
+    ),
 ];

@@ -119,4 +119,10 @@ pub const FAULTS: &[Fault] = &[
         "                Some(false) => Err(Denied::NotOwner),\n",
         "                Some(false) => Ok(()),\n",
     ),
+    fault(
+        "mmio_core_aux: tables move while the redistributor still uses them",
+        "src/mmio/mmio_core_aux.rs",
+        "GICR_PROPBASER..0x80 if enabled() || !arrived() => {}",
+        "GICR_PROPBASER..0x80 if enabled() => {}",
+    ),
 ];

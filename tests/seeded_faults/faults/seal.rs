@@ -60,4 +60,16 @@ pub const FAULTS: &[Fault] = &[
         "        vms.machine().sync_page_to_poc(range);\n",
         "        let _ = range;\n",
     ),
+    fault(
+        "seal: a VM of which a part was reclaimed is saved",
+        "src/vm/seal.rs",
+        "if !memory_ops::has_memory(vms.memory(), id) {",
+        "if false {",
+    ),
+    fault(
+        "seal: what goes out is what the caches hold",
+        "src/vm/seal.rs",
+        "            machine.sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
+        "            let _ = machine;\n",
+    ),
 ];

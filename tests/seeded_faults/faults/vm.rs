@@ -210,4 +210,28 @@ pub const FAULTS: &[Fault] = &[
         "if digest != manifest.digest(check.image) {",
         "if digest == [0; 64] {",
     ),
+    fault(
+        "vm_memory: a window where a protected VM has its memory",
+        "src/vm/vm_memory.rs",
+        "&& !are_devices(gfn, pages) {",
+        "&& !are_devices(gfn, pages) && pages == 0 {",
+    ),
+    fault(
+        "protected: what a VM overwrote shows around the caches",
+        "src/memory/mem_manager/protected.rs",
+        "nothing that it overwrote.\n        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
+        "nothing that it overwrote.\n",
+    ),
+    fault(
+        "reclaim: the host executes what a VM left in instruction caches",
+        "src/memory/mem_manager/reclaim.rs",
+        "        mem.machine().sync_page_to_poc(PhysRange::of_pages(Pfn::new(0), 0));\n",
+        "",
+    ),
+    fault(
+        "memory_ops: pools and contexts outlive the machine's end",
+        "src/memory/memory_ops.rs",
+        "scrub_foreign(mem, &pages, own, |state| state == PageState::Core)",
+        "scrub_foreign(mem, &pages, own, |state| state != PageState::Core)",
+    ),
 ];
