@@ -126,7 +126,8 @@ void cv_irq_init(struct cv_vm *vm)
 	INIT_LIST_HEAD(&vm->ioeventfds);
 	INIT_LIST_HEAD(&vm->irqfds);
 	INIT_LIST_HEAD(&vm->resamplers);
-	for (n = 0; n < CV_MAX_GSIS; n++)
+	/* GSIs behind the last pin lead nowhere. */
+	for (n = 0; n < CV_MAX_PINS; n++)
 		vm->gsis[n] = (struct cv_gsi){ .type = KVM_IRQ_ROUTING_IRQCHIP, .pin = n };
 }
 

@@ -215,10 +215,13 @@ static s64 lend_block(struct cv_vm *vm, struct cv_slot *slot, struct cv_pinned *
 		note_block(vm, slot, pinned->first, pinned->pages[0]);
 		return 0;
 	}
-	/* Of a block that the core cannot map whole it maps no part for long. */
-	if (done > 0 && unmap(vm, slot, pinned->first, done))
-		done = CV_ERR_OCCUPIED;
-	return min_t(s64, done, 0);
+	if (done <= 0)
+		return done ?: CV_ERR_INVALID_PARAMETER;
+	/* Of a block that the core cannot map whole it maps no part for long; unless the VM is off, and all of it comes back at its end. */
+	if (unmap(vm, slot, pinned->first, done))
+		return CV_ERR_OCCUPIED;
+	note_block(vm, slot, pinned->first, pinned->pages[0]);
+	return 0;
 }
 
 /* How many of the pinned pages from `from` on follow one another in memory, and are not lent yet. */
@@ -232,28 +235,36 @@ static unsigned long run_of(struct cv_slot *slot, const struct cv_pinned *pinned
 	return run;
 }
 
-/* Lends pinned pages, as far as they are not lent: 0, or CV_ERR_*. What is not lent by it is unpinned. mmu_lock is held. */
+/*
+ * Lends pinned pages, as far as they are not lent and may be: 0, or CV_ERR_* for the last that may not. What is not lent by it is unpinned. mmu_lock is held.
+ */
 static s64 lend_pages(struct cv_vm *vm, struct cv_slot *slot, struct cv_pinned *pinned, bool write)
 {
 	unsigned long done = 0, k;
-	s64 result = 0;
+	s64 result, error = 0;
 
-	while (done < pinned->count && result >= 0) {
+	while (done < pinned->count) {
 		if (cv_is_lent(slot, pinned->first + done)) {
 			unpin_user_page(pinned->pages[done++]);
 			continue;
 		}
 		result = map(vm, slot, pinned->first + done, pinned->pages[done], run_of(slot, pinned, done), write);
-		if (!result)
-			result = CV_ERR_INVALID_PARAMETER;
-		for (k = 0; result > 0 && k < result; k++)
+		if (result <= 0) {
+			error = result ?: CV_ERR_INVALID_PARAMETER;
+			if (error == CV_ERR_NO_MEMORY || error == CV_ERR_WRONG_STATE)
+				break;
+			/* It is the core's to refuse (a page is lent 255 times at most); those behind it may be lent. */
+			unpin_user_page(pinned->pages[done++]);
+			continue;
+		}
+		for (k = 0; k < result; k++)
 			note_page(vm, slot, pinned->first + done + k, pinned->pages[done + k]);
-		if (result > 0 && slot->dirty && write)
+		if (slot->dirty && write)
 			bitmap_set(slot->dirty, pinned->first + done, result);
-		done += max_t(s64, result, 0);
+		done += result;
 	}
 	unpin_user_pages(pinned->pages + done, pinned->count - done);
-	return min_t(s64, result, 0);
+	return error;
 }
 
 /*

@@ -19,14 +19,15 @@
 static bool is_mapped_as_block(unsigned long addr)
 {
 	unsigned long flags;
+	pgd_t *pgd = pgd_offset(current->mm, addr);
 	bool block = false;
 	p4d_t *p4d;
 	pud_t *pud;
 	pmd_t *pmd;
 
 	local_irq_save(flags);
-	p4d = p4d_offset(pgd_offset(current->mm, addr), addr);
-	if (!p4d_none(READ_ONCE(*p4d))) {
+	p4d = p4d_offset(pgd, addr);
+	if (!pgd_none(READ_ONCE(*pgd)) && !p4d_none(READ_ONCE(*p4d))) {
 		pud = pud_offset(p4d, addr);
 		if (pud_leaf(READ_ONCE(*pud))) {
 			block = true;
@@ -40,14 +41,19 @@ static bool is_mapped_as_block(unsigned long addr)
 }
 
 /*
- * Not for long (FOLL_LONGTERM), though it may last: the pin goes as soon as the MMU notifier says that the page is to be moved, written back or cut off, so what is
- * movable stays so, and the memory of any file will do.
+ * A pin for long moves the page away from where memory may be taken offline or given to a device (CMA): nobody moves an anonymous page that is pinned, so the MMU
+ * notifier would not hear of it. Memory of a file whose file system wants to know of each first write, and such without struct pages that last, cannot be pinned so: there an
+ * ordinary pin is enough, because it goes as soon as the notifier says that the page is to be written back, moved or cut off.
  */
 static long pin(struct cv_slot *slot, u64 first, unsigned long count, struct page **pages)
 {
 	unsigned int flags = slot->flags & KVM_MEM_READONLY ? 0 : FOLL_WRITE;
+	unsigned long hva = slot->hva + (first << PAGE_SHIFT);
+	long done = pin_user_pages_fast(hva, count, flags | FOLL_LONGTERM, pages);
 
-	return pin_user_pages_fast(slot->hva + (first << PAGE_SHIFT), count, flags, pages);
+	if (done == -EFAULT || done == -EOPNOTSUPP)
+		done = pin_user_pages_fast(hva, count, flags, pages);
+	return done;
 }
 
 /* Makes of the pinned page `n` the block that it is in, if the VMM's tables have it as one. */
@@ -112,12 +118,16 @@ static int pin_around(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 	}
 	if (!done)
 		done = pin_some(slot, n, pinned);
-	if (done < 0)
-		return done;
-	/* The VM may write it at any time from now on. The pages of a huge one are dirty together. */
-	for (; done && !(slot->flags & KVM_MEM_READONLY); done--)
-		set_page_dirty_lock(pinned->pages[done - 1]);
-	return 0;
+	return min(done, 0L);
+}
+
+/* The VM may write what is pinned at any time from now on. The pages of a huge one are dirty together. mmu_lock is held, so that nobody has them written back before. */
+static void mark_dirty(const struct cv_slot *slot, const struct cv_pinned *pinned)
+{
+	unsigned long k;
+
+	for (k = 0; k < (cv_is_block(pinned) ? 1 : pinned->count) && !(slot->flags & KVM_MEM_READONLY); k++)
+		set_page_dirty(pinned->pages[k]);
 }
 
 static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write)
@@ -155,6 +165,7 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 		/* A page whose first write is to be noticed was lent read-only. */
 		if (slot->dirty && write && cv_single(slot, n) && !test_bit(n, slot->dirty))
 			cv_take_back(vm, slot, n, 1);
+		mark_dirty(slot, &pinned);
 		result = cv_lend(vm, slot, n, &pinned, write);
 		spin_unlock(&vm->mmu_lock);
 		if (result == CV_ERR_OCCUPIED && block) {

@@ -95,8 +95,11 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	raw_spin_lock(&vm->model_lock);
 	done = kserv_answer(vm->model, vcpu->id, reason, vcpu->mailbox, cv_now());
 	raw_spin_unlock(&vm->model_lock);
-	if (done)
+	if (done) {
 		was_inside(vcpu);
+		vcpu->last_reason = reason;
+		vcpu->unfinished = true;
+	}
 	return done;
 }
 

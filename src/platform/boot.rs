@@ -240,6 +240,9 @@ fn open_console(tree: &DeviceTree<'_>, description: &MachineDescription) -> Resu
 
 // ---- memory ---------------------------------------------------------------------------------------------------------
 
+/// Bytes for records of 2 MiB blocks that the pool spares: those of 16 GiB.
+const BLOCKS_IN_POOL: u64 = 0x1_0000;
+
 /// The core itself: the records of all pages, the host's empty table, and its own memory taken from the host.
 fn build_core(
     description: &MachineDescription,
@@ -250,16 +253,22 @@ fn build_core(
     let shape = Shape::new(el2::pa_bits());
     let regions = in_pool(MemRegions::new())?;
     add_regions(regions, description, shape)?;
-    let records_size = (regions.slots() * size_of::<PageRecord>() as u64).div_ceil(BLOCK_2M) * BLOCK_2M;
+    let pages_bytes = regions.slots() * size_of::<PageRecord>() as u64;
+    let blocks_bytes = regions.blocks() * size_of::<BlockRecord>() as u64;
+    // Those of blocks need no 2 MiB of their own on most machines, and more than the pool has on very large ones.
+    let in_pool = blocks_bytes <= BLOCKS_IN_POOL;
+    let records_size = (pages_bytes + if in_pool { 0 } else { blocks_bytes }).div_ceil(BLOCK_2M) * BLOCK_2M;
     let records = plan.place("the records of all pages", records_size, BLOCK_2M)?;
     plan.core[1] = records;
     own_map::map(records, CoreAccess::ReadWrite)?;
     cpu::maintenance::zero(records);
-    let blocks_bytes = regions.blocks() * size_of::<BlockRecord>() as u64;
-    let blocks =
-        pool::alloc(blocks_bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(BootError::OutOfTables)?;
-    // SAFETY: free RAM that the plan gave to the core and fresh pages of the pool, both mapped, zeroed and large
-    // enough; a record and a counter of zero are valid values.
+    let blocks = if in_pool {
+        pool::alloc(blocks_bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(BootError::OutOfTables)?
+    } else {
+        Pa::new(records.base().raw() + pages_bytes)
+    };
+    // SAFETY: free RAM that the plan gave to the core, and fresh pages of the pool or what of that RAM lies behind the pages' records; mapped, zeroed, large enough and
+    // aligned for records of 8 bytes; zero is a valid value of both.
     let pages = unsafe {
         S2Pages::new(
             slice::from_raw_parts_mut(records.base().raw() as *mut PageRecord, regions.slots() as usize),
@@ -402,7 +411,8 @@ pub fn end_run(leave: &Leave) -> bool {
         halt::stay();
     }
     if let (Some(core), Some(own)) = (CORE.get(), CORE_MEMORY.get()) {
-        let scrubbed = memory_ops::scrub_for_end(core.memory(), own, stop_others);
+        let before = halt::staying();
+        let scrubbed = memory_ops::scrub_for_end(core.memory(), own, |vms| stop_others(vms, before));
         if scrubbed != 0 {
             log::info!("{scrubbed} pages that were not the host's are zero");
         }
@@ -417,9 +427,9 @@ pub fn end_run(leave: &Leave) -> bool {
     true
 }
 
-/// Host and VMs lose their memory on all CPUs. Where there are VMs, waits until the CPUs that run are in the core for good; for a bounded time: one that sleeps stays asleep.
-fn stop_others(vms: bool) {
-    let before = halt::staying();
+/// Host and VMs lose their memory on all CPUs. Where there are VMs, waits until the CPUs that run are in the core for good, besides `before`; for a bounded time: one that sleeps
+/// stays asleep.
+fn stop_others(vms: bool, before: usize) {
     halt::stop_others();
     let (start, ticks) = (CNTPCT_EL0.get(), CNTFRQ_EL0.get() / PARTING);
     let others = cpus::running() - 1;

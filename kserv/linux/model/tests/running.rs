@@ -293,3 +293,21 @@ fn exits_are_counted_by_reason_and_an_unknown_reason_ends_the_vm() {
     assert_eq!((driver.enter(0), driver.exit_raw(0, 99).kind), (0, 7));
     assert_eq!((driver.enter(0), driver.exit(0, ExitReason::Stopped).kind), (0, 6));
 }
+
+#[test]
+fn a_wait_that_a_disabled_timer_does_not_end_is_not_looked_at_again_for_it() {
+    // The interrupt controller is in the kernel, and nothing is enabled there.
+    let mut driver = Driver::new(2, 2, 1);
+    let deadline = START + 5000;
+    let action = driver.run(0, ExitReason::Wfx, |mailbox| {
+        (mailbox.esr, mailbox.cntv_ctl, mailbox.cntv_cval, mailbox.cntvoff) = (0, 1, deadline, 0);
+    });
+    assert_eq!((action.kind, action.until), (BLOCK, deadline));
+    driver.now = deadline - 1;
+    let now = driver.now;
+    assert!(!kserv_runnable(driver.vm(), 0, now));
+    assert_eq!(kserv_block_until(driver.vm(), 0), deadline);
+    // It fired, and nobody hears of it: the next look is not at once, but when something happens.
+    assert!(!kserv_runnable(driver.vm(), 0, deadline));
+    assert_eq!(kserv_block_until(driver.vm(), 0), NEVER);
+}

@@ -314,9 +314,15 @@ impl Kvm {
         match self.vcpus[vcpu].state {
             State::Ready => true,
             State::Running => false,
-            State::Blocked { .. } => {
+            State::Blocked { until } => {
                 self.update_timers(vcpu, now);
-                self.wakes(vcpu, now)
+                let wakes = self.wakes(vcpu, now);
+                // A timer whose interrupt the VM has disabled ends no wait; perhaps the other one will.
+                if !wakes && until.is_some_and(|until| until <= now) {
+                    let until = self.vcpus[vcpu].passage.deadline(now);
+                    self.vcpus[vcpu].state = State::Blocked { until };
+                }
+                wakes
             }
         }
     }
