@@ -294,13 +294,15 @@ fn prepare<M: Machine>(
     Ok((prepared.leaves() * (level.size() / PAGE_SIZE), prepared))
 }
 
-/// Whether `vm` is a VM of this kind that has not begun to give its memory back.
+/// Whether `vm` is a VM that has not begun to give its memory back. Its kind.
+fn expect_live<M: Machine>(mem: &Memory<M>, vm: VmId) -> Result<VmKind, Denied> {
+    let (kind, live) = npt_ops::vm::vm_kind(mem.npts(), vm).ok_or(Denied::NoSuchVm)?;
+    if live { Ok(kind) } else { Err(Denied::Busy) }
+}
+
+/// The same, and whether it is of this kind.
 fn expect_vm<M: Machine>(mem: &Memory<M>, vm: VmId, kind: VmKind) -> Result<(), Denied> {
-    match npt_ops::vm::vm_kind(mem.npts(), vm).ok_or(Denied::NoSuchVm)? {
-        (_, false) => Err(Denied::Busy),
-        (other, true) if other != kind => Err(Denied::WrongKind),
-        _ => Ok(()),
-    }
+    if expect_live(mem, vm)? == kind { Ok(()) } else { Err(Denied::WrongKind) }
 }
 
 /// Whether the host may give the `count` pages from `pfn` on away: all RAM, all plainly its own, page 0 not among them.

@@ -256,13 +256,13 @@ fn build_core(
     let pages_bytes = regions.slots() * size_of::<PageRecord>() as u64;
     let blocks_bytes = regions.blocks() * size_of::<BlockRecord>() as u64;
     // Those of blocks need no 2 MiB of their own on most machines, and more than the pool has on very large ones.
-    let in_pool = blocks_bytes <= BLOCKS_IN_POOL;
-    let records_size = (pages_bytes + if in_pool { 0 } else { blocks_bytes }).div_ceil(BLOCK_2M) * BLOCK_2M;
+    let are_few = blocks_bytes <= BLOCKS_IN_POOL;
+    let records_size = (pages_bytes + if are_few { 0 } else { blocks_bytes }).div_ceil(BLOCK_2M) * BLOCK_2M;
     let records = plan.place("the records of all pages", records_size, BLOCK_2M)?;
     plan.core[1] = records;
     own_map::map(records, CoreAccess::ReadWrite)?;
     cpu::maintenance::zero(records);
-    let blocks = if in_pool {
+    let blocks = if are_few {
         pool::alloc(blocks_bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(BootError::OutOfTables)?
     } else {
         Pa::new(records.base().raw() + pages_bytes)
@@ -431,11 +431,9 @@ pub fn end_run(leave: &Leave) -> bool {
 /// stays asleep.
 fn stop_others(vms: bool, before: usize) {
     halt::stop_others();
-    let (start, ticks) = (CNTPCT_EL0.get(), CNTFRQ_EL0.get() / PARTING);
+    let deadline = CNTPCT_EL0.get() + CNTFRQ_EL0.get() / PARTING;
     let others = cpus::running() - 1;
-    while vms && halt::staying() - before < others && CNTPCT_EL0.get().wrapping_sub(start) < ticks {
-        halt::give_way();
-    }
+    halt::wait_until(deadline, || !vms || halt::staying() - before >= others);
 }
 
 /// The host switched the machine off, and nothing can: all CPUs stop here.

@@ -168,12 +168,10 @@ fn release_spin_tables(description: &MachineDescription) -> Result<(), MapError>
 /// Waits for the CPUs of spin tables, and names those that do not come: the host cannot start them. The host does not run before: what a CPU reads on its way is
 /// nobody's afterwards ([`device_tree::withhold`](super::device_tree::withhold)), and was not the host's before.
 fn wait_for_arrivals(psci: &Psci<BoardMachine, MAX_CPUS>, cpus: &[PerCpu]) {
-    let (start, ticks) = (CNTPCT_EL0.get(), PATIENCE * CNTFRQ_EL0.get());
+    let deadline = CNTPCT_EL0.get() + PATIENCE * CNTFRQ_EL0.get();
     for data in cpus.iter().skip(1) {
         let is_absent = || psci.power(data.cpu) == Some(CpuPower::Absent);
-        while is_absent() && CNTPCT_EL0.get().wrapping_sub(start) < ticks {
-            halt::give_way();
-        }
+        halt::wait_until(deadline, || !is_absent());
         if is_absent() {
             log::warn!(
                 "CPU {} (MPIDR {:#x}) does not come out of a spin table: the host cannot start it",

@@ -7,6 +7,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use aarch64_cpu::asm::{barrier, wfi};
+use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 
 use super::super::addr::{PAGE_SIZE, Pa};
 use super::pool;
@@ -62,6 +63,13 @@ pub fn stop_others() {
 pub fn give_way() {
     // SAFETY: a hint changes nothing.
     unsafe { core::arch::asm!("yield", options(nomem, nostack, preserves_flags)) };
+}
+
+/// Waits until `done`, or until the machine's counter (CNTPCT_EL0) has come to `deadline`.
+pub fn wait_until(deadline: u64, done: impl Fn() -> bool) {
+    while !done() && CNTPCT_EL0.get() < deadline {
+        give_way();
+    }
 }
 
 /// Stays here, with everything masked.

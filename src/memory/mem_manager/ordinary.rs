@@ -13,7 +13,7 @@
 //! itself, or a process of its own.
 #![forbid(unsafe_code)]
 
-use super::{Denied, by_runs, expect_vm, lendable, lent_less, prepare};
+use super::{Denied, by_runs, expect_live, expect_vm, lendable, lent_less, prepare};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pa, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
@@ -163,9 +163,7 @@ pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn:
 /// [`Denied::NoSuchVm`], [`Denied::Busy`], [`Denied::Misaligned`], [`Denied::NotOwner`] if there is RAM, [`Denied::Occupied`], [`Denied::OutOfRange`], [`Denied::OutOfPool`].
 pub fn map_vm_io<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pa: Pa) -> Result<(), Denied> {
     let _pages = mem.s2page().acquire();
-    if !vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?.live {
-        return Err(Denied::Busy);
-    }
+    expect_live(mem, vm)?;
     if !pa.is_aligned(Level::L3.size()) {
         return Err(Denied::Misaligned);
     }

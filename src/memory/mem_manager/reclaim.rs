@@ -26,7 +26,8 @@ use crate::npt::npt_walk::Apart;
 /// [`Denied::NoSuchVm`].
 pub fn clear_vm_step<M: Machine>(mem: &Memory<M>, vm: VmId) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
-    if vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?.live {
+    let (_, live) = vm_ops::vm_kind(mem.npts(), vm).ok_or(Denied::NoSuchVm)?;
+    if live {
         vm_ops::cut_vm_s2pt(mem.npts(), vm);
         // From now on no CPU fetches anything of the VM's memory. What it fetched before goes, once for all of it: the host executes none of that where its own pages are next.
         mem.machine().sync_page_to_poc(PhysRange::of_pages(Pfn::new(0), 0));

@@ -9,7 +9,7 @@
 //! | [`pool_info`], [`vm_vttbr`], [`vm_kind`], [`vm_pages`], [`has_memory`] | none                         | Npt              |
 #![forbid(unsafe_code)]
 
-use super::{Denied, expect_host_pages, give_to_host, run, show_to_devices, take_from_host};
+use super::{Denied, expect_host_pages, expect_live, give_to_host, run, show_to_devices, take_from_host};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pfn, VmId};
 use crate::memory::Memory;
@@ -62,9 +62,7 @@ pub fn register_vm_table<M: Machine>(
 /// [`Denied::InUse`] if the page is lent, [`Denied::OutOfTables`] if the core cannot map the page for itself.
 pub fn donate_pool_page<M: Machine>(mem: &Memory<M>, vm: VmId, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
-    if !vm_ops::vm_s2pt(mem.npts(), vm).ok_or(Denied::NoSuchVm)?.live {
-        return Err(Denied::Busy);
-    }
+    expect_live(mem, vm)?;
     take_for_core(mem, &mut pages, pfn, 1)?;
     vm_ops::give_pool_page(mem.npts(), vm, pfn);
     Ok(())
@@ -114,12 +112,12 @@ pub fn vm_vttbr<M: Machine>(mem: &Memory<M>, vm: VmId) -> Option<(u64, u32)> {
 
 /// Whose memory the VM runs in.
 pub fn vm_kind<M: Machine>(mem: &Memory<M>, vm: VmId) -> Option<VmKind> {
-    vm_ops::vm_s2pt(mem.npts(), vm).map(|table| table.kind)
+    vm_ops::vm_kind(mem.npts(), vm).map(|(kind, _)| kind)
 }
 
 /// Whether the VM has all the memory that it was given: its reclaim has not begun.
 pub fn has_memory<M: Machine>(mem: &Memory<M>, vm: VmId) -> bool {
-    vm_ops::vm_s2pt(mem.npts(), vm).is_some_and(|table| table.live)
+    expect_live(mem, vm).is_ok()
 }
 
 /// How many pages of RAM the VM has mapped: its own, or lent to it. While they are taken back they become fewer.

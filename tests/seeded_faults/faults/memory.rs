@@ -245,14 +245,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: a kind is as good as another",
         "src/memory/mem_manager.rs",
-        "        (other, true) if other != kind => Err(Denied::WrongKind),\n",
-        "",
+        "if expect_live(mem, vm)? == kind { Ok(()) } else { Err(Denied::WrongKind) }",
+        "expect_live(mem, vm).map(|_| ())",
     ),
     fault(
         "vm: memory is given while it is taken",
         "src/memory/mem_manager.rs",
-        "        (_, false) => Err(Denied::Busy),\n",
-        "",
+        "if live { Ok(kind) } else { Err(Denied::Busy) }",
+        "Ok(if live { kind } else { kind })",
     ),
     fault(
         "vm: read-only memory is writable",
