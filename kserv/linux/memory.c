@@ -74,16 +74,18 @@ static bool be_block(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 	return true;
 }
 
-/* Pins page `n` alone. How many pages: 1 or an error. */
-static long pin_one(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+/* Pins page `n` alone. */
+static int pin_one(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 {
+	long done = pin(slot, n, 1, pinned->pages);
+
 	pinned->first = n;
 	pinned->count = 1;
-	return pin(slot, n, 1, pinned->pages) ?: -EFAULT;
+	return done > 0 ? 0 : done ?: -EFAULT;
 }
 
-/* Pins page `n` and some around it. How many pages, or an error. */
-static long pin_some(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+/* Pins page `n` and some around it. */
+static int pin_some(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 {
 	u64 gfn = slot->gpa >> PAGE_SHIFT, from, end;
 	long done;
@@ -94,7 +96,7 @@ static long pin_some(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 	if (done > 0 && from + done > n) {
 		pinned->first = from;
 		pinned->count = done;
-		return done;
+		return 0;
 	}
 	/* Something around it is no memory: only itself. */
 	if (done > 0)
@@ -108,17 +110,17 @@ static long pin_some(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
  */
 static int pin_around(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
 {
-	bool one = READ_ONCE(slot->dirty);
-	long done;
+	int error;
 
-	done = one || !READ_ONCE(cv_block_of(slot, n)->single) ? pin_one(slot, n, pinned) : 0;
-	if (done > 0 && !one && !be_block(slot, n, pinned)) {
+	if (READ_ONCE(slot->dirty))
+		return pin_one(slot, n, pinned);
+	if (!READ_ONCE(cv_block_of(slot, n)->single)) {
+		error = pin_one(slot, n, pinned);
+		if (error || be_block(slot, n, pinned))
+			return error;
 		unpin_user_page(pinned->pages[0]);
-		done = 0;
 	}
-	if (!done)
-		done = pin_some(slot, n, pinned);
-	return min(done, 0L);
+	return pin_some(slot, n, pinned);
 }
 
 /* The VM may write what is pinned at any time from now on. The pages of a huge one are dirty together. mmu_lock is held, so that nobody has them written back before. */
@@ -134,7 +136,7 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 {
 	struct cv_pinned pinned;
 	unsigned long seq;
-	/* What is pinned is to be lent as a block; it cannot be. */
+	/* Whether what is pinned is to be lent as a block; and whether that was tried, and a part of it is lent otherwise. */
 	bool block, single = false;
 	s64 result;
 	int error;

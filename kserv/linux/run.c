@@ -72,12 +72,15 @@ static bool hold_timer(struct cv_vcpu *vcpu)
 	return true;
 }
 
-/* An entry that succeeded: the core has the registers now. */
-static void was_inside(struct cv_vcpu *vcpu)
+/* An entry that succeeded, and its exit: the core has the registers now. */
+static void was_inside(struct cv_vcpu *vcpu, s64 reason)
 {
 	vcpu->in_core = true;
 	vcpu->by_user = false;
 	vcpu->abort_asked = false;
+	vcpu->timer_masked |= reason == CV_EXIT_TIMER;
+	vcpu->last_reason = reason;
+	vcpu->unfinished = reason != CV_EXIT_IRQ && reason != CV_EXIT_TIMER;
 }
 
 /*
@@ -95,11 +98,8 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	raw_spin_lock(&vm->model_lock);
 	done = kserv_answer(vm->model, vcpu->id, reason, vcpu->mailbox, cv_now());
 	raw_spin_unlock(&vm->model_lock);
-	if (done) {
-		was_inside(vcpu);
-		vcpu->last_reason = reason;
-		vcpu->unfinished = true;
-	}
+	if (done)
+		was_inside(vcpu, reason);
 	return done;
 }
 
@@ -112,8 +112,8 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	struct cv_vm *vm = vcpu->vm;
 	enum kserv_entry entry;
 	u64 until = KSERV_NEVER, cntvoff, now;
-	bool held;
 	s64 reason;
+	bool held;
 
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
@@ -160,12 +160,8 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	raw_spin_unlock(&vm->model_lock);
 	if (held)
 		cv_timer_release();
-	if (reason >= 0) {
-		was_inside(vcpu);
-		vcpu->timer_masked |= reason == CV_EXIT_TIMER;
-		vcpu->last_reason = reason;
-		vcpu->unfinished = reason != CV_EXIT_IRQ && reason != CV_EXIT_TIMER;
-	}
+	if (reason >= 0)
+		was_inside(vcpu, reason);
 out:
 	WRITE_ONCE(vcpu->inside, false);
 	local_irq_enable();
