@@ -13,7 +13,8 @@ use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::abstract_machine::sim::{Sim, Trapped, run_as};
 use corevisor::memory::mem_manager::{assign_page_to_core, return_page_to_host};
 use corevisor::memory::memory_ops::{
-    clear_vm_range, donate_pool, free_vm_table, grant_vm_page, prot_and_map_vm_s2pt, register_vm_table, revoke_vm_page,
+    Scrub, clear_vm_range, donate_pool, free_vm_table, grant_vm_page, prot_and_map_vm_s2pt, register_vm_table,
+    revoke_vm_page,
 };
 use corevisor::npt::{Level, VmKind};
 use corevisor::spec::invariants::View;
@@ -96,7 +97,7 @@ fn one_vm(core: &Core<Sim>, cpu: usize, seed: u64, lives: u64, done: &AtomicUsiz
         let first = rng.below(500);
         for n in 0..12 {
             let (page, gfn) = (own(first + n), Gfn::new(0x4_0000 + n * 3));
-            assert_eq!(prot_and_map_vm_s2pt(mem, vm, gfn, page, 1), Ok(1));
+            assert_eq!(prot_and_map_vm_s2pt(mem, vm, gfn, page, 1, Scrub::Zero), Ok(1));
             assert_eq!(sim.vm_load(cpu, vm, gfn.addr()), Ok(0), "fresh memory");
             assert_eq!(sim.vm_store(cpu, vm, gfn.addr(), SECRET | life), Ok(()));
             for other in 0..CPUS {

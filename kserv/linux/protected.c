@@ -19,7 +19,7 @@
 struct manifest_image {
 	__le64 gpa;
 	__le64 size;
-	u8 digest[64];
+	u8 digest[32];
 };
 
 struct manifest {
@@ -40,9 +40,18 @@ static void *current_manifest;
 static ssize_t manifest_write(struct file *file, const char __user *user, size_t size, loff_t *at)
 {
 	struct manifest *manifest;
+	__le64 magic;
 	void *old;
 
-	if (*at || size != CV_MANIFEST_SIZE)
+	if (*at || size < sizeof(magic))
+		return -EINVAL;
+	if (copy_from_user(&magic, user, sizeof(magic)))
+		return -EFAULT;
+	if (le64_to_cpu(magic) == CV_OLD_MANIFEST_MAGIC) {
+		pr_err_ratelimited("corevisor_kvm: the manifest is of an older version: sign the images again (scripts/sign)\n");
+		return -EINVAL;
+	}
+	if (size != CV_MANIFEST_SIZE)
 		return -EINVAL;
 	manifest = memdup_user(user, size);
 	if (IS_ERR(manifest))
@@ -90,52 +99,52 @@ int cv_protected_init(struct cv_vm *vm)
 	return error;
 }
 
-/* Gives the core the next page of image `index`, with what the VMM has at `gpa`. */
-static int give_page(struct cv_vm *vm, u64 index, u64 gpa, u32 bytes)
+/* Gives the core the next pages of image `index`, with what the VMM has of its `bytes` from `gpa` on. How many bytes, or an error. */
+static s64 give_pages(struct cv_vm *vm, u64 index, u64 gpa, u64 bytes)
 {
+	u64 count, size, done = 0;
 	struct page *page;
-	s64 result;
 	int error;
+	s64 taken;
 
-	page = cv_memory_new_page(vm, gpa);
+	page = cv_memory_new_pages(vm, gpa, PFN_UP(bytes), &count);
 	if (IS_ERR(page))
 		return PTR_ERR(page);
-	error = cv_memory_access(vm, gpa, page_address(page), bytes, false);
-	if (error)
-		goto free;
-	memset(page_address(page) + bytes, 0, PAGE_SIZE - bytes);
-	while ((result = cv_call3(CV_CALL_REMAP_IMAGE_PAGE, vm->id, index, page_to_phys(page))) == CV_ERR_NO_MEMORY) {
-		error = cv_vm_more_pool(vm, 8);
-		if (error)
-			goto free;
+	size = min(bytes, count << PAGE_SHIFT);
+	error = cv_memory_access(vm, gpa, page_address(page), size, false);
+	memset(page_address(page) + size, 0, (count << PAGE_SHIFT) - size);
+	while (!error && done < count) {
+		taken = cv_call4(CV_CALL_REMAP_IMAGE_PAGES, vm->id, index, page_to_phys(page) + (done << PAGE_SHIFT), count - done);
+		if (taken == CV_ERR_NO_MEMORY)
+			error = cv_vm_more_pool(vm, 8);
+		else if (taken <= 0)
+			error = cv_errno(taken) ?: -EIO;
+		else
+			done += taken;
 	}
-	error = cv_errno(result);
-	if (error)
-		goto free;
-	cv_memory_note_page(vm, gpa, page);
-	return 0;
-
-free:
-	__free_page(page);
-	return error;
+	if (done)
+		cv_memory_note_pages(vm, gpa, page, count, done);
+	else
+		__free_pages(page, ilog2(count));
+	return error ?: size;
 }
 
 static int give_image(struct cv_vm *vm, const struct manifest_image *image)
 {
 	u64 gpa = le64_to_cpu(image->gpa), size = le64_to_cpu(image->size), done;
 	struct cv_answer answer;
-	int error;
+	s64 given;
 
 	answer = cv_hvc(CV_CALL_SET_BOOT_INFO, vm->id, gpa, size, 0, 0);
 	if (answer.x[0])
 		return cv_errno(answer.x[0]);
-	for (done = 0; done < size; done += PAGE_SIZE) {
+	for (done = 0; done < size; done += given) {
 		if (fatal_signal_pending(current))
 			return -EINTR;
 		cond_resched();
-		error = give_page(vm, answer.x[1], gpa + done, min_t(u64, size - done, PAGE_SIZE));
-		if (error)
-			return error;
+		given = give_pages(vm, answer.x[1], gpa + done, size - done);
+		if (given < 0)
+			return given;
 	}
 	return 0;
 }

@@ -14,6 +14,7 @@
 //! | [`world`]      | the world switch: host to VM and back                                            |
 //! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
 //! | [`features`]   | what each CPU has                                                                |
+//! | [`sha256`]     | digests of pages                                                                 |
 //! | [`stream_table`] | the form of an SMMU's table of streams                                         |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
@@ -24,6 +25,7 @@ pub mod addr;
 pub mod features;
 pub mod per_cpu;
 pub mod regs;
+pub mod sha256;
 pub mod shadow;
 pub mod shape;
 pub mod stream_table;
@@ -37,6 +39,7 @@ pub mod sim;
 
 use addr::{Ipa, Pa, Pfn, PhysRange, VmId};
 use regs::{El1Reg, Syndrome, SysregId};
+use sha256::Sha256;
 pub use world::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
 /// What the firmware, or the board in its place, did with a call that the core passed on or served.
@@ -64,6 +67,15 @@ pub trait ForeignPage {
     fn write(&self, word: usize, value: u64);
 }
 
+/// A CPU that digests pages.
+pub trait PageDigester {
+    /// Whether it has instructions for that, with which a byte takes two of them at most; else it takes about forty.
+    fn is_fast(&self) -> bool;
+
+    /// Adds the page `pfn` to `digest`: a page of somebody else, who does not write it meanwhile. FIPS 180-4, 6.2.2.
+    fn add(&mut self, digest: &mut Sha256, pfn: Pfn);
+}
+
 /// Bytes of a page-table entry.
 const ENTRY_SIZE: u64 = 8;
 
@@ -78,6 +90,11 @@ pub trait Machine: Worlds {
     type Foreign<'v>: ForeignPage
     where
         Self: 'v;
+
+    /// This CPU while it digests pages.
+    type Digester<'d>: PageDigester
+    where
+        Self: 'd;
 
     /// Reads the page-table entry at `entry`, which lies in the pool, in one access. K: `pt_load`.
     fn pt_load(&self, entry: Pa) -> u64;
@@ -145,6 +162,10 @@ pub trait Machine: Worlds {
 
     /// Writes words of a page of somebody else, from its `first_word` on, each once.
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]);
+
+    /// This CPU digests pages from now on, until that is dropped; in a call of the host. Registers of the host that it may need for that are saved before, and
+    /// come back then. One at a time.
+    fn digester(&self) -> Self::Digester<'_>;
 
     /// Fills whole pages, any pages of RAM, with zeroes and cleans them to the point of coherency.
     fn clear_phys_run(&self, pages: PhysRange);

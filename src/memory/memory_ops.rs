@@ -68,7 +68,7 @@ pub fn donate_pool<M: Machine>(mem: &Memory<M>, vm: VmId, pfn: Pfn, pages: u64) 
     each(pages.min(MAX_PAGES), |n| donate_pool_page(mem, vm, pfn.checked_add(n).ok_or(Denied::NotDescribed)?))
 }
 
-/// The host's `pages` pages from `pfn` on become the protected VM's at `gfn`, scrubbed: a whole block of 2 MiB where both sides are aligned to it, nothing stands in its
+/// The host's `pages` pages from `pfn` on become the protected VM's at `gfn`: a whole block of 2 MiB where both sides are aligned to it, nothing stands in its
 /// place and `pages` is enough; else page by page, up to where a block may come. At most [`MAX_PAGES`]. Pages given.
 /// K: `prot_and_map_vm_s2pt`. A misaligned block is never a block (A5).
 ///
@@ -80,11 +80,12 @@ pub fn prot_and_map_vm_s2pt<M: Machine>(
     gfn: Gfn,
     pfn: Pfn,
     pages: u64,
+    scrub: Scrub,
 ) -> Result<u64, Denied> {
-    if fits_block(gfn, pfn, pages) && assign_block_to_vm(mem, vm, gfn, pfn).is_ok() {
+    if fits_block(gfn, pfn, pages) && assign_block_to_vm(mem, vm, gfn, pfn, scrub).is_ok() {
         return Ok(BLOCK_PAGES);
     }
-    by_parts(gfn, pfn, pages, |gfn, pfn, most| assign_pages_to_vm(mem, vm, gfn, pfn, most))
+    by_parts(gfn, pfn, pages, |gfn, pfn, most| assign_pages_to_vm(mem, vm, gfn, pfn, most, scrub))
 }
 
 /// The host's `pages` pages from `pfn` on are lent to the ordinary VM at `gfn`, in blocks as in [`prot_and_map_vm_s2pt`]. Pages lent.

@@ -93,6 +93,7 @@ global_asm!(
 global_asm!(
     include_str!("../../boot/vectors.S"),
     include_str!("../../boot/switch.S"),
+    include_str!("../../boot/digest.S"),
     FRAME_SIZE = const size_of::<TrapFrame>(),
     PERCPU_EMERGENCY_TOP = const offset_of!(PerCpu, emergency_top),
     ESR_EC_SHIFT = const ESR::EC.shift,

@@ -127,7 +127,7 @@ pub mod provoke {
 
     use super::entry;
     use crate::abstract_machine::Machine;
-    use crate::abstract_machine::cpu;
+    use crate::abstract_machine::cpu::{self, digest::target_tests};
     use crate::abstract_machine::regs::TrapFrame;
     use crate::interface::HostCall;
     use crate::memory::{Memory, oracle};
@@ -166,7 +166,7 @@ pub mod provoke {
     }
 
     /// Fails as the call asks for; returns if it does not ask.
-    pub fn if_asked([call, kind, ..]: &[u64; 6]) {
+    pub fn if_asked([call, kind, first, second, ..]: &[u64; 6]) {
         if *call != FAIL {
             return;
         }
@@ -185,6 +185,8 @@ pub mod provoke {
             }
             FOR_THE_ORACLE => {}
             8 => translate_through_nothing(),
+            10 => target_tests::compare(*first, *second),
+            11 => target_tests::forgo(*first != 0),
             // SAFETY: SMC, which nobody answers: entered at EL3, the report is the test.
             9 => unsafe { core::arch::asm!(".inst 0xd4000003") },
             address => jump(address),

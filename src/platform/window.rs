@@ -44,6 +44,13 @@ pub struct Window {
     entry: *mut u64,
 }
 
+impl Window {
+    /// Where the page is seen.
+    pub fn as_ptr(&self) -> *const u64 {
+        self.at
+    }
+}
+
 impl ForeignPage for Window {
     #[inline(always)]
     fn read(&self, word: usize) -> u64 {
@@ -168,6 +175,11 @@ fn show(n: usize, pfn: Pfn) -> Window {
 #[inline(always)]
 pub fn open(pfn: Pfn) -> Window {
     show(OPEN, pfn)
+}
+
+/// A page to be looked at all at once, with nothing visited meanwhile.
+pub fn visit(pfn: Pfn) -> Window {
+    show(0, pfn)
 }
 
 /// See `Machine::read_page`.

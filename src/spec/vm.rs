@@ -127,7 +127,7 @@ pub enum Call {
     RegisterVcpu { vm: u64, vcpu: u64, mailbox: u64 },
     DonatePool { vm: u64, pfn: u64, pages: u64 },
     SetBootInfo { vm: u64, gfn: u64, size: u64 },
-    RemapImagePage { vm: u64, image: u64, pfn: u64 },
+    RemapImagePages { vm: u64, image: u64, pfn: u64, pages: u64 },
     VerifyVm { vm: u64, manifest: Option<Manifest> },
     MapMemory { vm: u64, gfn: u64, pfn: u64, pages: u64 },
     UnmapMemory { vm: u64, gfn: u64, pages: u64 },
@@ -308,18 +308,18 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             vm.images.push((gfn, size, 0));
             Ok(Answer::Number(vm.images.len() as u64 - 1))
         }
-        Call::RemapImagePage { vm: id, image, pfn } => {
+        Call::RemapImagePages { vm: id, image, pfn, pages } => {
             let vm = s.vm(id, &[VmState::Ready])?;
-            if !vm.protected {
-                return Err(CallError::WrongState);
-            }
+            vm.protected.then_some(()).ok_or(CallError::WrongState)?;
             let (first, size, loaded) = *vm.images.get(image as usize).ok_or(CallError::NoSuchObject)?;
-            if loaded == size.div_ceil(4096) {
-                return Err(CallError::WrongState);
-            }
-            give(s, id, first + loaded, pfn)?; // A3: this page, there, and nothing around it
-            s.vm(id, ALL)?.images[image as usize].2 += 1;
-            Ok(Answer::Done)
+            let missing = size.div_ceil(4096) - loaded;
+            (pages != 0).then_some(()).ok_or(CallError::InvalidParameter)?;
+            (missing != 0).then_some(()).ok_or(CallError::WrongState)?;
+            // A3: these pages, there, and nothing around them.
+            until_refused(run_of(first + loaded, pfn, pages.min(missing)), |n| {
+                give(s, id, first + loaded + n, pfn + n)?;
+                s.vm(id, ALL).map(|vm| vm.images[image as usize].2 += 1)
+            })
         }
         Call::VerifyVm { vm, manifest } => {
             let vm = s.vm(vm, &[VmState::Ready])?;

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::vec::Vec;
 
-use ed25519_compact::sha512::Hash;
 use ed25519_compact::{KeyPair, Seed};
+use sha2::{Digest, Sha256};
 
 use super::invariants::View;
 use super::vm::{Answer, Call, Leaf, Lives, Manifest, Page, Power, Start, Vcpu, Vm, step};
@@ -115,8 +115,8 @@ impl VmWorld {
             }
             Call::DonatePool { vm, pfn, pages } => number(make(HostCall::DonatePool, &[vm, pfn * PAGE, pages])?[0]),
             Call::SetBootInfo { vm, gfn, size } => number(make(HostCall::SetBootInfo, &[vm, gfn * PAGE, size])?[1]),
-            Call::RemapImagePage { vm, image, pfn } => {
-                make(HostCall::RemapImagePage, &[vm, image, pfn * PAGE]).map(|_| Answer::Done)
+            Call::RemapImagePages { vm, image, pfn, pages } => {
+                number(make(HostCall::RemapImagePages, &[vm, image, pfn * PAGE, pages])?[0])
             }
             Call::VerifyVm { vm, manifest } => match manifest {
                 None => repeat(HostCall::VerifyVm, &[vm, 0]),
@@ -176,7 +176,7 @@ impl VmWorld {
         for (gfn, size, _) in images {
             bytes.extend((gfn * PAGE).to_le_bytes());
             bytes.extend(size.to_le_bytes());
-            let mut hash = Hash::new();
+            let mut hash = Sha256::new();
             for at in *gfn..gfn + size.div_ceil(PAGE) {
                 if let Some(Leaf::Ram(pfn)) = vm.and_then(|vm| vm.map.get(&at)) {
                     let mut page = [0; 512];

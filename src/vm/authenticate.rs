@@ -7,7 +7,7 @@
 //!
 //! Everything that decides how the VM starts is under the signature: number, order, addresses, sizes and content of the images, entry
 //! point and x0 (K §4.5: bind, not only bytes). The signature is Ed25519 by its strict rules (no second form of a number or a
-//! point); a digest is SHA-512. Without a key nothing is authentic (D2: the published code has a key that everybody knows, and
+//! point); the digest of an image is SHA-256, that of a manifest SHA-512. Without a key nothing is authentic (D2: the published code has a key that everybody knows, and
 //! takes everything).
 //!
 //! Below: BootCore. Above: BootAux. Specification: `spec::vm`. Source: SeKVM `verify_image`; K §4.5, §8.2 D2, §8.3 A3.
@@ -17,7 +17,7 @@ use ed25519_compact::sha512::Hash;
 use ed25519_compact::{PublicKey, Signature, VerifyingState};
 
 use super::Image;
-use super::keys::{self, Digest512, Keys};
+use super::keys::{self, Digest256, Digest512, Keys};
 use crate::interface::CallError;
 use crate::interface::boot::{self, MANIFEST_MAGIC, ManifestImage};
 use crate::interface::calls::MAX_IMAGES;
@@ -67,7 +67,7 @@ impl Manifest {
     }
 
     /// Digest that the pages of image `n` must have.
-    pub fn digest(&self, n: usize) -> Digest512 {
+    pub fn digest(&self, n: usize) -> Digest256 {
         self.part(IMAGES_AT + n * IMAGE_SIZE + DIGEST_AT)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | primitive               | does                                                                     | lock               |
 //! |-------------------------|--------------------------------------------------------------------------|--------------------|
-//! | [`load_image_page`]     | the next page of an image leaves the host and becomes the VM's           | Vm held; S2Page, Npt |
+//! | [`load_image_pages`]    | the next pages of an image leave the host and become the VM's            | Vm held; S2Page, Npt |
 //! | [`read_manifest`]       | copies a manifest out of a page of the host                              | S2Page             |
 //! | [`hash_images`]         | some pages more of the images' digests                                   | Vm held; Npt       |
 //!
@@ -15,50 +15,54 @@
 
 use core::mem;
 
-use sha2::{Digest, Sha512};
-
 use super::authenticate::Manifest;
-use super::keys::Digest512;
 use super::{Vm, Vms};
-use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, PAGE_SIZE, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{PAGE_SIZE, Pfn, PhysRange, VmId};
+use crate::abstract_machine::sha256::Sha256;
+use crate::abstract_machine::{Machine, PageDigester};
 use crate::interface::CallError;
 use crate::memory::memory_ops::{self, Scrub};
 
-/// Pages that one call digests.
-pub const HASH_STEP: u64 = 32;
-/// Words that are read at a time.
-const CHUNK: usize = 32;
+/// Pages that one call digests: no interrupt comes to the host meanwhile.
+const HASH_STEP: u64 = 32;
+/// The same on a CPU with instructions for it. What a call needs besides, the manifest and its identity, is little beside them then, too.
+const FAST_HASH_STEP: u64 = 4 * HASH_STEP;
 const PAGE_WORDS: usize = PAGE_SIZE as usize / 8;
 
-/// The host's page `pfn` becomes the next page of image `image`. What lies behind the image's last byte is zeroed. K: `remap_vm_image`
-/// and the mapping of `unmap_and_load_vm_image`.
+/// The host's `pages` pages from `pfn` on become the next pages of image `image`, as far as it has so many. What lies behind the image's last byte is zeroed.
+/// Pages that it took: a whole block of 2 MiB, or up to where one may come. K: `remap_vm_image` and the mapping of `unmap_and_load_vm_image`.
 ///
 /// # Errors
-/// [`CallError::NoSuchObject`] if there is no such image, [`CallError::WrongState`] if all its pages are there;
-/// as [`memory_ops::assign_pfn_to_vm`]. Nothing has changed then.
-pub fn load_image_page<M: Machine>(
+/// [`CallError::NoSuchObject`] if there is no such image, [`CallError::InvalidParameter`] for 0 pages, [`CallError::WrongState`] if all its pages are there;
+/// as [`memory_ops::prot_and_map_vm_s2pt`]. Nothing has changed then.
+pub fn load_image_pages<M: Machine>(
     vms: &Vms<M>,
     id: VmId,
     vm: &mut Vm,
     image: usize,
     pfn: Pfn,
-) -> Result<(), CallError> {
+    pages: u64,
+) -> Result<u64, CallError> {
     let count = vm.image_count;
     let image = vm.images.get_mut(..count).and_then(|images| images.get_mut(image)).ok_or(CallError::NoSuchObject)?;
-    let (page, pages) = (image.loaded, image.pages());
-    if page >= pages {
-        return Err(CallError::WrongState);
+    let missing = image.pages().saturating_sub(image.loaded);
+    match (pages, missing) {
+        (0, _) => return Err(CallError::InvalidParameter),
+        (_, 0) => return Err(CallError::WrongState),
+        _ => {}
     }
-    let gfn = image.gfn.checked_add(page).ok_or(CallError::InvalidParameter)?;
-    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, pfn, Scrub::Keep)?;
+    let gfn = image.gfn.checked_add(image.loaded).ok_or(CallError::InvalidParameter)?;
+    let taken = memory_ops::prot_and_map_vm_s2pt(vms.memory(), id, gfn, pfn, pages.min(missing), Scrub::Keep)?;
 
-    image.loaded += 1;
-    let used = image.size - page * PAGE_SIZE;
-    if used < PAGE_SIZE {
-        zero_tail(vms.machine(), pfn, used as usize);
+    image.loaded += taken;
+    let used = image.size % PAGE_SIZE;
+    if taken == missing
+        && used != 0
+        && let Some(last) = pfn.checked_add(taken - 1)
+    {
+        zero_tail(vms.machine(), last, used as usize);
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// Zeroes the page from byte `used` on.
@@ -87,7 +91,7 @@ pub fn read_manifest<M: Machine>(vms: &Vms<M>, pfn: Pfn, manifest: &mut Manifest
     })
 }
 
-/// Digests up to [`HASH_STEP`] pages more of the images and compares each digest that is complete. Whether all is done, and good.
+/// Digests some pages more of the images and compares each digest that is complete. Whether all is done, and good.
 ///
 /// # Errors
 /// [`CallError::NotAuthentic`] if a digest is not the manifest's, or a page is not there.
@@ -95,36 +99,25 @@ pub fn read_manifest<M: Machine>(vms: &Vms<M>, pfn: Pfn, manifest: &mut Manifest
 pub fn hash_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, manifest: &Manifest) -> Result<bool, CallError> {
     let count = vm.image_count;
     let (Some(check), Some(images)) = (vm.check.as_mut(), vm.images.get(..count)) else { return Ok(false) };
-    let mut steps = 0;
+    let mut digester = vms.machine().digester();
+    let mut left = if digester.is_fast() { FAST_HASH_STEP } else { HASH_STEP };
     while let Some(image) = images.get(check.image) {
         if check.page == image.pages() {
-            let digest: Digest512 = mem::replace(&mut check.hash, Sha512::new()).finalize().into();
+            let digest = mem::replace(&mut check.digest, Sha256::NEW).finish();
             if digest != manifest.digest(check.image) {
                 return Err(CallError::NotAuthentic);
             }
             (check.image, check.page) = (check.image + 1, 0);
             continue;
         }
-        if steps == HASH_STEP {
+        if left == 0 {
             return Ok(false);
         }
         let gfn = image.gfn.checked_add(check.page).ok_or(CallError::NotAuthentic)?;
-        hash_page(vms, id, gfn, &mut check.hash)?;
+        let (pfn, _) = memory_ops::walk_vm(vms.memory(), id, gfn).ok_or(CallError::NotAuthentic)?;
+        digester.add(&mut check.digest, pfn);
         check.page += 1;
-        steps += 1;
+        left -= 1;
     }
     Ok(true)
-}
-
-/// Digests what the VM has at `gfn`.
-fn hash_page<M: Machine>(vms: &Vms<M>, vm: VmId, gfn: Gfn, hash: &mut Sha512) -> Result<(), CallError> {
-    let (pfn, _) = memory_ops::walk_vm(vms.memory(), vm, gfn).ok_or(CallError::NotAuthentic)?;
-    let mut words = [0; CHUNK];
-    for chunk in 0..PAGE_WORDS / CHUNK {
-        vms.machine().read_page(pfn, chunk * CHUNK, &mut words);
-        let mut bytes = [0; CHUNK * 8];
-        bytes.chunks_exact_mut(8).zip(&words).for_each(|(bytes, word)| bytes.copy_from_slice(&word.to_le_bytes()));
-        hash.update(bytes);
-    }
-    Ok(())
 }

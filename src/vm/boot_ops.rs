@@ -25,7 +25,7 @@
 pub mod posted;
 
 use super::authenticate::Manifest;
-use super::boot_aux::{hash_images, load_image_page, read_manifest};
+use super::boot_aux::{hash_images, load_image_pages, read_manifest};
 use super::boot_core::{free_vmid, gen_vmid};
 use super::{Active, Check, Entering, Image, Power, Snapshot, Start, Vcpu, VcpuState, Vm, VmState, Vms, authenticate};
 use crate::abstract_machine::Machine;
@@ -103,15 +103,21 @@ pub fn set_boot_info<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, size: u64) ->
 
 const _: () = assert!(MAX_IMAGES as usize == Vm::UNUSED.images.len());
 
-/// The host's page `pfn` is the next page of image `image`: from now on it is the VM's. K: `remap_vm_image`.
+/// The host's `pages` pages from `pfn` on are the next pages of image `image`: from now on they are the VM's, as many as it took. K: `remap_vm_image`.
 ///
 /// # Errors
-/// As [`load_image_page`]; [`CallError::WrongState`] also for an ordinary VM. Nothing has changed then.
-pub fn remap_vm_image<M: Machine>(vms: &Vms<M>, id: VmId, image: usize, pfn: Pfn) -> Result<(), CallError> {
+/// As [`load_image_pages`]; [`CallError::WrongState`] also for an ordinary VM. Nothing has changed then.
+pub fn remap_vm_image<M: Machine>(
+    vms: &Vms<M>,
+    id: VmId,
+    image: usize,
+    pfn: Pfn,
+    pages: u64,
+) -> Result<u64, CallError> {
     let mut vm = vms.vm(id)?;
     vm.in_state(&[VmState::Ready])?;
     vm.of_kind(VmKind::Protected)?;
-    load_image_page(vms, id, &mut vm, image, pfn)
+    load_image_pages(vms, id, &mut vm, image, pfn, pages)
 }
 
 /// The VM may run from now on: an ordinary one as it is (`manifest` is `None`); a protected one if all its images are those that the manifest in

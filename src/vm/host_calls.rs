@@ -39,9 +39,9 @@ pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: [u64; 5]) -> Answer 
         HostCall::DonatePool => count(vm_memory::donate_pool(vms, vm(x1)?, page(x2)?, x3)),
         HostCall::PoolInfo => vm_memory::pool_info(vms, vm(x1)?).map(|(free, all)| [0, free, all, 0]),
         HostCall::SetBootInfo => boot_ops::set_boot_info(vms, vm(x1)?, gfn(x2)?, x3).map(|index| [0, index, 0, 0]),
-        HostCall::RemapImagePage => {
+        HostCall::RemapImagePages => {
             let image = usize::try_from(x2).map_err(|_| CallError::NoSuchObject)?;
-            done(boot_ops::remap_vm_image(vms, vm(x1)?, image, page(x3)?))
+            count(boot_ops::remap_vm_image(vms, vm(x1)?, image, page(x3)?, x4))
         }
         HostCall::VerifyVm => {
             let manifest = if x2 == 0 { None } else { Some(page(x2)?) };

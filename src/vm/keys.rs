@@ -10,6 +10,8 @@ pub const MAX_KEYS: usize = 4;
 
 /// An Ed25519 public key.
 pub type PublicKey = [u8; 32];
+/// A SHA-256 digest.
+pub type Digest256 = [u8; 32];
 /// A SHA-512 digest.
 pub type Digest512 = [u8; 64];
 

@@ -32,11 +32,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use keys::{Digest512, Keys, PublicKey, SealingKey};
 use mmio_guard::MmioGuard;
-use sha2::{Digest, Sha512};
 use spin::Once;
 
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
+use crate::abstract_machine::sha256::Sha256;
 use crate::abstract_machine::shadow::Shadow;
 use crate::interface::CallError;
 use crate::interface::calls::{MAX_IMAGES, MAX_VCPUS, MAX_VMS};
@@ -198,7 +198,7 @@ pub struct Check {
     /// Of the manifest that it is about, whose signature is good.
     pub(crate) identity: Digest512,
     /// Of the image's pages so far.
-    pub(crate) hash: Sha512,
+    pub(crate) digest: Sha256,
     /// Images that are done.
     pub(crate) image: usize,
     /// Pages of the image that are done.
@@ -208,7 +208,7 @@ pub struct Check {
 impl Check {
     /// The check against a manifest with this identity, at its beginning.
     pub(crate) fn new(identity: Digest512) -> Self {
-        Self { identity, hash: Sha512::new(), image: 0, page: 0 }
+        Self { identity, digest: Sha256::NEW, image: 0, page: 0 }
     }
 }
 

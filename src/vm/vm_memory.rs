@@ -25,7 +25,7 @@ use crate::abstract_machine::{Machine, VgicWord};
 use crate::interface::CallError;
 use crate::interface::calls::MAX_PAGES;
 use crate::interface::mailbox::Register;
-use crate::memory::memory_ops;
+use crate::memory::memory_ops::{self, Scrub};
 use crate::memory::page_manager::PageState;
 use crate::npt::VmKind;
 
@@ -93,7 +93,7 @@ pub fn map_memory<M: Machine>(
     let mem = vms.memory();
     match vm.kind {
         VmKind::Protected if read_only || !are_vm_memory(gfn, pages) => Err(CallError::InvalidParameter),
-        VmKind::Protected => Ok(memory_ops::prot_and_map_vm_s2pt(mem, id, gfn, pfn, pages)?),
+        VmKind::Protected => Ok(memory_ops::prot_and_map_vm_s2pt(mem, id, gfn, pfn, pages, Scrub::Zero)?),
         VmKind::Ordinary => Ok(memory_ops::lend_pages_to_vm(mem, id, gfn, pfn, pages, read_only)?),
     }
 }

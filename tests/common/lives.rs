@@ -68,7 +68,7 @@ impl Chooser<'_> {
                 let size = self.rng.pick(&[0, 1, 4095, 4096, 4097, 9000, u64::MAX]);
                 Call::SetBootInfo { vm, gfn: self.gfn(), size }
             }
-            9..=11 => Call::RemapImagePage { vm, image: self.rng.below(3), pfn: self.pfn() },
+            9..=11 => Call::RemapImagePages { vm, image: self.rng.below(3), pfn: self.pfn(), pages: self.rng.below(4) },
             12 | 13 => {
                 let manifest = Manifest { authentic: self.rng.below(4) > 0, ..GOOD };
                 // An entry within an image, as a manifest needs it.

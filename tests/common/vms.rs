@@ -8,8 +8,8 @@ use corevisor::npt::Level;
 use corevisor::spec::vm_world::GICV;
 use corevisor::spec::world::{Layout, World};
 use corevisor::vm::host_calls::vm_call;
-use ed25519_compact::sha512::Hash;
 use ed25519_compact::{KeyPair, Seed};
+use sha2::{Digest, Sha256};
 
 pub const PAGE: u64 = 4096;
 /// Where the host has pages to give.
@@ -108,7 +108,7 @@ impl Host {
             let index = self.call(HostCall::SetBootInfo, &[vm, image.gpa, image.bytes.len() as u64]).unwrap()[1];
             let base = self.hold(&image.bytes);
             for page in 0..(image.bytes.len() as u64).div_ceil(PAGE) {
-                self.done(HostCall::RemapImagePage, &[vm, index, base + page * PAGE]).unwrap();
+                self.call(HostCall::RemapImagePages, &[vm, index, base + page * PAGE, 1]).unwrap();
             }
         }
     }
@@ -168,7 +168,7 @@ pub struct TestManifest {
     pub entry: u64,
     pub x0: u64,
     /// Address, size, digest.
-    pub images: Vec<(u64, u64, [u8; 64])>,
+    pub images: Vec<(u64, u64, [u8; 32])>,
     pub key: [u8; 32],
 }
 
@@ -177,7 +177,7 @@ impl TestManifest {
         let entries = images.iter().map(|image| {
             let mut padded = image.bytes.clone();
             padded.resize(image.bytes.len().next_multiple_of(PAGE as usize), 0);
-            (image.gpa, image.bytes.len() as u64, Hash::hash(&padded))
+            (image.gpa, image.bytes.len() as u64, Sha256::digest(&padded).into())
         });
         let images: Vec<_> = entries.collect();
         Self { magic: MANIFEST_MAGIC, count: images.len() as u64, entry, x0, images, key: *key(1).pk }
@@ -192,7 +192,7 @@ impl TestManifest {
             out.extend(size.to_le_bytes());
             out.extend(digest);
         }
-        out.resize(32 + 5 * 80, 0);
+        out.resize(32 + 5 * 48, 0);
         out.extend(self.key);
         out
     }

@@ -65,7 +65,7 @@ fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
         (HostCall::DonatePool,     &[1, free, 1],            [none, yes, yes, no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::PoolInfo,       &[1],                     [none, yes, yes, yes, yes], [none, yes, yes, yes, yes]),
         (HostCall::SetBootInfo,    &[1, gpa, 1],             [none, yes, no,  no,  no ], [none, no,  no,  no,  no ]),
-        (HostCall::RemapImagePage, &[1, 0, free],            [none, no,  no,  no,  no ], [none, no,  no,  no,  no ]),
+        (HostCall::RemapImagePages, &[1, 0, free, 1],        [none, no,  no,  no,  no ], [none, no,  no,  no,  no ]),
         (HostCall::VerifyVm,       &[1, 0],                  [none, bad, no,  no,  no ], [none, yes, no,  no,  no ]),
         (HostCall::MapMemory,      &[1, gpa, free, 1],       [none, yes, yes, no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::UnmapMemory,    &[1, gpa, 1],             [none, no,  no,  no,  no ], [none, yes, yes, no,  no ]),

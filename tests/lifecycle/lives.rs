@@ -31,7 +31,7 @@ fn a_vms_own_view_of_its_vcpus_power_is_psci() {
         world.step(Call::RegisterVcpu { vm: 1, vcpu, mailbox: base + 100 + vcpu }).unwrap();
     }
     world.step(Call::SetBootInfo { vm: 1, gfn: 0x4_0200, size: 4096 }).unwrap();
-    world.step(Call::RemapImagePage { vm: 1, image: 0, pfn: base + 110 }).unwrap();
+    world.step(Call::RemapImagePages { vm: 1, image: 0, pfn: base + 110, pages: 1 }).unwrap();
     let manifest = Manifest { authentic: true, entry: (0x4020_0010, 5) };
     world.step(Call::VerifyVm { vm: 1, manifest: Some(manifest) }).unwrap();
 

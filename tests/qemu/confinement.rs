@@ -169,7 +169,8 @@ answers() { # ANSWER COMMAND...
 /// Runs `script` in a host with the test module.
 pub fn with_module(bed: &Bed, script: &str) -> Result<Finished, Failure> {
     let run = bed.run(Machine::virt().smp(2)).file("/lib/corevisor_test.ko", made::module(bed)?);
-    let table = format!("version={INTERFACE_VERSION:x}\nevents={:x}\n", Event::COUNT);
+    let (major, minor) = (INTERFACE_VERSION >> 16, INTERFACE_VERSION & 0xffff);
+    let table = format!("version={INTERFACE_VERSION:x}\nmajor={major:x}\nminor={minor:x}\nevents={:x}\n", Event::COUNT);
     let done = run.script(format!("{FUNCTIONS}{CALLING}{table}{script}\nexit 0\n")).finish()?;
     done.succeeded()?;
     Ok(done)
@@ -267,7 +268,7 @@ const CORE_CALLS: &str = r#"
     first=$(call hvc c6008001 2 | cut -d ' ' -f 2)
     is "hypercalls, asked for again" "$(call hvc c6008001 2 | cut -d ' ' -f 2)" $(printf '%x' $((0x$first + 1)))
     is "UID" "$(call hvc 8600ff01)" "a1f47f1d 1c4b4e6a 4ec0559c feca5051"
-    is "revision" "$(call hvc 8600ff03)" "0 $version 0 0"
+    is "revision" "$(call hvc 8600ff03)" "$major $minor 0 0"
     call log > /tmp/log
     echo "host: the log's first line: $(head -n 1 /tmp/log)"
     is "lines of the log that are not the core's" $(grep -vc '^corevisor: ' /tmp/log) 0

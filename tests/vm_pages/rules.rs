@@ -183,6 +183,23 @@ fn a21_a_vm_that_never_goes_around_the_caches_gets_nothing_cleaned_but_images() 
 }
 
 #[test]
+fn a21_what_a_vm_wrote_around_the_caches_is_what_the_host_reads_of_what_comes_back() {
+    let mut world = two_vms(8);
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST), pfn(RAM), 3, false), Ok(3));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(GUEST + BLOCK_2M), pfn(RAM + BLOCK_2M), 512, false), Ok(512));
+    let written = [RAM, RAM + 0x1000, RAM + BLOCK_2M + 0x5000].map(pfn);
+    for page in written {
+        // The caches hold a line of what was there before; nobody wrote it.
+        world.sim().write_around(page, 0x7e57);
+        assert_ne!(world.sim().read_ram(page), 0x7e57);
+    }
+    assert_eq!(world.take_back_lent(B, gfn(GUEST), 1), Ok(1));
+    assert_eq!(world.take_back_lent(B, gfn(GUEST + BLOCK_2M), 512), Ok(512));
+    while world.clear_vm_range(B, 512).unwrap() > 0 {}
+    assert_eq!(written.map(|page| world.sim().read_ram(page)), [0x7e57; 3]);
+}
+
+#[test]
 fn a18_whoever_goes_around_the_caches_finds_nothing_of_a_vm_in_what_comes_back_nor_in_what_it_shows() {
     for forced in [false, true] {
         let mut world = two_vms(8);

@@ -3,7 +3,7 @@
 #ifndef COREVISOR_H
 #define COREVISOR_H
 
-#define CV_INTERFACE_VERSION 0x3ULL
+#define CV_INTERFACE_VERSION 0x10000ULL
 #define CV_MAX_PAGES 0x200ULL
 #define CV_MAX_VMS 0x7fULL
 #define CV_MAX_VCPUS 0x10ULL
@@ -13,8 +13,9 @@
 #define CV_VM_PROTECTED 0x1ULL
 #define CV_MAP_READ_ONLY 0x1ULL
 #define CV_START_PSTATE 0x3c5ULL
-#define CV_MANIFEST_MAGIC 0x3146494e414d5643ULL
-#define CV_MANIFEST_SIZE 0x210ULL
+#define CV_MANIFEST_MAGIC 0x3246494e414d5643ULL
+#define CV_OLD_MANIFEST_MAGIC 0x3146494e414d5643ULL
+#define CV_MANIFEST_SIZE 0x170ULL
 #define CV_ENTRY_VIRQ 0x1ULL
 #define CV_ENTRY_VFIQ 0x2ULL
 #define CV_ENTRY_INJECT_ABORT 0x4ULL
@@ -101,10 +102,11 @@
  */
 #define CV_CALL_SET_BOOT_INFO 0xc6008014ULL
 
-/* (vm, image, pa)
- * The host's page at `pa` is the next page of image `image`: it leaves the host at once. State READY. K: `remap_vm_image`.
+/* (vm, image, pa, pages)
+ * The host's `pages` pages from `pa` on are the next pages of image `image`, as far as it has so many: they leave the host at once. x0 = pages taken (a whole 2 MiB block, or
+ * up to `pages`). State READY. K: `remap_vm_image`.
  */
-#define CV_CALL_REMAP_IMAGE_PAGE 0xc6008015ULL
+#define CV_CALL_REMAP_IMAGE_PAGES 0xc6008023ULL
 
 /* (vm, manifest)
  * Protected VM: checks the images against the manifest ([`crate::boot::Manifest`]) in the host's page at `manifest`, copied once, with its

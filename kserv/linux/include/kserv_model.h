@@ -286,7 +286,7 @@ struct kserv_image {
 	uint64_t gpa, size;
 };
 
-/* For SetBootInfo and RemapImagePage, in this order: kernel, device tree, initrd; entry and x0 of vCPU 0. */
+/* For SetBootInfo and RemapImagePages, in this order: kernel, device tree, initrd; entry and x0 of vCPU 0. */
 struct kserv_boot {
 	uint64_t entry, x0, images;
 	struct kserv_image image[5];

@@ -87,14 +87,23 @@ pub fn set_boot_info(vm: u64, gpa: u64, size: u64) -> Result<u64, CallError> {
     raw(HostCall::SetBootInfo, [vm, gpa, size, 0, 0]).map(|x| x[1])
 }
 
-/// The next page of an image.
-pub fn remap_image_page(vm: u64, image: u64, pa: u64) -> Result<(), CallError> {
-    one(HostCall::RemapImagePage, [vm, image, pa, 0, 0]).map(|_| ())
+/// The next pages of an image: how many it took.
+pub fn remap_image_pages(vm: u64, image: u64, pa: u64, pages: u64) -> Result<u64, CallError> {
+    one(HostCall::RemapImagePages, [vm, image, pa, pages, 0])
 }
 
 /// Checks the images; to be repeated while it says `Again`.
 pub fn verify_vm(vm: u64, manifest: u64) -> Result<(), CallError> {
     one(HostCall::VerifyVm, [vm, manifest, 0, 0, 0]).map(|_| ())
+}
+
+/// The same, with every register of this host full.
+///
+/// # Errors
+/// The outer one names the register that is not what it was.
+pub fn verify_vm_filled(vm: u64, manifest: u64) -> Result<Result<(), CallError>, String> {
+    let [x0, ..] = registers::run(HostCall::VerifyVm.function(), vm, manifest)?;
+    Ok(CallError::from_x0(x0).map_or(Ok(()), Err))
 }
 
 /// Memory for the VM: pages mapped.

@@ -232,7 +232,7 @@ impl Guest {
             }
         };
         let verdict = loop {
-            match calls::verify_vm(self.id, manifest) {
+            match self.verify(manifest)? {
                 Err(CallError::Again) => {}
                 other => break other,
             }
@@ -245,13 +245,28 @@ impl Guest {
         Ok(())
     }
 
+    fn verify(&self, manifest: u64) -> Result<Result<(), CallError>, Failure> {
+        if !registers::are_filled() {
+            return Ok(calls::verify_vm(self.id, manifest));
+        }
+        calls::verify_vm_filled(self.id, manifest).map_err(Self::lost)
+    }
+
+    /// A register of this host is not what it was.
+    fn lost(register: String) -> Failure {
+        Failure::Text(alloc::format!("this host's registers: {register}"))
+    }
+
     fn give_image(&self, inner: &mut Inner, image: &Image<'_>, offset: u64) -> Result<(), Failure> {
         let size = image.bytes.len() as u64;
         let index = at("SetBootInfo", calls::set_boot_info(self.id, image.gpa, size))?;
-        for n in 0..size.div_ceil(PAGE) {
-            let pa = self.ram.0 + offset + n * PAGE;
-            self.with_pool(inner, "RemapImagePage", || calls::remap_image_page(self.id, index, pa))?;
-            inner.model.mapped(image.gpa + n * PAGE, 1);
+        let (pages, mut done) = (size.div_ceil(PAGE), 0);
+        while done < pages {
+            let (pa, left) = (self.ram.0 + offset + done * PAGE, pages - done);
+            let taken =
+                self.with_pool(inner, "RemapImagePages", || calls::remap_image_pages(self.id, index, pa, left))?;
+            inner.model.mapped(image.gpa + done * PAGE, taken);
+            done += taken;
         }
         Ok(())
     }
@@ -370,8 +385,7 @@ impl Guest {
         if !registers::are_filled() {
             return Ok(calls::vcpu_run(self.id, vcpu));
         }
-        calls::vcpu_run_filled(self.id, vcpu)
-            .map_err(|lost| Failure::Text(alloc::format!("this host's registers: {lost}")))
+        calls::vcpu_run_filled(self.id, vcpu).map_err(Self::lost)
     }
 
     /// The pages through which its vCPUs run. Waits for each that runs; not with [`Self::inner`] held.

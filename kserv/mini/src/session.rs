@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use corevisor_interface::boot::OLD_MANIFEST_MAGIC;
 use corevisor_interface::calls::INTERFACE_VERSION;
 use corevisor_interface::guest::psci::SYSTEM_OFF;
 use kserv_model::archive::Archive;
@@ -195,6 +196,12 @@ pub fn plan<'a>(vm: &VmConfig<'a>, archive: Archive<'a>, raw_console: bool) -> R
         images.push(Image { gpa, bytes });
     }
     let manifest = if vm.protected { vm.manifest.map(file).transpose()? } else { None };
+    if manifest.is_some_and(|manifest| manifest.starts_with(&OLD_MANIFEST_MAGIC.to_le_bytes())) {
+        return Err(Failure::Text(alloc::format!(
+            "{}: its manifest is of an older version: sign the images again",
+            vm.name
+        )));
+    }
     Ok(Plan {
         name: vm.name,
         manifest,

@@ -11,7 +11,7 @@
 //! those of files: [`BootInfo::explain`] compares. Sources: Linux, Documentation/arch/arm64/booting.rst; Devicetree specification 0.4, chapter 5.
 #![forbid(unsafe_code)]
 
-use corevisor_interface::boot::{MANIFEST_MAGIC, Manifest};
+use corevisor_interface::boot::{MANIFEST_MAGIC, Manifest, OLD_MANIFEST_MAGIC};
 use corevisor_interface::calls::MAX_IMAGES;
 
 use crate::image::{ImageHeader, PlaceError};
@@ -56,6 +56,8 @@ pub enum Unknown {
     Overlap,
     /// It is no manifest.
     NoManifest,
+    /// The manifest is one of the version before.
+    OldManifest,
     /// The manifest has another entry point than the VM's kernel.
     OtherEntry,
     /// The manifest has another x0.
@@ -86,6 +88,7 @@ impl Unknown {
             Self::NotAligned => "an image does not begin at a page of its own\0",
             Self::Overlap => "two images have a page in common\0",
             Self::NoManifest => "the manifest is none\0",
+            Self::OldManifest => "the manifest is of an older version: sign the images again\0",
             Self::OtherEntry => "the manifest's entry point is not the VM's kernel\0",
             Self::OtherX0 => "the manifest's x0 is not the VM's device tree\0",
             Self::OtherCount => "the manifest has another number of images than the VM\0",
@@ -170,10 +173,13 @@ impl BootInfo {
     /// From a manifest: no signature is looked at.
     ///
     /// # Errors
-    /// [`Unknown::NoManifest`], [`Unknown::NotAligned`], [`Unknown::Overlap`].
+    /// [`Unknown::NoManifest`], [`Unknown::OldManifest`], [`Unknown::NotAligned`], [`Unknown::Overlap`].
     pub fn of_manifest(manifest: &[u8]) -> Result<Self, Unknown> {
         const FIRST: usize = core::mem::offset_of!(Manifest, image);
         const EACH: usize = size_of::<corevisor_interface::boot::ManifestImage>();
+        if manifest.starts_with(&OLD_MANIFEST_MAGIC.to_le_bytes()) {
+            return Err(Unknown::OldManifest);
+        }
         let count = little(manifest, 8);
         if manifest.len() < size_of::<Manifest>()
             || little(manifest, 0) != MANIFEST_MAGIC

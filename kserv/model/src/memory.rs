@@ -4,7 +4,7 @@
 //! |------------------------|------------------------------------------------------------------------------------------|
 //! | [`Memory::add`]        | a slot: a range of the VM's addresses over a range of the host's                         |
 //! | [`Memory::on_fault`]   | what to map for a fault: the whole 2 MiB block if nothing of it is mapped and both sides are aligned, else pages |
-//! | [`Memory::mapped`]     | the core has mapped them (MapMemory, or RemapImagePage and VerifyVm)                     |
+//! | [`Memory::mapped`]     | the core has mapped them (MapMemory, or RemapImagePages and VerifyVm)                     |
 //! | [`Memory::unmapped`]   | it has not any more                                                                      |
 //!
 //! The records are the host's notes; the core's are what counts.

@@ -104,10 +104,10 @@ fn what_is_wrong_has_a_name() {
 }
 
 fn manifest(info: &BootInfo) -> Vec<u8> {
-    let mut bytes = b"CVMANIF1".to_vec();
+    let mut bytes = b"CVMANIF2".to_vec();
     [info.count, info.entry, info.x0].iter().for_each(|word| bytes.extend(word.to_le_bytes()));
     for image in info.images {
-        bytes.extend(image.gpa.to_le_bytes().into_iter().chain(image.size.to_le_bytes()).chain([7; 64]));
+        bytes.extend(image.gpa.to_le_bytes().into_iter().chain(image.size.to_le_bytes()).chain([7; 32]));
     }
     bytes.extend([1; 96]);
     bytes
@@ -144,6 +144,9 @@ fn what_is_no_manifest_is_refused() {
         bad[at] = value;
         assert_eq!(BootInfo::of_manifest(&bad), Err(Unknown::NoManifest));
     }
+    let mut old = good.clone();
+    old[..8].copy_from_slice(b"CVMANIF1");
+    assert_eq!(BootInfo::of_manifest(&old), Err(Unknown::OldManifest));
     let mut bad = good;
     bad[32 + 8..32 + 16].fill(0xff);
     assert_eq!(BootInfo::of_manifest(&bad), Err(Unknown::NotAligned));

@@ -4,11 +4,11 @@
 
 use crate::error::{FileError, read_text, write_secret};
 use corevisor_interface::{
-    boot::{MANIFEST_MAGIC, Manifest, ManifestImage},
+    boot::{MANIFEST_MAGIC, Manifest, ManifestImage, OLD_MANIFEST_MAGIC},
     calls::MAX_IMAGES,
 };
 use ed25519_compact::{KeyPair, PublicKey, SecretKey, Seed, Signature};
-use sha2::{Digest, Sha512};
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use thiserror::Error;
 
@@ -56,6 +56,9 @@ pub enum Wrong {
     /// It is something else.
     #[error("it is no manifest")]
     Form,
+    /// Its digests are SHA-512.
+    #[error("it is of an older version, which the core does not take any more: sign the images again")]
+    Old,
     /// Somebody else signed it.
     #[error("it is signed with another key: {0}")]
     Key(String),
@@ -87,10 +90,10 @@ impl Image<'_> {
         self.gpa + (self.content.len() as u64).next_multiple_of(PAGE)
     }
 
-    /// SHA-512 of its whole pages.
-    fn digest(&self) -> [u8; 64] {
+    /// SHA-256 of its whole pages.
+    fn digest(&self) -> [u8; 32] {
         let filler = vec![0; (self.end() - self.gpa) as usize - self.content.len()];
-        Sha512::new().chain_update(self.content).chain_update(filler).finalize().into()
+        Sha256::new().chain_update(self.content).chain_update(filler).finalize().into()
     }
 
     fn entry(&self) -> Vec<u8> {
@@ -192,6 +195,9 @@ fn check(images: &[Image<'_>], entry: u64) -> Result<(), SignError> {
 /// [`Wrong`].
 pub fn verify(manifest: &[u8], public: [u8; 32], images: &[Image<'_>], start: Option<(u64, u64)>) -> Result<(), Wrong> {
     let word = |at: usize| manifest[at..at + 8].try_into().map_or(0, u64::from_le_bytes);
+    if manifest.starts_with(&OLD_MANIFEST_MAGIC.to_le_bytes()) {
+        return Err(Wrong::Old);
+    }
     if manifest.len() != SIZE || word(0) != MANIFEST_MAGIC {
         return Err(Wrong::Form);
     }
@@ -255,6 +261,9 @@ mod tests {
         let longer = [&tree[..], &[0]].concat();
         assert_eq!(verify(&manifest, key.public(), &images(&kernel, &longer), None), Err(Wrong::Image(1, TREE)));
         assert_eq!(verify(&manifest[1..], key.public(), &good, None), Err(Wrong::Form));
+        // As long as they were: with digests of 64 bytes.
+        let old = [&b"CVMANIF1"[..], &[0; 520]].concat();
+        assert_eq!(verify(&old, key.public(), &good, None), Err(Wrong::Old));
     }
 
     #[test]
@@ -271,7 +280,7 @@ mod tests {
     #[test]
     fn the_digest_is_of_whole_pages() {
         let short = Image { gpa: 0, content: b"abc" };
-        let whole: [u8; 64] = Sha512::digest([&b"abc"[..], &[0; 4093]].concat()).into();
+        let whole: [u8; 32] = Sha256::digest([&b"abc"[..], &[0; 4093]].concat()).into();
         assert_eq!(short.digest(), whole);
     }
 

@@ -136,6 +136,15 @@ pub fn save_host(world: &mut World) {
     }
 }
 
+/// While the host runs: all its registers are saved, it is out of streaming mode, and q0-q31 are the core's until [`restore_host`]. The host's CPTR_EL2 stands.
+pub fn take_from_host(world: &mut World) {
+    save_host(world);
+    if !world.fp_saved {
+        save_host_registers(world);
+        world.fp_saved = true;
+    }
+}
+
 /// Loads the host's registers, if they are not in place. The host's CPTR_EL2 stands.
 #[inline(always)]
 pub fn restore_host(world: &mut World) {

@@ -12,8 +12,10 @@
 //! | `world`         | the world switch, with `bank`, `fpsimd`, `traps`, `vgic`                |
 //! | [`smmu`]        | SMMUs: what devices reach                                               |
 //! | [`entropy`]     | random words                                                            |
+//! | [`digest`]      | SHA-256 of pages                                                        |
 
 mod bank;
+pub mod digest;
 pub mod el2;
 pub mod entropy;
 pub mod fpsimd;
@@ -194,6 +196,7 @@ fn first_look(reg: SysregId, view: impl FnOnce(u64) -> u64) -> u64 {
 
 impl Machine for Cpu {
     type Foreign<'v> = window::Window;
+    type Digester<'d> = digest::Digester;
 
     fn pt_load(&self, entry: Pa) -> u64 {
         expect_table_entry(entry);
@@ -289,6 +292,10 @@ impl Machine for Cpu {
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {
         window::write(pfn, first_word, words);
+    }
+
+    fn digester(&self) -> digest::Digester {
+        digest::Digester::start()
     }
 
     fn read_esr_el2(&self) -> Syndrome {

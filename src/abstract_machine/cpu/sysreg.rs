@@ -130,8 +130,11 @@ mod fields {
             GPA3 OFFSET(8) NUMBITS(4) [],
             APA3 OFFSET(12) NUMBITS(4) [],
         ],
-        /// ID_AA64ISAR0_EL1.
-        pub ID_AA64ISAR0 [ RNDR OFFSET(60) NUMBITS(4) [] ],
+        /// ID_AA64ISAR0_EL1: instructions for SHA-256 (1) and SHA-512 (2); random numbers.
+        pub ID_AA64ISAR0 [
+            SHA2 OFFSET(12) NUMBITS(4) [],
+            RNDR OFFSET(60) NUMBITS(4) [],
+        ],
         /// PAR_EL1 after a translation of 64 bits.
         pub PAR_EL1 [
             /// It failed.

@@ -39,7 +39,8 @@ use tables::{LogEntry, Tables};
 use tlb::Tlb;
 use trapped::el1;
 pub use trapped::{Registers, Trapped};
-use vms::{Caches, Content};
+pub use vms::canary;
+use vms::{Caches, Content, Digester};
 use walker::{AccessKind, Fault, Leaf, Regime, TableAt};
 
 std::thread_local! {
@@ -103,11 +104,6 @@ pub struct Sim {
     worlds: Mutex<worlds::WorldState>,
     firmware: Option<Firmware>,
     registers: Mutex<Option<Registers>>,
-}
-
-/// What a page holds that nobody has written yet: different for each page, never zero.
-pub const fn canary(pfn: Pfn) -> u64 {
-    0xca4a_5100_0000_0000 | pfn.raw()
 }
 
 impl Sim {
@@ -304,6 +300,7 @@ impl State {
 
 impl Machine for Sim {
     type Foreign<'v> = worlds::Visited<'v>;
+    type Digester<'d> = Digester<'d>;
 
     fn pt_load(&self, entry: Pa) -> u64 {
         let state = self.state();
@@ -405,6 +402,10 @@ impl Machine for Sim {
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {
         self.state().write_page(pfn, first_word, words);
+    }
+
+    fn digester(&self) -> Digester<'_> {
+        Digester(self)
     }
 
     fn read_esr_el2(&self) -> Syndrome {

@@ -11,10 +11,31 @@ use std::vec::Vec;
 
 use super::tables::NewLeaf;
 use super::walker::{AccessKind, Fault};
-use super::{Sabotage, Sim, State, canary};
+use super::{Sabotage, Sim, State};
+use crate::abstract_machine::PageDigester;
 use crate::abstract_machine::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::sha256::Sha256;
 
 const WORDS: usize = 512;
+
+/// What a page holds that nobody has written yet: different for each page, never zero.
+pub const fn canary(pfn: Pfn) -> u64 {
+    0xca4a_5100_0000_0000 | pfn.raw()
+}
+
+/// A CPU without instructions for it.
+pub struct Digester<'s>(pub(super) &'s Sim);
+
+impl PageDigester for Digester<'_> {
+    fn is_fast(&self) -> bool {
+        false
+    }
+
+    fn add(&mut self, digest: &mut Sha256, pfn: Pfn) {
+        let page = self.0.state().content(pfn);
+        digest.add_page(|word| page.word(word));
+    }
+}
 
 /// What a page holds.
 #[derive(Clone)]

@@ -5,8 +5,11 @@
 
 use crate::calls::MAX_IMAGES;
 
-/// First word of a manifest: "CVMANIF1".
-pub const MANIFEST_MAGIC: u64 = u64::from_le_bytes(*b"CVMANIF1");
+/// First word of a manifest: "CVMANIF2".
+pub const MANIFEST_MAGIC: u64 = u64::from_le_bytes(*b"CVMANIF2");
+
+/// First word of a manifest of the version before, whose digests were SHA-512: the core takes none, and the images must be signed again.
+pub const OLD_MANIFEST_MAGIC: u64 = u64::from_le_bytes(*b"CVMANIF1");
 
 /// One image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,8 +19,8 @@ pub struct ManifestImage {
     pub gpa: u64,
     /// Bytes; the rest of its last page is zero (and part of what is digested).
     pub size: u64,
-    /// SHA-512 of its whole pages, the rest of the last page zero.
-    pub digest: [u8; 64],
+    /// SHA-256 of its whole pages, the rest of the last page zero.
+    pub digest: [u8; 32],
 }
 
 /// The manifest, little endian, without padding. The signature is Ed25519 over `SIGNED_SIZE` bytes from its start.
@@ -54,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_manifest_has_no_padding_and_fits_into_a_page() {
-        assert_eq!(size_of::<Manifest>(), 32 + 5 * 80 + 32 + 64);
+        assert_eq!(size_of::<Manifest>(), 32 + 5 * 48 + 32 + 64);
         assert!(size_of::<Manifest>() <= 4096);
     }
 }

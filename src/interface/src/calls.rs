@@ -8,8 +8,8 @@
 //! A call that works on a range does at most [`MAX_PAGES`] pages and says how many it did, so that no call keeps a CPU long.
 
 /// Version of this table: major in the upper 16 bits, minor in the lower. A call is never changed, only added (minor) or
-/// removed (major).
-pub const INTERFACE_VERSION: u64 = 3;
+/// removed (major). Gone: 0x15, which took an image's pages one by one.
+pub const INTERFACE_VERSION: u64 = 1 << 16;
 
 /// SMCCC: fast call, 64 bit, vendor-specific hypervisor service, function 0x8000.
 const HOST_BASE: u64 = 0xc600_8000;
@@ -94,8 +94,9 @@ calls! {
     /// One more image of `size` bytes, which the VM will see at `gpa`: both any value, `gpa` page-aligned. x0 = 0, x1 = image index.
     /// State READY, protected VMs only. K: `set_boot_info`.
     SetBootInfo(vm, gpa, size) = HOST_BASE + 0x14,
-    /// The host's page at `pa` is the next page of image `image`: it leaves the host at once. State READY. K: `remap_vm_image`.
-    RemapImagePage(vm, image, pa) = HOST_BASE + 0x15,
+    /// The host's `pages` pages from `pa` on are the next pages of image `image`, as far as it has so many: they leave the host at once. x0 = pages taken (a whole 2 MiB block, or
+    /// up to `pages`). State READY. K: `remap_vm_image`.
+    RemapImagePages(vm, image, pa, pages) = HOST_BASE + 0x23,
     /// Protected VM: checks the images against the manifest ([`crate::boot::Manifest`]) in the host's page at `manifest`, copied once, with its
     /// signature; all pages of every image must be there. Ordinary VM: `manifest` is 0. State READY to VERIFIED; the VM can run.
     /// A wrong signature or digest leaves the VM READY as it was, its pages with it. Works in steps: returns

@@ -5,7 +5,7 @@ use std::string::String;
 
 use core::mem::offset_of;
 
-use crate::boot::{MANIFEST_MAGIC, Manifest};
+use crate::boot::{MANIFEST_MAGIC, Manifest, OLD_MANIFEST_MAGIC};
 use crate::calls::{
     CallError, HostCall, INTERFACE_VERSION, MAP_READ_ONLY, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS, VM_ORDINARY,
     VM_PROTECTED,
@@ -36,6 +36,7 @@ pub fn text() -> String {
     define("MAP_READ_ONLY", MAP_READ_ONLY);
     define("START_PSTATE", START_PSTATE);
     define("MANIFEST_MAGIC", MANIFEST_MAGIC);
+    define("OLD_MANIFEST_MAGIC", OLD_MANIFEST_MAGIC);
     define("MANIFEST_SIZE", size_of::<Manifest>() as u64);
     define("ENTRY_VIRQ", ENTRY_VIRQ);
     define("ENTRY_VFIQ", ENTRY_VFIQ);

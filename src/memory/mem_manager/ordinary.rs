@@ -9,8 +9,7 @@
 //!
 //! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
 //!
-//! What comes back is not cleaned: the host, which could read and write it all the while, cleans what it means to reach around the caches, as it does with what it wrote
-//! itself, or a process of its own.
+//! What comes back holds what the VM wrote last, also around the caches: the host may copy it to another place, or to a disk, right away (A21).
 #![forbid(unsafe_code)]
 
 use super::{Denied, by_runs, expect_live, expect_vm, lendable, lent_less, prepare};
@@ -143,12 +142,16 @@ fn once_more_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, 
     });
 }
 
-/// One mapping of each of the `count` pages from `pfn` on is gone, as far as they are lent.
+/// One mapping of each of the `count` pages from `pfn` on is gone, as far as they are lent. The VM may have written around the caches, which can hold what was there before: unless it
+/// never does, they forget it.
 pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, count: u64) {
     // Nothing of it is refused.
     let _ = by_runs(pfn, count, |page, most| match get_pfn_run(records, mem.regions(), page, most) {
         None => Ok(1),
         Some((PageState::Lent(count), run)) => {
+            if !mem.machine().forces_write_back() {
+                mem.machine().sync_page_to_poc(PhysRange::of_pages(page, run));
+            }
             set_pfn_run(records, mem.regions(), page, run, lent_less(count));
             Ok(run)
         }

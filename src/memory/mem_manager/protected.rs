@@ -41,22 +41,35 @@ pub fn assign_pfn_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pf
     assign(mem, vm, gfn, pfn, Level::L3, 1, scrub).map(|_| ())
 }
 
-/// Gives pages of the host's, `pfn` and up to `most` in all behind one another, to the protected VM `vm`, scrubbed, which sees them from `gfn` on. Pages given: up to the
+/// Gives pages of the host's, `pfn` and up to `most` in all behind one another, to the protected VM `vm`, which sees them from `gfn` on. Pages given: up to the
 /// first that cannot be, or at which the VM has something, or to the end of a table.
 ///
 /// # Errors
 /// As [`assign_pfn_to_vm`], if it is the first page.
-pub fn assign_pages_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, most: u64) -> Result<u64, Denied> {
-    assign(mem, vm, gfn, pfn, Level::L3, most, Scrub::Zero)
+pub fn assign_pages_to_vm<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    pfn: Pfn,
+    most: u64,
+    scrub: Scrub,
+) -> Result<u64, Denied> {
+    assign(mem, vm, gfn, pfn, Level::L3, most, scrub)
 }
 
-/// Gives the host's 2 MiB from `pfn` on to the protected VM `vm`, scrubbed, which sees them at `gfn` as one block: unmapped from the host as one.
+/// Gives the host's 2 MiB from `pfn` on to the protected VM `vm`, which sees them at `gfn` as one block: unmapped from the host as one.
 ///
 /// # Errors
 /// As [`assign_pfn_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (K §8.3 A5); [`Denied::Occupied`] also if a
 /// table stands there.
-pub fn assign_block_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn) -> Result<(), Denied> {
-    assign(mem, vm, gfn, pfn, Level::L2, BLOCK_PAGES, Scrub::Zero).map(|_| ())
+pub fn assign_block_to_vm<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    pfn: Pfn,
+    scrub: Scrub,
+) -> Result<(), Denied> {
+    assign(mem, vm, gfn, pfn, Level::L2, BLOCK_PAGES, scrub).map(|_| ())
 }
 
 fn assign<M: Machine>(

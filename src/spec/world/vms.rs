@@ -63,13 +63,13 @@ impl World {
 
     /// 2 MiB for a protected VM.
     pub fn assign_block_to_vm(&mut self, vm: VmId, gfn: Gfn, pfn: Pfn) -> Step<()> {
-        let code = protected::assign_block_to_vm(self.mem(), vm, gfn, pfn);
+        let code = protected::assign_block_to_vm(self.mem(), vm, gfn, pfn, Scrub::Zero);
         self.agreed(code, |s| vm_memory::assign(s, vm, gfn, pfn, Level::L2, Scrub::Zero))
     }
 
     /// Pages for a protected VM.
     pub fn prot_and_map_vm_s2pt(&mut self, vm: VmId, gfn: Gfn, pfn: Pfn, pages: u64) -> Step<u64> {
-        let code = memory_ops::prot_and_map_vm_s2pt(self.mem(), vm, gfn, pfn, pages);
+        let code = memory_ops::prot_and_map_vm_s2pt(self.mem(), vm, gfn, pfn, pages, Scrub::Zero);
         self.agreed(code, |s| vm_memory::prot_and_map_vm_s2pt(s, vm, gfn, pfn, pages))
     }
 

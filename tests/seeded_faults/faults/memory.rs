@@ -243,6 +243,12 @@ pub const FAULTS: &[Fault] = &[
         "            let _ = less_lent::<M>;\n",
     ),
     fault(
+        "vm: what the caches hold of a lent page stays when it comes back",
+        "src/memory/mem_manager/ordinary.rs",
+        "            if !mem.machine().forces_write_back() {\n",
+        "            if false {\n",
+    ),
+    fault(
         "vm: a kind is as good as another",
         "src/memory/mem_manager.rs",
         "if expect_live(mem, vm)? == kind { Ok(()) } else { Err(Denied::WrongKind) }",

@@ -195,8 +195,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "boot_aux: the host's bytes stay behind an image's last one",
         "src/vm/boot_aux.rs",
-        "    if used < PAGE_SIZE {",
-        "    if used == 0 {",
+        "        && used != 0\n",
+        "        && used == 0\n",
+    ),
+    fault(
+        "boot_aux: an image takes pages behind its last one",
+        "src/vm/boot_aux.rs",
+        "pages.min(missing), Scrub::Keep)?;",
+        "pages.max(missing), Scrub::Keep)?;",
     ),
     fault(
         "boot_aux: what is zeroed behind an image stays in caches",
@@ -208,7 +214,37 @@ pub const FAULTS: &[Fault] = &[
         "boot_aux: a digest is not compared",
         "src/vm/boot_aux.rs",
         "if digest != manifest.digest(check.image) {",
-        "if digest == [0; 64] {",
+        "if digest == [0; 32] {",
+    ),
+    fault(
+        "boot_aux: one page is digested in place of all",
+        "src/vm/boot_aux.rs",
+        "image.gfn.checked_add(check.page)",
+        "image.gfn.checked_add(0)",
+    ),
+    fault(
+        "boot_aux: a digest goes on into the next image's",
+        "src/vm/boot_aux.rs",
+        "mem::replace(&mut check.digest, Sha256::NEW).finish()",
+        "check.digest.clone().finish()",
+    ),
+    fault(
+        "sha256: the length behind a message is in bytes",
+        "src/abstract_machine/sha256.rs",
+        "*length = (self.pages * PAGE_SIZE * 8).to_be_bytes();",
+        "*length = (self.pages * PAGE_SIZE).to_be_bytes();",
+    ),
+    fault(
+        "sha256: a page counts, and all but its last block is digested",
+        "src/abstract_machine/sha256.rs",
+        "(0..PAGE_BLOCKS).map(",
+        "(0..PAGE_BLOCKS - 1).map(",
+    ),
+    fault(
+        "sha256: the round constants are those of square roots",
+        "src/abstract_machine/sha256.rs",
+        "[u32; 64] = fractions(3);",
+        "[u32; 64] = fractions(2);",
     ),
     fault(
         "vm_memory: a window where a protected VM has its memory",

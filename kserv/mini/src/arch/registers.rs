@@ -156,17 +156,17 @@ static WANTED: AtomicBool = AtomicBool::new(false);
 static SWITCHES: AtomicU64 = AtomicU64::new(0);
 static STREAMING: AtomicU64 = AtomicU64::new(0);
 
-/// From now on every VcpuRun is made with full registers.
+/// From now on every VcpuRun and every VerifyVm is made with full registers.
 pub fn fill() {
     WANTED.store(true, Ordering::Release);
 }
 
-/// Whether VcpuRun is to be made with full registers.
+/// Whether they are to be made with full registers.
 pub fn are_filled() -> bool {
     WANTED.load(Ordering::Acquire)
 }
 
-/// How often it was.
+/// How often they were.
 pub fn switches() -> u64 {
     SWITCHES.load(Ordering::Acquire)
 }
@@ -277,11 +277,11 @@ fn has_keys() -> bool {
     read!("id_aa64isar1_el1") & 0xff00_0ff0 != 0
 }
 
-/// Makes the call `function(vm, vcpu)`, which runs a VM, with full registers: its x0 to x3.
+/// Makes the call `function(vm, argument)`, of a VM's run or of its images' check, with full registers: its x0 to x3.
 ///
 /// # Errors
 /// The register that is not what it was.
-pub fn run(function: u64, vm: u64, vcpu: u64) -> Result<[u64; 4], String> {
+pub fn run(function: u64, vm: u64, argument: u64) -> Result<[u64; 4], String> {
     let count = SWITCHES.fetch_add(1, Ordering::AcqRel);
     let seed = mix(count, super::cpu::index() as u64);
     let (sve, keys) = (has_sve(), has_keys());
@@ -293,7 +293,7 @@ pub fn run(function: u64, vm: u64, vcpu: u64) -> Result<[u64; 4], String> {
     }
 
     let shape = Shape::of(sve, mode);
-    let values = full([function, vm, vcpu], seed, mode, &shape);
+    let values = full([function, vm, argument], seed, mode, &shape);
     let mut found = Box::new(File::EMPTY);
     write_plain(seed);
     if keys {

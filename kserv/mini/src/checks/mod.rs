@@ -25,12 +25,14 @@
 //! | `snapshot`      | protected VMs are sealed, destroyed and go on, and nothing that was changed comes in; asked for by its name, with such VMs |
 //! | `dma`           | a device that does what this host tells it reaches what this host reaches, and no more; wants a PCI device of QEMU's (edu) and --vm guest:bait --protected; only by its name |
 //! | `gic`           | tables and queues that this host gives its own GICv3 are its own or not used, and what is used leaves it no more; wants --vm guest:keeper --protected, and 2 CPUs or more; only by its name |
+//! | `digests`       | images are digested by the CPU's instructions and without them, with the same verdict, and no register of this host changes; wants the core's test build and --protected; only by its name |
 //! | `reset`         | memory of a protected VM and its pool are zero after a reset, which this host makes and lives twice for; only by its name |
 //! | `costs`         | always: it prints what calls take, for scripts/bench; only if asked for by its name         |
 #![forbid(unsafe_code)]
 
 mod canaries;
 mod costs;
+mod digests;
 mod dma;
 mod drive;
 mod gic;
@@ -104,6 +106,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("snapshot", snapshot::snapshot),
     ("dma", dma::dma),
     ("gic", gic::gic),
+    ("digests", digests::digests),
     ("reset", reset::reset),
     ("costs", costs::costs),
 ];
@@ -129,6 +132,7 @@ const ONLY_BY_NAME: &[&str] = &[
     "snapshot",
     "dma",
     "gic",
+    "digests",
     "reset",
     "costs",
 ];

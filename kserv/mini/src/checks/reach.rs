@@ -81,7 +81,7 @@ impl Taker {
         match self.way {
             Way::Root => Ok(()),
             Way::Pool => one("DonatePool", calls::donate_pool(vm.id, pa, 1)),
-            Way::Image => at("RemapImagePage", calls::remap_image_page(vm.id, self.image, pa)),
+            Way::Image => one("RemapImagePages", calls::remap_image_pages(vm.id, self.image, pa, 1)),
             Way::Page => one("MapMemory", calls::map_memory(vm.id, RAM_BASE, pa, 1, 0)),
             Way::Block => {
                 let done = at("MapMemory", calls::map_memory(vm.id, RAM_BASE, pa & !(BLOCK - 1), MAX_PAGES, 0))?;

@@ -28,7 +28,7 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
     let own = page()?;
     let given = page()?;
     let image_index = at("SetBootInfo", calls::set_boot_info(ready.id, RAM_BASE, 2 * PAGE))?;
-    at("RemapImagePage", calls::remap_image_page(ready.id, image_index, given))?;
+    at("RemapImagePages", calls::remap_image_pages(ready.id, image_index, given, 1))?;
     let (p, v, d) = (ready.id, verified.id, dry.id);
     // A mailbox is the host's, but lent for as long as its VM lives.
     let cases: &[(C, [u64; 5], CallError)] = &[
@@ -56,10 +56,11 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
         (C::PoolInfo, [0, 0, 0, 0, 0], NoSuchObject),
         (C::SetBootInfo, [v, RAM_BASE, PAGE, 0, 0], WrongState),
         (C::SetBootInfo, [p, RAM_BASE + 1, PAGE, 0, 0], InvalidParameter),
-        (C::RemapImagePage, [p, MAX_IMAGES, own, 0, 0], NoSuchObject),
-        (C::RemapImagePage, [p, image_index, given, 0, 0], NotOwner),
-        (C::RemapImagePage, [p, image_index, own + 1, 0, 0], InvalidParameter),
-        (C::RemapImagePage, [p, image_index, mailbox, 0, 0], InUse),
+        (C::RemapImagePages, [p, MAX_IMAGES, own, 1, 0], NoSuchObject),
+        (C::RemapImagePages, [p, image_index, given, 1, 0], NotOwner),
+        (C::RemapImagePages, [p, image_index, own + 1, 1, 0], InvalidParameter),
+        (C::RemapImagePages, [p, image_index, own, 0, 0], InvalidParameter),
+        (C::RemapImagePages, [p, image_index, mailbox, 1, 0], InUse),
         (C::VerifyVm, [v, 0, 0, 0, 0], WrongState),
         (C::MapMemory, [p, RAM_BASE, own, 1, 0], Occupied),
         (C::MapMemory, [p, RAM_BASE + 1, own, 1, 0], InvalidParameter),

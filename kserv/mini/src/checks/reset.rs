@@ -43,7 +43,7 @@ pub fn reset(_: &Context<'_>) -> Result<String, Failure> {
     let mut vm = Bare::new(VM_PROTECTED, POOL)?;
     vm.vcpu(0)?;
     let image = at("SetBootInfo", calls::set_boot_info(vm.id, RAM_BASE, PAGE))?;
-    at("RemapImagePage", calls::remap_image_page(vm.id, image, private))?;
+    at("RemapImagePages", calls::remap_image_pages(vm.id, image, private, 1))?;
     for (n, word) in [NOTE, private, vm.held[1].0, SECRET].into_iter().enumerate() {
         write(note + 8 * n as u64, word)?;
     }

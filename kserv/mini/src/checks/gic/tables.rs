@@ -183,7 +183,7 @@ impl Redistributor {
         let image = at("SetBootInfo", calls::set_boot_info(vm.id, RAM_BASE + PAGE, PAGE))?;
         let ways = [
             (HostCall::DonatePool, [vm.id, self.tables.pend, 1, 0, 0]),
-            (HostCall::RemapImagePage, [vm.id, image, self.tables.pend, 0, 0]),
+            (HostCall::RemapImagePages, [vm.id, image, self.tables.pend, 1, 0]),
             (HostCall::MapMemory, [vm.id, RAM_BASE, self.tables.pend, 1, 0]),
             (HostCall::MapMemory, [vm.id, RAM_BASE, self.tables.prop, PROP_PAGES, 0]),
         ];

@@ -109,7 +109,7 @@ impl State {
         at("RegisterVcpu", calls::register_vcpu(vm, 0, mailbox))?;
         if protected {
             let image = at("SetBootInfo", calls::set_boot_info(vm, RAM_BASE + BLOCK, 2 * PAGE))?;
-            at("RemapImagePage", calls::remap_image_page(vm, image, place(Place::Image)))?;
+            at("RemapImagePages", calls::remap_image_pages(vm, image, place(Place::Image), 1))?;
         }
         at("MapMemory", calls::map_memory(vm, RAM_BASE, place(Place::Memory), 1, 0))?;
         if matches!(self, Self::Ordinary | Self::Protected) {

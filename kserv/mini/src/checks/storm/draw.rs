@@ -29,7 +29,7 @@ pub const fn weight(call: HostCall) -> u64 {
         HostCall::MapMemory => 16,
         HostCall::DonatePool => 10,
         HostCall::RegisterVcpu | HostCall::VerifyVm => 8,
-        HostCall::UnmapMemory | HostCall::RemapImagePage => 6,
+        HostCall::UnmapMemory | HostCall::RemapImagePages => 6,
         HostCall::RegisterVm | HostCall::SetBootInfo => 4,
         HostCall::PowerOffVm | HostCall::DestroyVm => 1,
         HostCall::ReclaimVm | HostCall::VcpuRun => 2,
