@@ -103,6 +103,7 @@ static void destroy(struct cv_vm *vm)
 	if (WARN(result, "corevisor_kvm: VM %llu does not end: %lld; its memory is lost\n", vm->id, result)) {
 		vm->failed = true;
 		INIT_LIST_HEAD(&vm->held);
+		cv_memory_keep(vm);
 	}
 	release_held(vm);
 	if (!vm->up)

@@ -87,8 +87,8 @@ static void show_vm(struct seq_file *seq, struct cv_vm *vm)
 	spin_lock_irqsave(&vm->io_lock, flags);
 	irqfds = length(&vm->irqfds);
 	spin_unlock_irqrestore(&vm->io_lock, flags);
-	seq_printf(seq, "vm %lld: %s, %u bits, %llu pages lent, %u irqfds, %u ioeventfds\n", vm->up ? (s64)vm->id : -1,
-		   vm->protected ? "protected" : "ordinary", vm->ipa_bits, vm->lent, irqfds, READ_ONCE(vm->ioeventfd_count));
+	seq_printf(seq, "vm %lld: %s, %u bits, %llu pages lent, held %llu times, %u irqfds, %u ioeventfds\n", vm->up ? (s64)vm->id : -1,
+		   vm->protected ? "protected" : "ordinary", vm->ipa_bits, vm->lent, vm->holds, irqfds, READ_ONCE(vm->ioeventfd_count));
 }
 
 static int vms_show(struct seq_file *seq, void *unused)

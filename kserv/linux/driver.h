@@ -9,8 +9,8 @@
  *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
  *   vm->its_lock	the commands and tables of an ITS are read and written by one at a time
  *   vm->slots_lock	read: slots stay; write: they change
- *   (mmap_lock)
- *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier
+ *   (mmap_lock, locks of the VMM's page tables)
+ *   vm->mmu_lock	which pages are lent: also taken by the MMU notifier, under these; locks of a file's pages are taken under it
  *   vm->io_lock	routes, irqfds' lists; with interrupts off. Taken below an eventfd's wait queue: none is signalled under it
  *   vm->model_lock	struct kserv_vm, raw, with interrupts off; nothing is taken below it
  */
@@ -71,15 +71,17 @@ struct cv_held {
 
 /* 2 MiB of a VM's addresses. */
 struct cv_block {
-	/* The first page of what is lent there as a block; NULL: none. One pin stands for all of it. */
+	/* The first page of what is lent there as a block; NULL: none. */
 	struct page *page;
 	/*
-	 * The page that is lent by itself at each of its places, pinned (a protected VM's: its own); NULL: none. Only there once a page is to be lent so, and
+	 * The page that is lent by itself at each of its places; NULL: none. Only there once a page is to be lent so, and
 	 * then as long as the slot.
 	 */
 	struct page **pages;
 	/* Pages lent one by one. */
 	u16 single;
+	/* What is lent there has a reference of the driver's on it, because it could not be taken back when it should have been. */
+	bool held;
 };
 
 struct cv_slot {
@@ -98,16 +100,16 @@ struct cv_slot {
 	unsigned long *dirty;
 };
 
-/* Memory for the pages [first, first + count) of a slot, pinned: each page, or, where they are a block, the one that stands for all. */
-struct cv_pinned {
+/* Memory for the pages [first, first + count) of a slot, with a reference on each page, or, where they are a block, on its first. */
+struct cv_found {
 	u64 first;
 	unsigned long count;
 	struct page *pages[CV_FAULT_AROUND];
 };
 
-static inline bool cv_is_block(const struct cv_pinned *pinned)
+static inline bool cv_is_block(const struct cv_found *found)
 {
-	return pinned->count == CV_BLOCK_PAGES;
+	return found->count == CV_BLOCK_PAGES;
 }
 
 struct cv_vcpu {
@@ -194,12 +196,16 @@ struct cv_vm {
 
 	struct rw_semaphore slots_lock;
 	struct list_head slots;
-	/* Removed, but what was lent is still the VM's, which is switched off. */
+	/* Removed, but what was lent is still the VM's, which is being taken apart. */
 	struct list_head dead_slots;
 	spinlock_t mmu_lock;
 	unsigned long mmu_seq;
+	/* Changes of the VMM's mappings that have begun and not ended, and a range around all of them. mmu_lock. */
 	long mmu_invalidating;
+	unsigned long changes_from, changes_to;
 	u64 lent;
+	/* How often something that was lent had to be held. */
+	u64 holds;
 
 	/* Changed under `lock`, read under RCU. */
 	struct list_head ioeventfds;
@@ -324,23 +330,27 @@ void cv_memory_forget(struct cv_vm *vm);
 void cv_memory_free(struct cv_vm *vm);
 
 /* lend.c */
-extern const struct mmu_notifier_ops cv_notifier_ops;
 struct cv_block *cv_block_of(struct cv_slot *slot, u64 n);
 struct page *cv_single(struct cv_slot *slot, u64 n);
 bool cv_is_lent(struct cv_slot *slot, u64 n);
+bool cv_is_used(struct cv_slot *slot, u64 n);
+u64 cv_to_next_block(struct cv_slot *slot, u64 n);
 int cv_make_room(struct cv_slot *slot, u64 n);
 bool cv_has_block(struct cv_slot *slot, u64 n, u64 *first);
-s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_pinned *pinned, bool write);
-void cv_unpin(struct cv_pinned *pinned);
+s64 cv_lend(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct cv_found *found, bool write);
 bool cv_take_back(struct cv_vm *vm, struct cv_slot *slot, u64 first, u64 count);
 bool cv_take_all_back(struct cv_vm *vm, struct cv_slot *slot);
+void cv_memory_keep(struct cv_vm *vm);
 void cv_note_new_pages(struct cv_vm *vm, struct cv_slot *slot, u64 first, struct page *page, u64 count, u64 done);
-void cv_memory_note_page(struct cv_vm *vm, u64 gpa, struct page *page);
+void cv_memory_note_pages(struct cv_vm *vm, u64 gpa, struct page *page, u64 count, u64 done);
+
+/* follow.c */
+extern const struct mmu_notifier_ops cv_notifier_ops;
 
 /* memory.c */
 int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write);
 int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write);
-struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa);
+struct page *cv_memory_new_pages(struct cv_vm *vm, u64 gpa, u64 most, u64 *count);
 
 /* protected.c */
 extern const struct file_operations cv_manifest_fops;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Memory that a VM touched: the VMM's is pinned, a protected VM gets new pages. lend.c gives it to the VM.
+ * Memory that a VM touched: the VMM's is found, a protected VM gets new pages. lend.c gives it to the VM.
  *
- * A fault takes the page, or the block around it. What the MMU notifier takes back may be being faulted in meanwhile, so a fault looks at `mmu_seq` before it
- * pins and again before it lends, as KVM does.
+ * A fault takes the page, or the block around it. What is found is held until it is lent, and then the MMU notifier's to follow. What that takes back may be being
+ * faulted in meanwhile, so a fault looks at `mmu_seq` before it looks for memory and again before it lends, as KVM does.
  */
 #include <linux/bitmap.h>
 #include <linux/mm.h>
@@ -14,204 +14,269 @@
 
 /*
  * Whether the caller's own tables map `addr` by a block of 2 MiB or more. Holds as long as no MMU notifier says otherwise. As in KVM, interrupts are off
- * meanwhile, so that nobody frees the tables.
+ * meanwhile, so that nobody frees the tables; an entry may change at any time, so each is read once.
  */
 static bool is_mapped_as_block(unsigned long addr)
 {
-	unsigned long flags;
-	pgd_t *pgd = pgd_offset(current->mm, addr);
+	pgd_t *pgdp = pgd_offset(current->mm, addr), pgd;
 	bool block = false;
-	p4d_t *p4d;
-	pud_t *pud;
-	pmd_t *pmd;
+	unsigned long flags;
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
 
 	local_irq_save(flags);
-	p4d = p4d_offset(pgd, addr);
-	if (!pgd_none(READ_ONCE(*pgd)) && !p4d_none(READ_ONCE(*p4d))) {
-		pud = pud_offset(p4d, addr);
-		if (pud_leaf(READ_ONCE(*pud))) {
-			block = true;
-		} else if (!pud_none(READ_ONCE(*pud))) {
-			pmd = pmd_offset(pud, addr);
-			block = pmd_leaf(READ_ONCE(*pmd));
-		}
-	}
+	pgd = READ_ONCE(*pgdp);
+	if (pgd_none(pgd))
+		goto out;
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = READ_ONCE(*p4dp);
+	if (p4d_none(p4d))
+		goto out;
+	pudp = pud_offset_lockless(p4dp, p4d, addr);
+	pud = READ_ONCE(*pudp);
+	if (pud_leaf(pud))
+		block = true;
+	else if (pud_present(pud))
+		block = pmd_leaf(READ_ONCE(*pmd_offset_lockless(pudp, pud, addr)));
+out:
 	local_irq_restore(flags);
 	return block;
 }
 
-/*
- * A pin for long moves the page away from where memory may be taken offline or given to a device (CMA): nobody moves an anonymous page that is pinned, so the MMU
- * notifier would not hear of it. Memory of a file whose file system wants to know of each first write, and such without struct pages that last, cannot be pinned so: there an
- * ordinary pin is enough, because it goes as soon as the notifier says that the page is to be written back, moved or cut off.
- */
-static long pin(struct cv_slot *slot, u64 first, unsigned long count, struct page **pages)
+static unsigned long address_of(const struct cv_slot *slot, u64 n)
 {
-	unsigned int flags = slot->flags & KVM_MEM_READONLY ? 0 : FOLL_WRITE;
-	unsigned long hva = slot->hva + (first << PAGE_SHIFT);
-	long done = pin_user_pages_fast(hva, count, flags | FOLL_LONGTERM, pages);
-
-	if (done == -EFAULT || done == -EOPNOTSUPP)
-		done = pin_user_pages_fast(hva, count, flags, pages);
-	return done;
+	return slot->hva + (n << PAGE_SHIFT);
 }
 
-/* Makes of the pinned page `n` the block that it is in, if the VMM's tables have it as one. */
-static bool be_block(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+static bool is_writable(const struct cv_slot *slot)
 {
-	struct page *page = pinned->pages[0];
+	return !(slot->flags & KVM_MEM_READONLY);
+}
+
+/* A page of a block holds all of it. */
+static unsigned long held_pages(const struct cv_found *found)
+{
+	return cv_is_block(found) ? 1 : found->count;
+}
+
+static void let_go(struct cv_found *found)
+{
+	unsigned long k;
+
+	for (k = 0; k < held_pages(found); k++)
+		put_page(found->pages[k]);
+}
+
+/* Makes of the found page `n` the block that it is in, if the VMM's tables have it as one. */
+static bool be_block(struct cv_slot *slot, u64 n, struct cv_found *found)
+{
+	struct page *page = found->pages[0];
 	u64 first;
 
 	if ((slot->hva - slot->gpa) % (CV_BLOCK_PAGES << PAGE_SHIFT) || !cv_has_block(slot, n, &first))
 		return false;
 	if (!PageCompound(page) || compound_order(compound_head(page)) < ilog2(CV_BLOCK_PAGES) ||
-	    page_to_pfn(page) % CV_BLOCK_PAGES != n - first || !is_mapped_as_block(slot->hva + (n << PAGE_SHIFT)))
+	    page_to_pfn(page) % CV_BLOCK_PAGES != n - first || !is_mapped_as_block(address_of(slot, n)))
 		return false;
-	/* A pin on any of its pages holds all of a huge page. */
-	pinned->first = first;
-	pinned->count = CV_BLOCK_PAGES;
-	pinned->pages[0] = page - (n - first);
+	found->first = first;
+	found->count = CV_BLOCK_PAGES;
+	found->pages[0] = page - (n - first);
 	return true;
 }
 
-/* Pins page `n` alone. */
-static int pin_one(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+/* Finds page `n` alone, to be written or not. -EHWPOISON: the machine has lost it. */
+static int find_one(struct cv_slot *slot, u64 n, bool write, struct cv_found *found)
 {
-	long done = pin(slot, n, 1, pinned->pages);
+	unsigned int flags = write ? FOLL_WRITE : 0;
+	long done = get_user_pages_fast(address_of(slot, n), 1, flags, found->pages);
 
-	pinned->first = n;
-	pinned->count = 1;
+	if (done == -EFAULT)
+		done = get_user_pages_unlocked(address_of(slot, n), 1, found->pages, flags | FOLL_HWPOISON);
+	found->first = n;
+	found->count = 1;
 	return done > 0 ? 0 : done ?: -EFAULT;
 }
 
-/* Pins page `n` and some around it. */
-static int pin_some(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+/* Finds page `n` and some around it. */
+static int find_some(struct cv_slot *slot, u64 n, struct cv_found *found)
 {
 	u64 gfn = slot->gpa >> PAGE_SHIFT, from, end;
 	long done;
 
 	from = max((gfn + n) & ~(CV_FAULT_AROUND - 1), gfn) - gfn;
 	end = min(((gfn + n) | (CV_FAULT_AROUND - 1)) + 1 - gfn, slot->npages);
-	done = pin(slot, from, end - from, pinned->pages);
-	if (done > 0 && from + done > n) {
-		pinned->first = from;
-		pinned->count = done;
+	done = get_user_pages_fast(address_of(slot, from), end - from, is_writable(slot) ? FOLL_WRITE : 0, found->pages);
+	found->first = from;
+	found->count = max(done, 0L);
+	if (done > 0 && from + done > n)
 		return 0;
-	}
 	/* Something around it is no memory: only itself. */
-	if (done > 0)
-		unpin_user_pages(pinned->pages, done);
-	return pin_one(slot, n, pinned);
+	let_go(found);
+	return find_one(slot, n, is_writable(slot), found);
 }
 
 /*
- * Pins what a fault at page `n` wants: a whole block if the memory is one, else a few pages, or, where dirty pages are followed, one. A page alone is tried first only
+ * Finds what a fault at page `n` wants: a whole block if the memory is one, else a few pages, or, where dirty pages are followed, one. A page alone is tried first only
  * where it may turn out to be a block's: where nothing of that block is lent yet.
  */
-static int pin_around(struct cv_slot *slot, u64 n, struct cv_pinned *pinned)
+static int find_around(struct cv_slot *slot, u64 n, struct cv_found *found)
 {
 	int error;
 
 	if (READ_ONCE(slot->dirty))
-		return pin_one(slot, n, pinned);
+		return find_one(slot, n, is_writable(slot), found);
 	if (!READ_ONCE(cv_block_of(slot, n)->single)) {
-		error = pin_one(slot, n, pinned);
-		if (error || be_block(slot, n, pinned))
+		error = find_one(slot, n, is_writable(slot), found);
+		if (error || be_block(slot, n, found))
 			return error;
-		unpin_user_page(pinned->pages[0]);
+		let_go(found);
 	}
-	return pin_some(slot, n, pinned);
+	return find_some(slot, n, found);
 }
 
-/* The VM may write what is pinned at any time from now on. The pages of a huge one are dirty together. mmu_lock is held, so that nobody has them written back before. */
-static void mark_dirty(const struct cv_slot *slot, const struct cv_pinned *pinned)
+/* The VM may write what is lent at any time from now on. The pages of a huge one are dirty together. mmu_lock is held, so that nobody has them written back before. */
+static void mark_dirty(const struct cv_slot *slot, const struct cv_found *found)
 {
 	unsigned long k;
 
-	for (k = 0; k < (cv_is_block(pinned) ? 1 : pinned->count) && !(slot->flags & KVM_MEM_READONLY); k++)
-		set_page_dirty(pinned->pages[k]);
+	for (k = 0; k < held_pages(found) && is_writable(slot); k++)
+		set_page_dirty(found->pages[k]);
+}
+
+/* Whether what was found when mmu_seq was `seq` may be something else by now. mmu_lock is held. */
+static bool is_stale(const struct cv_vm *vm, const struct cv_slot *slot, const struct cv_found *found, unsigned long seq)
+{
+	unsigned long from = address_of(slot, found->first), to = address_of(slot, found->first + found->count);
+
+	return vm->mmu_seq != seq || (vm->mmu_invalidating && from < vm->changes_to && vm->changes_from < to);
+}
+
+/* How a fault is served: what the tries so far have shown. */
+struct cv_try {
+	u64 n;
+	bool write;
+	/* A part of its block is lent, or lent too often: not as a block. */
+	bool single;
+	/* The VMM's mapping changed meanwhile: without the pages around it, which takes less long. */
+	bool alone;
+	/* The page that a read-only slot has there is lent too often: the VMM's own copy of it. */
+	bool own;
+};
+
+/* One try: 0, an error, or, if there is to be another one, -EAGAIN. */
+static int try_to_lend(struct cv_vm *vm, struct cv_slot *slot, struct cv_try *try)
+{
+	unsigned long seq = READ_ONCE(vm->mmu_seq);
+	struct cv_found found;
+	s64 result = 0;
+	int error;
+	bool block;
+
+	smp_rmb();
+	if (try->own || try->alone)
+		error = find_one(slot, try->n, try->own || is_writable(slot), &found);
+	else
+		error = find_around(slot, try->n, &found);
+	if (error)
+		return error;
+	block = cv_is_block(&found) && !try->single;
+	error = block ? 0 : cv_make_room(slot, try->n);
+	if (error)
+		goto out;
+	spin_lock(&vm->mmu_lock);
+	if (vm->failed) {
+		error = -EIO;
+	} else if (is_stale(vm, slot, &found, seq)) {
+		try->alone = true;
+		error = -EAGAIN;
+	} else {
+		/* A page that is to be written may have been lent read-only, for its first write to be noticed. */
+		if (slot->dirty && try->write && cv_single(slot, try->n))
+			cv_take_back(vm, slot, try->n, 1);
+		mark_dirty(slot, &found);
+		result = cv_lend(vm, slot, try->n, &found, try->write);
+	}
+	spin_unlock(&vm->mmu_lock);
+out:
+	let_go(&found);
+	if (result == CV_ERR_NO_MEMORY)
+		return cv_vm_more_pool(vm, 8) ?: -EAGAIN;
+	if (block && (result == CV_ERR_OCCUPIED || result == CV_ERR_IN_USE))
+		try->single = true;
+	else if (result == CV_ERR_IN_USE && !is_writable(slot) && !try->own)
+		try->own = true;
+	else
+		return error ?: result ? cv_errno(result) : 0;
+	return -EAGAIN;
 }
 
 static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write)
 {
-	struct cv_pinned pinned;
-	unsigned long seq;
-	/* Whether what is pinned is to be lent as a block; and whether that was tried, and a part of it is lent otherwise. */
-	bool block, single = false;
-	s64 result;
+	struct cv_try try = { .n = n, .write = write };
 	int error;
 
-	for (;;) {
-		if (fatal_signal_pending(current))
-			return -EINTR;
-		if (READ_ONCE(vm->failed))
-			return -EIO;
-		seq = READ_ONCE(vm->mmu_seq);
-		smp_rmb();
-		error = pin_around(slot, n, &pinned);
-		if (error)
-			return error;
-		block = cv_is_block(&pinned) && !single;
-		error = block ? 0 : cv_make_room(slot, n);
-		if (error) {
-			cv_unpin(&pinned);
-			return error;
-		}
-		spin_lock(&vm->mmu_lock);
-		if (vm->mmu_invalidating || vm->mmu_seq != seq) {
-			spin_unlock(&vm->mmu_lock);
-			cv_unpin(&pinned);
-			cond_resched();
-			continue;
-		}
-		/* A page whose first write is to be noticed was lent read-only. */
-		if (slot->dirty && write && cv_single(slot, n) && !test_bit(n, slot->dirty))
-			cv_take_back(vm, slot, n, 1);
-		mark_dirty(slot, &pinned);
-		result = cv_lend(vm, slot, n, &pinned, write);
-		spin_unlock(&vm->mmu_lock);
-		if (result == CV_ERR_OCCUPIED && block) {
-			single = true;
-			continue;
-		}
-		if (result != CV_ERR_NO_MEMORY)
-			return result ? cv_errno(result) : 0;
-		error = cv_vm_more_pool(vm, 8);
-		if (error)
-			return error;
+	while ((error = try_to_lend(vm, slot, &try)) == -EAGAIN) {
+		/* The VM touches it once more, if it is not there then. */
+		if (signal_pending(current) || atomic_read(&vm->pausing))
+			return 0;
+		cond_resched();
 	}
+	/* As KVM: the VMM is told where its memory was, and may tell the VM. */
+	if (error == -EHWPOISON) {
+		send_sig_mceerr(BUS_MCEERR_AR, (void __user *)address_of(slot, n), PAGE_SHIFT, current);
+		return 0;
+	}
+	/* There is no copy of what the VMM may not write itself. */
+	return try.own && error == -EFAULT ? cv_errno(CV_ERR_IN_USE) : error;
 }
 
-/* A page for the place at `gpa`, which must be in a slot and empty. Nothing else adds pages meanwhile: the VM does not run yet. */
-struct page *cv_memory_new_page(struct cv_vm *vm, u64 gpa)
+/* Of several pages behind one another, which it is no error not to have. */
+#define GFP_RUN (GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY)
+
+/*
+ * New pages, behind one another, for the places from `gpa` on, which must be in a slot and empty: up to `most`, as many as can be had at once and a block has from there on.
+ * Nothing else adds pages meanwhile: the VM does not run yet.
+ */
+struct page *cv_memory_new_pages(struct cv_vm *vm, u64 gpa, u64 most, u64 *count)
 {
+	struct page *page = NULL;
 	struct cv_slot *slot;
-	struct page *page;
+	unsigned int order;
+	int error = 0;
+	u64 n, k;
 
 	down_read(&vm->slots_lock);
 	slot = cv_find_slot(vm, gpa);
-	if (!slot)
-		page = ERR_PTR(-ENOENT);
-	else if (cv_is_lent(slot, (gpa - slot->gpa) >> PAGE_SHIFT))
-		page = ERR_PTR(-EEXIST);
-	else if (cv_make_room(slot, (gpa - slot->gpa) >> PAGE_SHIFT))
-		page = ERR_PTR(-ENOMEM);
-	else
-		page = alloc_page(GFP_KERNEL_ACCOUNT) ?: ERR_PTR(-ENOMEM);
+	if (!slot) {
+		error = -ENOENT;
+		goto out;
+	}
+	n = (gpa - slot->gpa) >> PAGE_SHIFT;
+	order = ilog2(min(most, slot->npages - n));
+	order = min_t(unsigned int, order, __ffs64(gpa >> PAGE_SHIFT | CV_BLOCK_PAGES));
+	for (k = 0; k < 1ULL << order && !error; k++)
+		error = cv_is_lent(slot, n + k) ? -EEXIST : 0;
+	error = error ?: cv_make_room(slot, n);
+	while (!error && !page && order)
+		page = alloc_pages(GFP_RUN, order--);
+	*count = page ? 2ULL << order : 1;
+	if (!error && !page)
+		page = alloc_page(GFP_KERNEL_ACCOUNT);
+	error = error ?: page ? 0 : -ENOMEM;
+out:
 	up_read(&vm->slots_lock);
-	return page;
+	return error ? ERR_PTR(error) : page;
 }
 
 /* Pages behind one another for the place `n` of `slot` and what is around it: a block if one can be had and fits, else a few, else one. */
 static struct page *new_pages(struct cv_slot *slot, u64 n, u64 *first, u64 *count)
 {
 	u64 gfn = slot->gpa >> PAGE_SHIFT, k;
-	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NOWARN | __GFP_NORETRY;
 	struct page *page;
 
 	*count = CV_BLOCK_PAGES;
 	if (cv_has_block(slot, n, first) && !cv_block_of(slot, n)->single) {
-		page = alloc_pages(gfp, ilog2(CV_BLOCK_PAGES));
+		page = alloc_pages(GFP_RUN, ilog2(CV_BLOCK_PAGES));
 		if (page)
 			return page;
 	}
@@ -219,7 +284,7 @@ static struct page *new_pages(struct cv_slot *slot, u64 n, u64 *first, u64 *coun
 	*first = n - (gfn + n) % CV_FAULT_AROUND;
 	for (k = 0; k < *count && *first + k < slot->npages && !cv_single(slot, *first + k); k++)
 		;
-	page = k == *count ? alloc_pages(gfp, ilog2(CV_FAULT_AROUND)) : NULL;
+	page = k == *count ? alloc_pages(GFP_RUN, ilog2(CV_FAULT_AROUND)) : NULL;
 	if (page)
 		return page;
 	*first = n;
@@ -265,12 +330,14 @@ int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write)
 	int error;
 	u64 n;
 
+	if (READ_ONCE(vm->failed))
+		return -EIO;
 	down_read(&vm->slots_lock);
 	slot = cv_find_slot(vm, gpa);
 	n = slot ? (gpa - slot->gpa) >> PAGE_SHIFT : 0;
 	if (!slot)
 		error = -ENOENT;
-	else if (write && slot->flags & KVM_MEM_READONLY)
+	else if (write && !is_writable(slot))
 		error = -EACCES;
 	else if (cv_is_lent(slot, n) && !(write && slot->dirty))
 		error = 0;
@@ -308,7 +375,7 @@ int cv_memory_access(struct cv_vm *vm, u64 gpa, void *data, u32 len, bool write)
 	} else {
 		at = (void __user *)(slot->hva + (gpa - slot->gpa));
 		first = (gpa - slot->gpa) >> PAGE_SHIFT;
-		if (write && slot->flags & KVM_MEM_READONLY)
+		if (write && !is_writable(slot))
 			error = -EACCES;
 		else if (write ? copy_to_user(at, data, len) : copy_from_user(data, at, len))
 			error = -EFAULT;

@@ -212,8 +212,9 @@ static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
 		/* What is below a VM's memory stays the VMM's (flash), for a protected VM. */
 		if (vcpu->vm->protected)
 			return 0;
+		/* What cannot be lent is served so each time. */
 		error = cv_memory_fault(vcpu->vm, action->addr, action->write);
-		return error == -ENOENT ? 0 : error;
+		return error == -ENOENT || error == -EPERM ? 0 : error;
 	}
 	return error == -EFAULT ? error : device_access(vcpu, action);
 }

@@ -1,4 +1,4 @@
-/* kvm-probe api|run|irq|life ROUNDS|file PATH|spin|fours ROUNDS SEED|fours-killed ROUNDS SEED|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not.
+/* kvm-probe api|run|irq|life ROUNDS|file PATH|moved|swapped RECLAIM|spin|fours ROUNDS SEED|fours-killed ROUNDS SEED|fuzz SEED ROUNDS: asks /dev/kvm, and says on each line what is so ("ok") and what is not.
  * kvm-probe bench|bench-protected IMAGE TREE GIC: runs the payload of scripts/bench. kvm-probe mark before|after: a mark of its plugin. */
 #include "probe.h"
 #include <fcntl.h>
@@ -35,12 +35,16 @@ int main(int argc, char **argv)
         spin();
     } else if (!strcmp(what, "file") && argc == 3) {
         test_file(argv[2]);
+    } else if (!strcmp(what, "moved")) {
+        test_moved();
+    } else if (!strcmp(what, "swapped") && argc == 3) {
+        test_swapped(argv[2]);
     } else if ((!strcmp(what, "fours") || !strcmp(what, "fours-killed")) && argc == 4) {
         fours(atoi(argv[2]), atoi(argv[3]), !strcmp(what, "fours-killed"));
     } else if (!strcmp(what, "fuzz") && argc == 4) {
         fuzz(atoi(argv[2]), atoi(argv[3]));
     } else {
-        fprintf(stderr, "usage: kvm-probe api | run | irq | life ROUNDS | file PATH | spin | fours[-killed] ROUNDS SEED | fuzz SEED ROUNDS | bench[-protected] IMAGE TREE GIC | mark before|after\n");
+        fprintf(stderr, "usage: kvm-probe api | run | irq | life ROUNDS | file PATH | moved | swapped RECLAIM | spin | fours[-killed] ROUNDS SEED | fuzz SEED ROUNDS | bench[-protected] IMAGE TREE GIC | mark before|after\n");
         return 2;
     }
     return verdict();

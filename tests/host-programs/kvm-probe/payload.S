@@ -99,6 +99,34 @@ payload:
     str     x0, [x9, #0x48]
     done
 
+/* x1: an address, x2: a number of pages: each is read. */
+    begin guest_looks
+1:  ldr     x3, [x1]
+    add     x1, x1, #4096
+    subs    x2, x2, #1
+    b.ne    1b
+    done
+
+/* x1: an address, x2: a number of pages. Each has x3 there, and gets one more, over and over, until the VMM says stop. */
+    begin guest_counts
+1:  mov     x4, x1
+    mov     x5, x2
+2:  ldr     x6, [x4]
+    cmp     x6, x3
+    b.ne    3f
+    add     x6, x6, #1
+    str     x6, [x4]
+    add     x4, x4, #4096
+    subs    x5, x5, #1
+    b.ne    2b
+    add     x3, x3, #1
+    str     x3, [x10, #8]
+    ldr     x6, [x10]
+    cbz     x6, 1b
+    done
+3:  str     x4, [x10, #16]
+    done
+
 /* The virtual counter, twice, and its frequency. */
     begin guest_clock
     mrs     x0, cntvct_el0

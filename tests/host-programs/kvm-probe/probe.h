@@ -70,8 +70,10 @@ int with_gic(struct vm *vm, int *fd);
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
 
 extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
-    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_anywhere[], guest_enables[];
+    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_counts[], guest_looks[], guest_anywhere[], guest_enables[];
 
+/* The sum of the numbers that `format` finds in the lines of a file. */
+long numbers(const char *path, const char *format);
 /* KiB of memory that can be had, the best of some looks; and whether `rounds` of work lost a page each since it was `before`. */
 long settled(void);
 void no_leak(int rounds, long before, const char *what);
@@ -90,6 +92,8 @@ void test_lifecycle(int rounds);
 /* A guest that computes for ever. */
 void spin(void);
 void test_file(const char *path);
+void test_moved(void);
+void test_swapped(const char *reclaim);
 void fours(int rounds, unsigned seed, bool killed);
 void fuzz(unsigned seed, unsigned rounds);
 int bench(const char *image, const char *tree, const char *gic, bool protected);

@@ -6,17 +6,20 @@
 int kvm = -1;
 size_t run_size;
 static int lines, wrong;
+/* What was not so first. */
+static char first_wrong[160];
 
 void said(bool so, const char *what, ...)
 {
     int error = errno;
+    char line[160];
     va_list more;
-    if (!so)
-        wrong++;
-    printf("%s %d - ", so ? "ok" : "not ok", ++lines);
     va_start(more, what);
-    vprintf(what, more);
+    vsnprintf(line, sizeof line, what, more);
     va_end(more);
+    printf("%s %d - %s", so ? "ok" : "not ok", ++lines, line);
+    if (!so && !wrong++)
+        strcpy(first_wrong, line);
     if (!so && error)
         printf(" (%s)", strerror(error));
     printf("\n");
@@ -25,7 +28,10 @@ void said(bool so, const char *what, ...)
 
 int verdict(void)
 {
-    printf("1..%d\nprobe: %d of %d are not so\n", lines, wrong, lines);
+    printf("1..%d\n", lines);
+    if (wrong)
+        printf("# the first that is not so: %s\n", first_wrong);
+    printf("probe: %d of %d are not so\n", wrong, lines);
     return wrong ? 1 : 0;
 }
 

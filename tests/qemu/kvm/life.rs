@@ -5,6 +5,7 @@ use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure, LIMIT},
     runner::Case,
 };
+use corevisor_evidence::factor;
 use corevisor_tool::kvm::GuestGic;
 
 pub fn cases() -> Vec<Case> {
@@ -16,9 +17,13 @@ pub fn cases() -> Vec<Case> {
     }
     for host in [driver(), Host::new(Driver, 3)] {
         cases.push(told(host, "a CPU of the host goes off and on while a guest runs", hotplug));
-        cases.push(told(host, &format!("{ROUNDS} starts and stops of four guests lose nothing"), starts));
+        cases.push(told(host, &format!("{} starts and stops of four guests lose nothing", rounds()), starts));
     }
-    cases.push(told(driver(), &format!("QEMU killed {KILLS} times at random moments leaves nothing behind"), killed));
+    cases.push(told(
+        driver(),
+        &format!("QEMU killed {} times at random moments leaves nothing behind", kills()),
+        killed,
+    ));
     cases.into_iter().map(|case| case.only_in_full_if(true)).collect()
 }
 
@@ -200,11 +205,19 @@ nothing_lost() { # KIB-ALLOWED
 }
 "#;
 
-/// How often four guests start and stop.
-const ROUNDS: u32 = 25;
+/// How much longer than usual (`COREVISOR_TEST_FACTOR`).
+fn times() -> u32 {
+    u32::try_from(factor()).expect("a factor of some thousands at most")
+}
+
+/// How often four guests start and stop: 25 times, 500 times with `COREVISOR_TEST_FACTOR=20`.
+fn rounds() -> u32 {
+    25 * times()
+}
 
 /// Guests that say hello: QEMU's and the driver's part is all that takes time.
 fn starts(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let rounds = rounds();
     let hello = std::fs::read(bed.project.guest("hello"))?;
     let gic = if host.gic == 2 { GuestGic::V2 } else { GuestGic::V3 };
     let script = format!(
@@ -222,21 +235,24 @@ fn starts(bed: &Bed, host: &Host) -> Result<(), Failure> {
         GUEST_KERNEL=/guest/hello
         four 0
         account
-        for round in $(seq {ROUNDS}); do four $round; done
+        for round in $(seq {rounds}); do four $round; done
         nothing_lost 4096
-        echo "{ROUNDS} times four guests started and stopped"
+        echo "{rounds} times four guests started and stopped"
         "#,
         gic.name()
     );
-    let run = host.run(bed, "")?.file("/guest/hello", hello).timeout(LIMIT * 3);
+    let run = host.run(bed, "")?.file("/guest/hello", hello).timeout(LIMIT * 3 * times());
     finish(run, &script)?.says(" times four guests started and stopped")
 }
 
 /// How often a QEMU is killed.
-const KILLS: u32 = 30;
+fn kills() -> u32 {
+    30 * times()
+}
 
 /// At moments from its very start to the middle of the guest's life.
 fn killed(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let kills = kills();
     let script = format!(
         r#"
         VCPUS=2 GIC=2 MEMORY=128M
@@ -257,13 +273,13 @@ fn killed(bed: &Bed, host: &Host) -> Result<(), Failure> {
         one_killed
         one_killed
         account
-        for round in $(seq {KILLS}); do one_killed; done
+        for round in $(seq {kills}); do one_killed; done
         nothing_lost 4096
         vm_of_script || fail "a guest afterwards: $?"
         rmmod corevisor_kvm || fail "the driver does not go"
         "#
     );
     // Longer than any is left to live.
-    let done = finish(host.run(bed, "sleep 20; exit 0")?.timeout(LIMIT * 3), &script)?;
+    let done = finish(host.run(bed, "sleep 20; exit 0")?.timeout(LIMIT * 3 * times()), &script)?;
     done.says("corevisor-guest: script ended with status 0")
 }

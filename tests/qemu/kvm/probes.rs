@@ -31,7 +31,11 @@ pub fn cases() -> Vec<Case> {
         );
     }
     for host in [driver(), driver().kernel("6.1"), driver().kernel("6.18"), Host::new(Own, 2)] {
+        let default = host.whose == Driver && host.kernel == "6.12";
         cases.push(told(host, "a guest's memory is a file's, on ext4", of_a_file).only_in_full_if(true));
+        cases.push(told(host, "a guest goes on while its memory is swapped", swapped).only_in_full_if(true));
+        cases
+            .push(told(host, "a guest goes on while the host moves its memory about", moved).only_in_full_if(!default));
     }
     let hosts = [
         driver(),
@@ -107,30 +111,52 @@ fn probed(run: Run, script: &str) -> Result<Finished, Failure> {
 }
 
 fn lives(bed: &Bed, host: &Host) -> Result<(), Failure> {
-    let done = probe(bed, host, "life 200")?;
+    let script = format!("driver_up\nmount -t debugfs debugfs /sys/kernel/debug\n{}", ask("life 200"));
+    let done = probed(with_probe(bed, host.run(bed, "")?)?, &script)?;
     done.says("200 times a VM that lives")?;
-    done.says("50 times a VMM that is killed")
+    done.says("50 times a VMM that is killed")?;
+    done.says("40 of 40 times a VM is off and begins anew while its memory is taken away")
+}
+
+/// With a disk of an ext4 file system, mounted at /data by the script's `data_up`.
+fn with_disk(bed: &Bed, host: &Host, script: &str) -> Result<(), Failure> {
+    let dir = tempfile::tempdir()?;
+    let disk = dir.path().join("disk.img");
+    std::fs::File::create(&disk)?.set_len(64 << 20)?;
+    let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk).status()?;
+    check(made.success(), "mke2fs makes no file system")?;
+    let run = with_probe(bed, host.run_on(bed, host.machine().drive(&disk), |host| host)?)?;
+    let up = r#"
+        data_up() { mkdir -p /data && mount -t ext4 "$(disk_called "")" /data || fail "the disk cannot be mounted"; }
+        kvm_up
+        data_up
+    "#;
+    probed(run, &format!("{up}{script}")).map(|_| ())
 }
 
 /// What the disk has afterwards is what the host's kernel thought that the file has.
 fn of_a_file(bed: &Bed, host: &Host) -> Result<(), Failure> {
-    let dir = tempfile::tempdir()?;
-    let disk = dir.path().join("disk.img");
-    std::fs::File::create(&disk)?.set_len(16 << 20)?;
-    let made = Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk).status()?;
-    check(made.success(), "mke2fs makes no file system")?;
-    let run = with_probe(bed, host.run_on(bed, host.machine().drive(&disk), |host| host)?)?;
     let script = r#"
-        kvm_up
-        mkdir /data
-        disk=$(disk_called "")
-        mount -t ext4 "$disk" /data || fail "the disk for the file cannot be mounted"
         timeout 250 kvm-probe file /data/memory || fail "the probe ends with status" $?
         before=$(sha256sum < /data/memory)
-        umount /data && mount -t ext4 "$disk" /data || fail "the disk cannot be mounted again"
+        umount /data && data_up
         is "the file on the disk" "$(sha256sum < /data/memory)" "$before"
     "#;
-    probed(run, script).map(|_| ())
+    with_disk(bed, host, script)
+}
+
+fn swapped(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let script = r#"
+        dd if=/dev/zero of=/data/swap bs=1M count=40 2>/dev/null && mkswap /data/swap > /dev/null && swapon /data/swap || fail "no swap"
+        mkdir -p /group && mount -t cgroup2 cgroup2 /group || fail "no control groups"
+        echo +memory > /group/cgroup.subtree_control && mkdir /group/probe || fail "no group"
+        (echo 0 > /group/probe/cgroup.procs && exec timeout 250 kvm-probe swapped /group/probe/memory.reclaim) || fail "the probe ends with status" $?
+    "#;
+    with_disk(bed, host, script)
+}
+
+fn moved(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    probe(bed, host, "moved").map(|_| ())
 }
 
 fn fuzzed(bed: &Bed, host: &Host) -> Result<(), Failure> {
