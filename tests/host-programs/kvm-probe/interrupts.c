@@ -248,8 +248,13 @@ static void *peals(void *vm)
     int exits;
     set_reg(vm, 0, X(1), 3000);
     start_at(vm, guest_peals);
-    /* The other's first interrupt may come before they are masked. */
-    return run_to_done(vm, &exits) && exits <= 2 ? vm : NULL;
+    /* The other rings already: an interrupt that is taken, or a store that is not rung with, is an exit. */
+    set_reg(vm, 0, CORE(regs.pstate), PSR_MODE_EL1h | PSR_D_BIT | PSR_A_BIT | PSR_I_BIT | PSR_F_BIT);
+    if (!run_to_done(vm, &exits))
+        return NULL;
+    if (exits != 0)
+        printf("# %d exits\n", exits);
+    return exits == 0 ? vm : NULL;
 }
 
 /* Two guests that ring each other, at the same time: each eventfd interrupts one and is rung by the other. */

@@ -321,9 +321,8 @@ guest_second:
 1:  wfi
     b       1b
 
-/* x1 such stores, one after the other, with interrupts masked. */
+/* x1 such stores, one after the other, for a vCPU that starts with interrupts masked. */
     begin guest_peals
-    msr     daifset, #2
     movz    w0, #7
 1:  str     w0, [x9, #0x60]
     subs    x1, x1, #1
