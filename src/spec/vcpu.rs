@@ -1,5 +1,5 @@
 //! Layers 27-32 for VMs: what an exit shows, what an entry takes back, what the core serves itself. K §3.5; the numbers are those of the Arm ARM
-//! (D24.2), of PSCI (DEN 0022) and SMCCC (DEN 0028), written down a second time.
+//! (D24.2), of PSCI (DEN 0022), SMCCC (DEN 0028) and TRNG (DEN 0098), written down a second time.
 //!
 //! Corrected where K says so: M1 (no class is a panic), M2 (a skipped register access moves the PC, nothing else), M4-M6 (what is taken back), A2 (the
 //! shadow's syndrome decides), A8 (register 31 is XZR), D9 (exceptions go where the CPU takes them).
@@ -32,6 +32,8 @@ pub struct Around {
     pub fp: bool,
     /// What the trapped ID register shows a VM.
     pub id: u64,
+    /// The random words that the machine gives next, if it has any.
+    pub random: Option<[u64; 4]>,
 }
 
 /// What follows.
@@ -181,6 +183,10 @@ fn call(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
         }
         0x8400_0002 => return (v, Next::Host(PSCI)),
         0x8400_0008 | 0x8400_0009 | 0xc400_0012 => return (v, Next::Host(SYSTEM_OFF)),
+        0x8400_0050..=0x8400_0053 | 0xc400_0053 => match around.random {
+            Some(words) => return (random(v, asked, words), Next::Resume),
+            None => NOT_SUPPORTED,
+        },
         0x8600_ff01 => {
             // 28b46fb6-2ec5-11e9-a9ca-4b564d003a74.
             v.x[..4].copy_from_slice(&[0xb66f_b428, 0xe911_c52e, 0x564b_caa9, 0x743a_004d]);
@@ -196,6 +202,34 @@ fn call(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
         _ => NOT_SUPPORTED,
     };
     (v, Next::Resume)
+}
+
+/// TRNG.
+fn random(mut v: Vcpu, asked: u64, words: [u64; 4]) -> Vcpu {
+    let call = v.x[0] & 0xffff_ffff;
+    let width = if call == 0xc400_0053 { 64 } else { 32 };
+    match call {
+        0x8400_0050 => v.x[0] = 0x1_0000,
+        0x8400_0051 => {
+            let is_there = (0x8400_0050..=0x8400_0053).contains(&asked) || asked == 0xc400_0053;
+            v.x[0] = if is_there { 0 } else { u64::MAX };
+        }
+        // 0f44fb40-9cb2-469e-82b1-409a0f7ba94b.
+        0x8400_0052 => v.x[..4].copy_from_slice(&[0x40fb_440f, 0x9e46_b29c, 0x9a40_b182, 0x4ba9_7b0f]),
+        _ if v.x[1] == 0 || v.x[1] > 3 * width => v.x[0] = u64::MAX - 1,
+        _ => {
+            let wanted = v.x[1];
+            v.x[..4].fill(0);
+            // Bit n of all that is wanted: 0 is the lowest of x3.
+            for n in 0..wanted {
+                // The highest bits of a word are as random as its others.
+                let (word, left) = ((n / width) as usize, (wanted - n / width * width).min(width));
+                let bit = words[word] >> (64 - left) >> (n % width) & 1;
+                v.x[3 - word] |= bit << (n % width);
+            }
+        }
+    }
+    v
 }
 
 /// K: `save_shadow_kvm_regs`.

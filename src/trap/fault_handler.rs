@@ -5,6 +5,7 @@
 //! | [`handle_host_stage2_fault`]             | maps what is the host's, passes on what is for a register behind the core; else an abort | Mmio; S2Page, then Npt |
 //! | [`inject_undefined`]                     | an undefined instruction into the host                       | none             |
 //! | [`core_handle_pvops`](pvops::core_handle_pvops) | a VM's call: served, or the host's                    | by call          |
+//! | [`core_handle_trng`](trng::core_handle_trng) | a VM's call for random numbers                         | none             |
 //! | [`core_handle_sys64`](sys64::core_handle_sys64) | a VM's trapped system register                        | Vm, for an SGI   |
 //! | [`handle_interrupt`](interrupts::handle_interrupt) | a physical interrupt while a VM ran                | Vm, for an SGI   |
 //!
@@ -29,6 +30,7 @@ pub mod id_registers;
 pub mod interrupts;
 pub mod pvops;
 pub mod sys64;
+pub mod trng;
 
 use super::Core;
 use crate::abstract_machine::Machine;

@@ -8,7 +8,7 @@ use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::{Trapped, run_as};
 use corevisor::abstract_machine::{ExitCode, Machine};
 use corevisor::interface::calls::VM_PROTECTED;
-use corevisor::interface::guest::psci;
+use corevisor::interface::guest::{psci, trng};
 use corevisor::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::spec::vcpu::Vcpu;
@@ -205,11 +205,17 @@ pub fn random_trap(rng: &mut Rng, c: &mut Context) {
             0xc600_0003,
             0xc600_0004,
             0xc600_0005,
+            trng::VERSION,
+            trng::FEATURES,
+            trng::GET_UUID,
+            trng::RND32,
+            trng::RND64,
             rng.next(),
         ];
         c.x[0] = rng.pick(&calls);
         let asked = rng.pick(&calls);
-        c.x[1] = rng.pick(&[asked, RELEASED, RELEASED + 8]);
+        let bits = rng.below(200);
+        c.x[1] = rng.pick(&[asked, RELEASED, RELEASED + 8, bits]);
     }
 }
 

@@ -13,7 +13,7 @@ use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::run_as;
 use corevisor::abstract_machine::{ExitCode, Machine, VgicWord};
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
-use corevisor::interface::guest::psci;
+use corevisor::interface::guest::{NOT_SUPPORTED, psci, trng};
 use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason, Register};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::vm::host_calls::vm_call;
@@ -258,6 +258,50 @@ fn the_host_learns_how_many_interrupts_ended_that_no_list_register_has() {
     });
     assert_eq!(bench.run(), Ok(ExitReason::Irq));
     assert_eq!(bench.mailbox()[word_of("vgic_hcr")], 2 << 27);
+}
+
+#[test]
+fn a_vms_random_numbers_are_new_each_time_the_cores_and_as_many_as_it_wants() {
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        let bench = Bench::started(kind);
+        let ask = |function: u64, bits: u64| {
+            let (reason, ran) = bench.trap(0x16 << 26, move |context| {
+                context.x[..5].copy_from_slice(&[function, bits, 7, 7, 7]);
+            });
+            assert_eq!(reason, ExitReason::Irq, "no host was asked");
+            let mailbox = bench.mailbox();
+            assert!(
+                ran[0].x[1..4].iter().all(|word| *word < 1 << 20 || !mailbox.contains(word)),
+                "the host reads them"
+            );
+            <[u64; 5]>::try_from(&ran[0].x[..5]).unwrap()
+        };
+        assert_eq!(ask(trng::VERSION, 0)[0], 1 << 16);
+        let mut seen = std::collections::BTreeSet::new();
+        for bits in [1, 31, 32, 33, 64, 65, 96, 97, 127, 128, 129, 191, 192] {
+            for (function, width) in [(trng::RND32, 32_u32), (trng::RND64, 64)] {
+                let x = ask(function, bits);
+                if bits > 3 * u64::from(width) {
+                    assert_eq!(x, [-2_i64 as u64, bits, 7, 7, 7]);
+                    continue;
+                }
+                assert_eq!((x[0], x[4]), (0, 7));
+                // The number, its highest bits in x1.
+                let all = [x[3], x[2], x[1]];
+                for (n, word) in (0..).zip(all) {
+                    let left = bits.saturating_sub(n * u64::from(width)).min(u64::from(width)) as u32;
+                    assert_eq!(word.checked_shr(left).unwrap_or(0), 0, "{bits} bits of {function:#x}: {x:x?}");
+                    assert!(left < 20 || seen.insert(word), "{word:#x} was there before");
+                }
+            }
+        }
+        assert_eq!((ask(trng::RND64, 0)[0], ask(trng::RND64, 193)[0]), (-2_i64 as u64, -2_i64 as u64));
+        // Where nothing is random there is no such service.
+        bench.host.world.sim().set_predictable(true);
+        for function in [trng::VERSION, trng::FEATURES, trng::GET_UUID, trng::RND32, trng::RND64] {
+            assert_eq!(ask(function, 64), [NOT_SUPPORTED, 64, 7, 7, 7]);
+        }
+    }
 }
 
 #[test]

@@ -28,6 +28,8 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
             let gicv3 = rng.below(2) == 0;
             let version = if gicv3 { 3 } else { 2 };
             sim.set_vgic(VgicInfo { version, list_registers: 4, gicv: None });
+            sim.set_predictable(rng.below(4) == 0);
+            let random = sim.next_entropy();
             let mut before = Context::EMPTY;
             random_trap(rng, &mut before);
             let (uses_fp, kept, streaming) = (rng.below(3) != 0, rng.next(), rng.below(4) == 0);
@@ -58,6 +60,7 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
                 gicv3,
                 fp: changes_fp || streaming,
                 id: id_registers::visible(id_register, sim.id_register(id_register, |raw| raw), gicv3),
+                random,
             };
             let (after, next) = spec::trap(vcpu, around);
             let said = format!("round {round}: esr {syndrome:#x} ipa {:#x} x0 {:#x}", vcpu.regs.hpfar, vcpu.x[0]);

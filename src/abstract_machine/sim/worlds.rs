@@ -4,6 +4,7 @@
 //! down ([`Sim::switches`]), so that a test can compare the order with K §3.7.
 #![forbid(unsafe_code)]
 
+mod random;
 #[cfg(test)]
 mod tests;
 
@@ -83,7 +84,7 @@ pub(super) struct WorldState {
     waiting: BTreeSet<usize>,
     /// No walk of a VM's stage-1 tables comes to an end.
     untranslatable: bool,
-    entropy: u64,
+    source: random::Source,
     now: u64,
 }
 
@@ -480,9 +481,6 @@ impl Worlds for Sim {
     }
 
     fn entropy(&self) -> Option<[u64; 4]> {
-        let mut worlds = self.worlds();
-        worlds.entropy += 1;
-        let n = worlds.entropy;
-        Some([1, 2, 3, 4].map(|word: u64| (n << 8 | word).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
+        self.worlds().source.draw()
     }
 }

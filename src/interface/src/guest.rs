@@ -1,6 +1,6 @@
 //! A VM's calls, by `HVC #0` (PSCI and SMCCC also by SMC): which the core answers at once, and which go to the host.
 //!
-//! Source: SMCCC, Arm DEN 0028; PSCI, Arm DEN 0022; KVM's calls, Linux's `include/linux/arm-smccc.h`; HypSec's, K §4.2.
+//! Source: SMCCC, Arm DEN 0028; PSCI, Arm DEN 0022; KVM's calls, Linux's `include/linux/arm-smccc.h`; random numbers, Arm DEN 0098; HypSec's, K §4.2.
 
 /// HypSec: share `size` bytes from `gpa` on with the host. x1 = gpa, x2 = size. K §4.2.
 pub const HYPSEC_SET_DESC_PFN: u64 = 0x81000;
@@ -61,4 +61,30 @@ pub mod psci {
     pub const FEATURES: u64 = 0x8400_000a;
     /// SYSTEM_RESET2, 64 bit.
     pub const SYSTEM_RESET2: u64 = 0xc400_0012;
+}
+
+/// The TRNG firmware interface (Arm DEN 0098): random numbers of the core's.
+pub mod trng {
+    /// TRNG_VERSION.
+    pub const VERSION: u64 = 0x8400_0050;
+    /// TRNG_FEATURES: w1 = the call that is asked for.
+    pub const FEATURES: u64 = 0x8400_0051;
+    /// TRNG_GET_UUID.
+    pub const GET_UUID: u64 = 0x8400_0052;
+    /// TRNG_RND, 32 bit: w1 = bits wanted, 1 to 96; they are in w1 (the highest), w2, w3.
+    pub const RND32: u64 = 0x8400_0053;
+    /// TRNG_RND, 64 bit: x1 = bits wanted, 1 to 192.
+    pub const RND64: u64 = 0xc400_0053;
+
+    /// What VERSION answers: 1.0.
+    pub const VERSION_1_0: u64 = 1 << 16;
+    /// The core's source, 0f44fb40-9cb2-469e-82b1-409a0f7ba94b: w0 to w3, as SMCCC has UUIDs (DEN 0028 §6.2).
+    pub const UUID: [u64; 4] = [0x40fb_440f, 0x9e46_b29c, 0x9a40_b182, 0x4ba9_7b0f];
+    /// Another number of bits. Not the -3 of other calls.
+    pub const INVALID_PARAMETERS: u64 = -2_i64 as u64;
+
+    /// Whether it is one of these calls.
+    pub const fn is_call(function: u64) -> bool {
+        matches!(function, VERSION..=RND32 | RND64)
+    }
 }

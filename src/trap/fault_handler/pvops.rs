@@ -11,6 +11,7 @@
 //! | CPU_OFF                                                     | exit Psci; the vCPU does not run again until CPU_ON             |
 //! | CPU_SUSPEND                                                 | exit Wfx, with x0 = 0                                           |
 //! | SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2                     | exit SystemOff; the VM never runs again                         |
+//! | random numbers (TRNG)                                       | served ([`super::trng`])                                        |
 //! | UID and features of KVM's guest services                    | served                                                          |
 //! | share and unshare, HypSec's and KVM's; MMIO guard           | served in a protected VM; NOT_SUPPORTED in an ordinary one, as KVM does |
 //! | anything else                                               | NOT_SUPPORTED                                                   |
@@ -23,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::Core;
+use super::trng::core_handle_trng;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, VcpuId, VmId};
 use crate::abstract_machine::regs::Syndrome;
@@ -30,7 +32,7 @@ use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::guest::{
     HYPSEC_SET_DESC_PFN, HYPSEC_UNSET_DESC_PFN, INVALID_PARAMETER, KVM_FEATURES, KVM_HYP_MEMINFO, KVM_MEM_SHARE,
     KVM_MEM_UNSHARE, KVM_MMIO_GUARD_ENROLL, KVM_MMIO_GUARD_INFO, KVM_MMIO_GUARD_MAP, KVM_MMIO_GUARD_UNMAP, KVM_UID,
-    NOT_SUPPORTED, SMCCC_ARCH_FEATURES, SMCCC_VERSION, SUCCESS, VENDOR_CALL_UID, psci,
+    NOT_SUPPORTED, SMCCC_ARCH_FEATURES, SMCCC_VERSION, SUCCESS, VENDOR_CALL_UID, psci, trng,
 };
 use crate::interface::mailbox::ExitReason;
 use crate::memory::mem_manager::Denied;
@@ -83,6 +85,7 @@ pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId,
             let _ = set_vm_poweroff(core.vms(), vmid);
             return Action::ToHost(ExitReason::SystemOff);
         }
+        _ if trng::is_call(function) => core_handle_trng(core, function, ctxt),
         VENDOR_CALL_UID => {
             (0..).zip(KVM_UID).for_each(|(n, word)| ctxt.set(ShadowReg::X(n), word));
             return Action::Resume;

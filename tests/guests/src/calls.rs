@@ -22,18 +22,31 @@ pub fn smc(function: u64, arguments: [u64; 3]) -> u64 {
     call(true, function, arguments)
 }
 
-fn call(smc: bool, function: u64, [a, b, c]: [u64; 3]) -> u64 {
-    let result;
+fn call(smc: bool, function: u64, arguments: [u64; 3]) -> u64 {
+    answer(smc, function, arguments)[0]
+}
+
+fn answer(smc: bool, function: u64, [a, b, c]: [u64; 3]) -> [u64; 4] {
+    let mut x = [function, a, b, c];
+    let [x0, x1, x2, x3] = &mut x;
     // SAFETY: no call takes an address of memory that Rust uses but to give it another owner, which its caller knows. SMCCC changes x0 to x17
     // at most.
     unsafe {
         if smc {
-            asm!("smc #0", inout("x0") function => result, inout("x1") a => _, inout("x2") b => _, inout("x3") c => _, clobber_abi("C"));
+            asm!("smc #0", inout("x0") * x0, inout("x1") * x1, inout("x2") * x2, inout("x3") * x3, clobber_abi("C"));
         } else {
-            asm!("hvc #0", inout("x0") function => result, inout("x1") a => _, inout("x2") b => _, inout("x3") c => _, clobber_abi("C"));
+            asm!("hvc #0", inout("x0") * x0, inout("x1") * x1, inout("x2") * x2, inout("x3") * x3, clobber_abi("C"));
         }
     }
-    result
+    x
+}
+
+/// `bits` random ones, the lowest in the last word (TRNG_RND); the error if there are none.
+pub fn random(bits: u64) -> Result<[u64; 3], u64> {
+    match answer(false, 0xc400_0053, [bits, 0, 0]) {
+        [SUCCESS, high, middle, low] => Ok([high, middle, low]),
+        [error, ..] => Err(error),
+    }
 }
 
 /// Ends the VM.

@@ -132,6 +132,18 @@ pub const FAULTS: &[Fault] = &[
         "            return",
     ),
     fault(
+        "trng: more bits come than were asked for",
+        "src/trap/fault_handler/trng.rs",
+        "word >> (u64::from(u64::BITS) - bits)",
+        "word >> (u64::from(u64::BITS) - width)",
+    ),
+    fault(
+        "trng: what is not random is given for random",
+        "src/trap/fault_handler/trng.rs",
+        "core.machine().entropy() else { return NOT_SUPPORTED }",
+        "core.machine().entropy().or(Some([0; 4])) else { return NOT_SUPPORTED }",
+    ),
+    fault(
         "sys64: a VM's process does what its kernel may",
         "src/trap/fault_handler/sys64.rs",
         "outcome != Outcome::Host && is_el0(",

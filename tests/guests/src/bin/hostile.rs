@@ -100,6 +100,16 @@ mod bare {
         }
         check(n, "PSCI function that is not there", Value(NOT_SUPPORTED), || hvc(0x8400_001f, none));
 
+        // Random numbers.
+        let error = |bits: u64| calls::random(bits).err().unwrap_or(0);
+        check(n, "no random bit", Value(calls::INVALID_PARAMETERS), || error(0));
+        check(n, "more random bits than registers have", Value(calls::INVALID_PARAMETERS), || error(193));
+        check(n, "random numbers that are all alike", Value(0), || match (calls::random(192), calls::random(192)) {
+            (Ok(one), Ok(other)) => (0..3).filter(|n| one[*n] == other[*n]).count() as u64,
+            _ => u64::MAX,
+        });
+        check(n, "more bits than were asked for", Value(0), || calls::random(5).map_or(1, |x| x[0] | x[1] | x[2] >> 5));
+
         // Registers above it, and beside it.
         check(n, "HCR_EL2", Undefined, does!("mrs x9, hcr_el2"));
         check(n, "VTTBR_EL2", Undefined, does!("msr vttbr_el2, xzr"));
