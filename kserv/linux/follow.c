@@ -7,16 +7,27 @@
 /* What of the VMM's memory is taken back at a time. */
 #define PART (CV_BLOCK_PAGES << PAGE_SHIFT)
 
+/* How many pages of `slot` something of [start, end) is in, from *n on; 0: none. */
+static u64 pages_in(const struct cv_slot *slot, unsigned long start, unsigned long end, u64 *n)
+{
+	unsigned long from = max(start, slot->hva), to = min(end, slot->hva + (slot->npages << PAGE_SHIFT));
+
+	if (from >= to)
+		return 0;
+	*n = (from - slot->hva) >> PAGE_SHIFT;
+	return PFN_UP(to - slot->hva) - *n;
+}
+
 /* The first address of [start, end) that is in a slot; `end`: none. mmu_lock is held. */
 static unsigned long first_in_slots(struct cv_vm *vm, unsigned long start, unsigned long end)
 {
+	unsigned long first = end;
 	struct cv_slot *slot;
-	unsigned long first = end, from;
+	u64 n;
 
 	list_for_each_entry(slot, &vm->slots, link) {
-		from = max(start, slot->hva);
-		if (from < slot->hva + (slot->npages << PAGE_SHIFT))
-			first = min(first, from);
+		if (pages_in(slot, start, end, &n))
+			first = min(first, max(start, slot->hva));
 	}
 	return first;
 }
@@ -25,13 +36,12 @@ static unsigned long first_in_slots(struct cv_vm *vm, unsigned long start, unsig
 static void take_range_back(struct cv_vm *vm, unsigned long start, unsigned long end)
 {
 	struct cv_slot *slot;
-	unsigned long from, to;
+	u64 n, count;
 
 	list_for_each_entry(slot, &vm->slots, link) {
-		from = max(start, slot->hva);
-		to = min(end, slot->hva + (slot->npages << PAGE_SHIFT));
-		if (from < to)
-			cv_take_back(vm, slot, (from - slot->hva) >> PAGE_SHIFT, (to - from + PAGE_SIZE - 1) >> PAGE_SHIFT);
+		count = pages_in(slot, start, end, &n);
+		if (count)
+			cv_take_back(vm, slot, n, count);
 	}
 }
 
@@ -98,48 +108,43 @@ static bool is_any_lent(struct cv_slot *slot, u64 n, u64 end)
 static bool is_range_lent(struct cv_vm *vm, unsigned long start, unsigned long end)
 {
 	struct cv_slot *slot;
-	unsigned long from, to;
+	u64 n, count;
 
 	list_for_each_entry(slot, &vm->slots, link) {
-		from = max(start, slot->hva);
-		to = min(end, slot->hva + (slot->npages << PAGE_SHIFT));
-		if (from < to && is_any_lent(slot, (from - slot->hva) >> PAGE_SHIFT, PFN_UP(to - slot->hva)))
+		count = pages_in(slot, start, end, &n);
+		if (count && is_any_lent(slot, n, n + count))
 			return true;
 	}
 	return false;
 }
 
 /*
- * Whether the VM used [start, end) since the last time. The core tells nobody when a VM touches what it has, so what is lent counts as used, and comes back: if the VM goes on using
- * it, or a page near it, it is lent again by then. The mapping stays, so this is no invalidation.
+ * Whether the VM used [start, end) since the last time. The core tells nobody when a VM touches what it has, so what is lent counts as used, and, unless somebody `looks` only, comes back: if the
+ * VM goes on using it, or a page near it, it is lent again by the next time. The mapping stays, so this is no invalidation.
  */
-static int clear_young(struct mmu_notifier *notifier, struct mm_struct *mm, unsigned long start, unsigned long end)
+static bool is_young(struct mmu_notifier *notifier, unsigned long start, unsigned long end, bool looks)
 {
 	struct cv_vm *vm = container_of(notifier, struct cv_vm, notifier);
 	bool young;
 
 	if (vm->protected)
-		return 0;
+		return false;
 	spin_lock(&vm->mmu_lock);
 	young = is_range_lent(vm, start, end);
-	if (young)
+	if (young && !looks)
 		take_range_back(vm, start, end);
 	spin_unlock(&vm->mmu_lock);
 	return young;
 }
 
-/* The same for one who only looks. */
+static int clear_young(struct mmu_notifier *notifier, struct mm_struct *mm, unsigned long start, unsigned long end)
+{
+	return is_young(notifier, start, end, false);
+}
+
 static int test_young(struct mmu_notifier *notifier, struct mm_struct *mm, unsigned long address)
 {
-	struct cv_vm *vm = container_of(notifier, struct cv_vm, notifier);
-	bool young;
-
-	if (vm->protected)
-		return 0;
-	spin_lock(&vm->mmu_lock);
-	young = is_range_lent(vm, address, address + PAGE_SIZE);
-	spin_unlock(&vm->mmu_lock);
-	return young;
+	return is_young(notifier, address, address + PAGE_SIZE, true);
 }
 
 /* The VMM ended, or the VM does. A process that the VMM has forked may have the VM's files for long. */

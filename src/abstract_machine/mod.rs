@@ -69,7 +69,7 @@ pub trait ForeignPage {
 
 /// A CPU that digests pages.
 pub trait PageDigester {
-    /// Whether it has instructions for that, with which a byte takes two of them at most; else it takes about forty.
+    /// Whether it has instructions for that, with which a byte takes two of them at most; else it takes about sixty.
     fn is_fast(&self) -> bool;
 
     /// Adds the page `pfn` to `digest`: a page of somebody else, who does not write it meanwhile. FIPS 180-4, 6.2.2.

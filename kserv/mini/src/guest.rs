@@ -51,6 +51,8 @@ pub enum Failure {
     Call(&'static str, CallError),
     /// This host has not so much memory in one piece: bytes.
     Memory(u64),
+    /// A register of this host is not what it was: which.
+    Register(String),
     /// Something else.
     Text(String),
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Call(call, error) => write!(f, "the core refuses {call}: {error:?}"),
             Self::Memory(bytes) => write!(f, "no {bytes} bytes of memory in one piece are free"),
+            Self::Register(register) => write!(f, "this host's registers: {register}"),
             Self::Text(text) => write!(f, "{text}"),
         }
     }
@@ -249,12 +252,7 @@ impl Guest {
         if !registers::are_filled() {
             return Ok(calls::verify_vm(self.id, manifest));
         }
-        calls::verify_vm_filled(self.id, manifest).map_err(Self::lost)
-    }
-
-    /// A register of this host is not what it was.
-    fn lost(register: String) -> Failure {
-        Failure::Text(alloc::format!("this host's registers: {register}"))
+        calls::verify_vm_filled(self.id, manifest).map_err(Failure::Register)
     }
 
     fn give_image(&self, inner: &mut Inner, image: &Image<'_>, offset: u64) -> Result<(), Failure> {
@@ -385,7 +383,7 @@ impl Guest {
         if !registers::are_filled() {
             return Ok(calls::vcpu_run(self.id, vcpu));
         }
-        calls::vcpu_run_filled(self.id, vcpu).map_err(Self::lost)
+        calls::vcpu_run_filled(self.id, vcpu).map_err(Failure::Register)
     }
 
     /// The pages through which its vCPUs run. Waits for each that runs; not with [`Self::inner`] held.

@@ -50,7 +50,7 @@ pub fn canaries(context: &Context<'_>) -> Result<String, Failure> {
             driven.prepare(vcpu);
             interrupt_in(1 + runs % 64 * 97);
             let x = registers::run(HostCall::VcpuRun.function(), driven.guest.id, vcpu as u64)
-                .map_err(|lost| Failure::Text(alloc::format!("this host's registers: {lost}")))?;
+                .map_err(Failure::Register)?;
             scheduler::run_for(0);
             let exit = calls::exit_of(x[0]).map_err(|error| Failure::Call("VcpuRun", error))?;
             runs += 1;
