@@ -138,18 +138,30 @@ fn says_secret() -> Result<bool, Failure> {
 }
 
 /// Other CPUs write anything into every word of the mailboxes, all the time that the VM runs: the VM finds all as it left it.
+///
+/// They write a few words in most turns of the VM's, and as many as they can in every fourth: most entries would be refused, were it so in all.
 pub fn mailbox(context: &Context<'_>) -> Result<String, Failure> {
     let driven = Arc::new(Driven::new(context)?);
-    let [refused, written] = [const { AtomicU64::new(0) }; 2].map(Arc::new);
-    let shared = (driven.clone(), refused.clone(), written.clone());
+    let [refused, written, turn] = [const { AtomicU64::new(0) }; 3].map(Arc::new);
+    let shared = (driven.clone(), refused.clone(), written.clone(), turn);
     let seed = context.wishes.number("seed").unwrap_or(1);
     play(move |stage, cpu| {
-        let (driven, refused, written) = &shared;
+        let (driven, refused, written, turn) = &shared;
         if cpu != 0 {
             let mut random = Random::new(seed << 8 | cpu as u64);
             while !stage.is_over() {
-                scribble(driven, &mut random);
-                written.fetch_add(1, SeqCst);
+                let now = turn.load(SeqCst);
+                let is_turn = || turn.load(SeqCst) == now && !stage.is_over();
+                let mut left = random.pick(&[1, 4, 16, u64::MAX]);
+                // At any time of the turn.
+                (0..random.below(1000)).for_each(|_| core::hint::spin_loop());
+                while is_turn() {
+                    if left != 0 {
+                        scribble(driven, &mut random);
+                        written.fetch_add(1, SeqCst);
+                        left -= 1;
+                    }
+                }
             }
             return Ok(());
         }
@@ -157,6 +169,7 @@ pub fn mailbox(context: &Context<'_>) -> Result<String, Failure> {
         while !over && !stage.is_over() {
             for vcpu in (0..driven.mailboxes.len()).filter(|vcpu| driven.is_on(*vcpu)) {
                 driven.prepare(vcpu);
+                turn.fetch_add(1, SeqCst);
                 match run(driven.guest.id, vcpu as u64) {
                     Ok(exit) => over |= driven.serve(vcpu, exit)?,
                     // What was written is nothing that may be; or the vCPU is off, whatever the mailbox said.
