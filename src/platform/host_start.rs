@@ -155,6 +155,7 @@ pub fn hand_over_tree(
         initrd: kernel.initrd,
         bootargs: kernel.bootargs.map(|range| tree.text(range)),
         smmus_taken,
+        seed: cpu::entropy::draw_bytes(),
         version: env!("CARGO_PKG_VERSION"),
     };
     if kernel.initrd.or(description.chosen.initrd).is_none() {

@@ -320,9 +320,6 @@ impl Machine {
         if self.smmu {
             machine.push_str(",iommu=smmuv3");
         }
-        if self.icount {
-            machine.push_str(",dtb-randomness=off");
-        }
         for option in &self.machine_options {
             machine.push(',');
             machine.push_str(option);
@@ -435,7 +432,7 @@ mod tests {
     #[test]
     fn counted_runs_have_no_chance_in_them() {
         let line = line(&Machine::virt().icount(true), true);
-        for part in ["-icount shift=0,sleep=off", "-rtc clock=vm", "dtb-randomness=off", "-seed 1"] {
+        for part in ["-icount shift=0,sleep=off", "-rtc clock=vm", "-seed 1"] {
             assert!(line.contains(part), "{part}");
         }
     }

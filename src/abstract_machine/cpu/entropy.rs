@@ -1,5 +1,5 @@
 //! Random words for keys and nonces: the CPU's generator (FEAT_RNG) where there is one, and the boot loader's seed
-//! (`/chosen/rng-seed`, which the host then neither gets nor finds: boot overwrites the blob). Without a generator all follows from the seed: a loader that gives the
+//! (`/chosen/rng-seed`, which the host then neither gets nor finds: boot overwrites the blob; it gets one that is drawn here). Without a generator all follows from the seed: a loader that gives the
 //! same at each start makes the core give the same keys.
 //!
 //! The key of a ChaCha block function; each draw turns one block into a new key and the words that are given out, so neither earlier nor later
@@ -64,6 +64,14 @@ pub fn draw() -> Option<[u64; 4]> {
         *word = u64::from(out[2 * n]) | u64::from(out[2 * n + 1]) << 32;
     }
     Some(words)
+}
+
+/// The same as 32 bytes.
+pub fn draw_bytes() -> Option<[u8; 32]> {
+    let words = draw()?;
+    let mut bytes = [0; 32];
+    bytes.as_chunks_mut().0.iter_mut().zip(words).for_each(|(eight, word)| *eight = word.to_le_bytes());
+    Some(bytes)
 }
 
 /// The block with counter and nonce zero.

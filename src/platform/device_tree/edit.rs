@@ -10,7 +10,7 @@
 //! | PSCI                    | created or replaced: 1.0 by SMC, which the core traps                             |
 //! | interrupt controller    | `reg` without GICC (v3), GICH, GICV; no maintenance interrupt                     |
 //! | `arm,armv8-timer`       | only the two EL1 physical timer interrupts: Linux then keeps its clock on CNTP    |
-//! | `/chosen`               | initrd and bootargs if given; boot modules and `rng-seed` go                      |
+//! | `/chosen`               | initrd, bootargs and `rng-seed` if given; boot modules and the loader's seed go   |
 //! | debug and trace of CPUs | goes: all that CoreSight names                                                    |
 //! | `/hypervisor`           | created or replaced: `compatible = "corevisor"`                                   |
 //!
@@ -49,13 +49,15 @@ pub struct HostEdits<'e> {
     /// Whether the core drives the SMMUs, see [`take_smmus`](MachineDescription::take_smmus): the host's tree then has none, and no
     /// device beside them.
     pub smmus_taken: bool,
+    /// Random bytes for the host to begin with, in place of the boot loader's, which are the core's.
+    pub seed: Option<[u8; 32]>,
     /// Version of the core, for `/hypervisor`. Without NUL.
     pub version: &'e str,
 }
 
 /// Names of the properties that are added: appended to the strings block.
 const NAMES: &[u8] = b"compatible\0method\0enable-method\0bootargs\0linux,initrd-start\0linux,initrd-end\0version\0\
-    corevisor,devices-confined\0";
+    corevisor,devices-confined\0rng-seed\0";
 
 /// What a node says of the SMMU that it or its bus stands behind.
 const BEHIND_SMMU: &[&str] = &["iommus", "iommu-map", "iommu-map-mask"];
@@ -295,6 +297,9 @@ impl<'x> Editor<'x, '_> {
                 if let Some(initrd) = self.edits.initrd {
                     self.add(b"linux,initrd-start\0", &[&initrd.base().raw().to_be_bytes()])?;
                     self.add(b"linux,initrd-end\0", &[&initrd.end().raw().to_be_bytes()])?;
+                }
+                if let Some(seed) = &self.edits.seed {
+                    self.add(b"rng-seed\0", &[seed])?;
                 }
                 Ok(())
             }

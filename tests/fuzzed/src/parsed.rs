@@ -41,7 +41,14 @@ pub fn trees(bytes: &[u8]) {
             assert!(apart(&left.ram, &left.windows) && apart(&left.ram, &left.withheld));
         }
         for smmus_taken in [false, true] {
-            let edits = HostEdits { core_memory: &core, initrd, bootargs: Some("x"), smmus_taken, version: "0" };
+            let edits = HostEdits {
+                core_memory: &core,
+                initrd,
+                bootargs: Some("x"),
+                smmus_taken,
+                seed: Some([1; 32]),
+                version: "0",
+            };
             let mut out = vec![0; host_tree_size(tree, &edits)];
             let Ok(host) = host_device_tree(tree, machine, &edits, &mut out) else { return };
             let after = described(host, |_, after| {

@@ -13,7 +13,7 @@ use crate::guest::Failure;
 /// `rng-seed`, as a word; not as it is, or this program would find itself.
 const NAME: u64 = !u64::from_le_bytes(*b"rng-seed");
 
-/// Looks at every byte of RAM, but for this program and what it was given to read: its own tree, which still has the name, but no such property.
+/// Looks at every byte of RAM, but for this program and what it was given to read: its own tree, in which the name is that of a seed of its own.
 pub fn seed(context: &Context<'_>) -> Result<String, Failure> {
     let name = !black_box(NAME);
     let (mut words, mut own) = (0_u64, 0);

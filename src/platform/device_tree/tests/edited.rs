@@ -27,6 +27,7 @@ fn the_hosts_tree_of_every_machine_reads_back_confined() {
             initrd: Some(range(0x5000_0000, 0x5000_1234)),
             bootargs: Some("quiet corevisor.x=1"),
             smmus_taken: false,
+            seed: Some([0x5e; 32]),
             version: "1.2.3",
         };
         let host = edited(blob, &edits).unwrap();
@@ -93,6 +94,19 @@ fn without_edits_arguments_and_initrd_stay_and_modules_and_the_seed_of_the_core_
         assert!(machine.chosen.modules.is_empty());
     })
     .unwrap();
+}
+
+#[test]
+fn the_host_gets_a_seed_of_its_own_where_there_was_one_and_where_there_was_none() {
+    let given = [0x5e; 32];
+    for (name, blob) in machines() {
+        let host = edited(blob, &HostEdits { seed: Some(given), ..NO_EDITS }).unwrap();
+        with_tree(&host, |tree, machine| {
+            assert_eq!(property(tree, "/chosen", "rng-seed"), Some(&given[..]), "{name}");
+            assert_eq!(machine.chosen.rng_seed, Some(given), "{name}");
+        })
+        .unwrap();
+    }
 }
 
 #[test]

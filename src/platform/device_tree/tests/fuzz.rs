@@ -54,7 +54,14 @@ fn run(blob: &[u8]) -> Result<(), DeviceTreeError> {
         assert!(gone().all(|range| taken.windows.iter().all(|window| !window.overlaps(range))));
         for smmus_taken in [false, true] {
             let initrd = Some(range(0x1000, 0x2000));
-            let edits = HostEdits { core_memory: &core, initrd, bootargs: Some("x"), smmus_taken, version: "0" };
+            let edits = HostEdits {
+                core_memory: &core,
+                initrd,
+                bootargs: Some("x"),
+                smmus_taken,
+                seed: Some([1; 32]),
+                version: "0",
+            };
             let mut out = vec![0; host_tree_size(tree, &edits)];
             let host = host_device_tree(tree, machine, &edits, &mut out)?;
             match described(host) {
