@@ -97,18 +97,35 @@ static int find_one(struct cv_slot *slot, u64 n, bool write, struct cv_found *fo
 	return done > 0 ? 0 : done ?: -EFAULT;
 }
 
+/*
+ * Finds up to `count` pages from page `from` on: how many. What is to be written and not there is faulted in first: get_user_pages_fast() would do so too, but look
+ * each page up three times.
+ */
+static long find_run(struct cv_slot *slot, u64 from, unsigned long count, struct page **pages)
+{
+	unsigned int flags = is_writable(slot) ? FOLL_WRITE : 0;
+	unsigned long at = address_of(slot, from);
+	long done = get_user_pages_fast_only(at, count, flags, pages);
+
+	done = max(done, 0L);
+	if (done == count)
+		return done;
+	at += done << PAGE_SHIFT;
+	if (flags)
+		fault_in_safe_writeable((char __user *)at, (count - done) << PAGE_SHIFT);
+	return done + max(get_user_pages_fast(at, count - done, flags, pages + done), 0);
+}
+
 /* Finds page `n` and some around it. */
 static int find_some(struct cv_slot *slot, u64 n, struct cv_found *found)
 {
 	u64 gfn = slot->gpa >> PAGE_SHIFT, from, end;
-	long done;
 
 	from = max((gfn + n) & ~(CV_FAULT_AROUND - 1), gfn) - gfn;
 	end = min(((gfn + n) | (CV_FAULT_AROUND - 1)) + 1 - gfn, slot->npages);
-	done = get_user_pages_fast(address_of(slot, from), end - from, is_writable(slot) ? FOLL_WRITE : 0, found->pages);
 	found->first = from;
-	found->count = max(done, 0L);
-	if (done > 0 && from + done > n)
+	found->count = find_run(slot, from, end - from, found->pages);
+	if (from + found->count > n)
 		return 0;
 	/* Something around it is no memory: only itself. */
 	let_go(found);
