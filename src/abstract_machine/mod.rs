@@ -103,7 +103,7 @@ pub trait Machine: Worlds {
     fn pt_store(&self, entry: Pa, value: u64);
 
     /// How many of the `most` entries from `entry` on, all in one table, are as `fits` says, up to the first that is not: as so many [`pt_load`](Self::pt_load)s.
-    fn pt_load_run(&self, entry: Pa, most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    fn pt_load_run(&self, entry: Pa, most: u64, mut fits: impl FnMut(u64) -> bool) -> u64 {
         let at = |n| Pa::new(entry.raw() + n * ENTRY_SIZE);
         (0..most).find(|n| !fits(self.pt_load(at(*n)))).unwrap_or(most)
     }

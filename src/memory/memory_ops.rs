@@ -20,7 +20,7 @@
 
 use super::Memory;
 use super::mem_manager::ordinary;
-use super::mem_manager::ordinary::{lend_block_to_vm, take_back_leaf};
+use super::mem_manager::ordinary::{lend_block_to_vm, take_back_leaves};
 use super::mem_manager::protected::{assign_block_to_vm, assign_pages_to_vm};
 use super::mem_manager::reclaim::clear_vm_step;
 use super::mem_manager::vm_table::free_vm_page;
@@ -110,13 +110,13 @@ pub fn lend_pages_to_vm<M: Machine>(
 /// Takes what was lent to the ordinary VM in the `pages` pages from `gfn` on back, up to [`MAX_PAGES`]. Pages done, mapped or not.
 ///
 /// # Errors
-/// As [`take_back_leaf`], if nothing was done before.
+/// As [`take_back_leaves`], if nothing was done before.
 pub fn take_back_lent<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u64) -> Result<u64, Denied> {
     let all = pages.min(MAX_PAGES);
     let mut done = 0;
     while done < all {
         let at = gfn.checked_add(done).ok_or(Denied::OutOfRange)?;
-        match take_back_leaf(mem, vm, at, all - done) {
+        match take_back_leaves(mem, vm, at, all - done) {
             Ok(passed) => done += passed,
             Err(reason) if done == 0 => return Err(reason),
             Err(_) => return Ok(done),

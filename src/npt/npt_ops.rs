@@ -112,7 +112,7 @@ pub fn clear_run_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, count: u64) {
 /// was there, which the TLBs still hold, and how many pages are done.
 fn clear_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa, most: u64) -> (bool, u64) {
     loop {
-        match npt_walk::clear_pages(machine, npt, ipa.into(), most) {
+        match npt_walk::clear_pages(machine, npt, ipa.into(), most, |_| true) {
             (Walk::Hole(_), pages) => return (false, pages),
             (Walk::Mapped(Level::L3, _), pages) => return (true, pages),
             (Walk::Mapped(..), _) if split_host(machine, npt, ipa) => {}

@@ -167,16 +167,22 @@ pub fn set_free<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, count:
     allowed
 }
 
-/// Takes the leaves that map `ia` and what is behind it away, up to `most`, as far as they are pages of one table; and gives what stood at `ia`, and of how many pages from `ia` on
-/// that is over: none where a larger leaf stands, at most `most`. The TLBs still hold what was there. K: part of `clear_pfn_host`.
-pub fn clear_pages<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, most: u64) -> (Walk, u64) {
+/// Takes the leaves that map `ia` and what is behind it away, up to `most`, as far as they are pages of one table that `go`, which hears of each in order; and gives what stood at
+/// `ia`, and of how many pages from `ia` on that is over: none where a larger leaf stands, at most `most`. The TLBs still hold what was there. K: part of `clear_pfn_host`.
+pub fn clear_pages<M: Machine>(
+    machine: &M,
+    npt: &mut Npt,
+    ia: Ia,
+    most: u64,
+    mut go: impl FnMut(Desc) -> bool,
+) -> (Walk, u64) {
     let mut table = None;
     let found = find(machine, npt, ia, &mut table);
     let most = most.min(pt_walk::slots_from(ia, Level::L3));
     let pages = match (found, table) {
         (Walk::Mapped(Level::L3, _), Some(table)) => {
             let slot = pt_walk::table_slot(table, ia, Level::L3);
-            let pages = pt_walk::load_slots(machine, slot, most, Desc::is_valid);
+            let pages = pt_walk::load_slots(machine, slot, most, |desc| desc.is_valid() && go(desc));
             pt_walk::clear_slots(machine, slot, pages);
             pages
         }

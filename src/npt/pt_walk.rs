@@ -138,7 +138,7 @@ pub fn store_slot<M: Machine>(machine: &M, slot: Pa, desc: Desc) {
 
 /// Of how many of the `most` entries from this place on, all in one table, `fits` is true, up to the first of which it is not.
 #[inline]
-pub fn load_slots<M: Machine>(machine: &M, slot: Pa, most: u64, fits: impl Fn(Desc) -> bool) -> u64 {
+pub fn load_slots<M: Machine>(machine: &M, slot: Pa, most: u64, mut fits: impl FnMut(Desc) -> bool) -> u64 {
     machine.pt_load_run(slot, most, |raw| fits(Desc::from_raw(raw)))
 }
 

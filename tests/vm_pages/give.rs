@@ -1,7 +1,8 @@
 //! A VM is registered, gets pages and blocks, and leaves nothing behind.
 
 use crate::bed::{A, B, BACK, GUEST, RAM, WINDOW, destroy, gfn, guest, host, pfn, state, two_vms, world};
-use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Ipa, VmId};
+use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Ipa, Pa, VmId};
+use corevisor::abstract_machine::sim::tables::LogEntry;
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::memory::mem_manager::Denied;
 use corevisor::memory::memory_ops::{Scrub, vm_kind, vm_pages};
@@ -50,6 +51,38 @@ fn pages_are_given_and_lent_up_to_the_first_that_cannot_be_and_over_the_end_of_a
         destroy(&mut world, vm);
         assert!([0, 0x1000, 0x2000, 0x3000, 0x5000, 0x6_0000].iter().all(|at| host(&mut world, 0, RAM + at)));
     }
+}
+
+#[test]
+fn lent_pages_that_lie_anywhere_come_back_together_and_what_was_not_lent_stays() {
+    let mut world = two_vms(8);
+    let at = |n: u64| GUEST + n * 0x1000;
+    // Downwards in memory; a hole; one that is lent at another place, too; a window; 70 behind one another, over the end of a table.
+    for n in 0..6 {
+        assert_eq!(world.lend_pages_to_vm(B, gfn(at(n)), pfn(RAM + (40 - n) * 0x1000), 1, false), Ok(1));
+    }
+    assert_eq!(world.lend_pages_to_vm(B, gfn(at(7)), pfn(RAM + 0x1000), 1, false), Ok(1));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(at(2000)), pfn(RAM + 0x1000), 1, true), Ok(1));
+    assert_eq!(world.map_vm_io(B, gfn(at(8)), Pa::new(WINDOW)), Ok(()));
+    assert_eq!(world.lend_pages_to_vm(B, gfn(at(470)), pfn(RAM + 0x10_0000), 70, false), Ok(70));
+    let places: Vec<u64> = (0..6).chain([7]).chain(470..540).collect();
+    for cpu in 0..3 {
+        assert!(places.iter().all(|n| guest(&mut world, cpu, B, at(*n)).is_some()));
+    }
+    world.sim().start_log();
+    assert_eq!(world.take_back_lent(B, gfn(at(0)), 512), Ok(512));
+    let log = world.sim().take_log();
+    let count = |wanted: fn(&LogEntry) -> bool| log.iter().filter(|entry| wanted(entry)).count();
+    assert_eq!(count(|entry| matches!(entry, LogEntry::FlushIpa(_))), 6 + 1 + 42);
+    assert_eq!(count(|entry| matches!(entry, LogEntry::Barrier)), 3, "one flush for what stands behind one another");
+    assert_eq!(world.take_back_lent(B, gfn(at(512)), 28), Ok(28));
+    for cpu in 0..3 {
+        assert!(places.iter().all(|n| guest(&mut world, cpu, B, at(*n)).is_none()));
+        assert!(guest(&mut world, cpu, B, at(8)).is_some() && guest(&mut world, cpu, B, at(2000)).is_some());
+    }
+    assert_eq!((state(&mut world, B, at(2000)), vm_pages(world.core.memory(), B)), (Some(PageState::Lent(1)), Some(1)));
+    world.check();
+    destroy(&mut world, B);
 }
 
 #[test]

@@ -34,9 +34,15 @@ fn with_vttbr(root: u64, flush: impl FnOnce()) {
     barrier::isb(barrier::SY);
 }
 
+/// Of more pages than these a TLB forgets all of the VMID's stage 2 at once. What combines both stages goes in any case.
+const ONE_BY_ONE: u64 = 8;
+
 /// Forgets `pages` intermediate addresses of the VMID in `root` from `ipa` on, on every CPU: first stage-2 entries, then, after these are
 /// gone, entries that combine both stages, which are not found by intermediate address.
 pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
+    if pages > ONE_BY_ONE {
+        return flush_vm(root);
+    }
     barrier::dsb(barrier::ISHST);
     with_vttbr(root, || {
         let first = ipa.raw() >> PAGE_SHIFT;

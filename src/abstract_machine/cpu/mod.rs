@@ -212,7 +212,7 @@ impl Machine for Cpu {
     }
 
     #[inline]
-    fn pt_load_run(&self, entry: Pa, most: u64, fits: impl Fn(u64) -> bool) -> u64 {
+    fn pt_load_run(&self, entry: Pa, most: u64, mut fits: impl FnMut(u64) -> bool) -> u64 {
         expect_table_run(entry, most);
         let mut count = 0;
         // SAFETY: as above, for each of them: they lie in one page.

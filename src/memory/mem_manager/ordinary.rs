@@ -4,7 +4,7 @@
 //! |--------------------------|--------------------------------------------------------------------------------|------------------|
 //! | [`lend_pages_to_vm`]     | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)`, mapped                        | S2Page, then Npt |
 //! | [`lend_block_to_vm`]     | the same for 2 MiB                                                             | S2Page, then Npt |
-//! | [`take_back_leaf`]       | unmapped, `Lent(n)` -> `Lent(n - 1)`, `Lent(1)` -> `Host`                       | S2Page, then Npt |
+//! | [`take_back_leaves`]     | unmapped, `Lent(n)` -> `Lent(n - 1)`, `Lent(1)` -> `Host`                       | S2Page, then Npt |
 //! | [`map_vm_io`]            | none: a window of device registers is mapped                                   | S2Page, then Npt |
 //!
 //! The host keeps its access, and its mapping. A page may be lent at several places and to several VMs; each counts.
@@ -14,7 +14,7 @@
 
 use super::{Denied, by_runs, expect_live, expect_vm, lendable, lent_less, prepare};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pa, Pfn, PhysRange, VmId};
+use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
 use crate::memory::mem_region::{RegionKind, mem_region_search};
 use crate::memory::page_manager::{PageState, S2Pages, get_pfn_run, set_pfn_run};
@@ -96,15 +96,18 @@ fn lend<M: Machine>(
     Ok(count)
 }
 
-/// Takes back what the ordinary VM `vm` has at `gfn`: its page, or its block if that lies wholly in the `pages` pages from `gfn` on; else the block
-/// becomes pages first. Pages passed, of which the first may be many that are not mapped; a window is passed too, and stays.
+/// Most pages that come back in one transition: what other CPUs wait for, with their faults, is not long.
+const MOST_BACK: usize = 64;
+
+/// Takes back what the ordinary VM `vm` has at `gfn`: its page and those behind it, [`MOST_BACK`] in all; or its block if that lies wholly in the `pages` pages from `gfn` on; else the
+/// block becomes pages first. Pages passed, of which the first may be many that are not mapped; a window is passed too, and stays.
 /// Afterwards no CPU holds a translation of the VM to what was taken.
 ///
 /// Initiator: `Lent`.
 ///
 /// # Errors
 /// [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::OutOfPool`] if a block has to be split and the VM's pool is empty.
-pub fn take_back_leaf<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u64) -> Result<u64, Denied> {
+pub fn take_back_leaves<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u64) -> Result<u64, Denied> {
     let mut records = mem.s2page().acquire();
     expect_vm(mem, vm, VmKind::Ordinary)?;
     let ipa = gfn.addr();
@@ -114,6 +117,9 @@ pub fn take_back_leaf<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u6
         Walk::Mapped(level, leaf) if !leaf.is_ram() => return Ok(to_the_end(gfn, level)),
         Walk::Mapped(level, leaf) => (level, leaf),
     };
+    if level == Level::L3 {
+        return Ok(take_back_pages(mem, vm, &mut records, ipa, pages));
+    }
     let count = level.size() / Level::L3.size();
     let whole = ipa.is_aligned(level.size()) && pages >= count;
     if !whole {
@@ -124,6 +130,19 @@ pub fn take_back_leaf<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: u6
     vm_ops::clear_vm_s2pt(mem.npts(), vm, ipa);
     less_lent(mem, &mut records, Pfn::containing(leaf.address()), count);
     Ok(count)
+}
+
+/// Takes the page of the VM at `ipa` back, and what pages stand behind it in the same table, up to `pages`: one flush for all. How many.
+fn take_back_pages<M: Machine>(mem: &Memory<M>, vm: VmId, records: &mut S2Pages, ipa: Ipa, pages: u64) -> u64 {
+    let mut places = [Pfn::new(0); MOST_BACK];
+    let places = places.get_mut(..(pages as usize).min(MOST_BACK)).unwrap_or_default();
+    let taken = vm_ops::clear_run_vm_s2pt(mem.npts(), vm, ipa, places);
+    for run in taken.chunk_by(|page, next| page.raw() + 1 == next.raw()) {
+        if let [first, ..] = run {
+            less_lent(mem, records, *first, run.len() as u64);
+        }
+    }
+    taken.len() as u64
 }
 
 /// Pages from `gfn` to the end of the leaf of `level` that it lies, or could lie, in.

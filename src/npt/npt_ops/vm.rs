@@ -6,7 +6,7 @@
 //! | [`give_pool_page`], [`take_pool_page`], [`return_pool_page`], [`retire_pool_page`] | pages of the VM's pool   | takes Npt |
 //! | [`walk_vm_s2pt`]                                   | the leaf at an address, or the hole                      | takes Npt |
 //! | [`prepare_vm_s2pt`], [`fill_vm_s2pt`]              | puts leaves where nothing is, in two steps               | takes Npt |
-//! | [`clear_vm_s2pt`]                                  | takes one leaf away, and no TLB holds it any more        | takes Npt |
+//! | [`clear_vm_s2pt`], [`clear_run_vm_s2pt`]           | takes one leaf away, or some pages, and no TLB holds it any more | takes Npt |
 //! | [`split_vm_s2pt`]                                  | a block becomes pages                                    | takes Npt |
 //! | [`cut_vm_s2pt`], [`take_apart_vm_s2pt`]            | the VM reaches nothing any more; then leaf by leaf        | takes Npt |
 //!
@@ -184,6 +184,23 @@ pub fn clear_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa) {
             machine.tlb_flush_ipa(vm, table.npt.vttbr(), ipa);
         }
     });
+}
+
+/// Takes the pages of RAM at `ipa` and behind it away, as many as `taken` has places and one table has behind one another; afterwards no CPU holds a translation to them. Where
+/// they are: none if `ipa` is mapped otherwise, or not at all.
+pub fn clear_run_vm_s2pt<'t, M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, taken: &'t mut [Pfn]) -> &'t [Pfn] {
+    let most = taken.len() as u64;
+    let count = with_vm(npts, vm, |machine, table| {
+        let mut places = taken.iter_mut();
+        let go =
+            |leaf: Desc| leaf.is_ram() && places.next().map(|place| *place = Pfn::containing(leaf.address())).is_some();
+        let (found, pages) = npt_walk::clear_pages(machine, &mut table.npt, ipa.into(), most, go);
+        let Walk::Mapped(..) = found else { return 0 };
+        table.mapped -= pages;
+        machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, pages);
+        pages as usize
+    });
+    count.and_then(|count| taken.get(..count)).unwrap_or_default()
 }
 
 /// The block that maps `ipa` becomes leaves of the next smaller level. A vCPU that uses it meanwhile may take a fault on it.

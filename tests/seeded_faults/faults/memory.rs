@@ -249,6 +249,18 @@ pub const FAULTS: &[Fault] = &[
         "            if false {\n",
     ),
     fault(
+        "vm: of pages that come back together only what is one piece of memory is the host's again",
+        "src/memory/mem_manager/ordinary.rs",
+        "for run in taken.chunk_by(|page, next| page.raw() + 1 == next.raw()) {",
+        "for run in taken.chunk_by(|page, next| page.raw() + 1 == next.raw()).take(1) {",
+    ),
+    fault(
+        "npt_ops: of pages that go together one is forgotten",
+        "src/npt/npt_ops/vm.rs",
+        "machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, pages);",
+        "machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, 1);",
+    ),
+    fault(
         "vm: a kind is as good as another",
         "src/memory/mem_manager.rs",
         "if expect_live(mem, vm)? == kind { Ok(()) } else { Err(Denied::WrongKind) }",
