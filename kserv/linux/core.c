@@ -41,7 +41,7 @@ static void release_held(struct cv_vm *vm)
 	INIT_LIST_HEAD(&vm->held);
 }
 
-/* Gives the core at least `pages` pages for the VM's tables and contexts. */
+/* Gives the core at least `pages` pages for the VM's tables and contexts; none to one that is switched off, which whoever wants them hears from the core. */
 int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages)
 {
 	unsigned int order = MORE_POOL_ORDER, done = 0;
@@ -61,7 +61,7 @@ int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages)
 		}
 		given = cv_call3(CV_CALL_DONATE_POOL, vm->id, page_to_phys(page), 1UL << order);
 		if (given < 0) {
-			result = cv_errno(given);
+			result = given == CV_ERR_WRONG_STATE ? 0 : cv_errno(given);
 			break;
 		}
 		done += given;

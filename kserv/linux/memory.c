@@ -194,6 +194,9 @@ static int try_to_lend(struct cv_vm *vm, struct cv_slot *slot, struct cv_try *tr
 		error = find_one(slot, try->n, try->own || is_writable(slot), &found);
 	else
 		error = find_around(slot, try->n, &found);
+	/* Not what is around it, but the block that it is: else that would be pages for long. */
+	if (!error && try->alone && !try->own && !slot->dirty && !READ_ONCE(cv_block_of(slot, try->n)->single))
+		be_block(slot, try->n, &found);
 	if (error)
 		return error;
 	block = cv_is_block(&found) && !try->single;
@@ -218,6 +221,9 @@ out:
 	let_go(&found);
 	if (result == CV_ERR_NO_MEMORY)
 		return cv_vm_more_pool(vm, 8) ?: -EAGAIN;
+	/* Another vCPU has switched the VM off: its next entry says so. */
+	if (result == CV_ERR_WRONG_STATE)
+		return 0;
 	if (block && (result == CV_ERR_OCCUPIED || result == CV_ERR_IN_USE))
 		try->single = true;
 	else if (result == CV_ERR_IN_USE && !is_writable(slot) && !try->own)
@@ -331,8 +337,8 @@ static int serve_protected_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n)
 	if (done > 0)
 		return 0;
 	__free_pages(page, ilog2(count));
-	/* Another vCPU was faster. */
-	if (done == CV_ERR_OCCUPIED)
+	/* Another vCPU was faster, or has switched the VM off, as its next entry says. */
+	if (done == CV_ERR_OCCUPIED || done == CV_ERR_WRONG_STATE)
 		return 0;
 	return error ?: done ? cv_errno(done) : -EFAULT;
 }
@@ -352,6 +358,9 @@ int cv_memory_fault(struct cv_vm *vm, u64 gpa, bool write)
 	down_read(&vm->slots_lock);
 	slot = cv_find_slot(vm, gpa);
 	n = slot ? (gpa - slot->gpa) >> PAGE_SHIFT : 0;
+	/* What is lent faults for a write only, whatever the syndrome says: of a walk that sets an access flag it says what the instruction was that led to it. */
+	if (slot && slot->dirty && is_writable(slot) && cv_is_lent(slot, n))
+		write = true;
 	if (!slot)
 		error = -ENOENT;
 	else if (write && !is_writable(slot))

@@ -190,9 +190,11 @@ static unsigned long take_dirty(struct cv_vm *vm, struct cv_slot *slot, u64 firs
 	if (!dirty)
 		return 0;
 	spin_lock(&vm->mmu_lock);
-	for_each_set_bit(n, &dirty, BITS_PER_LONG)
-		cv_take_back(vm, slot, first + n, 1);
-	*word = 0;
+	for_each_set_bit(n, &dirty, BITS_PER_LONG) {
+		/* What does not come back, of a VM that is off, may still be written by another vCPU on its way out. */
+		if (cv_take_back(vm, slot, first + n, 1))
+			__clear_bit(n, word);
+	}
 	spin_unlock(&vm->mmu_lock);
 	cond_resched();
 	return dirty;

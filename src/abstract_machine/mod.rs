@@ -182,6 +182,9 @@ pub trait Machine: Worlds {
     /// became instructions need not be cleaned for it (CTR_EL0.IDC, which comes with it). Then its leaves are made for that ([`Desc::of_vm`](crate::npt::descriptor::Desc::of_vm)).
     fn forces_write_back(&self) -> bool;
 
+    /// Cleans whole pages from the data caches to the point of coherency, and drops them there: whoever reads them next reads memory.
+    fn clean_phys_run(&self, pages: PhysRange);
+
     /// Cleans the range from the data caches to the point of coherency and drops it from the instruction
     /// caches of all CPUs: for memory that changes hands (K A21).
     fn sync_page_to_poc(&self, range: PhysRange);

@@ -209,10 +209,15 @@ pub fn zero(pages: PhysRange) {
     show_all(pages, maintenance::zero_for_all);
 }
 
+/// See `Machine::clean_phys_run`.
+pub fn clean(pages: PhysRange) {
+    show_all(pages, maintenance::clean_and_invalidate_to_poc);
+}
+
 /// See `Machine::sync_page_to_poc`.
 pub fn sync(range: PhysRange) {
     if !range.is_empty() {
-        show_all(range.page_cover(), maintenance::clean_and_invalidate_to_poc);
+        clean(range.page_cover());
     }
     maintenance::invalidate_icache_all();
 }

@@ -24,7 +24,7 @@ pub struct Vcpu {
 pub struct Around {
     /// Protected VM.
     pub protected: bool,
-    /// Something is mapped at the faulting address.
+    /// Memory is mapped at the faulting address.
     pub mapped: bool,
     /// The VM has its GIC's system registers.
     pub gicv3: bool,
@@ -107,7 +107,7 @@ fn abort(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
     let permission = matches!(esr & 0x3f, 0b00_1100..=0b00_1111);
     let memory = (0x4000_0000..0x40_0000_0000).contains(&ipa);
     let fetch = esr >> 26 & 0x3f == 0x20;
-    if !translation && !permission || permission && !memory {
+    if !translation && !permission || permission && !memory && !around.mapped {
         return (external_abort(v), Next::Resume);
     }
     let next = match (memory, esr >> 24 & 1, esr >> 6 & 1) {
@@ -216,10 +216,14 @@ fn random(mut v: Vcpu, asked: u64, words: [u64; 4]) -> Vcpu {
         }
         // 0f44fb40-9cb2-469e-82b1-409a0f7ba94b.
         0x8400_0052 => v.x[..4].copy_from_slice(&[0x40fb_440f, 0x9e46_b29c, 0x9a40_b182, 0x4ba9_7b0f]),
-        _ if v.x[1] == 0 || v.x[1] > 3 * width => v.x[0] = u64::MAX - 1,
         _ => {
-            let wanted = v.x[1];
+            // An argument of a 32-bit call has 32 bits.
+            let wanted = if width == 64 { v.x[1] } else { v.x[1] & 0xffff_ffff };
             v.x[..4].fill(0);
+            if wanted == 0 || wanted > 3 * width {
+                v.x[0] = u64::MAX - 1;
+                return v;
+            }
             // Bit n of all that is wanted: 0 is the lowest of x3.
             for n in 0..wanted {
                 // The highest bits of a word are as random as its others.

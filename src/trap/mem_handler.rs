@@ -12,14 +12,15 @@
 //! | external abort, TLB conflict, unsupported atomic  | external abort in the VM                                                     |
 //! | memory, and mapped by now                         | again: another vCPU's fault was served meanwhile (K §8.3 A4)                 |
 //! | memory                                            | exit MemoryFault: its page, whether write or fetch, no register              |
-//! | device, refused for its kind (fetch from a window) | external abort in the VM                                                    |
+//! | device, refused for its kind (fetch from a window) | external abort in the VM; not where the host has lent memory there (below)  |
 //! | beyond 48 bits                                    | external abort in the VM                                                     |
 //! | device, but not one that the VM has named to the MMIO guard | external abort in the VM                                           |
 //! | device, cache maintenance                         | nothing: there is no cache                                                   |
 //! | device, load or store that the syndrome describes | exit MmioRead or MmioWrite                                                   |
 //! | device, anything else (fetch, walk, pair of registers) | exit MemoryFault                                                        |
 //!
-//! A store to memory that was lent read-only (A24) is a MemoryFault too: the host decides, by an abort or another mapping.
+//! A store to memory that was lent read-only (A24) is a MemoryFault too: the host decides, by an abort or another mapping. To an ordinary VM it may lend some where devices are, as flash
+//! memory is: what is refused there is an access to a device, as if nothing were mapped.
 //! `clear_vm_stage2_range` of the proof's MemHandler is `vm_memory::reclaim_vm`.
 //!
 //! Below: CtxtSwitch. Above: FaultHandler. Specification: `spec::vcpu`. Source: SeKVM layer MemHandler, `prep_abort`; K §3.2, §3.5, §8.2 M1.
@@ -74,7 +75,8 @@ fn other_abort<M: Machine>(core: &Core<M>, vmid: VmId, ctxt: &mut Context, syndr
         let served = kind != FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_some();
         return if served { Action::Resume } else { Action::ToHost(ExitReason::MemoryFault) };
     }
-    if kind == FaultKind::Permission || !is_device(core, vmid, ipa) {
+    let refused = kind == FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_none();
+    if refused || !is_device(core, vmid, ipa) {
         return deny(machine, ctxt, syndrome);
     }
     let is_data = syndrome.class() == ExceptionClass::DataAbort;

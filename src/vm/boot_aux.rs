@@ -7,7 +7,7 @@
 //! | [`hash_images`]         | some pages more of the images' digests                                   | Vm held; Npt       |
 //!
 //! The proof checks an image through a window of its own and then maps, for each 2 MiB, the block around its first page: pages that nobody
-//! checked (K §8.3 A3). Here a page goes first, alone, to the one place where the VM sees it; what is digested is what the VM's own table
+//! checked (K §8.3 A3). Here pages go first, the image's own and no others, to the one place where the VM sees them; what is digested is what the VM's own table
 //! shows there, page by page, after it has left the host. So it cannot matter where the host had the pages.
 //!
 //! Below: BootCore. Above: BootOps. Specification: `spec::vm`. Source: SeKVM layer BootAux; K §2 L20, §4.5, §8.3 A3, A17.

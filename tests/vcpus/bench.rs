@@ -7,7 +7,7 @@ use corevisor::abstract_machine::addr::{Pa, Pfn};
 use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::{Trapped, run_as};
 use corevisor::abstract_machine::{ExitCode, Machine};
-use corevisor::interface::calls::VM_PROTECTED;
+use corevisor::interface::calls::{MAP_READ_ONLY, VM_PROTECTED};
 use corevisor::interface::guest::{psci, trng};
 use corevisor::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 use corevisor::interface::{CallError, HostCall};
@@ -18,6 +18,8 @@ use corevisor_evidence::Rng;
 pub const ENTRY: u64 = 0x4020_0000;
 pub const TREE: u64 = 0x4000_0000;
 pub const RELEASED: u64 = 0x4300_0000;
+/// Where an ordinary VM has a page that it may only read, and a protected one nothing.
+pub const FLASH: u64 = 0x0400_0000;
 /// A tag that all secrets of a VM carry, so that none is met by chance.
 pub const SECRET: u64 = 0x5ec7 << 48;
 
@@ -54,9 +56,10 @@ impl Bench {
             let manifest = TestManifest::of(&images, ENTRY, TREE).sign(&key(1));
             host.verify(vm, &manifest).unwrap();
         } else {
-            let pages = host.pages(2);
+            let pages = host.pages(3);
             host.done(HostCall::VerifyVm, &[vm]).unwrap();
             assert_eq!(host.call(HostCall::MapMemory, &[vm, ENTRY, pages, 2, 0]).unwrap()[0], 2);
+            assert_eq!(host.call(HostCall::MapMemory, &[vm, FLASH, pages + 2 * PAGE, 1, MAP_READ_ONLY]).unwrap()[0], 1);
         }
         let bench = Self { host, vm, mailbox, mailboxes, steps: Arc::default(), seen: Arc::default() };
         let (steps, seen) = (bench.steps.clone(), bench.seen.clone());
@@ -189,7 +192,8 @@ pub fn random_trap(rng: &mut Rng, c: &mut Context) {
     };
     // Faults that are served by looking at a table are as common as the others together.
     let fsc = if matches!(class, 0x20 | 0x24) && rng.below(4) > 0 { iss & !0x3f | 0b00_0111 } else { iss };
-    let page = rng.pick(&[0x0900_0000, ENTRY, ENTRY + PAGE, RELEASED, 0x3f_ffff_f000, 0x40_0000_0000, 0x3fff_f000]);
+    let page =
+        rng.pick(&[0x0900_0000, FLASH, ENTRY, ENTRY + PAGE, RELEASED, 0x3f_ffff_f000, 0x40_0000_0000, 0x3fff_f000]);
     c.syndrome = [class << 26 | 1 << 25 | fsc, SECRET | rng.next() & 0xfff | rng.below(16) << 12, page >> 8];
     if matches!(class, 0x16 | 0x17) {
         let calls = [
@@ -214,7 +218,7 @@ pub fn random_trap(rng: &mut Rng, c: &mut Context) {
         ];
         c.x[0] = rng.pick(&calls);
         let asked = rng.pick(&calls);
-        let bits = rng.below(200);
+        let bits = rng.below(200) | rng.below(2) << 32;
         c.x[1] = rng.pick(&[asked, RELEASED, RELEASED + 8, bits]);
     }
 }

@@ -1,6 +1,6 @@
 //! Every exit with its entry, next to the specification.
 
-use crate::bench::{Bench, ENTRY, assert_none_shown, fill, random_trap, view, word_of};
+use crate::bench::{Bench, ENTRY, FLASH, assert_none_shown, fill, random_trap, view, word_of};
 use crate::common::vms::PAGE;
 use corevisor::abstract_machine::regs::SysregId;
 use corevisor::abstract_machine::shadow::Context;
@@ -56,7 +56,8 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
             let id_register = SysregId::new(3, 0, 0, (syndrome >> 1 & 15) as u8, (syndrome >> 17 & 7) as u8);
             let around = Around {
                 protected: kind == VM_PROTECTED,
-                mapped: (ENTRY..ENTRY + 2 * PAGE).contains(&vcpu.regs.hpfar),
+                mapped: (ENTRY..ENTRY + 2 * PAGE).contains(&vcpu.regs.hpfar)
+                    || kind == VM_ORDINARY && vcpu.regs.hpfar == FLASH,
                 gicv3,
                 fp: changes_fp || streaming,
                 id: id_registers::visible(id_register, sim.id_register(id_register, |raw| raw), gicv3),

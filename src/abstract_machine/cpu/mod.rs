@@ -269,6 +269,10 @@ impl Machine for Cpu {
         el2::vms_force_write_back()
     }
 
+    fn clean_phys_run(&self, pages: PhysRange) {
+        window::clean(pages);
+    }
+
     fn sync_page_to_poc(&self, range: PhysRange) {
         window::sync(range);
     }

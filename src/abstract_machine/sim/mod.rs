@@ -323,10 +323,7 @@ impl Machine for Sim {
     }
 
     fn free_table(&self, base: Pa, order: u32) {
-        let mut state = self.state();
-        let mut pages = (0..1u64 << order).map(|n| base.raw() + n * 4096);
-        let remembered = pages.any(|page| state.cpus.iter().any(|cpu| cpu.tlb.knows_table(page)));
-        state.tables.free(base.raw(), order, remembered);
+        self.state().free_table(base, order);
     }
 
     fn publish_tables(&self) {
@@ -345,11 +342,10 @@ impl Machine for Sim {
         let mut state = self.state();
         state.check_root(vm, root);
         state.tables.publish();
-        let me = CPU.get();
         for at in (0..pages).map(|n| ipa.raw() + n * PAGE_SIZE) {
             match state.sabotage {
                 Some(Sabotage::NoFlushIpa) => return,
-                Some(Sabotage::LocalFlushOnly) => state.cpus[me].tlb.flush_ipa(vm.raw(), at),
+                Some(Sabotage::LocalFlushOnly) => state.cpus[CPU.get()].tlb.flush_ipa(vm.raw(), at),
                 _ => state.cpus.iter_mut().for_each(|cpu| cpu.tlb.flush_ipa(vm.raw(), at)),
             }
             state.tables.flushed_ipa(vm.raw(), at);
@@ -377,6 +373,10 @@ impl Machine for Sim {
 
     fn forces_write_back(&self) -> bool {
         self.state().caches.forced
+    }
+
+    fn clean_phys_run(&self, pages: PhysRange) {
+        self.state().clean(pages);
     }
 
     fn sync_page_to_poc(&self, range: PhysRange) {

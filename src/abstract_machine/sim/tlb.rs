@@ -7,7 +7,9 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
+use super::State;
 use super::walker::{Leaf, TableAt, entry_size};
+use crate::abstract_machine::addr::{PAGE_SIZE, Pa};
 
 /// The TLB and the walk cache of one CPU.
 #[derive(Default, Clone)]
@@ -86,5 +88,14 @@ impl Tlb {
     /// Every remembered leaf of `vm`.
     pub fn leaves(&self, vm: u16) -> impl Iterator<Item = Leaf> + '_ {
         self.leaves.iter().filter(move |(v, _)| *v == vm).map(|(_, leaf)| *leaf)
+    }
+}
+
+impl State {
+    /// Pages of tables go back, which no TLB may remember.
+    pub(super) fn free_table(&mut self, base: Pa, order: u32) {
+        let mut pages = (0..1u64 << order).map(|n| base.raw() + n * PAGE_SIZE);
+        let remembered = pages.any(|page| self.cpus.iter().any(|cpu| cpu.tlb.knows_table(page)));
+        self.tables.free(base.raw(), order, remembered);
     }
 }

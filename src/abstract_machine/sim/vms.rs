@@ -81,12 +81,17 @@ impl Caches {
         self.stale_instructions.insert(pfn.raw());
     }
 
-    /// Clean to the point of coherency, and all instruction caches invalid.
-    fn sync(&mut self, range: PhysRange) {
+    /// Clean to the point of coherency.
+    fn clean(&mut self, range: PhysRange) {
         let first = range.first_pfn().raw();
         self.dirty.retain(|pfn, _| !(first..first + range.pages()).contains(pfn));
         self.too_early.retain(|pfn| !(first..first + range.pages()).contains(pfn));
         self.outdated.retain(|pfn, _| !(first..first + range.pages()).contains(pfn));
+    }
+
+    /// The same, and all instruction caches invalid.
+    fn sync(&mut self, range: PhysRange) {
+        self.clean(range);
         self.stale_instructions.clear();
         self.foreign_instructions.clear();
     }
@@ -127,7 +132,14 @@ impl State {
         self.ram.get(&pfn.raw()).cloned().unwrap_or(Content::Filled(canary(pfn)))
     }
 
-    /// Clean to the point of coherency, and in no instruction cache.
+    /// Clean to the point of coherency.
+    pub(super) fn clean(&mut self, pages: PhysRange) {
+        if self.sabotage != Some(Sabotage::NoSync) {
+            self.caches.clean(pages);
+        }
+    }
+
+    /// The same, and in no instruction cache.
     pub(super) fn sync(&mut self, range: PhysRange) {
         self.synced.push(range);
         if self.sabotage != Some(Sabotage::NoSync) {

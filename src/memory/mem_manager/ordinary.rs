@@ -169,7 +169,7 @@ pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn:
         None => Ok(1),
         Some((PageState::Lent(count), run)) => {
             if !mem.machine().forces_write_back() {
-                mem.machine().sync_page_to_poc(PhysRange::of_pages(page, run));
+                mem.machine().clean_phys_run(PhysRange::of_pages(page, run));
             }
             set_pfn_run(records, mem.regions(), page, run, lent_less(count));
             Ok(run)

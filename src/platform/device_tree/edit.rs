@@ -212,9 +212,13 @@ impl<'x> Editor<'x, '_> {
             }
             (Some(Kind::Root), _) if is_named("hypervisor") => Kind::Dropped,
             (Some(Kind::Root), _) if is_named("cpus") => Kind::Cpus,
-            (Some(Kind::Root), _) if is_named("chosen") && !self.seen.chosen => {
-                self.seen.chosen = true;
-                Kind::Chosen
+            // Of a second one nothing is read, and nothing goes to the host.
+            (Some(Kind::Root), _) if is_named("chosen") => {
+                if core::mem::replace(&mut self.seen.chosen, true) {
+                    Kind::Dropped
+                } else {
+                    Kind::Chosen
+                }
             }
             (Some(Kind::Cpus), _) if binding::is_cpu(name, facts.device_type) => Kind::Cpu,
             (Some(Kind::Chosen), role) if role.module().is_some() => Kind::Dropped,

@@ -17,7 +17,7 @@
 //! | anything else                                               | NOT_SUPPORTED                                                   |
 //!
 //! Three dialects (HypSec, KVM, later the Realm Services Interface) lead to one mechanism: `grant_vm_page` and `revoke_vm_page`.
-//! A function number is what w0 holds; arguments are whole registers. A call on a range does [`STEP`] pages and is then made
+//! A function number is what w0 holds; arguments are whole registers, but for the 32-bit call for random numbers. A call on a range does [`STEP`] pages and is then made
 //! again by the VM itself, with what is left in x1 and x2: so interrupts get in however long the range is.
 //!
 //! Source: SeKVM `core_handle_pvops`; K §3.1, §3.5 (`prep_hvc`), §4.2, §8.2 M3 (the range is x1, x2); Arm DEN 0022, DEN 0028.

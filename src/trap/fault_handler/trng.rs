@@ -34,18 +34,17 @@ pub fn core_handle_trng<M: Machine>(core: &Core<M>, function: u64, ctxt: &mut Co
     }
 }
 
-/// As many random bits as x1 wants, the lowest in x3, zeroes above them; `width`: bits of a register.
+/// As many random bits as x1 wants, the lowest in x3, zeroes above them and for another number of bits; `width`: bits of a register, also of x1.
 fn give(ctxt: &mut Context, words: &[u64; 4], width: u32) -> u64 {
-    let (width, wanted) = (u64::from(width), ctxt.get(ShadowReg::X(1)));
-    if !(1..=u64::from(REGISTERS) * width).contains(&wanted) {
-        return trng::INVALID_PARAMETERS;
-    }
-    let mut left = wanted;
+    let wanted = ctxt.get(ShadowReg::X(1)) & u64::MAX >> (u64::BITS - width);
+    let width = u64::from(width);
+    let fits = (1..=u64::from(REGISTERS) * width).contains(&wanted);
+    let mut left = if fits { wanted } else { 0 };
     for (register, word) in (1..=REGISTERS).rev().zip(words) {
         let bits = left.min(width);
         left -= bits;
         let random = if bits == 0 { 0 } else { word >> (u64::from(u64::BITS) - bits) };
         ctxt.set(ShadowReg::X(register), random);
     }
-    SUCCESS
+    if fits { SUCCESS } else { trng::INVALID_PARAMETERS }
 }

@@ -85,6 +85,28 @@ payload:
 1:  wfi
     b       1b
 
+/*
+ * x1: a table of level 1, x2: TCR_EL1. With the MMU on, the walk to this code sets an access flag in the table, where the CPU does that (ID_AA64MMFR1_EL1.HAFDBS, which is result 0).
+ */
+    begin guest_walks
+    mrs     x0, id_aa64mmfr1_el1
+    and     x0, x0, #0xf
+    str     x0, [x10]
+    cbz     x0, 1f
+    msr     ttbr0_el1, x1
+    msr     tcr_el1, x2
+    mov     x0, #0xff                   // attribute 0: memory; 1: devices
+    msr     mair_el1, x0
+    isb
+    mrs     x3, sctlr_el1
+    orr     x0, x3, #1                  // M
+    orr     x0, x0, #4                  // C
+    msr     sctlr_el1, x0
+    isb
+    msr     sctlr_el1, x3
+    isb
+1:  done
+
 /* An access that the syndrome does not describe. */
     begin guest_pair
     ldp     x0, x1, [x9]

@@ -110,13 +110,49 @@ static void slots(struct vm *vm)
     said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == gpa && !run->mmio.is_write, "nothing is where it was");
     run_to_done(vm, &exits);
 
+    said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
+}
+
+/* A slot that is read-only, where memory is, or where flash memory is. */
+static void read_only_slot(struct vm *vm, uint64_t gpa)
+{
+    static unsigned char page[4096] __attribute__((aligned(4096)));
+    const uint64_t in = 0x1111, out = 0x2222;
+    struct kvm_run *run = vm->run[0];
+    int exits;
     memcpy(page, &in, sizeof in);
-    said(memory(vm, 3, 0, 0, 0, NULL) == 0 && memory(vm, 3, KVM_MEM_READONLY, gpa, sizeof page, page) == 0, "the slot comes back, read-only");
+    said(memory(vm, 3, KVM_MEM_READONLY, gpa, sizeof page, page) == 0, "a slot that is read-only, at %#llx", (unsigned long long)gpa);
+    set_reg(vm, 0, X(1), gpa);
+    set_reg(vm, 0, X(2), out);
     start_at(vm, guest_swap);
     said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == NO_RAM + 0x40 && memcmp(run->mmio.data, &in, 8) == 0,
         "a load from a read-only slot");
     said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == gpa && run->mmio.is_write, "a store to it goes to the VMM");
     said(run_to_done(vm, &exits) && memcmp(page, &in, 8) == 0, "and nowhere else");
+    said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
+}
+
+/* A slot whose dirty pages are followed holds a table of the guest's, in which the CPU sets an access flag: the guest writes without a store. */
+static void walks_that_write(struct vm *vm)
+{
+    static uint64_t table[512] __attribute__((aligned(4096)));
+    enum { BLOCK = 1, DEVICE = 1 << 2, INNER = 3 << 8, ACCESSED = 1 << 10 };
+    const uint64_t gpa = 0x50000000, never_executed = 3ULL << 53;
+    /* 39 bits of address by TTBR0_EL1 only, write-back walks, 36 bits of physical ones, HA. */
+    const uint64_t tcr = 25 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 1ULL << 32 | 1ULL << 39;
+    uint64_t dirty = 0;
+    int exits;
+    table[0] = BLOCK | DEVICE | ACCESSED | never_executed;
+    table[1] = GUEST_RAM | BLOCK | INNER;
+    said(memory(vm, 3, KVM_MEM_LOG_DIRTY_PAGES, gpa, sizeof table, table) == 0, "a slot for a table of the guest's");
+    set_reg(vm, 0, X(1), gpa);
+    set_reg(vm, 0, X(2), tcr);
+    start_at(vm, guest_walks);
+    said(run_to_done(vm, &exits) && exits == 0, "a guest with its MMU on");
+    struct kvm_dirty_log log = {.slot = 3, .dirty_bitmap = &dirty};
+    bool asked = ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log) == 0;
+    if (result(vm, 0))
+        said(asked && table[1] & ACCESSED && dirty == 1, "the access flag that the CPU set is there, its page dirty");
     said(memory(vm, 3, 0, 0, 0, NULL) == 0, "the slot goes");
 }
 
@@ -256,6 +292,9 @@ void test_runs(void)
     start_at(vm, guest_keeps);
     said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
     slots(vm);
+    read_only_slot(vm, 0x50000000);
+    read_only_slot(vm, 0x04000000);
+    walks_that_write(vm);
     across_pages(vm);
     clock_runs(vm);
     naps(vm);

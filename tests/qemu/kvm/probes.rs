@@ -46,9 +46,11 @@ pub fn cases() -> Vec<Case> {
         driver().kernel("6.18"),
     ];
     for host in hosts {
-        let default = host.whose == Driver && host.gic == 2 && host.kernel == "6.12";
+        let ours = host.whose == Driver && host.kernel == "6.12";
+        let default = ours && host.gic == 2;
         cases.push(told(host, "the API answers the probe as it should", answers).only_in_full_if(!default));
-        cases.push(told(host, "the probe's guests run as they should", runs).only_in_full_if(!default));
+        // Not every CPU sets access flags by itself.
+        cases.push(told(host, "the probe's guests run as they should", runs).only_in_full_if(!ours));
         cases.push(told(host, "eventfds interrupt and are rung as they should", eventfds).only_in_full_if(!default));
     }
     cases

@@ -114,6 +114,12 @@ pub const FAULTS: &[Fault] = &[
         "",
     ),
     fault(
+        "mem_handler: a store to flash memory is an abort",
+        "src/trap/mem_handler.rs",
+        "kind == FaultKind::Permission && memory_ops::walk_vm(core.memory(), vmid, gfn).is_none();",
+        "kind == FaultKind::Permission;",
+    ),
+    fault(
         "vm_exit: an SMC is not stepped over",
         "src/trap/trap_dispatcher/vm_exit.rs",
         "            step_over(ctxt);\n            pvops::call",

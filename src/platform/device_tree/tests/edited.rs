@@ -110,6 +110,17 @@ fn the_host_gets_a_seed_of_its_own_where_there_was_one_and_where_there_was_none(
 }
 
 #[test]
+fn of_two_nodes_chosen_the_first_counts_and_the_host_sees_no_other() {
+    let chosen = |build: Build, seed: u8| build.begin("chosen").raw("rng-seed", &[seed; 32]).end();
+    let memory = Build::root().memory("memory@0", &[0, 0x8000_0000, 0x1_0000]);
+    let blob = chosen(chosen(memory, 1).rest(), 2).blob();
+    assert_eq!(with_tree(&blob, |_, machine| machine.chosen.rng_seed).unwrap(), Some([1; 32]));
+    let host = edited(&blob, &HostEdits { seed: Some([3; 32]), ..NO_EDITS }).unwrap();
+    let holds = |seed: u8| host.windows(32).any(|bytes| bytes == [seed; 32]);
+    assert_eq!([1, 2, 3].map(holds), [false, false, true]);
+}
+
+#[test]
 fn a_seed_that_stays_where_the_host_can_read_it_is_none() {
     let described = described(dtb!("virt-numa-modules")).unwrap();
     let seed = described.chosen.rng_seed;
