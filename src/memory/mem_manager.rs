@@ -43,6 +43,9 @@ use crate::npt::npt_walk::{SetNptError, Walk};
 use crate::npt::{Level, VmKind};
 use crate::spt::mmio_spt_ops;
 
+/// Most pages in one transition, but for a block: what other CPUs wait for, with their faults, is not long.
+pub const PART: u64 = 64;
+
 /// Why an access or a transition is refused. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Denied {

@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 use super::Memory;
+use super::mem_manager::PART;
 use super::mem_manager::ordinary;
 use super::mem_manager::ordinary::{lend_block_to_vm, take_back_leaves};
 use super::mem_manager::protected::{assign_block_to_vm, assign_pages_to_vm};
@@ -37,9 +38,6 @@ pub use super::mem_manager::vm_table::{
     vm_vttbr,
 };
 pub use super::mem_manager::{Denied, assign_page_to_core, drop_mailbox, hold_mailbox, walk_vm};
-
-/// Most pages in one transition: what other CPUs wait for, with their faults, is not long.
-const PART: u64 = 64;
 
 /// Makes every page that `range` has a byte in the core's: image, stacks, tables, records. K: `protect_el2_mem`; A14, A20.
 ///

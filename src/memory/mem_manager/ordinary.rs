@@ -12,7 +12,7 @@
 //! What comes back holds what the VM wrote last, also around the caches: the host may copy it to another place, or to a disk, right away (A21).
 #![forbid(unsafe_code)]
 
-use super::{Denied, by_runs, expect_live, expect_vm, lendable, lent_less, prepare};
+use super::{Denied, PART, by_runs, expect_live, expect_vm, lendable, lent_less, prepare};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
@@ -96,10 +96,7 @@ fn lend<M: Machine>(
     Ok(count)
 }
 
-/// Most pages that come back in one transition: what other CPUs wait for, with their faults, is not long.
-const MOST_BACK: usize = 64;
-
-/// Takes back what the ordinary VM `vm` has at `gfn`: its page and those behind it, [`MOST_BACK`] in all; or its block if that lies wholly in the `pages` pages from `gfn` on; else the
+/// Takes back what the ordinary VM `vm` has at `gfn`: its page and those behind it, [`PART`] in all; or its block if that lies wholly in the `pages` pages from `gfn` on; else the
 /// block becomes pages first. Pages passed, of which the first may be many that are not mapped; a window is passed too, and stays.
 /// Afterwards no CPU holds a translation of the VM to what was taken.
 ///
@@ -134,8 +131,8 @@ pub fn take_back_leaves<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pages: 
 
 /// Takes the page of the VM at `ipa` back, and what pages stand behind it in the same table, up to `pages`: one flush for all. How many.
 fn take_back_pages<M: Machine>(mem: &Memory<M>, vm: VmId, records: &mut S2Pages, ipa: Ipa, pages: u64) -> u64 {
-    let mut places = [Pfn::new(0); MOST_BACK];
-    let places = places.get_mut(..(pages as usize).min(MOST_BACK)).unwrap_or_default();
+    let mut places = [Pfn::new(0); PART as usize];
+    let places = places.get_mut(..pages.min(PART) as usize).unwrap_or_default();
     let taken = vm_ops::clear_run_vm_s2pt(mem.npts(), vm, ipa, places);
     for run in taken.chunk_by(|page, next| page.raw() + 1 == next.raw()) {
         if let [first, ..] = run {
