@@ -133,18 +133,18 @@ static int find_some(struct cv_slot *slot, u64 n, struct cv_found *found)
 }
 
 /*
- * Finds what a fault at page `n` wants: a whole block if the memory is one, else a few pages, or, where dirty pages are followed, one. A page alone is tried first only
- * where it may turn out to be a block's: where nothing of that block is lent yet.
+ * Finds what a fault at page `n` wants: a whole block if the memory is one, else a few pages, or, where dirty pages are followed or it is to be found `alone`, one. A page alone is tried
+ * first only where it may turn out to be a block's: where nothing of that block is lent yet.
  */
-static int find_around(struct cv_slot *slot, u64 n, struct cv_found *found)
+static int find_around(struct cv_slot *slot, u64 n, bool alone, struct cv_found *found)
 {
+	bool followed = READ_ONCE(slot->dirty), whole = !followed && !READ_ONCE(cv_block_of(slot, n)->single);
 	int error;
 
-	if (READ_ONCE(slot->dirty))
-		return find_one(slot, n, is_writable(slot), found);
-	if (!READ_ONCE(cv_block_of(slot, n)->single)) {
+	alone |= followed;
+	if (whole || alone) {
 		error = find_one(slot, n, is_writable(slot), found);
-		if (error || be_block(slot, n, found))
+		if (error || (whole && be_block(slot, n, found)) || alone)
 			return error;
 		let_go(found);
 	}
@@ -190,13 +190,10 @@ static int try_to_lend(struct cv_vm *vm, struct cv_slot *slot, struct cv_try *tr
 	bool block;
 
 	smp_rmb();
-	if (try->own || try->alone)
-		error = find_one(slot, try->n, try->own || is_writable(slot), &found);
+	if (try->own)
+		error = find_one(slot, try->n, true, &found);
 	else
-		error = find_around(slot, try->n, &found);
-	/* Not what is around it, but the block that it is: else that would be pages for long. */
-	if (!error && try->alone && !try->own && !slot->dirty && !READ_ONCE(cv_block_of(slot, try->n)->single))
-		be_block(slot, try->n, &found);
+		error = find_around(slot, try->n, try->alone, &found);
 	if (error)
 		return error;
 	block = cv_is_block(&found) && !try->single;

@@ -169,9 +169,10 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
     /// DTSpec §3.6; initrd: Linux `chosen.yaml`.
     fn chosen(&mut self, node: FdtNode<'t, 'a>) -> Result<(), Reason> {
         // The first one counts.
-        if self.chosen.replace(self.chosen.unwrap_or(node)).is_some() {
+        if self.chosen.is_some() {
             return Ok(());
         }
+        self.chosen = Some(node);
         let Chosen { bootargs, initrd, rng_seed, .. } = &mut self.out.chosen;
         *bootargs = text(self.tree, node, "bootargs")?;
         *rng_seed = node.property("rng-seed").and_then(|seed| seed.value.first_chunk().copied());
