@@ -244,6 +244,11 @@ pub fn shown(v: &Vcpu, reason: u64) -> Shown {
     match reason {
         WFX => out.esr = esr & 0b11,
         MMIO_READ | MMIO_WRITE => (out.esr, out.ipa) = (esr & 0x01ff_8000, address),
+        MEMORY_FAULT if esr >> 7 & 1 != 0 => {
+            // The walk's, not the instruction's: it writes where it may only read.
+            let writes = u64::from(esr >> 2 & 0xf == 3) << 6;
+            (out.esr, out.ipa) = (esr & 0xfc00_0000 | writes, v.regs.hpfar);
+        }
         MEMORY_FAULT => (out.esr, out.ipa) = (esr & 0xfc00_0040, v.regs.hpfar),
         SYSREG => out.esr = esr & 0x3f_ffff,
         FAILED => out.esr = esr & 0xfc00_0000,

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::abstract_machine::addr::PAGE_SIZE;
-use crate::abstract_machine::regs::{ESR, Syndrome};
+use crate::abstract_machine::regs::{ESR, FaultKind, Syndrome};
 use crate::interface::mailbox::ExitReason;
 
 /// General registers, by what the exit was.
@@ -74,6 +74,12 @@ const SYSREG: u64 = ESR::SYS_ID.mask << ESR::SYS_ID.shift
     | ESR::SYS_READ.mask << ESR::SYS_READ.shift;
 const PAGE: u64 = !(PAGE_SIZE - 1);
 
+/// What is shown, `esr`, of the abort `syndrome` of a stage-1 walk: whether the walk would have written, as it does to set an access flag or dirty state in a table that it can only read. WnR
+/// says what the instruction would have done. A host that took that for the walk's would not map tables that are read-only. As Linux's KVM does (`kvm_is_write_fault`).
+pub fn of_walk(syndrome: Syndrome, esr: u64) -> u64 {
+    if syndrome.fault_kind() == FaultKind::Permission { esr | WRITE } else { esr & !WRITE }
+}
+
 /// The row of `reason`.
 #[inline(always)]
 pub const fn of(reason: ExitReason) -> Exposure {
@@ -105,6 +111,15 @@ mod tests {
     fn a8_register_31_is_neither_shown_nor_taken() {
         let syndrome = Syndrome::new(0x1f << 16 | 0x1f << 5 | 1);
         assert_eq!([Regs::Srt, Regs::RtIfRead, Regs::RtIfWritten].map(|regs| regs.mask(syndrome)), [0; 3]);
+    }
+
+    #[test]
+    fn a_walk_writes_only_what_it_may_read() {
+        let walk = |write: u64, kind: u64| {
+            of_walk(Syndrome::new(0x24 << 26 | 1 << 7 | write << 6 | kind << 2 | 3), write << 6)
+        };
+        assert_eq!([walk(0, 1), walk(1, 1)], [0, 0], "a table that is not there");
+        assert_eq!([walk(0, 3), walk(1, 3)], [1 << 6, 1 << 6], "one that is read-only");
     }
 
     #[test]

@@ -68,7 +68,12 @@ pub fn prep_hvc(ctxt: &mut Context, reason: ExitReason) -> Shown {
 /// An access to an address that is not the VM's memory, or not yet. K: `prep_abort`.
 #[inline(always)]
 pub fn prep_abort(ctxt: &mut Context, reason: ExitReason) -> Shown {
-    prepare(ctxt, reason)
+    let shown = prepare(ctxt, reason);
+    let syndrome = Syndrome::new(ctxt.get(ShadowReg::EsrEl2));
+    if reason == ExitReason::MemoryFault && syndrome.is_stage1_walk() {
+        return Shown { esr: exposure::of_walk(syndrome, shown.esr), ..shown };
+    }
+    shown
 }
 
 /// A trapped system register that the host emulates. New: K skips them all.

@@ -11,7 +11,7 @@
 //! | Wfx         | `esr.ISS.TI`                                       | nothing; PC + 4                             |
 //! | MmioRead    | `ipa`, `esr` (ISV, SAS, SSE, SRT, SF)              | `x[SRT]`, unless SRT is 31 (K A8); PC + 4   |
 //! | MmioWrite   | the same, and `x[SRT]`                             | nothing; PC + 4                             |
-//! | MemoryFault | `ipa` (page), `esr`: write, fetch                  | nothing; the access is made again           |
+//! | MemoryFault | `ipa` (page), `esr`: write (of a walk: its own), fetch | nothing; the access is made again         |
 //! | Psci        | `x[0]` to `x[3]`                                   | `x[0]`                                      |
 //! | Sysreg      | `esr` (ISS: which register, which way); for a write `x[Rt]` | for a read `x[Rt]`; PC + 4         |
 //! | SystemOff   | `x[0]`: the PSCI function (SYSTEM_OFF, SYSTEM_RESET) | nothing: the VM never runs again          |
