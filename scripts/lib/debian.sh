@@ -97,40 +97,68 @@ debian_versions() { # SUITE ARCHITECTURE PACKAGE
     APT_CONFIG=$apt_config apt-cache madison "$3" 2>/dev/null | awk -F' *[|] *' '{ print $2 }'
 }
 
+# Whether FILE in target/downloads has the hash of the signed index, as apt-get --print-uris says it ("SHA256:..."). apt itself looks only at the size of a file that is
+# there already.
+debian_is_whole() { # FILE HASH
+    local kind=${2%%:*} program
+    case $kind in
+    SHA256) program=sha256sum ;;
+    SHA512) program=sha512sum ;;
+    *) say "the index has no hash of ${1##*/} that is known here (${2:-none})"; return 1 ;;
+    esac
+    [ "$("$program" "$1" | cut -d' ' -f1)" = "${2#*:}" ]
+}
+
+# A file that is there and is not the index's goes, so that it is downloaded anew.
+debian_drop_damaged() { # FILE HASH
+    [ -f "$1" ] && ! debian_is_whole "$1" "$2" || return 0
+    say "${1##*/} in target/downloads is damaged: it is downloaded anew"
+    rm -f "$1"
+}
+
+# What was downloaded is the index's, or the script ends here.
+debian_expect_whole() { # FILE HASH
+    [ -f "$1" ] || { say "apt-get left no ${1##*/} in target/downloads"; return 1; }
+    debian_is_whole "$1" "$2" || { say "${1##*/} is not what the signed index says: $2"; return 1; }
+}
+
 # Downloads PACKAGE (or PACKAGE=VERSION) into target/downloads unless the same file is there, and sets `deb` to its
-# path. apt has compared its hash with the signed index when this returns.
+# path. Its hash is that of the signed index when this returns.
 debian_download() { # SUITE ARCHITECTURE PACKAGE WHY
-    local suite=$1 arch=$2 package=$3 why=$4 line name version size
+    local suite=$1 arch=$2 package=$3 why=$4 line name version size hash
     debian_suite "$suite" "$arch" || return 1
     line=$(APT_CONFIG=$apt_config apt-get download --print-uris "$package" 2>/dev/null | tail -n 1)
     [ -n "$line" ] || { say "$suite has no package $package ($arch); it is needed for $why"; return 1; }
-    read -r _ name size _ <<<"$line"
+    read -r _ name size hash _ <<<"$line"
     version=${name#*_}
     version=${version%_*}
     version=${version//%3a/:}
     mkdir -p "$downloads"
+    debian_drop_damaged "$downloads/$name" "$hash"
     if [ ! -f "$downloads/$name" ]; then
         say "downloading ${package%%=*} $version from $suite ($(megabytes "$size")): $why"
     fi
     (cd "$downloads" && APT_CONFIG=$apt_config apt-get -q download "$package") >"$target/setup/apt/log" 2>&1 ||
         { say "the download of $package failed: $(grep -m1 '^E:' "$target/setup/apt/log")"; return 1; }
     deb=$downloads/$name
-    [ -f "$deb" ] || { say "apt-get left no $name in target/downloads"; return 1; }
+    debian_expect_whole "$deb" "$hash" || return 1
 }
 
 # Downloads the upstream source of PACKAGE VERSION into target/downloads unless the same file is there, and sets `tarball` to its
-# path. apt has compared its hash with the signed index when this returns.
+# path. Its hash is that of the signed index when this returns.
 debian_source() { # SUITE PACKAGE VERSION WHY
-    local suite=$1 package=$2=$3 why=$4 line name size
+    local suite=$1 package=$2=$3 why=$4 line name size hash
     debian_suite "$suite" source || return 1
     line=$(APT_CONFIG=$apt_config apt-get -q source --tar-only --print-uris "$package" 2>/dev/null | grep "^'" | tail -n 1)
     [ -n "$line" ] || { say "$suite has no source $package; it is needed for $why"; return 1; }
-    read -r _ name size _ <<<"$line"
+    read -r _ name size hash _ <<<"$line"
     mkdir -p "$downloads"
+    debian_drop_damaged "$downloads/$name" "$hash"
     [ -f "$downloads/$name" ] || say "downloading the source of ${package%%=*} ${package#*=} from $suite ($(megabytes "$size")): $why"
     (cd "$downloads" && APT_CONFIG=$apt_config apt-get -q source --download-only --tar-only "$package") >"$target/setup/apt/log" 2>&1 ||
         { say "the download of the source $package failed: $(grep -m1 '^E:' "$target/setup/apt/log")"; return 1; }
     tarball=$downloads/$name
+    debian_expect_whole "$tarball" "$hash" || return 1
 }
 
 # Name, version and sha256 of a downloaded package, one "key value" per line.

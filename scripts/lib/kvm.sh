@@ -15,20 +15,23 @@ debian_closure() { # SUITE ARCHITECTURE PACKAGE
         sed -nE 's/^Inst ([^ ]+) .*/\1/p'
 }
 
-# Downloads PACKAGEs into target/downloads, all with one apt, and sets `debs` to their paths. apt has compared their hashes with
-# the signed index when this returns.
+# Downloads PACKAGEs into target/downloads, all with one apt, and sets `debs` to their paths. Their hashes are those of the signed
+# index when this returns.
 debian_download_all() { # SUITE ARCHITECTURE PACKAGE...
-    local name
+    local name hash hashes=() n
     debian_suite "$1" "$2" || return 1
     shift 2
     debs=()
     mkdir -p "$downloads"
-    for name in $(APT_CONFIG=$apt_config apt-get download --print-uris "$@" 2>/dev/null | awk '{ print $2 }'); do
+    while read -r _ name _ hash _; do
         debs+=("$downloads/$name")
-    done
+        hashes+=("$hash")
+        debian_drop_damaged "$downloads/$name" "$hash"
+    done < <(APT_CONFIG=$apt_config apt-get download --print-uris "$@" 2>/dev/null)
     [ ${#debs[@]} = $# ] || { say "apt offers ${#debs[@]} of the $# packages that are wanted"; return 1; }
     (cd "$downloads" && APT_CONFIG=$apt_config apt-get -q download "$@") >"$target/setup/apt/log" 2>&1 ||
         { say "a download failed: $(grep -m1 '^E:' "$target/setup/apt/log")"; return 1; }
+    for n in "${!debs[@]}"; do debian_expect_whole "${debs[n]}" "${hashes[n]}" || return 1; done
 }
 
 # Downloads PACKAGEs of $kvm_suite, and makes FOLDER/tree of their programs and libraries for arm64, and FOLDER/package of what they are; the rest of a package

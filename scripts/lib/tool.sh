@@ -4,6 +4,14 @@
 # sudo's PATH has not the place where rustup puts cargo.
 if ! command -v cargo >/dev/null && [ -x "${HOME:-}/.cargo/bin/cargo" ]; then export PATH="$HOME/.cargo/bin:$PATH"; fi
 
+case $root in
+*[[:space:]]*) echo "${0##*/}: the project's folder has a space in its path ($root), which cargo's flags and the kernel's make cannot have: move it" >&2; exit 1 ;;
+esac
+
+# The project's own settings build it (.cargo/config.toml, the profiles): what somebody has in the environment for other builds would replace them, and put the
+# products where nobody here looks for them.
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS CARGO_TARGET_DIR CARGO_BUILD_TARGET_DIR CARGO_BUILD_TARGET
+
 # The value of an option among the arguments, both "--name value" and "--name=value"; empty if it is not there.
 option_value() { # NAME ARGUMENT...
     local name=$1 value=''
@@ -55,8 +63,14 @@ no_input() {
 build_tool() {
     command -v cargo >/dev/null || { echo "${0##*/}: there is no cargo on PATH: scripts/setup rust says what to install" >&2; exit 1; }
     [ -e "$root/target/debug/corevisor-tool" ] || echo "${0##*/}: building the tool (once)" >&2
-    (cd "$root" && no_input cargo build --quiet --package corevisor-tool)
+    (cd "$root" && no_input cargo build --quiet --package corevisor-tool --target-dir "$root/target") || return 1
     tool=$root/target/debug/corevisor-tool
+}
+
+# Ends the script if the tool would refuse these arguments, before anything large is installed or built for them.
+check_options() { # COMMAND ARGUMENT...
+    build_tool
+    "$tool" --check-only "$@" || exit
 }
 
 # The core's flat image, target/image/corevisor.bin.
@@ -74,7 +88,7 @@ build_flat() { # TARGET-DIR FLAT-IMAGE CARGO-ARGUMENT...
     shift 2
     [ -e "$elf" ] || echo "${0##*/}: building the core (once)" >&2
     (cd "$root" && no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package corevisor \
-        --target-dir "$target" "$@")
+        --target-dir "$target" "$@") || return 1
     if [ "$flat" -nt "$elf" ]; then return 0; fi
     flat "$elf" "$flat"
 }
@@ -89,7 +103,7 @@ flat() { # ELF FLAT-IMAGE
         . "$root/scripts/lib/tools.sh"
         find_objcopy || { echo "${0##*/}: no llvm-objcopy: scripts/setup objcopy installs it" >&2; exit 1; }
         "${objcopy[@]}" -O binary "$elf" "$flat.$$"
-    )
+    ) || return 1
     mv "$flat.$$" "$flat"
 }
 
@@ -101,7 +115,7 @@ build_mini() {
     # A static PIE like the core, but linked by a script of its own, and made fast, not small: its size is nobody's concern.
     (cd "$root" && CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=false RUSTFLAGS="-Crelocation-model=pie -Cforce-frame-pointers=yes -Clink-arg=-T$root/kserv/mini/linker.ld -Clink-arg=-pie \
         -Clink-arg=-znotext -Clink-arg=--pack-dyn-relocs=relr -Clink-arg=--no-dynamic-linker -Clink-arg=-zmax-page-size=4096" \
-        no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package kserv-mini --target-dir "$target")
+        no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package kserv-mini --target-dir "$target") || return 1
     if [ "$flat" -nt "$elf" ]; then return 0; fi
     flat "$elf" "$flat"
 }
@@ -126,11 +140,11 @@ build_guests() {
     # Linked by a script of their own, not by the core's, which .cargo/config.toml names.
     (cd "$root" && RUSTFLAGS="-Crelocation-model=static -Clink-arg=-T$root/tests/guests/guest.ld -Clink-arg=--no-dynamic-linker" \
         no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package corevisor-guests \
-        --target-dir "$dir")
+        --target-dir "$dir") || return 1
     for program in "$root"/tests/guests/src/bin/*.rs; do
         program=$(basename "$program" .rs)
         elf=$dir/aarch64-unknown-none-softfloat/release/$program
         if [ "$dir/$program.bin" -nt "$elf" ]; then continue; fi
-        flat "$elf" "$dir/$program.bin"
+        flat "$elf" "$dir/$program.bin" || return 1
     done
 }

@@ -41,7 +41,8 @@ pub enum TreeError {
 /// [`TreeError`].
 pub fn of_qemu(qemu: &Path, machine: &Machine, dir: &Path) -> Result<Vec<u8>, TreeError> {
     let file = dir.join("qemu.dtb");
-    let machine = machine.clone().gdb(false).machine_option(format!("dumpdtb={}", file.display()));
+    let dump = format!("dumpdtb={}", file.display().to_string().replace(',', ",,"));
+    let machine = machine.clone().gdb(false).machine_option(dump);
     let args = machine.args(&BootFiles::default(), true, Console::Pipes)?;
     let failed = |why: String| TreeError::Qemu { program: qemu.display().to_string(), why };
     let done =

@@ -7,6 +7,7 @@
 use crate::{
     error::{FileError, read, write},
     kvm::GuestGic,
+    machine::option_with_path,
     sign::{Image, Key, SignError},
 };
 use dtoolkit::{Node, Property, fdt::Fdt, model::DeviceTree};
@@ -135,7 +136,7 @@ fn tree_of_qemu(
     let file = initrd.with_file_name("qemu.dtb");
     let mut line = Command::new(qemu);
     line.args(["-accel", "tcg", "-cpu", "cortex-a72,pmu=off", "-nodefaults", "-nographic", "-M"])
-        .arg(format!("{},dtb-randomness=off,dumpdtb={}", shape.machine(), file.display()))
+        .arg(option_with_path(&format!("{},dtb-randomness=off,dumpdtb=", shape.machine()), &file))
         .args(["-smp", &shape.vcpus.to_string(), "-m", &shape.memory, "-append", &format!("{APPEND} {}", shape.append)])
         .arg("-kernel")
         .arg(kernel)

@@ -46,7 +46,7 @@ const TESTS: &[(&str, Said, Said)] = &[
     ("kvm_binary_stats_test", Some((Skipped, Passes)), Some((Skipped, Passes))),
     ("kvm_create_max_vcpus", Some((Passes, Passes)), Some((Passes, Passes))),
     ("no-vgic-v3", Some((Skipped, Skipped)), Some((Fails, Passes))),
-    ("page_fault_test", Some((Fails, Passes)), None),
+    ("page_fault_test", Some((Passes, Passes)), None),
     ("psci_test", Some((Skipped, Passes)), Some((Skipped, Passes))),
     ("set_id_regs", Some((Skipped, Fails)), Some((Skipped, Fails))),
     ("set_memory_region_test", Some((Passes, Passes)), Some((Passes, Passes))),

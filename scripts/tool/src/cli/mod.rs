@@ -29,6 +29,9 @@ use thiserror::Error;
 #[derive(Debug, Parser)]
 #[command(name = "corevisor-tool", version)]
 pub struct Cli {
+    /// Refuse what would be refused, and do nothing: for the scripts, before they install and build
+    #[arg(long, hide = true)]
+    check_only: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -207,7 +210,10 @@ enum CliError {
 
 /// Does what the command line says. Messages go to standard error, one line each.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let Cli { check_only, command } = Cli::parse();
+    let done = match command {
+        Command::Run(args) if check_only => args.check().map(|()| ExitCode::SUCCESS),
+        _ if check_only => Ok(ExitCode::SUCCESS),
         Command::Run(args) => run::run(&args),
         Command::Image(args) => image(args),
         Command::Bench(args) => bench(args),
@@ -224,7 +230,8 @@ pub fn main() -> ExitCode {
 
 /// A line of ours, which nobody takes for one of the core's.
 fn say(line: &str) {
-    eprintln!("{}: {line}", std::env::args().nth(1).as_deref().unwrap_or("corevisor-tool"));
+    let command = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    eprintln!("{}: {line}", command.as_deref().unwrap_or("corevisor-tool"));
 }
 
 fn image(args: ImageArgs) -> Result<ExitCode, CliError> {
@@ -306,6 +313,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_file_that_is_named_and_not_there_is_refused_before_anything_is_made() {
+        for option in ["--kernel", "--initrd", "--dtb", "--drive", "--script", "--raw-image"] {
+            let error = parsed(&[option, "/nonexistent/file"]).unwrap().check().unwrap_err();
+            assert_eq!(chain(&error), "cannot find /nonexistent/file: No such file or directory (os error 2)");
+        }
+        let error = parsed(&["--guest", "--guest-gic", "2", "--gic", "3"]).unwrap().check().unwrap_err();
+        assert!(matches!(error, CliError::Kvm(_)), "{error}");
+        parsed(&["--mini", "--vm", "debian", "--vm", "guest:hello"]).unwrap().check().unwrap();
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use super::{CliError, HostArgs, LogLevel, bytes, memory_size, say, seconds};
 use crate::{
-    error::{chain, read},
+    error::{FileError, chain, read},
     kvm::{self, Driver, GuestGic, KvmError, KvmHost},
     kvm_protected::GuestShape,
     machine::{Board, Machine, shell_word},
-    project::Project,
+    project::{Project, is_version},
     run::{Boot, Finished, Outcome, Run},
     script::{FIRST_BYTE, Input, NEXT_BYTE, read_input},
     vms::{Payload, Vm, Vms},
@@ -134,6 +134,27 @@ impl RunArgs {
         self.mini.then(|| checks.fold(vms.fold(first, Vms::vm), Vms::line))
     }
 
+    /// What can be said before anything is made for the machine: the files that are named are there, and its guest can have the interrupt controller that it wants.
+    ///
+    /// # Errors
+    /// The first that is not so.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        if self.guest && !self.guest_gic.works_on(self.machine().gic_version()) {
+            return Err(KvmError::Gic { guest: self.guest_gic.name() }.into());
+        }
+        let payloads = self.payloads().into_iter().filter_map(|payload| match payload {
+            Payload::File(file) => Some(file),
+            Payload::Debian(_) | Payload::Guest(_) => None,
+        });
+        let kernels = [&self.host.kernel, &self.guest_kernel].into_iter().filter(|kernel| !is_version(kernel));
+        let files = [&self.dtb, &self.host.initrd, &self.script, &self.vm_initrd, &self.key, &self.raw_image];
+        let files = files.into_iter().flatten().chain(&self.drive).cloned();
+        for file in files.chain(payloads).chain(kernels.map(PathBuf::from)) {
+            std::fs::metadata(&file).map_err(FileError::at("find", &file))?;
+        }
+        Ok(())
+    }
+
     fn payloads(&self) -> Vec<Payload> {
         self.vm.iter().map(|name| Payload::named(name, &self.host.kernel)).collect()
     }
@@ -231,6 +252,7 @@ impl RunArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
+    args.check()?;
     let project = Project::find()?;
     let mut run = args.run(&project);
     let mut script = args.script.as_deref().map(read).transpose()?;
@@ -248,15 +270,11 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     if args.guest {
         let (host, start) = args.kvm_host(&project, script.as_deref())?;
-        let machine = args.machine();
-        if !args.guest_gic.works_on(machine.gic_version()) {
-            return Err(KvmError::Gic { guest: args.guest_gic.name() }.into());
-        }
         run = host.disks(run)?;
         match host.files(run.clone()) {
             Ok(whole) => run = whole,
             Err(missing) if args.dry_run => {
-                say(&format!("not there yet: {} (scripts/run makes what is missing)", chain(&missing)));
+                say(&format!("not there yet: {}", chain(&missing)));
             }
             Err(missing) => return Err(missing.into()),
         }
@@ -271,7 +289,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         let (line, missing) = run.dry_run()?;
         println!("{line}");
         if let Some(missing) = missing {
-            say(&format!("not there yet: {} (scripts/run makes what is missing)", chain(&missing)));
+            say(&format!("not there yet: {}", chain(&missing)));
         }
         return Ok(ExitCode::SUCCESS);
     }

@@ -43,11 +43,11 @@ struct Placed {
     at: Option<u64>,
 }
 
-/// FILE or FILE@ADDRESS.
+/// FILE or FILE@ADDRESS. A folder may have an @ in its name.
 fn placed(text: &str) -> Result<Placed, String> {
     let (file, at) = match text.rsplit_once('@') {
-        Some((file, at)) => (file, Some(number(at)?)),
-        None => (text, None),
+        Some((file, at)) if !at.contains('/') => (file, Some(number(at)?)),
+        _ => (text, None),
     };
     Ok(Placed { file: file.into(), at })
 }
