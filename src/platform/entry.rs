@@ -266,9 +266,10 @@ pub fn publish_secondaries(cpus: &'static [PerCpu]) {
     for (entry, data) in table.iter_mut().zip(cpus) {
         *entry = (data.mpidr, core::ptr::from_ref(data) as u64);
     }
+    // All of the image but the page in it that is not mapped: an instruction by address on that is a fault. The map's tables are read through the caches.
     let layout = image_layout();
-    let block = PhysRange::between(layout.text.base(), layout.free.end());
-    cpu::maintenance::clean_to_poc(block);
+    cpu::maintenance::clean_to_poc(PhysRange::between(layout.text.base(), layout.stack_guard.base()));
+    cpu::maintenance::clean_to_poc(PhysRange::between(layout.stack_guard.end(), layout.data.end()));
 }
 
 /// Where another CPU starts, from firmware or from a spin table.
