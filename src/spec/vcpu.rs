@@ -177,7 +177,6 @@ fn call(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
         0x8000_0001 if smccc => 0,
         0x8400_0006 => 2,
         0xc400_0001 => {
-            v.x[0] = 0;
             v.regs.pc = v.regs.pc.wrapping_sub(4);
             return (v, Next::Host(WFX));
         }
@@ -257,11 +256,18 @@ pub fn shown(v: &Vcpu, reason: u64) -> Shown {
     let registers = match reason {
         MMIO_WRITE => one(esr >> 16 & 31),
         SYSREG if esr & 1 == 0 => one(esr >> 5 & 31),
-        PSCI => 0..4,
-        SYSTEM_OFF => 0..1,
+        // CPU_ON has arguments.
+        PSCI if v.x[0] & 0xffff_ffff == 0xc400_0003 => 0..4,
+        PSCI | SYSTEM_OFF => 0..1,
         _ => 0..0,
     };
-    out.x = registers.map(|n| (n, v.x[n])).collect();
+    // Bytes that are stored; CNTP_TVAL and CNTP_CTL have 32 bits.
+    let bits = match reason {
+        MMIO_WRITE => 8 << (esr >> 22 & 3),
+        SYSREG if matches!(esr & 0x3f_fc1e, 0x30_f804 | 0x32_f804) => 32,
+        _ => 64,
+    };
+    out.x = registers.map(|n| (n, v.x[n] & u64::MAX >> (64 - bits))).collect();
     out
 }
 
@@ -294,7 +300,9 @@ pub fn enter(mut v: Vcpu, reason: u64, x: &[u64; 32], abort: bool) -> Vcpu {
                 v.x[n] = x[n];
             }
         }
-        PSCI => v.x[0] = x[0],
+        // The call has succeeded, whatever the host says; so has one that waited.
+        PSCI => v.x[0] = 0,
+        WFX if matches!(esr >> 26 & 0x3f, 0x16 | 0x17) => v.x[0] = 0,
         _ => {}
     }
     if matches!(reason, WFX | MMIO_READ | MMIO_WRITE | SYSREG) {

@@ -30,7 +30,7 @@ use crate::interface::CallError;
 use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
 use crate::vcpu::ctxt_switch::{self, Running};
-use crate::vm::vm_power::set_vm_poweroff;
+use crate::vm::vm_power::end_vm;
 use crate::vm::{Active, host_calls};
 
 const INSTRUCTION_SIZE: u64 = 4;
@@ -88,7 +88,7 @@ pub fn vm_exit_handler_raw<M: Machine>(core: &Core<M>, active: &Active, ctxt: &m
 fn failed<M: Machine>(core: &Core<M>, active: &Active) -> Action {
     log::warn!("VM {}: SError while it ran; it is switched off", active.vm.raw());
     // It exists: it runs.
-    let _ = set_vm_poweroff(core.vms(), active.vm);
+    let _ = end_vm(core.vms(), active.vm);
     Action::ToHost(ExitReason::Failed)
 }
 

@@ -18,8 +18,10 @@
 use super::vcpu_ops::direct::list_registers_in_use;
 use super::vcpu_ops::{read_entry, restore_shadow_kvm_regs, save_shadow_kvm_regs, save_timer};
 use crate::abstract_machine::addr::{VcpuId, VmId};
+use crate::abstract_machine::shadow::ShadowReg;
 use crate::abstract_machine::{ContextAt, Machine};
 use crate::interface::CallError;
+use crate::interface::guest::SUCCESS;
 use crate::interface::mailbox::ExitReason;
 use crate::vm::boot_ops::{give_vcpu_back, set_vcpu_active, set_vcpu_inactive, vcpu_started};
 use crate::vm::{Active, Start, Vms};
@@ -92,6 +94,7 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
 /// hears it: an interrupt may be the VM's timer, and a VM that was switched off meanwhile shows nothing but that. K: `save_vm`.
 pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reason: ExitReason) -> ExitReason {
     let machine = vms.machine();
+    let call = reason;
     let Running { active, mut ctxt, page } = running;
     let lrs = list_registers_in_use(&ctxt);
     machine.vgic_save_state(&mut ctxt, lrs);
@@ -111,6 +114,10 @@ pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reaso
             _ => reason,
         };
         save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, &page);
+        if call == ExitReason::Psci {
+            // What the core did of it is done: whatever the host says, and if the VM was switched off meanwhile.
+            ctxt.set(ShadowReg::X(0), SUCCESS);
+        }
         // With the vCPU given back the VM, and with it the mailbox, may go.
         drop((ctxt, page));
         reason

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::abstract_machine::addr::PAGE_SIZE;
-use crate::abstract_machine::regs::{ESR, FaultKind, Syndrome};
+use crate::abstract_machine::regs::{ESR, FaultKind, Syndrome, SysregId};
 use crate::interface::mailbox::ExitReason;
 
 /// General registers, by what the exit was.
@@ -57,6 +57,9 @@ pub struct Exposure {
     pub abortable: bool,
 }
 
+const CNTP_TVAL_EL0: SysregId = SysregId::new(3, 3, 14, 2, 0);
+const CNTP_CTL_EL0: SysregId = SysregId::new(3, 3, 14, 2, 1);
+
 const NOTHING: Exposure =
     Exposure { shown: Regs::None, esr: 0, ipa: 0, taken: Regs::None, steps: false, abortable: false };
 
@@ -73,6 +76,16 @@ const SYSREG: u64 = ESR::SYS_ID.mask << ESR::SYS_ID.shift
     | ESR::SYS_CRM.mask << ESR::SYS_CRM.shift
     | ESR::SYS_READ.mask << ESR::SYS_READ.shift;
 const PAGE: u64 = !(PAGE_SIZE - 1);
+
+/// Which bits of the registers that an exit for `reason` shows: what a store stores, and what a register of 32 bits takes.
+#[inline(always)]
+pub fn bits(reason: ExitReason, syndrome: Syndrome) -> u64 {
+    match reason {
+        ExitReason::MmioWrite => u64::MAX >> (64 - 8 * syndrome.access_size()),
+        ExitReason::Sysreg if matches!(syndrome.sys_register(), CNTP_CTL_EL0 | CNTP_TVAL_EL0) => u32::MAX.into(),
+        _ => u64::MAX,
+    }
+}
 
 /// What is shown, `esr`, of the abort `syndrome` of a stage-1 walk: whether the walk would have written, as it does to set an access flag or dirty state in a table that it can only read. WnR
 /// says what the instruction would have done. A host that took that for the walk's would not map tables that are read-only. As Linux's KVM does (`kvm_is_write_fault`).
@@ -93,8 +106,8 @@ pub const fn of(reason: ExitReason) -> Exposure {
             Exposure { shown: Regs::Srt, esr: ACCESS, ipa: u64::MAX, steps: true, abortable: true, ..NOTHING }
         }
         ExitReason::MemoryFault => Exposure { esr: CLASS | WRITE, ipa: PAGE, abortable: true, ..NOTHING },
-        // The call's instruction is over already.
-        ExitReason::Psci => Exposure { shown: Regs::X0ToX3, taken: Regs::X0, ..NOTHING },
+        // The call's instruction is over already, and the core has answered it.
+        ExitReason::Psci => Exposure { shown: Regs::X0ToX3, ..NOTHING },
         ExitReason::Sysreg => {
             Exposure { shown: Regs::RtIfWritten, esr: SYSREG, taken: Regs::RtIfRead, steps: true, ..NOTHING }
         }

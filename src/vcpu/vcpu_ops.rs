@@ -24,7 +24,7 @@ use direct::{Direct, begin_direct, list_registers_in_use};
 
 use super::el1::VmEl1;
 use super::vcpu_ops_aux::{
-    FLAG_ABORTABLE, FLAG_TIMER_MASKED, X, numbers, prep_abort, prep_hvc, prep_none, prep_sys64, prep_wfx,
+    FLAG_ABORTABLE, FLAG_TIMER_MASKED, X, is_call, numbers, prep_abort, prep_hvc, prep_none, prep_sys64, prep_wfx,
     reset_gp_regs, reset_sys_regs, sync_dirty_to_shadow, take_external_abort,
 };
 use crate::abstract_machine::regs::{CNT_CTL, GICH_LR, ICH_LR, Syndrome, VGIC_HCR};
@@ -160,7 +160,7 @@ fn list_register(version: u8, raw: u64) -> Result<u64, CallError> {
 pub fn restore_shadow_kvm_regs<M: Machine>(ctxt: &mut Context, active: &Active, entry: &Entry, page: &M::Foreign<'_>) {
     if let Some((pc, x0)) = entry.start {
         reset_gp_regs(ctxt, pc, x0);
-        reset_sys_regs(ctxt, active.vcpu);
+        reset_sys_regs(ctxt, active.vcpu, entry.lr_count);
     } else if entry.inject_abort {
         // The access is over; its register keeps what it had. The exception says where it was.
         let (syndrome, va) = (Syndrome::new(ctxt.get(ShadowReg::EsrEl2)), ctxt.get(ShadowReg::FarEl2));
@@ -227,7 +227,7 @@ pub fn save_shadow_kvm_regs(
     };
     ctxt.set(ShadowReg::Exits, ctxt.get(ShadowReg::Exits).wrapping_add(1));
     for n in numbers(shown.x) {
-        page.write(X + usize::from(n), ctxt.get(ShadowReg::X(n)));
+        page.write(X + usize::from(n), ctxt.get(ShadowReg::X(n)) & shown.bits);
     }
     page.write(word!(esr), shown.esr);
     page.write(word!(ipa), shown.ipa);
@@ -245,7 +245,7 @@ pub fn save_shadow_kvm_regs(
     page.write(word!(exits), ctxt.get(ShadowReg::Exits));
     let off = match reason {
         ExitReason::SystemOff | ExitReason::Stopped | ExitReason::Failed => true,
-        ExitReason::Psci => ctxt.get(ShadowReg::X(0)) & u64::from(u32::MAX) == psci::CPU_OFF,
+        ExitReason::Psci => is_call(ctxt, psci::CPU_OFF),
         _ => false,
     };
     page.write(word!(powered), u64::from(!off));

@@ -26,6 +26,7 @@ use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{PAGE_SIZE, VcpuId};
 use crate::abstract_machine::regs::{ESR, El1Reg, ExceptionClass, SCTLR_EL1_ENTRY, SPSR, Syndrome, ipa_of_hpfar, ones};
 use crate::abstract_machine::shadow::{BankReg, Context, DIRTY_PC, ShadowReg, VGIC_WORDS};
+use crate::interface::guest::{SUCCESS, psci};
 use crate::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 
 /// Size of an A64 instruction.
@@ -45,6 +46,8 @@ const MPIDR_RES1: u64 = 1 << 31;
 pub struct Shown {
     /// Which of x0 to x30.
     pub x: u64,
+    /// Which bits of each.
+    pub bits: u64,
     /// Of ESR_EL2.
     pub esr: u64,
     /// Of the faulting address.
@@ -53,16 +56,29 @@ pub struct Shown {
 
 // ---- exit ---------------------------------------------------------------------------------------------------------------
 
-/// WFI: the host sees that, and no register. K: `prep_wfx`.
+/// WFI, or a call that waits as it does: the host sees that, and no register. The call returns when the wait is over. K: `prep_wfx`.
 #[inline(always)]
 pub fn prep_wfx(ctxt: &mut Context) -> Shown {
+    if matches!(Syndrome::new(ctxt.get(ShadowReg::EsrEl2)).class(), ExceptionClass::Hvc64 | ExceptionClass::Smc64) {
+        ctxt.set(ShadowReg::X(0), SUCCESS);
+    }
     prepare(ctxt, ExitReason::Wfx)
 }
 
-/// A call that is the host's to serve, or the VM's last. K: `prep_hvc`.
+/// A call that the host has a part in, or the VM's last. Only CPU_ON has arguments. K: `prep_hvc`.
 #[inline(always)]
 pub fn prep_hvc(ctxt: &mut Context, reason: ExitReason) -> Shown {
-    prepare(ctxt, reason)
+    let shown = prepare(ctxt, reason);
+    if reason == ExitReason::Psci && !is_call(ctxt, psci::CPU_ON) {
+        return Shown { x: exposure::Regs::X0.mask(Syndrome::new(0)), ..shown };
+    }
+    shown
+}
+
+/// Whether x0 says that the vCPU makes the call `function`.
+#[inline(always)]
+pub fn is_call(ctxt: &Context, function: u64) -> bool {
+    ctxt.get(ShadowReg::X(0)) & u64::from(u32::MAX) == function
 }
 
 /// An access to an address that is not the VM's memory, or not yet. K: `prep_abort`.
@@ -100,7 +116,7 @@ fn prepare(ctxt: &mut Context, reason: ExitReason) -> Shown {
     let abortable = if row.abortable { FLAG_ABORTABLE } else { 0 };
     ctxt.set(ShadowReg::Flags, flags | abortable);
     let ipa = if row.ipa == 0 { 0 } else { fault_address(ctxt) & row.ipa };
-    Shown { x: row.shown.mask(syndrome), esr: syndrome.raw() & row.esr, ipa }
+    Shown { x: row.shown.mask(syndrome), bits: exposure::bits(reason, syndrome), esr: syndrome.raw() & row.esr, ipa }
 }
 
 /// The address in the VM that faulted. A stage-2 page and a stage-1 page agree in the offset.
@@ -169,9 +185,9 @@ pub fn reset_gp_regs(ctxt: &mut Context, pc: u64, x0: u64) {
     }
 }
 
-/// System registers of a vCPU that starts: MMU off, its own number in MPIDR, nothing of whoever ran before. K: `reset_sys_regs`.
-/// (M6: the published specification writes them into general registers.)
-pub fn reset_sys_regs(ctxt: &mut Context, vcpu: VcpuId) {
+/// System registers of a vCPU that starts: MMU off, its own number in MPIDR, nothing of whoever ran before. The first `lrs` list registers are what the host
+/// has for it already: an interrupt may be pending before the vCPU is there. K: `reset_sys_regs`. (M6: the published specification writes them into general registers.)
+pub fn reset_sys_regs(ctxt: &mut Context, vcpu: VcpuId, lrs: usize) {
     for reg in BankReg::ALL {
         let value = match reg {
             BankReg::Mpidr => MPIDR_RES1 | vcpu.index() as u64,
@@ -180,7 +196,7 @@ pub fn reset_sys_regs(ctxt: &mut Context, vcpu: VcpuId) {
         };
         ctxt.set(ShadowReg::Bank(*reg), value);
     }
-    (0..VGIC_WORDS as u8).for_each(|n| ctxt.set(ShadowReg::Vgic(n), 0));
+    (lrs as u8..VGIC_WORDS as u8).for_each(|n| ctxt.set(ShadowReg::Vgic(n), 0));
 }
 
 // ---- exceptions ---------------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ pub fn verify_and_load_images<M: Machine>(vms: &Vms<M>, id: VmId, manifest: Opti
         _ => return Err(CallError::InvalidParameter),
     }
     vm.state = VmState::Verified;
-    vm.verified = true;
+    vm.resumable = true;
     Ok(())
 }
 

@@ -252,8 +252,8 @@ pub struct Vm {
     pub(crate) identity: Digest512,
     /// Which device addresses it has named.
     pub(crate) guard: MmioGuard,
-    /// Whether it was ever allowed to run.
-    pub(crate) verified: bool,
+    /// Whether it could go on from where it is: it was allowed to run, and has neither switched itself off nor failed.
+    pub(crate) resumable: bool,
     /// The snapshot that is made of it (after that), or that it is made from (before).
     pub(crate) snapshot: Snapshot,
 }
@@ -275,7 +275,7 @@ impl Vm {
         check: None,
         identity: [0; 64],
         guard: MmioGuard::NONE,
-        verified: false,
+        resumable: false,
         snapshot: Snapshot::NONE,
     };
 

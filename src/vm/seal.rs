@@ -146,13 +146,14 @@ fn unseal(
     opened.map_err(|_| CallError::NotAuthentic)
 }
 
-/// A VM that can be saved: protected, once allowed to run, now off with no vCPU running, and with all its memory. Once the host has begun to take that back, what is left
+/// A VM that can be saved: protected, once allowed to run, now off by the host's wish with no vCPU running, and with all its memory. One that switched itself off, or failed,
+/// would go on behind what it meant to be its end. Once the host has begun to take that back, what is left
 /// is not what ran: a snapshot of as many pages as are left by then would come back with holes, which the host may fill.
 #[inline(never)]
 fn check_save<M: Machine>(vms: &Vms<M>, id: VmId, vm: &Vm) -> Result<(), CallError> {
     vm.in_state(&[VmState::PowerOff])?;
     vm.of_kind(VmKind::Protected)?;
-    if !vm.verified {
+    if !vm.resumable {
         // What nobody vouched for would come back as if somebody had.
         return Err(CallError::WrongState);
     }
@@ -406,6 +407,6 @@ pub fn unseal_vm<M: Machine>(vms: &Vms<M>, id: VmId, data: Pfn) -> Result<(), Ca
     vm.guard = MmioGuard::from_words(content.as_chunks().0.iter().skip(8 + 6).map(|bytes| u64::from_le_bytes(*bytes)));
     vms.note_guard(id, vm.guard.is_enrolled());
     vm.snapshot = Snapshot::NONE;
-    (vm.state, vm.verified) = (VmState::Verified, true);
+    (vm.state, vm.resumable) = (VmState::Verified, true);
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! | primitive              | does                                             | lock |
 //! |------------------------|--------------------------------------------------|------|
 //! | [`set_vm_poweroff`]    | no vCPU of the VM enters any more                | Vm   |
+//! | [`end_vm`]             | the same, and nobody makes it go on from a snapshot | Vm |
 //! | [`get_vm_poweron`]     | whether the VM is not powered off                | Vm   |
 //! | [`vm_kind`]            | whose memory the VM runs in                      | Vm   |
 //!
@@ -29,6 +30,16 @@ pub fn set_vm_poweroff<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallErr
     if vm.state != VmState::Dying {
         vm.state = VmState::PowerOff;
     }
+    Ok(())
+}
+
+/// The VM has switched itself off, or failed: [`set_vm_poweroff`], and it is over. A snapshot of it would go on behind a call that never returns, or behind what it failed at.
+///
+/// # Errors
+/// [`CallError::NoSuchObject`].
+pub fn end_vm<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallError> {
+    set_vm_poweroff(vms, vm)?;
+    vms.vm(vm)?.resumable = false;
     Ok(())
 }
 

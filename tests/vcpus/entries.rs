@@ -232,13 +232,85 @@ fn a_vcpu_that_the_vm_starts_starts_where_the_vm_says() {
 }
 
 #[test]
-fn the_host_answers_a_psci_call_with_x0_and_nothing_else() {
+fn a_start_that_the_core_has_taken_has_succeeded_whatever_the_host_says() {
     let pair = Pair::new();
     assert_eq!(pair.call(0, ON, |_| ()), ExitReason::Psci as u64);
     (0..31).for_each(|n| pair.write(0, word_of("x") + n, 0xbad0 + n as u64));
     let context = pair.entered(0);
-    assert_eq!(context.x[..4], [0xbad0, ON[1], ON[2], ON[3]]);
+    assert_eq!(context.x[..4], [0, ON[1], ON[2], ON[3]]);
     assert!(context.x[4..31].iter().all(|x| *x == 0));
+}
+
+#[test]
+fn a_call_without_arguments_shows_its_number_only() {
+    let pair = Pair::new();
+    (0..31).for_each(|n| pair.write(0, word_of("x") + n, 0x77));
+    assert_eq!(pair.call(0, [psci::CPU_OFF, 0x5ec1, 0x5ec2, 0x5ec3], |_| ()), ExitReason::Psci as u64);
+    let mut words = [0; 4];
+    pair.host.world.sim().read_page(Pfn::containing(Pa::new(pair.mailbox)), word_of("x"), &mut words);
+    assert_eq!(words, [psci::CPU_OFF, 0x77, 0x77, 0x77]);
+}
+
+#[test]
+fn a_vm_that_ended_by_itself_is_not_saved() {
+    let sealed = |end: &dyn Fn(&Pair) -> u64, reason: u64| {
+        let mut pair = Pair::new();
+        assert_eq!(end(&pair), reason);
+        let (out, tag) = (pair.host.pages(1), pair.host.pages(1));
+        let page = pair.host.call(HostCall::SealPage, &[pair.vm, ENTRY, out, tag]).map(|_| ());
+        (page, pair.host.call(HostCall::SealVcpu, &[pair.vm, 0, out]).map(|_| ()))
+    };
+    let off = |pair: &Pair| {
+        pair.call(1, ON, |_| ());
+        pair.host.call(HostCall::PowerOffVm, &[pair.vm]).unwrap();
+        0
+    };
+    assert_eq!(sealed(&off, 0).0, Ok(()), "the host switched it off");
+    let refused = (Err(CallError::WrongState), Err(CallError::WrongState));
+    for call in [psci::SYSTEM_OFF, psci::SYSTEM_RESET, psci::SYSTEM_RESET2] {
+        let end = |pair: &Pair| pair.call(0, [call, 0, 0, 0], |_| ());
+        assert_eq!(sealed(&end, ExitReason::SystemOff as u64), refused, "{call:#x}");
+    }
+    let failed = |pair: &Pair| {
+        pair.host.world.sim().set_script(Box::new(|_| ExitCode::SError));
+        pair.run(0)
+    };
+    assert_eq!(sealed(&failed, ExitReason::Failed as u64), refused);
+}
+
+#[test]
+fn an_interrupt_that_is_pending_before_a_vcpu_starts_reaches_it() {
+    const PENDING: u64 = 1 << 28 | 40;
+    let pair = Pair::new();
+    pair.write(1, word_of("lr_count"), 1);
+    pair.write(1, word_of("lr"), PENDING);
+    assert_eq!(pair.call(0, ON, |_| ()), ExitReason::Psci as u64);
+    let context = pair.entered(1);
+    assert_eq!(context.vgic[..2], [PENDING, 0], "at its first start");
+    assert_eq!(pair.call(1, [psci::CPU_OFF, 0, 0, 0], |context| context.vgic[16..].fill(7)), ExitReason::Psci as u64);
+    pair.write(1, word_of("lr_count"), 0);
+    assert_eq!(pair.call(0, ON, |_| ()), ExitReason::Psci as u64);
+    let context = pair.entered(1);
+    assert!(context.vgic.iter().all(|word| *word == 0), "at the next, with none: {:x?}", context.vgic);
+}
+
+#[test]
+fn a_store_shows_the_host_the_bytes_that_it_stores() {
+    for (size, shown) in [(0, 0x88), (1, 0x7788), (2, 0x5566_7788), (3, 0x1122_3344_5566_7788)] {
+        let bench = Bench::started(VM_PROTECTED);
+        bench.write_mailbox(&[(word_of("x") + 5, 0)]);
+        let store = 0x24 << 26 | 1 << 25 | 1 << 24 | size << 22 | 5 << 16 | 1 << 15 | 1 << 6 | 5;
+        let (reason, _) = bench.trap(store, |context| {
+            context.x[5] = 0x1122_3344_5566_7788;
+            context.syndrome[2] = 0x900_0000 >> 8;
+        });
+        assert_eq!((reason, bench.mailbox()[word_of("x") + 5]), (ExitReason::MmioWrite, shown), "{} bytes", 1 << size);
+    }
+    // MSR CNTP_CTL_EL0, X5.
+    let bench = Bench::started(VM_PROTECTED);
+    let write = 0x18 << 26 | 1 << 25 | 0x32_f804 | 5 << 5;
+    let (reason, _) = bench.trap(write, |context| context.x[5] = 0x1122_3344_0000_0001);
+    assert_eq!((reason, bench.mailbox()[word_of("x") + 5]), (ExitReason::Sysreg, 1));
 }
 
 #[test]

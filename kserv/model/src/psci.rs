@@ -1,9 +1,9 @@
-//! The host's half of PSCI: which vCPUs run. The core has checked a CPU_ON's target and keeps entry and context; the host only schedules.
+//! The host's half of PSCI: which vCPUs run. The core has checked a CPU_ON's target, keeps entry and context, and has answered; the host only schedules.
 //!
 //! | call                 | answer                                                                    |
 //! |----------------------|---------------------------------------------------------------------------|
-//! | CPU_ON               | the target is on; the caller of [`Psci::call`] starts it                  |
-//! | CPU_OFF              | the vCPU is off                                                           |
+//! | CPU_ON               | the target is on; the caller of [`Psci::call`] starts it: now, or when the exit for its CPU_OFF comes |
+//! | CPU_OFF              | the vCPU is off, or starts again at once                                  |
 //! | CPU_SUSPEND          | as WFI; 0 when it goes on                                                 |
 //! | AFFINITY_INFO        | on, or off                                                                |
 //! | any other            | NOT_SUPPORTED                                                             |
@@ -26,8 +26,6 @@ pub mod result {
     pub const NOT_SUPPORTED: u64 = -1i64 as u64;
     /// There is no such vCPU.
     pub const INVALID_PARAMETERS: u64 = -2i64 as u64;
-    /// It is on.
-    pub const ALREADY_ON: u64 = -4i64 as u64;
     /// AFFINITY_INFO: on.
     pub const ON: u64 = 0;
     /// AFFINITY_INFO: off.
@@ -39,7 +37,7 @@ pub mod result {
 pub enum PsciAction {
     /// x0 is this; the vCPU goes on.
     Return(u64),
-    /// This vCPU is on from now on: run it. x0 is SUCCESS; the caller goes on.
+    /// This vCPU, which may be the caller, is on from now on: run it. The caller goes on.
     Start(usize),
     /// The caller is off.
     Off,
@@ -51,18 +49,20 @@ pub enum PsciAction {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Psci {
     on: u64,
+    /// Started by another while the exit for their CPU_OFF is still to come: for the core they were off already.
+    again: u64,
     vcpus: usize,
 }
 
 impl Psci {
     /// vCPU 0 is on, the others are off. At most 64.
     pub const fn new(vcpus: usize) -> Self {
-        Self { on: 1, vcpus: if vcpus > 64 { 64 } else { vcpus } }
+        Self { on: 1, again: 0, vcpus: if vcpus > 64 { 64 } else { vcpus } }
     }
 
     /// There are no vCPUs yet: [`Psci::set_on`] makes them.
     pub const fn none() -> Self {
-        Self { on: 0, vcpus: 0 }
+        Self { on: 0, again: 0, vcpus: 0 }
     }
 
     /// Whether the vCPU is on.
@@ -75,6 +75,7 @@ impl Psci {
         if vcpu < 64 {
             self.vcpus = self.vcpus.max(vcpu + 1);
             self.on = self.on & !(1 << vcpu) | u64::from(on) << vcpu;
+            self.again &= !(1 << vcpu);
         }
     }
 
@@ -91,7 +92,10 @@ impl Psci {
         match function | SMC64 {
             psci::CPU_ON => match vcpu_of(target, self.vcpus) {
                 None => PsciAction::Return(result::INVALID_PARAMETERS),
-                Some(target) if self.is_on(target) => PsciAction::Return(result::ALREADY_ON),
+                Some(target) if self.is_on(target) => {
+                    self.again |= 1 << target;
+                    PsciAction::Return(result::SUCCESS)
+                }
                 Some(target) => {
                     self.on |= 1 << target;
                     PsciAction::Start(target)
@@ -104,6 +108,10 @@ impl Psci {
                 }
                 _ => PsciAction::Return(result::INVALID_PARAMETERS),
             },
+            _ if function == psci::CPU_OFF && vcpu < 64 && self.again >> vcpu & 1 != 0 => {
+                self.again &= !(1 << vcpu);
+                PsciAction::Start(vcpu)
+            }
             _ if function == psci::CPU_OFF => {
                 if vcpu < self.vcpus {
                     self.on &= !(1 << vcpu);
@@ -124,11 +132,22 @@ mod tests {
         let mut psci = Psci::new(2);
         assert_eq!(psci.call(0, [psci::AFFINITY_INFO, 1, 0, 0]), PsciAction::Return(result::OFF));
         assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0x4000_0000, 7]), PsciAction::Start(1));
-        assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0x4000_0000, 7]), PsciAction::Return(result::ALREADY_ON));
         assert_eq!(psci.call(0, [0x8400_0004, 1, 0, 0]), PsciAction::Return(result::ON));
         assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
         assert!(!psci.is_on(1) && psci.is_on(0) && psci.count() == 1);
         assert_eq!(psci.call(0, [0x8400_0003, 1, 0, 0]), PsciAction::Start(1));
+    }
+
+    #[test]
+    fn a_vcpu_that_is_started_before_the_host_hears_that_it_was_off_runs_again() {
+        let mut psci = Psci::new(2);
+        assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0, 0]), PsciAction::Start(1));
+        // For the core vCPU 1 is off, or it would not have let this through.
+        assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0, 0]), PsciAction::Return(result::SUCCESS));
+        assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Start(1));
+        assert!(psci.is_on(1));
+        assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
+        assert!(!psci.is_on(1));
     }
 
     #[test]

@@ -10,10 +10,10 @@
 //! | Irq, Timer  | nothing                                            | nothing                                     |
 //! | Wfx         | `esr.ISS.TI`                                       | nothing; PC + 4                             |
 //! | MmioRead    | `ipa`, `esr` (ISV, SAS, SSE, SRT, SF)              | `x[SRT]`, unless SRT is 31 (K A8); PC + 4   |
-//! | MmioWrite   | the same, and `x[SRT]`                             | nothing; PC + 4                             |
+//! | MmioWrite   | the same, and `x[SRT]`: the bytes that are stored  | nothing; PC + 4                             |
 //! | MemoryFault | `ipa` (page), `esr`: write (of a walk: its own), fetch | nothing; the access is made again         |
-//! | Psci        | `x[0]` to `x[3]`                                   | `x[0]`                                      |
-//! | Sysreg      | `esr` (ISS: which register, which way); for a write `x[Rt]` | for a read `x[Rt]`; PC + 4         |
+//! | Psci        | `x[0]`; of CPU_ON also `x[1]` to `x[3]`            | nothing: the call has succeeded             |
+//! | Sysreg      | `esr` (ISS: which register, which way); for a write `x[Rt]`, as wide as the register | for a read `x[Rt]`; PC + 4 |
 //! | SystemOff   | `x[0]`: the PSCI function (SYSTEM_OFF, SYSTEM_RESET) | nothing: the VM never runs again          |
 //! | Stopped     | nothing: the VM was powered off by the host         | -                                          |
 //! | Failed      | `esr` class: the VM did what the core cannot serve (SError, ...) | nothing: it never runs again  |
@@ -37,7 +37,7 @@ pub enum ExitReason {
     MmioWrite = 4,
     /// An access that the syndrome does not describe (no ISV), an instruction fetch or a walk that found nothing mapped: the host maps memory, or powers the VM off.
     MemoryFault = 5,
-    /// PSCI call or another call that the core leaves to the host.
+    /// The VM called CPU_ON, and the host is to run that vCPU; or CPU_OFF. The core has done its part, and answered: the host cannot say that it failed.
     Psci = 6,
     /// A trapped system register: GICv3 SGI generation, physical timer.
     Sysreg = 7,

@@ -7,9 +7,9 @@
 //! | calls                                                       | outcome                                                         |
 //! |-------------------------------------------------------------|-----------------------------------------------------------------|
 //! | PSCI_VERSION, FEATURES, MIGRATE_INFO_TYPE, AFFINITY_INFO, SMCCC | served                                                       |
-//! | CPU_ON                                                      | an error is served; else exit Psci: the host schedules the vCPU |
+//! | CPU_ON                                                      | served: the start stands. Success is also exit Psci: the host schedules the vCPU |
 //! | CPU_OFF                                                     | exit Psci; the vCPU does not run again until CPU_ON             |
-//! | CPU_SUSPEND                                                 | exit Wfx, with x0 = 0                                           |
+//! | CPU_SUSPEND                                                 | exit Wfx; then x0 = 0                                           |
 //! | SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2                     | exit SystemOff; the VM never runs again                         |
 //! | random numbers (TRNG)                                       | served ([`super::trng`])                                        |
 //! | UID and features of KVM's guest services                    | served                                                          |
@@ -41,7 +41,7 @@ use crate::npt::VmKind;
 use crate::vcpu::Action;
 use crate::vcpu::vcpu_ops_aux::INSTRUCTION_SIZE;
 use crate::vm::boot_ops::{PsciResult, psci_affinity_info, psci_cpu_off, psci_cpu_on};
-use crate::vm::vm_power::{set_vm_poweroff, vm_kind};
+use crate::vm::vm_power::{end_vm, vm_kind};
 use crate::vm::{Active, mmio_guard};
 
 /// Pages that one exit for a range works on.
@@ -75,14 +75,13 @@ pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId,
             return Action::ToHost(ExitReason::Psci);
         }
         psci::CPU_SUSPEND => {
-            ctxt.set(ShadowReg::X(0), SUCCESS);
-            // An exit for WFI goes on behind the instruction.
+            // An exit for WFI goes on behind the instruction, and then with SUCCESS (`prep_wfx`).
             again(ctxt);
             return Action::ToHost(ExitReason::Wfx);
         }
         psci::SYSTEM_OFF | psci::SYSTEM_RESET | psci::SYSTEM_RESET2 => {
             // The VM exists: it runs.
-            let _ = set_vm_poweroff(core.vms(), vmid);
+            let _ = end_vm(core.vms(), vmid);
             return Action::ToHost(ExitReason::SystemOff);
         }
         _ if trng::is_call(function) => core_handle_trng(core, function, ctxt),

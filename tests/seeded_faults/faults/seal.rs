@@ -21,7 +21,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "seal: a VM that was never verified is saved",
         "src/vm/seal.rs",
-        "    if !vm.verified {",
+        "    if !vm.resumable {",
         "    if vm.state == VmState::Unused {",
     ),
     fault(
@@ -71,5 +71,11 @@ pub const FAULTS: &[Fault] = &[
         "src/vm/seal.rs",
         "            machine.sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
         "            let _ = machine;\n",
+    ),
+    fault(
+        "vm_power: a VM that switched itself off is saved",
+        "src/vm/vm_power.rs",
+        "    vms.vm(vm)?.resumable = false;\n",
+        "",
     ),
 ];

@@ -24,10 +24,34 @@ pub const FAULTS: &[Fault] = &[
         "Exposure { esr: ACCESS, ipa: u64::MAX, shown: Regs::Srt, taken: Regs::Srt,",
     ),
     fault(
-        "exposure: the answer to a PSCI call is four registers",
+        "exposure: the host answers a PSCI call",
         "src/vcpu/exposure.rs",
-        "shown: Regs::X0ToX3, taken: Regs::X0,",
-        "shown: Regs::X0ToX3, taken: Regs::X0ToX3,",
+        "shown: Regs::X0ToX3, ..NOTHING",
+        "shown: Regs::X0ToX3, taken: Regs::X0, ..NOTHING",
+    ),
+    fault(
+        "exposure: a store shows its whole register",
+        "src/vcpu/exposure.rs",
+        "        ExitReason::MmioWrite => u64::MAX >> (64 - 8 * syndrome.access_size()),",
+        "        ExitReason::MmioWrite => u64::MAX,",
+    ),
+    fault(
+        "exposure: a walk's fault says what its instruction would have done",
+        "src/vcpu/exposure.rs",
+        "    if syndrome.fault_kind() == FaultKind::Permission { esr | WRITE } else { esr & !WRITE }",
+        "    if syndrome.is_write() { esr | WRITE } else { esr & !WRITE }",
+    ),
+    fault(
+        "vcpu_ops_aux: a vCPU starts without the interrupts that wait for it",
+        "src/vcpu/vcpu_ops_aux.rs",
+        "    (lrs as u8..VGIC_WORDS as u8)",
+        "    (lrs as u8 * 0..VGIC_WORDS as u8)",
+    ),
+    fault(
+        "vcpu_ops_aux: CPU_OFF shows what stands in registers",
+        "src/vcpu/vcpu_ops_aux.rs",
+        "!is_call(ctxt, psci::CPU_ON)",
+        "is_call(ctxt, 0)",
     ),
     fault(
         "exposure: register 31 is an answer of the host",
@@ -134,7 +158,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "pvops: a VM that switched itself off may run",
         "src/trap/fault_handler/pvops.rs",
-        "            let _ = set_vm_poweroff(core.vms(), vmid);\n            return",
+        "            let _ = end_vm(core.vms(), vmid);\n            return",
         "            return",
     ),
     fault(
@@ -158,7 +182,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "trap: after an SError the VM runs on",
         "src/trap/trap_handler_raw.rs",
-        "    let _ = set_vm_poweroff(core.vms(), active.vm);\n",
+        "    let _ = end_vm(core.vms(), active.vm);\n",
         "",
     ),
     fault(

@@ -93,10 +93,11 @@ mod bare {
         mask_fp(&mut values);
         let shown: &[u64] = match action {
             Action::FaultRead | Action::FaultWrite => &[fresh(action, round)],
-            Action::MmioWrite | Action::TimerWrite => &[0x1111_2222_3333_4444],
+            // Of four bytes that are stored.
+            Action::MmioWrite => &[SECRET & !0xffff_ffff | 0x3333_4444],
+            Action::TimerWrite => &[0x1111_2222_3333_4444],
             Action::Share | Action::Unshare => &[arch::SHARED, 0, 0],
             Action::CpuOn => &[1, entry(), 1],
-            Action::CpuOff => &[0, 0, 0],
             _ => &[],
         };
         values[1..=shown.len()].copy_from_slice(shown);
