@@ -77,13 +77,13 @@ _start:
 9:
     .endm
 
-// Leaves HCR_EL2 with E2H = 0 and the MMU off, whatever stood there. Clobbers x9.
+// Leaves the MMU off and HCR_EL2 with E2H = 0, whatever stood there: in this order, for E2H says of which form the tables are. Clobbers x9.
     .macro  plain_el2
-    mov     x9, #{HCR_EL2_RW}
-    msr     hcr_el2, x9
-    isb
     ldr     x9, =0x30c50830
     msr     sctlr_el2, x9
+    isb
+    mov     x9, #{HCR_EL2_RW}
+    msr     hcr_el2, x9
     isb
     .endm
 
@@ -109,6 +109,7 @@ _start:
 
 // ---------------------------------------------------------------------------------------------------------
 primary_entry:
+    msr     daifset, #0b1111            // as the boot protocol has it, whatever the loader left
     mov     x19, x0
     adrp    x20, _start
     mrs     x9, CurrentEL
@@ -130,6 +131,10 @@ primary_entry:
     bl      relocate
     mov     x29, xzr                    // end of the frame chain
     mov     x0, x19
+    mov     x1, #{UNFIT_PLACE}
+    tst     x20, #({CORE_BLOCK_SIZE_4K} * 4096 - 1)
+    b.ne    4f
+    mov     x1, #{UNFIT_EL1}
     cmp     x21, #2
     b.eq    3f
     b.lo    4f
@@ -140,6 +145,12 @@ primary_entry:
     drop_to_el2
     mov     sp, x22
 3:  plain_el2
+    mov     x0, x19                     // a CPU whose EL2 is always with E2H: it may say so in the register, or in ID_AA64MMFR4_EL1.E2H0
+    mov     x1, #{UNFIT_E2H}
+    mrs     x9, hcr_el2
+    tbnz    x9, #34, 4f
+    mrs     x9, S3_0_C0_C7_4
+    tbnz    x9, #27, 4f
     mov     x0, x20
     mov     x1, x19
     bl      {build_early_map}           // fills MMU_SETTINGS
@@ -151,8 +162,8 @@ primary_entry:
     bl      {primary_main}
     b       .
 
-    // Entered at EL1: nothing can be done but to say so.
-4:  bl      {refuse_el1}
+    // Nothing can be done but to say why (x1).
+4:  bl      {refuse}
 5:  wfe
     b       5b
 
@@ -201,6 +212,7 @@ clean_image:
 // all that is read here, before its MMU is on, was cleaned to memory.
     .globl  secondary_entry
 secondary_entry:
+    msr     daifset, #0b1111
     mrs     x9, CurrentEL
     cmp     x9, #0xc
     b.ne    1f

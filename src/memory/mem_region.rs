@@ -13,7 +13,7 @@
 use crate::abstract_machine::addr::{BLOCK_2M, Pa, PhysRange};
 
 /// Most regions that a machine may have.
-pub const MAX_REGIONS: usize = 288;
+pub const MAX_REGIONS: usize = 416;
 
 /// What a region is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -67,16 +67,32 @@ pub extern "C" fn primary_main(dtb: u64, base: u64, entered_at: u64) -> ! {
     }
 }
 
-/// Entered at EL1: the MMU is off, so nothing that needs exclusive accesses may be used; say so and stop.
-pub extern "C" fn refuse_el1(dtb: u64) {
+/// Why boot/entry.S cannot go on.
+#[repr(u64)]
+pub enum Unfit {
+    /// Entered at EL1.
+    El1 = 0,
+    /// EL2 has E2H fixed to 1.
+    E2h = 1,
+    /// The image is at no multiple of 2 MiB.
+    Place = 2,
+}
+
+/// boot/entry.S cannot go on, for the reason `why` ([`Unfit`]): the MMU is off, so nothing that needs exclusive accesses may be used; say so and stop.
+pub extern "C" fn refuse(dtb: u64, why: u64) {
+    const EL1: u64 = Unfit::El1 as u64;
+    const E2H: u64 = Unfit::E2h as u64;
+    let why: &[u8] = match why {
+        EL1 => b"entered at EL1, but a hypervisor needs EL2 (QEMU: -M virt,virtualization=on)",
+        E2H => b"this CPU's EL2 cannot be without VHE (HCR_EL2.E2H is fixed to 1), which the core needs",
+        _ => b"not loaded to a multiple of 2 MiB, as its header asks for",
+    };
     let Some(description) = early_description(Pa::new(dtb)) else { return };
     if let Some(console) = description.console.and_then(|device| {
         // SAFETY: the device tree says that the registers are there; the MMU is off, so all of it is device memory.
         unsafe { Console::new(device, Va::new(device.base().raw())) }
     }) {
-        console.write(
-            b"corevisor: cannot start: entered at EL1, but a hypervisor needs EL2 (QEMU: -M virt,virtualization=on)\n",
-        );
+        [b"corevisor: cannot start: ", why, b"\n"].into_iter().for_each(|text| console.write(text));
     }
 }
 

@@ -20,7 +20,7 @@ use crate::npt::descriptor::{CoreAccess, Desc, MAIR_EL2_VALUE};
 use crate::platform::device_tree::MAX_CPUS;
 
 /// Bytes of the stack that the boot CPU starts on; the lowest page becomes its guard.
-const BOOT_STACK_SIZE: usize = 96 * 1024;
+const BOOT_STACK_SIZE: usize = 128 * 1024;
 /// Bytes of the stack on which a trap of the core during boot is reported.
 const BOOT_EMERGENCY_SIZE: usize = 8 * 1024;
 
@@ -86,7 +86,10 @@ global_asm!(
     build_early_map = sym build_early_map,
     primary_main = sym boot::primary_main,
     secondary_main = sym super::cpus::secondary_main,
-    refuse_el1 = sym boot::refuse_el1,
+    refuse = sym boot::refuse,
+    UNFIT_EL1 = const boot::Unfit::El1 as u64,
+    UNFIT_E2H = const boot::Unfit::E2h as u64,
+    UNFIT_PLACE = const boot::Unfit::Place as u64,
     open_to_non_secure = sym el3::open_to_non_secure,
 );
 

@@ -79,6 +79,8 @@ fn report(text: impl FnOnce(&mut PanicWriter<'_>)) -> ! {
         // Another CPU reports already, or this report failed itself.
         halt::stay();
     }
+    // First: a console that has no clock any more, because the host switched it off, may hold this CPU for ever.
+    halt::stop_others();
     let mut out = logger::panic_writer();
     let cpu = cpu::this().map_or(0, |data| data.cpu.index());
     let _ = writeln!(out, "FATAL on CPU {cpu} at EL{}", CurrentEL.get() >> 2);
@@ -87,7 +89,6 @@ fn report(text: impl FnOnce(&mut PanicWriter<'_>)) -> ! {
         let count: u64 = cpu::all().iter().map(|data| data.counted(event)).sum();
         let _ = writeln!(out, "  {}: {count}", event.name());
     }
-    halt::stop_others();
     let _ = writeln!(out, "all CPUs stopped; nothing of this machine runs any more");
     halt::stay()
 }

@@ -91,6 +91,13 @@ impl Frames {
 pub fn mediate(description: &mut MachineDescription) -> Result<Option<Mediated>, BootError> {
     let gic = description.gic;
     let Some(Gic::V3 { gicd, redistributors, stride, its, .. }) = gic else { return Ok(None) };
+    if description.gic_incoherent {
+        // What the core writes for it would stay in caches, and what it reads there be old.
+        log::warn!(
+            "the GIC's registers stay the host's: it does not look into caches (dma-noncoherent): the GIC reaches all memory"
+        );
+        return Ok(None);
+    }
     match stand_between(gicd, &redistributors, stride, &its) {
         Ok((frames, mediated)) => {
             for frame in frames {
@@ -211,6 +218,9 @@ fn set_up_its(range: PhysRange) -> Result<Setup, Trouble> {
         }
     }
     Cpu.mmio_write(register(GITS_CBASER), 8, VALID | WRITE_BACK | INNER | setup.queue.raw());
+    if Cpu.mmio_read(register(GITS_CBASER), 8) & SHAREABILITY == 0 {
+        return Err(Trouble::Unfit(Unfit::NotCoherent, range));
+    }
     Cpu.mmio_write(register(GITS_CWRITER), 8, 0);
     Ok(setup)
 }

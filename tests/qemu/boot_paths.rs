@@ -26,6 +26,7 @@ pub fn cases() -> Vec<Case> {
         })
         .only_in_full_if(true),
         new("entered at EL1 the core says what it needs, and stops", el1),
+        new("loaded to no multiple of 2 MiB the core says so, and stops", misplaced),
         new("entered at EL3 the core drops to EL2, and the host lives on one CPU", el3),
         new("entered at EL3 what comes to that level is told, and the machine stops", el3_trap),
     ]
@@ -87,6 +88,12 @@ fn el1(bed: &Bed) -> Result<(), Failure> {
         done.core_stopped(&["entered at EL1", "EL2", "virtualization=on"])?;
     }
     Ok(())
+}
+
+fn misplaced(bed: &Bed) -> Result<(), Failure> {
+    let mut placed = Placed::virt(bed, 1, &[], "true")?;
+    placed.core_at = 0x7a68_0000;
+    placed.run(bed)?.finish()?.core_stopped(&["cannot start", "not loaded to a multiple of 2 MiB"])
 }
 
 fn el3(bed: &Bed) -> Result<(), Failure> {

@@ -17,7 +17,7 @@ use super::super::regs::Syndrome;
 use super::super::shape::Shape;
 use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
-    ID_AA64MMFR2, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
+    ID_AA64MMFR2, ID_AA64MMFR3, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
 };
 use super::{bank, maintenance, traps, vgic, with_world};
 
@@ -86,6 +86,12 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     }
     sysreg::Cptr::set(features.host.cptr);
     traps::write(&features, &features.host);
+    if features.fgt != 0 && sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::AMU) != 0 {
+        sysreg::Hafgrtr::set(0);
+    }
+    if features.mpam && sysreg::Mpamidr::get().is_set(sysreg::MPAMIDR_EL1::HAS_HCR) {
+        sysreg::Mpamhcr::set(0);
+    }
     barrier::isb(barrier::SY);
     vectors_for_host(&features);
     if features.trf {
@@ -275,17 +281,20 @@ fn host_hcrx() -> u64 {
         .value
 }
 
-/// Whether the CPU has system registers for the GIC.
+/// Whether the CPU has system registers for the GIC, which are on then. Firmware that runs a GICv3 as a GICv2 keeps them off (ICC_SRE_EL3.SRE; Linux, booting.rst): the
+/// write does not stick, and every other of them would trap.
 pub fn has_gic_registers() -> bool {
-    sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::GIC) != 0
+    if sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::GIC) == 0 {
+        return false;
+    }
+    ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
+    barrier::isb(barrier::SY);
+    ICC_SRE_EL2.is_set(ICC_SRE_EL2::SRE)
 }
 
 /// The GIC's system registers belong to EL1; the list registers, which only EL2 reaches, are off.
 fn gic_for_host() {
     if has_gic_registers() {
-        ICC_SRE_EL2
-            .write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
-        barrier::isb(barrier::SY);
         ICH_HCR_EL2.set(0);
     }
 }
@@ -301,5 +310,17 @@ pub fn reset_el1() {
     TTBR0_EL1.set(0);
     TTBR1_EL1.set(0);
     sysreg::Cpacr1::set(0);
+    // What EL1 may use without asking (HCRX_EL2) is off until it does.
+    let mmfr3 = sysreg::IdAa64mmfr3::get();
+    if mmfr3.read(ID_AA64MMFR3::SCTLRX) != 0 {
+        sysreg::Sctlr2::set(0);
+    }
+    if mmfr3.read(ID_AA64MMFR3::TCRX) != 0 {
+        sysreg::Tcr2::set(0);
+    }
+    if sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::GCS) != 0 {
+        sysreg::Gcscr1::set(0);
+        sysreg::Gcscre0::set(0);
+    }
     barrier::isb(barrier::SY);
 }

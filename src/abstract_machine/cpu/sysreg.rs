@@ -68,6 +68,12 @@ mod fields {
             MTE OFFSET(8) NUMBITS(4) [],
             MPAM_frac OFFSET(16) NUMBITS(4) [],
             SME OFFSET(24) NUMBITS(4) [],
+            GCS OFFSET(44) NUMBITS(4) [],
+        ],
+        /// MPAMIDR_EL1.
+        pub MPAMIDR_EL1 [
+            /// MPAMHCR_EL2 is there.
+            HAS_HCR OFFSET(17) NUMBITS(1) [],
         ],
         /// PMBIDR_EL1 and TRBIDR_EL1: a buffer of profiling or of trace.
         pub BUFFER_ID [
@@ -113,6 +119,11 @@ mod fields {
         pub ID_AA64MMFR1 [
             VMIDBits OFFSET(4) NUMBITS(4) [ Bits16 = 0b0010 ],
             HCX OFFSET(40) NUMBITS(4) [],
+        ],
+        /// ID_AA64MMFR3_EL1.
+        pub ID_AA64MMFR3 [
+            TCRX OFFSET(0) NUMBITS(4) [],
+            SCTLRX OFFSET(4) NUMBITS(4) [],
         ],
         /// ID_AA64MMFR2_EL1.
         pub ID_AA64MMFR2 [
@@ -240,6 +251,10 @@ registers! {
     Vsesr: "S3_4_C5_C2_3", ();
     /// Memory partitioning, EL2.
     Mpam2: "S3_4_C10_C5_0", ();
+    /// Memory partitioning: what there is.
+    Mpamidr: "S3_0_C10_C4_4", MPAMIDR_EL1::Register;
+    /// Memory partitioning: virtual partitions, and a trap of the register before.
+    Mpamhcr: "S3_4_C10_C4_0", ();
     /// Trace filter, EL2.
     Trfcr: "S3_4_C1_C2_1", ();
     /// Virtual processor id: what EL1 reads as MIDR_EL1.
@@ -250,6 +265,14 @@ registers! {
     Sctlr1: "sctlr_el1", ();
     /// EL1's translation control.
     Tcr1: "tcr_el1", ();
+    /// EL1's further system control (FEAT_SCTLR2).
+    Sctlr2: "S3_0_C1_C0_3", ();
+    /// EL1's further translation control (FEAT_TCR2).
+    Tcr2: "S3_0_C2_C0_3", ();
+    /// EL1's guarded control stack (FEAT_GCS).
+    Gcscr1: "S3_0_C2_C5_0", ();
+    /// EL0's.
+    Gcscre0: "S3_0_C2_C5_2", ();
     /// EL1's debug control.
     Mdscr: "mdscr_el1", ();
     /// Debug channel interrupts.
@@ -330,6 +353,8 @@ registers! {
     IdAa64isar2: "S3_0_C0_C6_2", ID_AA64ISAR2::Register;
     /// Feature registers: memory model.
     IdAa64mmfr2: "S3_0_C0_C7_2", ID_AA64MMFR2::Register;
+    /// Feature registers: memory model.
+    IdAa64mmfr3: "S3_0_C0_C7_3", ID_AA64MMFR3::Register;
     /// Feature registers: instructions.
     IdAa64isar0: "id_aa64isar0_el1", ID_AA64ISAR0::Register;
     /// Feature registers: instructions.

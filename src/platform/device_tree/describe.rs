@@ -195,9 +195,13 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
         keys.0.iter().try_for_each(|key| places.push(*key)).map_err(|_| Reason::TooMany("public keys"))
     }
 
-    /// A file that the boot loader left in memory: multiboot binding, `docs/misc/arm/device-tree/booting.txt` of Xen.
+    /// A file that the boot loader left in memory: multiboot binding, `docs/misc/arm/device-tree/booting.txt` of Xen. Else something for the host, as a frame buffer
+    /// (Linux `display/simple-framebuffer.yaml`), which may be in memory that no bank has.
     fn module(&mut self, node: FdtNode<'_, 'a>, path: &Path) -> Result<(), Reason> {
-        let Some(kind) = path.node().role.module() else { return Ok(()) };
+        let Some(kind) = path.node().role.module() else {
+            let mut registers = path.registers();
+            return registers.try_for_each(|range| windows::add(&mut self.out.windows, range));
+        };
         let (Some(reg), cells) = (path.node().reg, path.parent().cells) else {
             return Err(Reason::BadProperty("reg"));
         };

@@ -21,7 +21,7 @@ pub const MAX_RESERVED: usize = 64;
 /// Most ranges that are withheld, after merging: of each reservation, and of each spin table.
 pub const MAX_WITHHELD: usize = MAX_RESERVED + MAX_CPUS;
 /// Most device windows, after merging.
-pub const MAX_WINDOWS: usize = 256;
+pub const MAX_WINDOWS: usize = 384;
 
 const NO_RANGE: PhysRange = PhysRange::between(Pa::new(0), Pa::new(0));
 
@@ -71,6 +71,8 @@ pub struct MachineDescription {
     /// Registers of devices that are known to reach memory beside every SMMU, disabled SMMUs among them: whole pages, sorted, merged. They also stand in
     /// [`windows`](Self::windows), until [`take_smmus`](Self::take_smmus).
     pub beside_smmus: List<PhysRange, 32>,
+    /// The GIC, or one of its ITSs, does not look into the CPUs' caches (`dma-noncoherent`; Linux `arm,gic-v3.yaml`), whatever its registers say.
+    pub gic_incoherent: bool,
     /// The power manager of the Raspberry Pi (`brcm,bcm2835-pm`): reset and power-off without PSCI.
     pub bcm_power: Option<Pa>,
     /// The architected timer's node (Linux `arm,arch_timer.yaml`).
@@ -78,7 +80,7 @@ pub struct MachineDescription {
 }
 
 impl MachineDescription {
-    /// Nothing known yet. No constant, which would travel in the image with all of its unused places: 9.7 KiB.
+    /// Nothing known yet. No constant, which would travel in the image with all of its unused places: 11.8 KiB.
     pub fn empty() -> Self {
         Self {
             ram: List::new(NO_RANGE),
@@ -96,6 +98,7 @@ impl MachineDescription {
             smmus: List::new(Smmu { version: SmmuVersion::V3, range: NO_RANGE }),
             doorbells: List::new(NO_RANGE),
             beside_smmus: List::new(NO_RANGE),
+            gic_incoherent: false,
             bcm_power: None,
             timer: None,
         }

@@ -22,6 +22,7 @@ const FRAME_DOORBELL: u64 = 0x40;
 /// interrupts have too: these are private to a CPU, so no other controller can stand in between.
 pub(super) fn node(node: FdtNode, path: &Path, out: &mut MachineDescription, cells: &mut u32) -> Result<(), Reason> {
     let role = path.node().role;
+    out.gic_incoherent |= matches!(role, Role::GicV3 | Role::Its) && node.property("dma-noncoherent").is_some();
     match role {
         Role::Its => its(path, out),
         Role::MsiFrame => {

@@ -135,7 +135,7 @@ fn properties_that_break_their_binding_are_named() {
 
 #[test]
 fn too_many_of_something_is_an_error_that_names_it() {
-    let windows = machine_with(|b| (0..300).fold(b, |b, n| b.node("dev", "x", &[("reg", &[1, n << 16, 4])])));
+    let windows = machine_with(|b| (0..600).fold(b, |b, n| b.node("dev", "x", &[("reg", &[1, n << 16, 4])])));
     assert_eq!(reason(&windows), Reason::TooMany("device windows"));
     let banks: Vec<u32> = (0..65).flat_map(|n| [1, n << 16, 0x1000]).collect();
     assert_eq!(reason(&Build::machine(&[&banks])), Reason::TooMany("memory banks"));

@@ -286,3 +286,31 @@ fn public_keys_are_whole_keys_and_at_most_four() {
     assert!(keys(0).is_ok_and(|keys| keys.is_empty()) && keys(32).is_ok_and(|keys| keys.len() == 4));
     assert!(keys(9).is_err() && keys(40).is_err());
 }
+
+#[test]
+fn a_frame_buffer_below_chosen_is_the_hosts_where_it_is_no_ram() {
+    let build = Build::root().memory("memory@0", &[0, 0x4000_0000, 0x100_0000]);
+    let build = build.begin("chosen").cells("#address-cells", &[2]).cells("#size-cells", &[1]).raw("ranges", &[]);
+    let build = build.node("framebuffer@7f", "simple-framebuffer", &[("reg", &[0, 0x7f00_0000, 0x80_0000])]);
+    let build = build.node("framebuffer@40", "simple-framebuffer", &[("reg", &[0, 0x4080_0000, 0x1000])]);
+    let machine = described(&build.end().rest().blob()).unwrap();
+    let reaches = |addr| machine.windows.iter().any(|window| window.contains(Pa::new(addr)));
+    assert!(reaches(0x7f00_0000) && reaches(0x7f7f_ffff) && !reaches(0x7f80_0000));
+    assert!(!reaches(0x4080_0000), "RAM is no window");
+}
+
+#[test]
+fn a_gic_that_does_not_look_into_caches_is_known_by_it_or_its_its() {
+    let machine = |gic: &[(&str, &[u32])], its: &[(&str, &[u32])]| {
+        let build = Build::root().memory("memory@0", &[0, 0x4000_0000, 0x100_0000]).begin("gic");
+        let build = build.text("compatible", "arm,gic-v3").cells("#address-cells", &[2]).cells("#size-cells", &[1]);
+        let build = build.cells("reg", &[0, 0x1000_0000, 0x1_0000, 0, 0x1010_0000, 0x2_0000]).raw("ranges", &[]);
+        let build = gic.iter().fold(build, |build, (name, cells)| build.cells(name, cells));
+        let reg: &[u32] = &[0, 0x1020_0000, 0x2_0000];
+        let build = build.node("its", "arm,gic-v3-its", &[&[("reg", reg)], its].concat()).end();
+        described(&build.rest().blob()).unwrap().gic_incoherent
+    };
+    assert!(!machine(&[], &[]));
+    assert!(machine(&[("dma-noncoherent", &[])], &[]));
+    assert!(machine(&[], &[("dma-noncoherent", &[])]));
+}
