@@ -245,6 +245,27 @@ fn a17_a_manifest_that_changes_between_two_steps_starts_the_check_anew() {
 }
 
 #[test]
+fn a17_a_manifest_that_changes_as_soon_as_it_was_read_is_what_was_read() {
+    let good = manifest().sign(&key(1));
+    let mut forged = good.clone();
+    forged[16] ^= 4;
+    let life = |bytes: &[u8], race: bool| {
+        let (host, vm) = loaded(&images());
+        let verdicts = [(); 3].map(|()| {
+            host.write(MANIFEST, bytes);
+            host.raced(race, &[MANIFEST], || host.done(HostCall::VerifyVm, &[vm, MANIFEST]))
+        });
+        let vms = host.world.core.vms();
+        let taken = boot_ops::set_vcpu_active(vms, VmId::new(vm as u16), VcpuId::new(0));
+        (verdicts, taken.map(|active| active.start))
+    };
+    let verified = [Err(CallError::Again), Ok(()), Err(CallError::WrongState)];
+    assert_eq!(life(&good, true), (verified, Ok(Start::Manifest { pc: KERNEL + 64, x0: DTB })));
+    assert_eq!(life(&good, true), life(&good, false));
+    assert_eq!(life(&forged, true), life(&forged, false));
+}
+
+#[test]
 fn an_image_that_is_added_during_the_check_makes_it_void() {
     let (host, vm) = loaded(&images());
     host.write(MANIFEST, &manifest().sign(&key(1)));

@@ -287,7 +287,7 @@ fn value(rng: &mut Rng) -> u64 {
 }
 
 /// A command: mostly one that exists, of a few devices.
-fn command(rng: &mut Rng) -> [u64; 4] {
+pub fn command(rng: &mut Rng) -> [u64; 4] {
     let code = rng.pick(&[1, 3, 4, 5, 8, 8, 8, 9, 10, 11, 12, 13, 14, 15, 0x29, 0, 0xff]);
     let device = rng.pick(&[0, 1, 2, 0x108, 0x7fff, 0xffff, 0x1_0000, 0xffff_ffff]);
     [code | device << 32 | rng.next() & 0xff00, rng.below(40), VALID & rng.next() | CORES, rng.next()]

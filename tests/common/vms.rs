@@ -81,6 +81,15 @@ impl Host {
         }
     }
 
+    /// `act`, while these pages of the host change as soon as they were read, or do not.
+    pub fn raced<R>(&self, race: bool, pages: &[u64], act: impl FnOnce() -> R) -> R {
+        let pages: Vec<_> = pages.iter().map(|page| Pfn::containing(Pa::new(*page))).collect();
+        self.world.sim().set_race(if race { &pages[..] } else { &[] });
+        let result = act();
+        self.world.sim().set_race(&[]);
+        result
+    }
+
     pub fn read(&self, base: u64) -> Vec<u8> {
         let mut words = [0; 512];
         self.world.sim().read_page(Pfn::containing(Pa::new(base)), 0, &mut words);

@@ -6,6 +6,7 @@
 //! | [`tlb`]    | a TLB and a walk cache for each CPU that forget nothing unless they are told                |
 //! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
 //! | [`smmu`]   | an SMMU and the devices behind it                                                          |
+//! | [`foreign`] | pages of somebody else as the core reads them, and a host that changes them meanwhile     |
 //! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
 //! | [`worlds`] | the world switch, with scripts as VMs; `registers`: those of one CPU, and whose they are     |
 //! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
@@ -14,7 +15,9 @@
 //! an address. Mistakes that real hardware would only punish at times are collected in [`Sim::violations`].
 #![forbid(unsafe_code)]
 
+pub mod foreign;
 mod registers;
+mod sabotage;
 pub mod smmu;
 pub mod tables;
 pub mod tlb;
@@ -35,6 +38,7 @@ use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::Event;
 use super::regs::{El1Reg, Syndrome, SysregId};
 use super::{Machine, SmcOutcome};
+pub use sabotage::Sabotage;
 use tables::{LogEntry, Tables};
 use tlb::Tlb;
 use trapped::el1;
@@ -50,27 +54,6 @@ std::thread_local! {
 /// This thread is `cpu` from now on.
 pub fn run_as(cpu: usize) {
     CPU.set(cpu);
-}
-
-/// A fault to plant: what the machine leaves out, so that a test can show that it is noticed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sabotage {
-    /// `tlb_flush_run` does nothing.
-    NoFlushIpa,
-    /// `tlb_flush_vm` does nothing.
-    NoFlushVm,
-    /// `publish_tables` does nothing.
-    NoPublish,
-    /// `clear_phys_run` and `zero_phys_run` do nothing.
-    NoScrub,
-    /// `tlb_flush_run` reaches only the CPU that calls it.
-    LocalFlushOnly,
-    /// `sync_page_to_poc` does nothing.
-    NoSync,
-    /// `smmu_flush` does nothing.
-    NoSmmuFlush,
-    /// `tlb_flush_vm` flushes the host whoever was meant.
-    FlushOfHostOnly,
 }
 
 /// What the fake firmware does with an SMC.
@@ -175,11 +158,6 @@ impl Sim {
     /// After every store to a table, all CPUs walk to these addresses on their own account, as speculation may.
     pub fn watch(&self, ipas: &[Ipa]) {
         self.watch_vms(&ipas.iter().map(|ipa| (VmId::HOST, *ipa)).collect::<Vec<_>>());
-    }
-
-    /// The fault that the machine plants from now on.
-    pub fn sabotage(&self, sabotage: Sabotage) {
-        self.state().sabotage = Some(sabotage);
     }
 
     /// The machine was halted by a failure on some CPU.
@@ -299,7 +277,7 @@ impl State {
 }
 
 impl Machine for Sim {
-    type Foreign<'v> = worlds::Visited<'v>;
+    type Foreign<'v> = foreign::Visited<'v>;
     type Digester<'d> = Digester<'d>;
 
     fn pt_load(&self, entry: Pa) -> u64 {
@@ -392,12 +370,12 @@ impl Machine for Sim {
         self.forget_context(pfn);
     }
 
-    fn open_page(&self, pfn: Pfn) -> worlds::Visited<'_> {
+    fn open_page(&self, pfn: Pfn) -> foreign::Visited<'_> {
         self.visited(pfn)
     }
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
-        self.state().read_page(pfn, first_word, out);
+        self.read_foreign(pfn, first_word, out);
     }
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {

@@ -125,4 +125,10 @@ pub const FAULTS: &[Fault] = &[
         "GICR_PROPBASER..0x80 if enabled() || !arrived() => {}",
         "GICR_PROPBASER..0x80 if enabled() => {}",
     ),
+    fault(
+        "mmio_core: a command is read again once it was looked at",
+        "src/mmio/mmio_core.rs",
+        "read_command(mem, its).and_then(|words| run",
+        "read_command(mem, its).and_then(|_| read_command(mem, its)).and_then(|words| run",
+    ),
 ];

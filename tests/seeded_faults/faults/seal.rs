@@ -72,4 +72,10 @@ pub const FAULTS: &[Fault] = &[
         "            machine.sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
         "            let _ = machine;\n",
     ),
+    fault(
+        "seal: a head is read again once it was checked",
+        "src/vm/seal.rs",
+        "    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, data, Scrub::Keep)?;\n",
+        "    let head = vms.with_host_page(tag, |_| read_head(vms, tag))?;\n    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, data, Scrub::Keep)?;\n",
+    ),
 ];
