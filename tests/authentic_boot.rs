@@ -126,9 +126,8 @@ fn d2_without_a_key_nothing_is_authentic() {
     if option_env!("COREVISOR_PUBLIC_KEY").is_some() {
         return;
     }
-    let world = corevisor::spec::world::World::new(&common::vms::layout());
-    let (host, _) = loaded(&[]);
-    let mut host = Host { world, ..host };
+    let mut host = Host::default();
+    host.world = corevisor::spec::world::World::new(&common::vms::layout());
     let vm = host.vm(VM_PROTECTED, 20);
     host.load(vm, &images());
     assert_eq!(host.verify(vm, &manifest().sign(&key(1))), Err(CallError::NotAuthentic));

@@ -47,6 +47,16 @@ impl Default for Host {
     }
 }
 
+impl Drop for Host {
+    /// Whatever a test is about, the machine was treated well.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let violations = self.world.sim().violations_at_rest();
+            assert!(violations.is_empty(), "{violations:?}");
+        }
+    }
+}
+
 impl Host {
     pub fn call(&self, call: HostCall, x: &[u64]) -> Result<[u64; 4], CallError> {
         let mut all = [0; 5];

@@ -8,6 +8,7 @@
 //! | [`smmu`]   | an SMMU and the devices behind it                                                          |
 //! | [`foreign`] | pages of somebody else as the core reads them, and a host that changes them meanwhile     |
 //! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
+//! | `reach`    | who else reaches a page that changes hands                                                  |
 //! | [`worlds`] | the world switch, with scripts as VMs; `registers`: those of one CPU, and whose they are     |
 //! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
 //!
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod foreign;
+mod reach;
 mod registers;
 mod sabotage;
 pub mod smmu;
@@ -71,6 +73,7 @@ struct State {
     cpus: Vec<Cpu>,
     ram: BTreeMap<u64, Content>,
     caches: Caches,
+    cleaned_early: reach::CleanedEarly,
     smmu: Option<smmu::Smmu>,
     room_to_adopt: usize,
     synced: Vec<PhysRange>,
@@ -97,6 +100,7 @@ impl Sim {
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             ram: BTreeMap::new(),
             caches: Caches::default(),
+            cleaned_early: reach::CleanedEarly::default(),
             smmu: None,
             room_to_adopt: usize::MAX,
             synced: vec![],
@@ -132,7 +136,7 @@ impl Sim {
     /// The fault.
     pub fn host_access(&self, cpu: usize, ipa: Ipa, kind: AccessKind) -> Result<Pa, Fault> {
         let mut state = self.state();
-        state.tables.section_over();
+        state.section_over();
         state.translate(cpu, 0, ipa.raw(), kind)
     }
 
@@ -173,7 +177,7 @@ impl Sim {
     /// The same, including sections that ended without what they owed, as the host sees it when it runs again.
     pub fn violations_at_rest(&self) -> Vec<String> {
         let mut state = self.state();
-        state.tables.section_over();
+        state.section_over();
         state.smmu_at_rest();
         drop(state);
         self.violations()

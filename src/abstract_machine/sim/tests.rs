@@ -316,6 +316,58 @@ fn memory_beneath_the_caches_holds_what_was_there_until_it_is_cleaned() {
 }
 
 #[test]
+fn a_page_that_the_host_reaches_is_neither_adopted_nor_released() {
+    let act = |unmap: fn(&Sim, Pa), act: fn(&Sim)| {
+        let (sim, root) = sim();
+        assert!(sim.adopt_page(Pfn::new(0x4_0001)));
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
+        unmap(&sim, root);
+        act(&sim);
+        sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
+        sim.violations_at_rest().join("; ")
+    };
+    let unmap = |sim: &Sim, root| {
+        sim.pt_store(slot(root, 1), 0);
+        sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
+    };
+    let (adopt, release): (fn(&Sim), fn(&Sim)) =
+        (|sim| assert!(sim.adopt_page(Pfn::new(0x4_0000))), |sim| sim.release_page(Pfn::new(0x4_0001)));
+    for (what, text) in [(adopt, "was adopted while"), (release, "was released while")] {
+        assert!(act(|_, _| (), what).contains(text), "mapped");
+        assert!(act(|sim, root| sim.pt_store(slot(root, 1), 0), what).contains(text), "remembered");
+        assert_eq!(act(unmap, what), "");
+    }
+}
+
+#[test]
+fn what_becomes_a_vms_alone_is_cleaned_after_the_host_lost_it() {
+    let act = |steps: [fn(&Sim, Pa, Pa); 3]| {
+        let (sim, root, _) = with_vm();
+        let host = Pa::new(sim.regime(VmId::HOST).unwrap().root);
+        sim.pt_store(slot(host, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        steps.iter().for_each(|step| step(&sim, host, root));
+        sim.violations_at_rest().join("; ")
+    };
+    let clean = |sim: &Sim, _, _| sim.sync_page_to_poc(PhysRange::of_pages(Pfn::new(0x4_0005), 1));
+    let take = |sim: &Sim, host: Pa, _| {
+        sim.pt_store(slot(host, 1), 0);
+        sim.tlb_flush_ipa(VmId::HOST, host.raw(), AT_1G);
+    };
+    let give = |sim: &Sim, _, root: Pa| {
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+    };
+    assert_eq!(act([take, clean, give]), "");
+    assert!(act([clean, take, give]).contains("was cleaned while others reached it"));
+    assert!(act([give, clean, take]).contains("was cleaned while others reached it"));
+    assert_eq!(act([give, take, clean]), "");
+    assert_eq!(act([clean, give, |_, _, _| ()]), "", "it is lent");
+}
+
+#[test]
 fn a_page_is_what_was_written_to_it_word_by_word() {
     let (sim, _) = sim();
     let page = Pfn::new(0x4_0000);
