@@ -5,7 +5,7 @@
 //! | [`walker`] | stage-2 walks as the hardware does them, written from the manual, not from the layers       |
 //! | [`tlb`]    | a TLB and a walk cache for each CPU that forget nothing unless they are told                |
 //! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
-//! | [`smmu`]   | an SMMU and the devices behind it                                                          |
+//! | [`smmu`]   | an SMMU and the devices behind it; `its`: an ITS, as far as it reads memory                |
 //! | [`foreign`] | pages of somebody else as the core reads them, and a host that changes them meanwhile     |
 //! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
 //! | `reach`    | who else reaches a page that changes hands                                                  |
@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod foreign;
+mod its;
 mod reach;
 mod registers;
 mod sabotage;
@@ -75,6 +76,7 @@ struct State {
     caches: Caches,
     cleaned_early: reach::CleanedEarly,
     smmu: Option<smmu::Smmu>,
+    itss: Vec<its::Its>,
     room_to_adopt: usize,
     synced: Vec<PhysRange>,
     text: (u64, Vec<u8>),
@@ -102,6 +104,7 @@ impl Sim {
             caches: Caches::default(),
             cleaned_early: reach::CleanedEarly::default(),
             smmu: None,
+            itss: vec![],
             room_to_adopt: usize::MAX,
             synced: vec![],
             text: (0, vec![]),
@@ -294,6 +297,7 @@ impl Machine for Sim {
         if state.store_smmu_entry(entry, value) {
             return;
         }
+        state.link_its_table(entry, value);
         if let Some(leaf) = state.tables.store(entry.raw(), value) {
             state.check_caches(leaf);
         }
@@ -312,6 +316,12 @@ impl Machine for Sim {
         let mut state = self.state();
         if state.sabotage != Some(Sabotage::NoPublish) {
             state.tables.publish();
+        }
+    }
+
+    fn publish_to_smmus(&self) {
+        let mut state = self.state();
+        if state.sabotage != Some(Sabotage::NoPublish) {
             state.publish_smmu();
         }
     }
@@ -427,6 +437,7 @@ impl Machine for Sim {
     }
 
     fn mmio_write(&self, at: Pa, size: u64, value: u64) {
+        self.state().tell_its(at);
         self.register(at, size, Some(value));
     }
 

@@ -10,7 +10,7 @@ pub enum Sabotage {
     NoFlushIpa,
     /// `tlb_flush_vm` does nothing.
     NoFlushVm,
-    /// `publish_tables` does nothing.
+    /// `publish_tables` and `publish_to_smmus` do nothing.
     NoPublish,
     /// `clear_phys_run` and `zero_phys_run` do nothing.
     NoScrub,

@@ -131,4 +131,16 @@ pub const FAULTS: &[Fault] = &[
         "read_command(mem, its).and_then(|words| run",
         "read_command(mem, its).and_then(|_| read_command(mem, its)).and_then(|words| run",
     ),
+    fault(
+        "mmio_core: a device table leads to a page that the ITS does not see yet",
+        "src/mmio/mmio_core.rs",
+        "        machine.publish_tables();\n        machine.pt_store(slot,",
+        "        machine.pt_store(slot,",
+    ),
+    fault(
+        "mmio_core: the ITS is told of a command that it does not see yet",
+        "src/mmio/mmio_core.rs",
+        "    machine.publish_tables();\n    its.writer =",
+        "    its.writer =",
+    ),
 ];
