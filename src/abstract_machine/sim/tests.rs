@@ -344,7 +344,8 @@ fn an_smmu_is_led_to_a_table_after_that_was_published_to_smmus() {
         at_last(&sim);
         sim.violations_at_rest().join("; ")
     };
-    let (for_smmus, for_cpus): (fn(&Sim), fn(&Sim)) = (|sim| sim.publish_to_smmus(), |sim| sim.publish_tables());
+    let for_smmus: fn(&Sim) = |sim| sim.publish_to_smmus();
+    let for_cpus: fn(&Sim) = |sim| sim.publish_tables();
     assert_eq!(act(for_smmus, for_smmus), "");
     assert!(act(|_| (), for_smmus).contains("leads the SMMU to 0x1000001000, which was not published before"));
     assert!(act(for_cpus, for_smmus).contains("which was not published before"));
@@ -396,8 +397,8 @@ fn a_page_that_the_host_reaches_is_neither_adopted_nor_released() {
         sim.pt_store(slot(root, 1), 0);
         sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
     };
-    let (adopt, release): (fn(&Sim), fn(&Sim)) =
-        (|sim| assert!(sim.adopt_page(Pfn::new(0x4_0000))), |sim| sim.release_page(Pfn::new(0x4_0001)));
+    let adopt: fn(&Sim) = |sim| assert!(sim.adopt_page(Pfn::new(0x4_0000)));
+    let release: fn(&Sim) = |sim| sim.release_page(Pfn::new(0x4_0001));
     for (what, text) in [(adopt, "was adopted while"), (release, "was released while")] {
         assert!(act(|_, _| (), what).contains(text), "mapped");
         assert!(act(|sim, root| sim.pt_store(slot(root, 1), 0), what).contains(text), "remembered");
