@@ -126,9 +126,8 @@ fn d2_without_a_key_nothing_is_authentic() {
     if option_env!("COREVISOR_PUBLIC_KEY").is_some() {
         return;
     }
-    let world = corevisor::spec::world::World::new(&common::vms::layout());
-    let (host, _) = loaded(&[]);
-    let mut host = Host { world, ..host };
+    let mut host = Host::default();
+    host.world = corevisor::spec::world::World::new(&common::vms::layout());
     let vm = host.vm(VM_PROTECTED, 20);
     host.load(vm, &images());
     assert_eq!(host.verify(vm, &manifest().sign(&key(1))), Err(CallError::NotAuthentic));
@@ -242,6 +241,27 @@ fn a17_a_manifest_that_changes_between_two_steps_starts_the_check_anew() {
     assert_eq!(host.done(HostCall::VerifyVm, &[vm, MANIFEST]), Err(CallError::Again));
     host.write(MANIFEST, &forged);
     assert_eq!(host.done(HostCall::VerifyVm, &[vm, MANIFEST]), Err(CallError::NotAuthentic));
+}
+
+#[test]
+fn a17_a_manifest_that_changes_as_soon_as_it_was_read_is_what_was_read() {
+    let good = manifest().sign(&key(1));
+    let mut forged = good.clone();
+    forged[16] ^= 4;
+    let life = |bytes: &[u8], race: bool| {
+        let (host, vm) = loaded(&images());
+        let verdicts = [(); 3].map(|()| {
+            host.write(MANIFEST, bytes);
+            host.raced(race, &[MANIFEST], || host.done(HostCall::VerifyVm, &[vm, MANIFEST]))
+        });
+        let vms = host.world.core.vms();
+        let taken = boot_ops::set_vcpu_active(vms, VmId::new(vm as u16), VcpuId::new(0));
+        (verdicts, taken.map(|active| active.start))
+    };
+    let verified = [Err(CallError::Again), Ok(()), Err(CallError::WrongState)];
+    assert_eq!(life(&good, true), (verified, Ok(Start::Manifest { pc: KERNEL + 64, x0: DTB })));
+    assert_eq!(life(&good, true), life(&good, false));
+    assert_eq!(life(&forged, true), life(&forged, false));
 }
 
 #[test]

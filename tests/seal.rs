@@ -41,6 +41,26 @@ fn a_vm_that_comes_back_has_its_memory_and_every_register() {
 }
 
 #[test]
+fn a17_a_snapshot_that_changes_as_soon_as_it_was_read_comes_back_as_what_was_read() {
+    let life = |race: bool| {
+        let (mut host, old, content) = ran();
+        let kept = save(&mut host, old);
+        host.destroy(old);
+        let vm = empty(&mut host);
+        assert_eq!(restore_raced(&mut host, vm, &kept, race), Ok(()));
+        let now: Vec<_> = PAGES.iter().map(|gpa| inside(&host, vm, *gpa)).collect();
+        assert!(now == content);
+        let states = PAGES.map(|gpa| host.call(HostCall::PageInfo, &[vm, gpa]).unwrap()[1]);
+        let vms = host.world.core.vms();
+        let vcpus = [0, 1].map(|vcpu| boot_ops::set_vcpu_active(vms, id(vm), VcpuId::new(vcpu)).unwrap());
+        let all = vcpus.map(|active| (active.start, host.world.sim().context(active.shadow)));
+        let allowed = [0x8fff, 0x9000, 0x9001].map(|page| mmio_guard::allows(vms, id(vm), Gfn::new(page)));
+        (states, all, allowed)
+    };
+    assert!(life(true) == life(false));
+}
+
+#[test]
 fn a21_a_page_that_comes_back_is_clean_in_memory() {
     let (mut host, old) = (ran().0, 1);
     let kept = save(&mut host, old);

@@ -22,6 +22,7 @@ fn npts(ia_bits: u32, pages: u64) -> Npts<Sim> {
     let pool = PhysRange::new(Pa::new(POOL), pages * 4096).unwrap();
     let sim = Sim::new(2, pool);
     let npt = alloc_root(&sim, TableOwner::Stage2(VmId::HOST), Shape::new(ia_bits)).unwrap();
+    sim.publish_tables();
     sim.load_stage2(VmId::HOST, npt.root(), ia_bits, 48);
     Npts::new(sim, npt, Box::leak(Box::new([const { no_vm() }; VM_SLOTS])))
 }

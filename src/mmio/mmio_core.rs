@@ -184,9 +184,9 @@ fn has_entry<M: Machine>(machine: &M, its: &Its, device: u32) -> Option<bool> {
     let slot = level1.checked_add(slot * 8)?;
     if machine.pt_load(slot) & VALID == 0 {
         let table = machine.alloc_table(its.setup.page_order)?;
+        // An interrupt of any device makes the ITS look there at once.
         machine.publish_tables();
         machine.pt_store(slot, table.raw() | VALID);
-        machine.publish_tables();
     }
     Some(true)
 }
@@ -200,7 +200,6 @@ fn new_itt<M: Machine>(machine: &M, its: &mut Its, events: u32) -> Option<usize>
         let itt = its.itts.get(place)?.as_ref()?;
         let words = PAGE_SIZE << itt.order;
         (0..words).step_by(8).filter_map(|offset| itt.base.checked_add(offset)).for_each(|at| machine.pt_store(at, 0));
-        machine.publish_tables();
         return Some(place);
     }
     let place = its.itts.iter().position(Option::is_none)?;
@@ -216,6 +215,7 @@ fn give<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> Option<(
     for (n, word) in (0..).zip(words) {
         machine.pt_store(at.checked_add(8 * n)?, word);
     }
+    // The command, and before it all that it leads to: the ITS needs neither before it is told.
     machine.publish_tables();
     its.writer = (its.writer + its_command::SIZE) % PAGE_SIZE;
     machine.mmio_write(its.setup.frame.checked_add(GITS_CWRITER)?, 8, its.writer);

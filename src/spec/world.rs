@@ -110,6 +110,7 @@ impl World {
         };
         let owner = TableOwner::Stage2(VmId::HOST);
         let npt = alloc_root(&sim, owner, Shape::new(layout.ia_bits)).unwrap_or_else(|_| panic!("pool too small"));
+        sim.publish_tables();
         sim.load_stage2(VmId::HOST, npt.root(), layout.ia_bits, 48);
         let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
         let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());

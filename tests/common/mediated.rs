@@ -80,6 +80,8 @@ pub fn bed() -> Bed {
     world.sim().set_registers(Box::new(move |at, size, store| inside.lock().unwrap().access(at.raw(), size, store)));
     let page = || world.sim().alloc_table(0).unwrap();
     let (queue, level1) = (page(), page());
+    world.sim().publish_tables();
+    world.sim().load_its(Pa::new(ITS + CWRITER), Some(level1));
     let mut basers = [0; 8];
     (basers[0], basers[1]) = (VALID | 1 << 56 | 7 << 48, VALID | 4 << 56 | 7 << 48);
     let setup = Setup {
@@ -121,6 +123,8 @@ impl Bed {
         host_trap_handler(&self.world.core, &mut frame);
         let pc = self.world.sim().trapped(0).pc;
         assert!(pc == PC + 4 || pc == VBAR + 0x200, "{at:#x}: {pc:#x}");
+        let violations = self.world.sim().violations_at_rest();
+        assert!(violations.is_empty(), "{at:#x}: {violations:?}");
         (frame.x, pc == PC + 4)
     }
 
@@ -287,7 +291,7 @@ fn value(rng: &mut Rng) -> u64 {
 }
 
 /// A command: mostly one that exists, of a few devices.
-fn command(rng: &mut Rng) -> [u64; 4] {
+pub fn command(rng: &mut Rng) -> [u64; 4] {
     let code = rng.pick(&[1, 3, 4, 5, 8, 8, 8, 9, 10, 11, 12, 13, 14, 15, 0x29, 0, 0xff]);
     let device = rng.pick(&[0, 1, 2, 0x108, 0x7fff, 0xffff, 0x1_0000, 0xffff_ffff]);
     [code | device << 32 | rng.next() & 0xff00, rng.below(40), VALID & rng.next() | CORES, rng.next()]

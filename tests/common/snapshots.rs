@@ -104,14 +104,19 @@ pub fn empty(host: &mut Host) -> u64 {
 
 /// Brings it all in, as far as it goes.
 pub fn restore(host: &mut Host, vm: u64, kept: &Kept) -> Result<(), CallError> {
+    restore_raced(host, vm, kept, false)
+}
+
+/// The same, and in a race each page changes as soon as it was read.
+pub fn restore_raced(host: &mut Host, vm: u64, kept: &Kept, race: bool) -> Result<(), CallError> {
     for (gpa, data, tag) in &kept.pages {
         let (data, tag) = (host.hold(data), host.hold(tag));
-        host.done(HostCall::UnsealPage, &[vm, *gpa, data, tag])?;
+        host.raced(race, &[data, tag], || host.done(HostCall::UnsealPage, &[vm, *gpa, data, tag]))?;
     }
     for (n, vcpu) in kept.vcpus.iter().enumerate() {
         let data = host.hold(vcpu);
-        host.done(HostCall::UnsealVcpu, &[vm, n as u64, data])?;
+        host.raced(race, &[data], || host.done(HostCall::UnsealVcpu, &[vm, n as u64, data]))?;
     }
     let whole = host.hold(&kept.whole);
-    host.done(HostCall::SealVm, &[vm, 1, whole])
+    host.raced(race, &[whole], || host.done(HostCall::SealVm, &[vm, 1, whole]))
 }

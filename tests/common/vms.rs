@@ -47,6 +47,16 @@ impl Default for Host {
     }
 }
 
+impl Drop for Host {
+    /// Whatever a test is about, the machine was treated well.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let violations = self.world.sim().violations_at_rest();
+            assert!(violations.is_empty(), "{violations:?}");
+        }
+    }
+}
+
 impl Host {
     pub fn call(&self, call: HostCall, x: &[u64]) -> Result<[u64; 4], CallError> {
         let mut all = [0; 5];
@@ -79,6 +89,15 @@ impl Host {
             let words: Vec<u64> = padded.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
             self.world.sim().write_page(Pfn::containing(Pa::new(base + n as u64 * PAGE)), 0, &words);
         }
+    }
+
+    /// `act`, while these pages of the host change as soon as they were read, or do not.
+    pub fn raced<R>(&self, race: bool, pages: &[u64], act: impl FnOnce() -> R) -> R {
+        let pages: Vec<_> = pages.iter().map(|page| Pfn::containing(Pa::new(*page))).collect();
+        self.world.sim().set_race(if race { &pages[..] } else { &[] });
+        let result = act();
+        self.world.sim().set_race(&[]);
+        result
     }
 
     pub fn read(&self, base: u64) -> Vec<u8> {

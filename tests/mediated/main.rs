@@ -8,7 +8,7 @@ mod random;
 
 use common::mediated::{
     BASER, Bed, CBASER, CORES, CREADR, CTLR, CWRITER, GICR, ITS, PENDBASER, POOL, PROPBASER, QUEUE, RAM, TABLES, TYPER,
-    VALID, VLPI, bed, described,
+    VALID, VLPI, bed, command, described,
 };
 use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{Pa, Pfn};
@@ -16,6 +16,7 @@ use corevisor::abstract_machine::per_cpu::Event;
 use corevisor::memory::mem_manager::Denied;
 use corevisor::memory::memory_ops::assign_page_to_core;
 use corevisor::mmio::its_command::map_device;
+use corevisor_evidence::Rng;
 
 #[test]
 fn what_concerns_no_memory_goes_through_as_it_is() {
@@ -220,14 +221,22 @@ fn a_queue_outside_the_hosts_memory_stalls_the_its_as_the_host_sees_it() {
 }
 
 #[test]
-fn a_command_is_read_once() {
-    let mut bed = bed();
-    bed.set_queue(QUEUE);
-    bed.commands(0, &[[0x09, 0, VALID | 3, 0]]);
-    let given = bed.given(0);
-    bed.world.sim().write_page(Pfn::containing(Pa::new(QUEUE)), 0, &[0x08, 0, VALID | CORES, 0]);
-    assert_eq!(bed.load(ITS + CREADR, 8), 0x20);
-    assert_eq!(bed.given(0), given);
+fn a17_a_command_that_changes_as_soon_as_it_was_read_is_what_was_read() {
+    let life = |race: bool| {
+        let (mut bed, mut rng) = (bed(), Rng::new(17));
+        let queue = [Pfn::containing(Pa::new(QUEUE))];
+        let rounds = (0..500).map(|_| {
+            bed.set_queue(QUEUE);
+            bed.world.sim().set_race(if race { &queue[..] } else { &[] });
+            bed.commands(0, &[command(&mut rng)]);
+            bed.world.sim().set_race(&[]);
+            (bed.load(ITS + CREADR, 8), bed.real(ITS + CWRITER), (0..128).map(|n| bed.given(n)).collect::<Vec<_>>())
+        });
+        rounds.collect::<Vec<_>>()
+    };
+    let (raced, alone) = (life(true), life(false));
+    assert!(alone.iter().filter(|(reader, ..)| *reader == 0x20).count() > 100, "hardly any command is taken");
+    assert!(raced == alone);
 }
 
 #[test]

@@ -128,13 +128,14 @@ fn a17_what_the_host_writes_after_the_mailbox_was_read_changes_nothing() {
     let lives = |kind: u64, race: bool| {
         let bench = Bench::started(kind);
         let sim = bench.host.world.sim();
+        let mailbox = [Pfn::containing(Pa::new(bench.mailbox))];
         let rng = &mut Rng::new(17);
         let run = |words: &[(usize, u64)]| {
             bench.write_mailbox(&(0..512).map(|n| (n, 0)).collect::<Vec<_>>());
             bench.write_mailbox(words);
-            sim.set_race(race.then_some(Pfn::containing(Pa::new(bench.mailbox))));
+            sim.set_race(if race { &mailbox[..] } else { &[] });
             let reason = bench.run();
-            sim.set_race(None);
+            sim.set_race(&[]);
             (reason, bench.take_seen().iter().map(|context| (view(context), context.vgic)).collect::<Vec<_>>())
         };
         let mut all = vec![];

@@ -5,8 +5,10 @@
 //! | [`walker`] | stage-2 walks as the hardware does them, written from the manual, not from the layers       |
 //! | [`tlb`]    | a TLB and a walk cache for each CPU that forget nothing unless they are told                |
 //! | [`tables`] | table memory: judges each store (break before make, publish, forget before free), logs them |
-//! | [`smmu`]   | an SMMU and the devices behind it                                                          |
+//! | [`smmu`]   | an SMMU and the devices behind it; `its`: an ITS, as far as it reads memory                |
+//! | [`foreign`] | pages of somebody else as the core reads them, and a host that changes them meanwhile     |
 //! | [`vms`]    | what VMs' hardware does; what caches hold back of memory that changes hands                 |
+//! | `reach`    | who else reaches a page that changes hands                                                  |
 //! | [`worlds`] | the world switch, with scripts as VMs; `registers`: those of one CPU, and whose they are     |
 //! | this file  | [`Sim`]: the above, RAM, and each CPU's trapped registers, behind one Mutex                 |
 //!
@@ -14,7 +16,11 @@
 //! an address. Mistakes that real hardware would only punish at times are collected in [`Sim::violations`].
 #![forbid(unsafe_code)]
 
+pub mod foreign;
+mod its;
+mod reach;
 mod registers;
+mod sabotage;
 pub mod smmu;
 pub mod tables;
 pub mod tlb;
@@ -35,6 +41,7 @@ use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::Event;
 use super::regs::{El1Reg, Syndrome, SysregId};
 use super::{Machine, SmcOutcome};
+pub use sabotage::Sabotage;
 use tables::{LogEntry, Tables};
 use tlb::Tlb;
 use trapped::el1;
@@ -52,27 +59,6 @@ pub fn run_as(cpu: usize) {
     CPU.set(cpu);
 }
 
-/// A fault to plant: what the machine leaves out, so that a test can show that it is noticed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sabotage {
-    /// `tlb_flush_run` does nothing.
-    NoFlushIpa,
-    /// `tlb_flush_vm` does nothing.
-    NoFlushVm,
-    /// `publish_tables` does nothing.
-    NoPublish,
-    /// `clear_phys_run` and `zero_phys_run` do nothing.
-    NoScrub,
-    /// `tlb_flush_run` reaches only the CPU that calls it.
-    LocalFlushOnly,
-    /// `sync_page_to_poc` does nothing.
-    NoSync,
-    /// `smmu_flush` does nothing.
-    NoSmmuFlush,
-    /// `tlb_flush_vm` flushes the host whoever was meant.
-    FlushOfHostOnly,
-}
-
 /// What the fake firmware does with an SMC.
 pub type Firmware = Box<dyn Fn([u64; 4], &dyn Fn(Ipa) -> bool) -> SmcOutcome + Send + Sync>;
 
@@ -88,7 +74,9 @@ struct State {
     cpus: Vec<Cpu>,
     ram: BTreeMap<u64, Content>,
     caches: Caches,
+    cleaned_early: reach::CleanedEarly,
     smmu: Option<smmu::Smmu>,
+    itss: Vec<its::Its>,
     room_to_adopt: usize,
     synced: Vec<PhysRange>,
     text: (u64, Vec<u8>),
@@ -114,7 +102,9 @@ impl Sim {
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             ram: BTreeMap::new(),
             caches: Caches::default(),
+            cleaned_early: reach::CleanedEarly::default(),
             smmu: None,
+            itss: vec![],
             room_to_adopt: usize::MAX,
             synced: vec![],
             text: (0, vec![]),
@@ -149,7 +139,7 @@ impl Sim {
     /// The fault.
     pub fn host_access(&self, cpu: usize, ipa: Ipa, kind: AccessKind) -> Result<Pa, Fault> {
         let mut state = self.state();
-        state.tables.section_over();
+        state.section_over();
         state.translate(cpu, 0, ipa.raw(), kind)
     }
 
@@ -177,11 +167,6 @@ impl Sim {
         self.watch_vms(&ipas.iter().map(|ipa| (VmId::HOST, *ipa)).collect::<Vec<_>>());
     }
 
-    /// The fault that the machine plants from now on.
-    pub fn sabotage(&self, sabotage: Sabotage) {
-        self.state().sabotage = Some(sabotage);
-    }
-
     /// The machine was halted by a failure on some CPU.
     pub fn halt(&self) {
         self.state().halted = true;
@@ -195,7 +180,7 @@ impl Sim {
     /// The same, including sections that ended without what they owed, as the host sees it when it runs again.
     pub fn violations_at_rest(&self) -> Vec<String> {
         let mut state = self.state();
-        state.tables.section_over();
+        state.section_over();
         state.smmu_at_rest();
         drop(state);
         self.violations()
@@ -299,7 +284,7 @@ impl State {
 }
 
 impl Machine for Sim {
-    type Foreign<'v> = worlds::Visited<'v>;
+    type Foreign<'v> = foreign::Visited<'v>;
     type Digester<'d> = Digester<'d>;
 
     fn pt_load(&self, entry: Pa) -> u64 {
@@ -312,6 +297,7 @@ impl Machine for Sim {
         if state.store_smmu_entry(entry, value) {
             return;
         }
+        state.link_its_table(entry, value);
         if let Some(leaf) = state.tables.store(entry.raw(), value) {
             state.check_caches(leaf);
         }
@@ -330,6 +316,12 @@ impl Machine for Sim {
         let mut state = self.state();
         if state.sabotage != Some(Sabotage::NoPublish) {
             state.tables.publish();
+        }
+    }
+
+    fn publish_to_smmus(&self) {
+        let mut state = self.state();
+        if state.sabotage != Some(Sabotage::NoPublish) {
             state.publish_smmu();
         }
     }
@@ -392,12 +384,12 @@ impl Machine for Sim {
         self.forget_context(pfn);
     }
 
-    fn open_page(&self, pfn: Pfn) -> worlds::Visited<'_> {
+    fn open_page(&self, pfn: Pfn) -> foreign::Visited<'_> {
         self.visited(pfn)
     }
 
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]) {
-        self.state().read_page(pfn, first_word, out);
+        self.read_foreign(pfn, first_word, out);
     }
 
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]) {
@@ -445,6 +437,7 @@ impl Machine for Sim {
     }
 
     fn mmio_write(&self, at: Pa, size: u64, value: u64) {
+        self.state().tell_its(at);
         self.register(at, size, Some(value));
     }
 

@@ -1,17 +1,23 @@
 //! An SMMU and the devices behind it: walks, and a TLB that forgets nothing unless it is told (K: `dev_load_ref`, `dev_store_ref`).
 //!
 //! Its table stands in memory of its own, which nothing else of the machine is. After every store to it, and every time it was made to forget, the SMMU walks to all watched addresses, as a device may
-//! use them at any moment. Blocks may become tables and tables blocks in one store (SMMU_IDR3.BBML = 2), so that is no violation here.
+//! use them at any moment. It sees stores in any order between two barriers for it ([`Machine::publish_to_smmus`]), which those for the CPUs are not: so a table is complete
+//! and published before an entry leads to it, and before the SMMU begins with it. Blocks may become tables and tables blocks in one store (SMMU_IDR3.BBML = 2), so that is no violation here.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::string::String;
-use std::vec;
+use std::thread::{self, ThreadId};
 use std::vec::Vec;
+use std::{format, vec};
 
 use super::tlb::Tlb;
 use super::walker::{AccessKind, Fault, Leaf, Regime};
 use super::{Sabotage, Sim, State};
 use crate::abstract_machine::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange};
+
+/// Words of a table.
+const WORDS: usize = 512;
 
 /// The streams of all devices have one TLB and one tag.
 const STREAMS: u16 = 0;
@@ -22,14 +28,23 @@ pub(super) struct Smmu {
     words: Vec<u64>,
     regime: Option<Regime>,
     tlb: Tlb,
-    /// A store that no barrier followed yet.
-    unseen: bool,
+    /// Words of `memory` that no barrier followed yet, and who stored them.
+    unseen: BTreeMap<usize, ThreadId>,
 }
 
 impl Smmu {
     /// Place of the word at `addr`, if it is in the memory of the SMMU's tables.
     fn word(&self, addr: Pa) -> Option<usize> {
         self.memory.contains(addr).then(|| ((addr.raw() - self.memory.base().raw()) / 8) as usize)
+    }
+
+    /// The first word, in the table that `entry` leads to, that an SMMU may still find as it was before. Only tables stand in the memory of tables, so an entry leads to one if it
+    /// leads there.
+    fn unseen_below(&self, entry: u64) -> Option<u64> {
+        let table = entry & 0x0000_ffff_ffff_f000;
+        let first = self.word(Pa::new(table)).filter(|_| entry & 0b11 == 0b11)?;
+        let (unseen, _) = self.unseen.range(first..first + WORDS).next()?;
+        Some(self.memory.base().raw() + *unseen as u64 * 8)
     }
 
     /// The leaf that a device's access to `iova` goes by.
@@ -66,7 +81,7 @@ impl Sim {
     #[must_use]
     pub fn with_smmu(self, memory: PhysRange) -> Self {
         let words = vec![0; (memory.size() / 8) as usize];
-        self.state().smmu = Some(Smmu { memory, words, regime: None, tlb: Tlb::default(), unseen: false });
+        self.state().smmu = Some(Smmu { memory, words, regime: None, tlb: Tlb::default(), unseen: BTreeMap::new() });
         self
     }
 
@@ -74,8 +89,11 @@ impl Sim {
     pub fn load_smmu(&self, root: Pa, ia_bits: u32) {
         let regime = Regime { root: root.raw(), ia_bits, pa_bits: 48 };
         assert!(regime.root_is_aligned(), "the SMMU's root {root} is not aligned to its size");
-        if let Some(smmu) = &mut self.state().smmu {
-            smmu.regime = Some(regime);
+        let mut state = self.state();
+        let Some(smmu) = &mut state.smmu else { return };
+        smmu.regime = Some(regime);
+        if !smmu.unseen.is_empty() {
+            state.tables.violation(String::from("the SMMU began with a table that was not published"));
         }
     }
 
@@ -113,9 +131,14 @@ impl State {
         let Some(smmu) = &mut self.smmu else { return false };
         let Some(word) = smmu.word(entry) else { return false };
         assert!(entry.is_aligned(8), "store at {entry}: not aligned");
+        // Before it begins nobody looks.
+        let unseen = smmu.regime.and_then(|_| smmu.unseen_below(value));
         smmu.words[word] = value;
-        smmu.unseen = true;
+        smmu.unseen.insert(word, thread::current().id());
         smmu.walk_to(&watched);
+        if let Some(unseen) = unseen {
+            self.tables.violation(format!("{entry} leads the SMMU to {unseen:#x}, which was not published before"));
+        }
         true
     }
 
@@ -123,10 +146,11 @@ impl State {
         self.watched.iter().map(|(_, ipa)| ipa.raw()).collect()
     }
 
-    /// DSB: what was stored is seen.
+    /// DSB: what this CPU stored is seen.
     pub(super) fn publish_smmu(&mut self) {
         if let Some(smmu) = &mut self.smmu {
-            smmu.unseen = false;
+            let me = thread::current().id();
+            smmu.unseen.retain(|_, by| *by != me);
         }
     }
 
@@ -145,7 +169,8 @@ impl State {
 
     /// The host runs again: what the SMMU owes.
     pub(super) fn smmu_at_rest(&mut self) {
-        if self.smmu.as_ref().is_some_and(|smmu| smmu.unseen) {
+        let me = thread::current().id();
+        if self.smmu.as_ref().is_some_and(|smmu| smmu.unseen.values().any(|by| *by == me)) {
             self.tables.violation(String::from("an entry of the SMMU's table was never published"));
             self.publish_smmu();
         }

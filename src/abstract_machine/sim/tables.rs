@@ -257,8 +257,6 @@ impl Tables {
     pub(super) fn load_root(&mut self, vm: u16, regime: Regime) {
         assert!(regime.root_is_aligned(), "VTTBR {:#x} is not aligned to the size of the root", regime.root);
         for at in regime.root_tables() {
-            let page = self.page_of(at.table, "VTTBR");
-            self.unseen_pages.retain(|(_, p)| *p != page);
             self.link(vm, at);
         }
         self.stage2.insert(vm, regime);
@@ -319,6 +317,18 @@ impl Tables {
         self.unseen_pages.retain(|(thread, _)| *thread != me);
         self.unseen_entries.retain(|(thread, _)| *thread != me);
         self.note(LogEntry::Barrier);
+    }
+
+    /// Something in table memory that this CPU stored and others may not see yet.
+    pub(super) fn unpublished(&self) -> Option<u64> {
+        let me = thread::current().id();
+        let page = self.unseen_pages.iter().find(|(thread, _)| *thread == me).map(|(_, page)| self.addr_of(*page));
+        page.or_else(|| self.unseen_entries.iter().find(|(thread, _)| *thread == me).map(|(_, entry)| *entry))
+    }
+
+    /// Whether everybody sees what stands in the page at `addr`.
+    pub(super) fn is_published(&self, addr: u64) -> bool {
+        self.find(addr).is_some_and(|page| self.unseen_pages.iter().all(|(_, unseen)| *unseen != page))
     }
 
     /// The TLBs have forgotten `ipa`. What a table led to is not covered by one address.

@@ -8,6 +8,7 @@ const BLOCK: u64 = 0x7fd;
 fn sim() -> (Sim, Pa) {
     let sim = Sim::new(2, PhysRange::new(Pa::new(POOL), 8 * 4096).unwrap());
     let root = sim.alloc_table(0).unwrap();
+    sim.publish_tables();
     sim.load_stage2(VmId::HOST, root, 39, 40);
     (sim, root)
 }
@@ -313,6 +314,122 @@ fn memory_beneath_the_caches_holds_what_was_there_until_it_is_cleaned() {
     assert_eq!((sim.read_ram(page), sim.read_beneath(page)), (0, 8));
     sim.clear_phys_run(pages);
     assert_eq!(sim.read_beneath(page), 0);
+}
+
+#[test]
+fn a_root_whose_zeroes_were_not_published_is_no_table_yet() {
+    let (sim, _) = sim();
+    let root = Pfn::new(0x4_0000);
+    assert!(sim.adopt_page(root));
+    sim.load_stage2(VM, root.addr(), 39, 40);
+    assert_eq!(sim.violations(), ["the table at 0x40000000 was linked before its contents were published"]);
+}
+
+/// An SMMU that uses a table of one page, and room for more.
+fn with_smmu() -> (Sim, Pa) {
+    let tables = PhysRange::new(Pa::new(0x10_0000_0000), 4 * 4096).unwrap();
+    let sim = sim().0.with_smmu(tables);
+    sim.load_smmu(tables.base(), 39);
+    (sim, tables.base())
+}
+
+#[test]
+fn an_smmu_is_led_to_a_table_after_that_was_published_to_smmus() {
+    let act = |publish: fn(&Sim), at_last: fn(&Sim)| {
+        let (sim, root) = with_smmu();
+        let table = Pa::new(root.raw() + 4096);
+        sim.pt_store(slot(table, 0), 1 << 30 | BLOCK);
+        publish(&sim);
+        sim.pt_store(slot(root, 1), table.raw() | 3);
+        at_last(&sim);
+        sim.violations_at_rest().join("; ")
+    };
+    let for_smmus: fn(&Sim) = |sim| sim.publish_to_smmus();
+    let for_cpus: fn(&Sim) = |sim| sim.publish_tables();
+    assert_eq!(act(for_smmus, for_smmus), "");
+    assert!(act(|_| (), for_smmus).contains("leads the SMMU to 0x1000001000, which was not published before"));
+    assert!(act(for_cpus, for_smmus).contains("which was not published before"));
+    assert!(act(for_smmus, for_cpus).contains("was never published"));
+    let (sim, root) = with_smmu();
+    sim.pt_store(root, 0);
+    sim.load_smmu(root, 39);
+    assert_eq!(sim.violations(), ["the SMMU began with a table that was not published"]);
+}
+
+#[test]
+fn an_its_is_told_of_commands_after_they_were_published() {
+    let writer = Pa::new(0x808_0088);
+    let act = |publish: fn(&Sim), level1: bool| {
+        let (sim, _) = sim();
+        let [queue, devices, table] = [(); 3].map(|()| sim.alloc_table(0).unwrap());
+        sim.set_registers(Box::new(|_, _, _| 0));
+        sim.load_its(writer, Some(devices));
+        sim.pt_store(queue, 0x05);
+        publish(&sim);
+        if level1 {
+            sim.pt_store(devices, 1 << 63 | table.raw());
+        } else {
+            sim.mmio_write(Pa::new(0x808_0000), 8, 0);
+            sim.mmio_write(writer, 8, 0x20);
+        }
+        sim.violations().join("; ")
+    };
+    let publish = |sim: &Sim| sim.publish_tables();
+    assert_eq!((act(publish, false), act(publish, true)), (String::new(), String::new()));
+    assert!(act(|_| (), false).contains("GITS_CWRITER was moved on before 0x8000"));
+    assert!(act(|_| (), true).contains("a device table of an ITS leads to 0x80003000 before it was published"));
+}
+
+#[test]
+fn a_page_that_the_host_reaches_is_neither_adopted_nor_released() {
+    let act = |unmap: fn(&Sim, Pa), act: fn(&Sim)| {
+        let (sim, root) = sim();
+        assert!(sim.adopt_page(Pfn::new(0x4_0001)));
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
+        unmap(&sim, root);
+        act(&sim);
+        sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
+        sim.violations_at_rest().join("; ")
+    };
+    let unmap = |sim: &Sim, root| {
+        sim.pt_store(slot(root, 1), 0);
+        sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
+    };
+    let adopt: fn(&Sim) = |sim| assert!(sim.adopt_page(Pfn::new(0x4_0000)));
+    let release: fn(&Sim) = |sim| sim.release_page(Pfn::new(0x4_0001));
+    for (what, text) in [(adopt, "was adopted while"), (release, "was released while")] {
+        assert!(act(|_, _| (), what).contains(text), "mapped");
+        assert!(act(|sim, root| sim.pt_store(slot(root, 1), 0), what).contains(text), "remembered");
+        assert_eq!(act(unmap, what), "");
+    }
+}
+
+#[test]
+fn what_becomes_a_vms_alone_is_cleaned_after_the_host_lost_it() {
+    let act = |steps: [fn(&Sim, Pa, Pa); 3]| {
+        let (sim, root, _) = with_vm();
+        let host = Pa::new(sim.regime(VmId::HOST).unwrap().root);
+        sim.pt_store(slot(host, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+        steps.iter().for_each(|step| step(&sim, host, root));
+        sim.violations_at_rest().join("; ")
+    };
+    let clean = |sim: &Sim, _, _| sim.sync_page_to_poc(PhysRange::of_pages(Pfn::new(0x4_0005), 1));
+    let take = |sim: &Sim, host: Pa, _| {
+        sim.pt_store(slot(host, 1), 0);
+        sim.tlb_flush_ipa(VmId::HOST, host.raw(), AT_1G);
+    };
+    let give = |sim: &Sim, _, root: Pa| {
+        sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
+        sim.publish_tables();
+    };
+    assert_eq!(act([take, clean, give]), "");
+    assert!(act([clean, take, give]).contains("was cleaned while others reached it"));
+    assert!(act([give, clean, take]).contains("was cleaned while others reached it"));
+    assert_eq!(act([give, take, clean]), "");
+    assert_eq!(act([clean, give, |_, _, _| ()]), "", "it is lent");
 }
 
 #[test]

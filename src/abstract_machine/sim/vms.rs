@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::vec::Vec;
 
+use super::reach::covers;
 use super::tables::NewLeaf;
 use super::walker::{AccessKind, Fault};
 use super::{Sabotage, Sim, State};
@@ -144,6 +145,7 @@ impl State {
         self.synced.push(range);
         if self.sabotage != Some(Sabotage::NoSync) {
             self.caches.sync(range);
+            self.note_cleaned(range);
             // What is still in a TLB may be fetched again at once.
             self.caches.fetched.clear();
             for vm in self.tables.vms() {
@@ -176,20 +178,18 @@ impl State {
         if self.caches.was_fetched(pfn.raw()) {
             self.caches.foreign_instructions.insert(pfn.raw());
         }
-        let at = pfn.addr().raw();
-        let covers = |leaf: &super::Leaf| leaf.output <= at && at - leaf.output < leaf.size;
-        let by_host = self.cpus.iter().any(|cpu| cpu.tlb.leaves(0).any(|leaf| covers(&leaf)));
-        if by_host || self.device_reaches(pfn) {
+        if self.others_reach(pfn) {
             self.caches.too_early.insert(pfn.raw());
         } else {
             self.caches.too_early.remove(&pfn.raw());
             if clean {
+                self.note_cleaned(PhysRange::of_pages(pfn, 1));
                 self.caches.dirty.remove(&pfn.raw());
             }
         }
         let vms = self.tables.vms();
         let known =
-            vms.into_iter().find(|vm| self.cpus.iter().any(|cpu| cpu.tlb.leaves(*vm).any(|leaf| covers(&leaf))));
+            vms.into_iter().find(|vm| self.cpus.iter().any(|cpu| cpu.tlb.leaves(*vm).any(|leaf| covers(&leaf, pfn))));
         if let Some(vm) = known {
             self.tables.violation(format!("{pfn:?} was scrubbed while a TLB still leads VM {vm} to it"));
         }
@@ -230,12 +230,14 @@ impl State {
     pub(super) fn adopt(&mut self, pfn: Pfn) -> bool {
         let Some(left) = self.room_to_adopt.checked_sub(1) else { return false };
         self.room_to_adopt = left;
+        self.expect_unreached(pfn, "adopted");
         self.tables.adopt(pfn.addr().raw());
         self.ram.remove(&pfn.raw());
         true
     }
 
     pub(super) fn release(&mut self, pfn: Pfn) {
+        self.expect_unreached(pfn, "released");
         let at = pfn.addr().raw();
         let remembered = self.cpus.iter().any(|cpu| cpu.tlb.knows_table(at));
         let tlbs: Vec<_> = self.cpus.iter().map(|cpu| cpu.tlb.clone()).collect();
@@ -288,7 +290,7 @@ impl Sim {
     /// The fault.
     pub fn vm_access(&self, cpu: usize, vm: VmId, ipa: Ipa, kind: AccessKind) -> Result<Pa, Fault> {
         let mut state = self.state();
-        state.tables.section_over();
+        state.section_over();
         if state.tables.regime(vm.raw()).is_none() {
             return Err(Fault::Translation(0));
         }

@@ -20,7 +20,7 @@ use super::{CPU, Sim};
 use crate::abstract_machine::addr::{CpuId, Ipa, Pa, Pfn, VcpuId, VmId};
 use crate::abstract_machine::regs::{El1Reg, FaultKind, Syndrome, ipa_of_hpfar};
 use crate::abstract_machine::shadow::{BankReg, Context, Shadow, ShadowReg};
-use crate::abstract_machine::{ContextAt, ExitCode, ForeignPage, VgicInfo, VgicWord, VirtualLines, Worlds};
+use crate::abstract_machine::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
 /// What a VM does once it runs: it may change its registers, and says why it leaves.
 pub type Script = Box<dyn FnMut(&mut Context) -> ExitCode + Send>;
@@ -76,7 +76,7 @@ pub(super) struct WorldState {
     log: Vec<(usize, Switch)>,
     script: Option<Script>,
     leaving: Option<Box<dyn FnMut() + Send>>,
-    raced: Option<Pfn>,
+    pub(super) raced: BTreeSet<Pfn>,
     vgic: VgicInfo,
     /// SGIs of the host's that the core has sent and nobody has taken: CPU and number.
     kicks: BTreeSet<(usize, u8)>,
@@ -102,14 +102,14 @@ impl WorldState {
         self.contexts.entry(shadow.page().raw()).or_insert(Context::EMPTY)
     }
 
-    fn note(&mut self, switch: Switch) {
+    pub(super) fn note(&mut self, switch: Switch) {
         self.log.push((CPU.get(), switch));
     }
 }
 
 impl Sim {
     /// The world switch's part, behind a lock of its own.
-    fn worlds(&self) -> MutexGuard<'_, WorldState> {
+    pub(super) fn worlds(&self) -> MutexGuard<'_, WorldState> {
         self.worlds.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
@@ -125,18 +125,6 @@ impl Sim {
     /// What happens elsewhere whenever a CPU is about to leave a VM's tables for the host's.
     pub fn set_leaving(&self, act: Box<dyn FnMut() + Send>) {
         self.worlds().leaving = Some(act);
-    }
-
-    /// From now on the host, on another CPU, changes a word of `page` as soon as it was read.
-    pub fn set_race(&self, page: Option<Pfn>) {
-        self.worlds().raced = page;
-    }
-
-    fn race(&self, read: Pfn, word: usize) {
-        let raced = self.worlds().raced == Some(read);
-        if raced {
-            self.state().write_page(read, word, &[u64::MAX]);
-        }
     }
 
     /// What VMs have of the GIC; nothing if no test says so.
@@ -271,35 +259,6 @@ impl Drop for Taken<'_> {
         let mut worlds = self.sim.worlds();
         worlds.taken.remove(&self.shadow.page().raw());
         *worlds.context(self.shadow) = self.context;
-    }
-}
-
-/// A page within reach. In a race the host changes each word as soon as it was read.
-pub struct Visited<'v>(&'v Sim, Pfn);
-
-impl ForeignPage for Visited<'_> {
-    fn read(&self, word: usize) -> u64 {
-        let mut value = [0];
-        self.0.state().read_page(self.1, word, &mut value);
-        self.0.race(self.1, word);
-        value[0]
-    }
-
-    fn write(&self, word: usize, value: u64) {
-        self.0.state().write_page(self.1, word, &[value]);
-    }
-}
-
-impl Drop for Visited<'_> {
-    fn drop(&mut self) {
-        self.0.worlds().note(Switch::ClosePage(self.1));
-    }
-}
-
-impl Sim {
-    pub(super) fn visited(&self, pfn: Pfn) -> Visited<'_> {
-        self.worlds().note(Switch::OpenPage(pfn));
-        Visited(self, pfn)
     }
 }
 

@@ -302,4 +302,28 @@ pub const FAULTS: &[Fault] = &[
         "                mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
         "",
     ),
+    fault(
+        "vm_table: a page is the host's before it left the core",
+        "src/memory/mem_manager/vm_table.rs",
+        "    run(pfn, count).for_each(|page| mem.machine().release_page(page));\n    give_to_host(mem, pages, pfn, count);\n",
+        "    give_to_host(mem, pages, pfn, count);\n    run(pfn, count).for_each(|page| mem.machine().release_page(page));\n",
+    ),
+    fault(
+        "vm_table: a page is the core's before the host lost it",
+        "src/memory/mem_manager/vm_table.rs",
+        "    take_from_host(mem, pfn, count);\n    for (n, page) in run(pfn, count).enumerate() {\n        if !mem.machine().adopt_page(page) {",
+        "    let all = run(pfn, count).enumerate().find(|(_, page)| !mem.machine().adopt_page(*page));\n    take_from_host(mem, pfn, count);\n    if let Some((n, _)) = all {\n        {",
+    ),
+    fault(
+        "protected: an image is cleaned before the host lost it",
+        "src/memory/mem_manager/protected.rs",
+        "    take_from_host(mem, pfn, count);\n    match scrub {",
+        "    if scrub == Scrub::Keep {\n        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count));\n    }\n    take_from_host(mem, pfn, count);\n    match scrub {\n        Scrub::Keep => {}",
+    ),
+    fault(
+        "protected: what a VM takes back is cleaned before the host lost it",
+        "src/memory/mem_manager/protected.rs",
+        "                take_from_host(mem, pfn, 1);\n                // The host may have written around the caches: what the VM looks at from now on must not be exchanged for that.\n                mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
+        "                mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n                take_from_host(mem, pfn, 1);\n",
+    ),
 ];

@@ -125,4 +125,22 @@ pub const FAULTS: &[Fault] = &[
         "GICR_PROPBASER..0x80 if enabled() || !arrived() => {}",
         "GICR_PROPBASER..0x80 if enabled() => {}",
     ),
+    fault(
+        "mmio_core: a command is read again once it was looked at",
+        "src/mmio/mmio_core.rs",
+        "read_command(mem, its).and_then(|words| run",
+        "read_command(mem, its).and_then(|_| read_command(mem, its)).and_then(|words| run",
+    ),
+    fault(
+        "mmio_core: a device table leads to a page that the ITS does not see yet",
+        "src/mmio/mmio_core.rs",
+        "        machine.publish_tables();\n        machine.pt_store(slot,",
+        "        machine.pt_store(slot,",
+    ),
+    fault(
+        "mmio_core: the ITS is told of a command that it does not see yet",
+        "src/mmio/mmio_core.rs",
+        "    machine.publish_tables();\n    its.writer =",
+        "    its.writer =",
+    ),
 ];

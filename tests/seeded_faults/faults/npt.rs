@@ -181,4 +181,10 @@ pub const FAULTS: &[Fault] = &[
         "                    pt_alloc::free_table_page(machine, npt, table);\n                    return (at, Apart::Table);",
         "                    return (at, Apart::Table);",
     ),
+    fault(
+        "vm: a root's zeroes are not published",
+        "src/npt/npt_ops/vm.rs",
+        "root_of_vm(vm, kind, shape, root));\n        npts.machine().publish_tables();\n",
+        "root_of_vm(vm, kind, shape, root));\n",
+    ),
 ];

@@ -78,4 +78,10 @@ pub const FAULTS: &[Fault] = &[
         "    vms.vm(vm)?.resumable = false;\n",
         "",
     ),
+    fault(
+        "seal: a head is read again once it was checked",
+        "src/vm/seal.rs",
+        "    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, data, Scrub::Keep)?;\n",
+        "    let head = vms.with_host_page(tag, |_| read_head(vms, tag))?;\n    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, data, Scrub::Keep)?;\n",
+    ),
 ];

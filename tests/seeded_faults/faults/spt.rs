@@ -113,4 +113,16 @@ pub const FAULTS: &[Fault] = &[
         "reached.is_some_and(|reached| reached != state.host_may_access())",
         "false && reached.is_some_and(|reached| reached != state.host_may_access())",
     ),
+    fault(
+        "spt: an entry leads to a table that SMMUs do not see yet",
+        "src/spt/mmio_spt_walk.rs",
+        "    machine.publish_to_smmus();\n    set_smmu_pmd(machine, pmd, at, Desc::table(pte));\n",
+        "    set_smmu_pmd(machine, pmd, at, Desc::table(pte));\n",
+    ),
+    fault(
+        "spt: what devices gain is published to CPUs only",
+        "src/spt/mmio_spt_ops.rs",
+        "        }\n    }\n    machine.publish_to_smmus();\n}\n",
+        "        }\n    }\n    machine.publish_tables();\n}\n",
+    ),
 ];

@@ -270,4 +270,10 @@ pub const FAULTS: &[Fault] = &[
         "scrub_foreign(mem, &pages, own, |state| state == PageState::Core)",
         "scrub_foreign(mem, &pages, own, |state| state != PageState::Core)",
     ),
+    fault(
+        "boot_ops: a manifest is read again once it was checked",
+        "src/vm/boot_ops.rs",
+        "    match hash_images(vms, id, vm, &manifest) {",
+        "    read_manifest(vms, page, &mut manifest)?;\n    match hash_images(vms, id, vm, &manifest) {",
+    ),
 ];
