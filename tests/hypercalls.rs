@@ -254,7 +254,9 @@ impl Bed {
                 let mut leaves = leaves.into_iter();
                 let leaf = leaves.find(|leaf| (leaf.base..leaf.base + leaf.size).contains(&x[2])).unwrap();
                 let output = leaf.output + (x[2] - leaf.base);
-                assert_eq!((output, leaf.raw >> 7 & 1, answer[0]), (x[3], 1 - x[5], x[4]), "{x:x?}");
+                assert_eq!((output, leaf.raw >> 7 & 1), (x[3], 1 - x[5]), "{x:x?}");
+                // Fewer, up to one that cannot be given.
+                assert!(answer[0] <= x[4], "{x:x?}");
             }
             HostCall::DestroyVm => {
                 self.vms.retain(|vm| *vm != x[1]);
