@@ -2,9 +2,14 @@
 //! docs/assurance.md, so that neither can lose one unnoticed. And all that is cited of K is in docs/kcore.md.
 #![forbid(unsafe_code)]
 
+#[path = "common/named.rs"]
+mod named;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use named::tests_of;
 
 /// Every item: the defects of the published code, and the gaps of its design.
 fn items() -> Vec<String> {
@@ -36,25 +41,6 @@ fn files(dir: &Path) -> Vec<(PathBuf, String)> {
         }
     }
     out
-}
-
-/// The names of the tests of a file that run by default.
-fn tests_of(text: &str) -> Vec<&str> {
-    let mut names = vec![];
-    let mut lines = text.lines().map(str::trim);
-    while lines.by_ref().any(|line| line == "#[test]") {
-        let mut ignored = false;
-        for line in lines.by_ref() {
-            ignored |= line.starts_with("#[ignore");
-            if let Some(name) = line.strip_prefix("fn ").and_then(|rest| rest.split('(').next()) {
-                if !ignored {
-                    names.push(name);
-                }
-                break;
-            }
-        }
-    }
-    names
 }
 
 /// The items whose numbers stand at the beginning of a test's name.
@@ -252,6 +238,9 @@ fn citations_are_read_as_they_are_meant() {
 fn names_are_read_as_they_are_meant() {
     let text = "#[test]\nfn a7_d3_no(x: u8) {}\n#[test]\n#[ignore = \"long\"]\nfn a9_late() {}\nfn a1_helper() {}";
     assert_eq!(tests_of(text), ["a7_d3_no"]);
+    let text =
+        "// #[test]\nfn a1_x() {}\n/* fn y() {}\n#[test]\nfn a2_z() {}\n*/\n#[test]\n/* why */\nfn a3_there() {}";
+    assert_eq!(tests_of(text), ["a3_there"]);
     assert_eq!(numbers_of("a7_d3_no_memory_d4"), ["A7", "D3"]);
     assert_eq!(numbers_of("a_page_a1"), [""; 0]);
     assert_eq!(numbers_of("d11_d14_x"), ["D11", "D14"]);

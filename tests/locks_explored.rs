@@ -1,7 +1,7 @@
 //! The ticket lock under an interleaving explorer (loom): every order of two CPUs, and every order with a bounded number of
 //! preemptions and polls of three, under the C11 memory model.
 //!
-//! The primitives under test are `wait_lock` and `pass_lock` over `Turn`; only the two words are loom's. The data is a cell
+//! The primitives under test are `wait_lock` and `pass_lock` over `Turn`; only the atomics are loom's: the orderings are `Counters`' own. The data is a cell
 //! that reports every access that is not ordered after the last one.
 #![forbid(unsafe_code)]
 
@@ -9,35 +9,32 @@ use corevisor_evidence::tell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering as O};
 
-use corevisor::abstract_machine::turn::{Held, Ticket, Turn, Words};
+use corevisor::abstract_machine::turn::{Counters, Held, Ticket, Turn, Word, Words};
 use corevisor::locks::{pass_lock, wait_lock};
 use corevisor::spec::locks::Line;
 use loom::cell::Cell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU32, Ordering};
 
-/// The words of the real lock, over loom's atomics; the orderings are parameters, for the seeded faults.
-struct Loom<const ACQUIRE: bool, const RELEASE: bool> {
-    ticket: AtomicU32,
-    now: AtomicU32,
-}
+/// A word of loom's under the real lock's counters. The parameters are for the seeded faults: without them an order that the
+/// counters ask for is lost on the way.
+struct Loom<const ACQUIRE: bool, const RELEASE: bool>(AtomicU32);
 
-impl<const ACQUIRE: bool, const RELEASE: bool> Words for Loom<ACQUIRE, RELEASE> {
-    fn new() -> Self {
-        Self { ticket: AtomicU32::new(0), now: AtomicU32::new(0) }
+impl<const ACQUIRE: bool, const RELEASE: bool> Word for Loom<ACQUIRE, RELEASE> {
+    fn zero() -> Self {
+        Self(AtomicU32::new(0))
     }
 
-    fn incr_ticket(&self) -> u32 {
-        self.ticket.fetch_add(1, Ordering::Relaxed)
+    fn load(&self, order: Ordering) -> u32 {
+        self.0.load(if ACQUIRE { order } else { Ordering::Relaxed })
     }
 
-    fn get_now(&self) -> u32 {
-        self.now.load(if ACQUIRE { Ordering::Acquire } else { Ordering::Relaxed })
+    fn store(&self, value: u32, order: Ordering) {
+        self.0.store(value, if RELEASE { order } else { Ordering::Relaxed });
     }
 
-    fn incr_now(&self) {
-        let next = self.now.load(Ordering::Relaxed).wrapping_add(1);
-        self.now.store(next, if RELEASE { Ordering::Release } else { Ordering::Relaxed });
+    fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+        self.0.fetch_add(value, order)
     }
 
     fn relax() {
@@ -45,7 +42,7 @@ impl<const ACQUIRE: bool, const RELEASE: bool> Words for Loom<ACQUIRE, RELEASE> 
     }
 }
 
-type Right = Loom<true, true>;
+type Right = Counters<Loom<true, true>>;
 
 /// A lock that gives everybody the same ticket: no exclusion at all.
 struct Nothing(AtomicU32);
@@ -231,12 +228,12 @@ fn is_caught(model: impl Fn() + Sync + Send + 'static) -> bool {
 
 #[test]
 fn control_a_lock_without_release_is_caught() {
-    assert!(is_caught(|| count_together::<Loom<true, false>>(2, 1)));
+    assert!(is_caught(|| count_together::<Counters<Loom<true, false>>>(2, 1)));
 }
 
 #[test]
 fn control_a_lock_without_acquire_is_caught() {
-    assert!(is_caught(|| count_together::<Loom<false, true>>(2, 1)));
+    assert!(is_caught(|| count_together::<Counters<Loom<false, true>>>(2, 1)));
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! Turn::incr_ticket -> Ticket -(get_now == my)-> Held -(drop: incr_now)-> next in line
 //! ```
 //!
-//! [`Words`] is a trait so that the tests can put the atomics of an interleaving explorer in place.
+//! [`Word`] is a trait so that the tests can put the atomics of an interleaving explorer in place, [`Words`] one so that they can put a broken lock there.
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
@@ -28,15 +28,29 @@ pub trait Words: Sync {
     fn relax();
 }
 
-/// The counters of a real CPU.
-pub struct CpuWords {
-    ticket: AtomicU32,
-    now: AtomicU32,
+/// A word that several CPUs read and write.
+pub trait Word: Sync {
+    /// One that holds zero.
+    fn zero() -> Self;
+    /// What it holds.
+    fn load(&self, order: Ordering) -> u32;
+    /// Overwrites it.
+    fn store(&self, value: u32, order: Ordering);
+    /// Adds to it, in one access: returns what it held. Wraps around.
+    fn fetch_add(&self, value: u32, order: Ordering) -> u32;
+    /// Waiting: a hint to the CPU, or to the explorer's scheduler.
+    fn relax();
 }
 
-impl Words for CpuWords {
+/// The counters, over any word. Here their orderings stand, once: what the explorer explores is what the CPU does.
+pub struct Counters<W> {
+    ticket: W,
+    now: W,
+}
+
+impl<W: Word> Words for Counters<W> {
     fn new() -> Self {
-        Self::zero()
+        Self { ticket: W::zero(), now: W::zero() }
     }
 
     fn incr_ticket(&self) -> u32 {
@@ -54,6 +68,38 @@ impl Words for CpuWords {
     }
 
     fn relax() {
+        W::relax();
+    }
+}
+
+/// The counters of a real CPU.
+pub type CpuWords = Counters<AtomicU32>;
+
+impl CpuWords {
+    /// Both counters at zero, for statics.
+    pub const fn zero() -> Self {
+        Self { ticket: AtomicU32::new(0), now: AtomicU32::new(0) }
+    }
+}
+
+impl Word for AtomicU32 {
+    fn zero() -> Self {
+        Self::new(0)
+    }
+
+    fn load(&self, order: Ordering) -> u32 {
+        Self::load(self, order)
+    }
+
+    fn store(&self, value: u32, order: Ordering) {
+        Self::store(self, value, order);
+    }
+
+    fn fetch_add(&self, value: u32, order: Ordering) -> u32 {
+        Self::fetch_add(self, value, order)
+    }
+
+    fn relax() {
         // Whoever shares this CPU goes first. Rust's hint is an ISB, which keeps the CPU: where CPUs take turns on one (QEMU without a thread for each), the
         // holder, which lets go of it at every broadcast TLBI, then waited for the end of a slice of 100 ms each time.
         #[cfg(target_os = "none")]
@@ -65,13 +111,6 @@ impl Words for CpuWords {
         // Test threads outnumber the processors of a development machine.
         #[cfg(not(target_os = "none"))]
         std::thread::yield_now();
-    }
-}
-
-impl CpuWords {
-    /// Both counters at zero, for statics.
-    pub const fn zero() -> Self {
-        Self { ticket: AtomicU32::new(0), now: AtomicU32::new(0) }
     }
 }
 

@@ -16,6 +16,7 @@
 //! | [`trap`]       | what each call returns, what each trap leads to                              | 30-34  |
 //! | [`vcpu`]       | what an exit of a VM shows, what an entry takes back, what the core serves   | 27-32  |
 //! | [`direct`]     | interrupts that the core delivers to running vCPUs by itself                 | 28, 31 |
+//! | [`id_registers`] | what a VM sees of the CPU                                                  | 31     |
 //! | [`invariants`] | K §6.1 and §6.4 over the concrete state                                      | all    |
 //! | [`replay`]     | K §6.1 item 17: every order in which a section's stores may be seen          | 5-8    |
 //! | [`world`]      | code and specification side by side, compared after each call                | -      |
@@ -26,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 pub mod direct;
+pub mod id_registers;
 pub mod invariants;
 pub mod locks;
 pub mod memory;

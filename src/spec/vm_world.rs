@@ -208,7 +208,7 @@ fn page_of(state: PageState) -> Page {
 }
 
 /// What the code knows of a VM, without root and pool.
-fn abstract_vm(vms: &Vms<Sim>, id: u64) -> Option<Vm> {
+pub fn abstract_vm(vms: &Vms<Sim>, id: u64) -> Option<Vm> {
     let vm = vms.place(VmId::new(id as u16)).ok()?;
     if vm.state == VmState::Unused {
         return None;

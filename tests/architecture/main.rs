@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use source::{Token, module_of, paths, tokens, without_tests};
+use source::{Token, has_tests_of_its_own, hidden_names, module_of, paths, tokens, without_tests};
 
 /// The layers from the bottom up. A directory's own file (`npt`) holds the state that its layers share.
 const ORDER: &[&str] = &[
@@ -109,8 +109,24 @@ fn upward_imports(module: &str, text: &str, known: &BTreeSet<Vec<String>>) -> Ve
     let module: Vec<String> = module.split("::").map(String::from).collect();
     let mut wrong = vec![];
     let Some(from) = place_of(&module) else { return vec![format!("{module:?} has no place in the order")] };
-    for path in paths(&without_tests(tokens(text)), &module, known) {
-        let Some(target) = module_of(&path, known) else { continue };
+    let tokens = without_tests(tokens(text));
+    let is_layer = |least: usize| matches!(from, Place::Layer(n) if n >= least);
+    if is_layer(0) {
+        let hidden = hidden_names(&tokens, is_layer(1)).into_iter();
+        wrong.extend(hidden.map(|what| format!("{}: {what} hides what it reaches", module.join("::"))));
+    }
+    for path in paths(&tokens, &module, known) {
+        let Some(target) = module_of(&path, known) else {
+            // What lib.rs calls by another name. The interface has a root of its own, and the core is no crate that it knows.
+            let is_core = module[0] != "interface";
+            if is_core
+                && path.first().is_some_and(|first| known.iter().all(|module| module[0] != *first))
+                && is_layer(0)
+            {
+                wrong.push(format!("{} reaches {}, which is no module", module.join("::"), path.join("::")));
+            }
+            continue;
+        };
         let to = place_of(&target);
         let fine = match (&from, &to) {
             (Place::Platform | Place::Spec, _) => true,
@@ -170,11 +186,23 @@ fn src() -> PathBuf {
 
 /// Module path and text of every source file, `lib.rs` and `main.rs` and files of tests left out.
 fn sources() -> Vec<(String, String)> {
-    let all = files(&src()).into_iter().filter(|(module, _)| {
-        let last = module.rsplit("::").next().unwrap();
-        !["lib", "main"].contains(&module.as_str()) && last != "tests"
-    });
-    all.map(|(module, text)| (module.strip_suffix("::mod").unwrap_or(&module).to_owned(), text)).collect()
+    let all = files(&src()).into_iter().filter(|(module, _)| !["lib", "main"].contains(&module.as_str()));
+    let all = all.map(|(module, text)| (module.strip_suffix("::mod").unwrap_or(&module).to_owned(), text));
+    without_files_of_tests(all.collect())
+}
+
+/// Without modules `tests` that are compiled for tests only: the file above declares them so.
+fn without_files_of_tests(all: Vec<(String, String)>) -> Vec<(String, String)> {
+    let tested: BTreeSet<String> =
+        all.iter().filter(|(_, text)| has_tests_of_its_own(text)).map(|(module, _)| module.clone()).collect();
+    let is_test = |module: &str| {
+        let above = module.match_indices("::tests").filter(|(at, word)| {
+            let rest = &module[at + word.len()..];
+            rest.is_empty() || rest.starts_with("::")
+        });
+        above.into_iter().any(|(at, _)| tested.contains(&module[..at]))
+    };
+    all.into_iter().filter(|(module, _)| !is_test(module)).collect()
 }
 
 /// Path (with `::`) and text of every Rust file below `root`.
@@ -335,6 +363,26 @@ fn an_upward_import_is_caught_however_it_is_written() {
         ("abstract_machine::cpu", "use crate::locks::Lock;"),
         ("trap::fault_handler", "use crate::platform::console;"),
         ("npt::npt_ops", "use crate::spec::npt;"),
+        // By another name.
+        ("npt::npt_walk", "use super::*; fn f() { npt_ops::forget_host(n) }"),
+        ("npt::npt_walk", "use super::{descriptor::*};"),
+        ("npt::npt_walk", "use tock_registers::*;"),
+        ("abstract_machine::cpu", "use crate::*;"),
+        ("npt::npt_walk", "use crate as c; fn f() { c::npt::npt_ops::f() }"),
+        ("npt::npt_walk", "use super as s;"),
+        ("npt::npt_walk", "use super::{self as s, Npt};"),
+        ("npt::npt_walk", "extern crate self as c;"),
+        ("npt::npt_walk", "use crate::npt; fn f() { npt::npt_ops::f() }"),
+        ("npt::npt_walk", "fn f() { n::npt_ops::f() } use crate::npt as n;"),
+        ("npt::npt_walk", "use crate::{npt::{self as n}}; fn f() { n::npt_ops::f() }"),
+        ("locks", "use crate::mm::f;"),
+        // Behind what is for tests.
+        ("locks", "struct A { #[cfg(test)] a: u8, b: u8 } use crate::npt::Npt;"),
+        ("locks", "struct A { #[cfg(test)] a: u8 } use crate::npt::Npt;"),
+        ("locks", "fn f() { match a { #[cfg(test)] A(_) => b(1, 2), _ => crate::npt::f() } }"),
+        ("locks", "fn f(#[cfg(test)] a: u8, b: crate::npt::Npt) {}"),
+        ("locks", "fn f() { g(#[cfg(test)] 1, crate::npt::g()) }"),
+        ("locks", "mod tests { use crate::npt::Npt; }"),
     ] {
         assert!(!upward_imports(module, text, &known).is_empty(), "{module}: {text}");
     }
@@ -346,6 +394,10 @@ fn downward_imports_tests_comments_and_strings_are_left_alone() {
     for (module, text) in [
         ("npt::npt_ops", "use super::npt_walk::{self, Walk}; use crate::abstract_machine::addr::Pa;"),
         ("locks", "#[cfg(test)] mod tests { use crate::npt::Npt; } fn f() {}"),
+        ("locks", "#[cfg(test)] #[path = \"x\"] pub(crate) fn f<A, B>(a: [u8; 2], b: B) { crate::npt::f() } fn g() {}"),
+        ("locks", "struct A { #[cfg(test)] pub a: crate::npt::Npt, b: u8 }"),
+        ("locks", "use crate::abstract_machine as npt_ops; fn f() { npt_ops::f(); x as u64 }"),
+        ("abstract_machine::regs", "pub use fields::*;"),
         ("locks", "// use crate::npt::Npt;\n/* crate::npt */ const S: &str = \"crate::npt::Npt\";"),
         ("locks", "mod order { use super::Rank; } const C: char = '\\''; const D: char = '\"';"),
         ("memory", "use page_manager::S2Pages;"),
@@ -355,6 +407,28 @@ fn downward_imports_tests_comments_and_strings_are_left_alone() {
     ] {
         assert_none(&upward_imports(module, text, &known));
     }
+}
+
+#[test]
+fn a_file_of_tests_is_one_only_where_it_is_declared_so() {
+    let left = |above: &str| {
+        let all = [("locks", above), ("locks::tests", ""), ("locks::tests::more", ""), ("locks::testset", "")];
+        let all = all.map(|(module, text)| (module.to_owned(), text.to_owned())).to_vec();
+        without_files_of_tests(all).len()
+    };
+    assert_eq!(left("#[cfg(test)] mod tests;"), 2);
+    assert_eq!(left("#[cfg(test)]\n#[path = \"x.rs\"]\nmod tests;"), 2);
+    assert_eq!(left("mod tests;"), 4);
+    assert_eq!(left("#[cfg(test)] fn f() {} mod tests;"), 4);
+}
+
+#[test]
+fn the_crates_root_gives_modules_no_other_names() {
+    let text = fs::read_to_string(src().join("lib.rs")).unwrap();
+    let tokens = without_tests(tokens(&text));
+    let uses = tokens.iter().filter(|token| **token == Token::Word("use".into())).count();
+    assert_eq!((uses, hidden_names(&tokens, true)), (1, vec![]));
+    assert!(text.contains("pub use corevisor_interface as interface;"));
 }
 
 #[test]

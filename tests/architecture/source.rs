@@ -2,7 +2,7 @@
 //! them.
 #![allow(missing_docs)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Token {
@@ -72,9 +72,46 @@ pub fn tokens(text: &str) -> Vec<Token> {
     out
 }
 
+/// Words that begin an item. An item ends with its braces or at `;`; a field, an arm or an expression may also end at `,` or with what it stands in.
+const ITEMS: &[&str] = &[
+    "mod",
+    "fn",
+    "use",
+    "impl",
+    "struct",
+    "enum",
+    "union",
+    "trait",
+    "const",
+    "static",
+    "type",
+    "unsafe",
+    "extern",
+    "async",
+    "macro_rules",
+];
+
+/// Where the brackets end that open at `n`.
+fn closed(tokens: &[Token], mut n: usize) -> usize {
+    let mut depth = 0;
+    while n < tokens.len() {
+        match tokens[n] {
+            Token::Mark('(' | '[' | '{') => depth += 1,
+            Token::Mark(')' | ']' | '}') => depth -= 1,
+            _ => {}
+        }
+        n += 1;
+        if depth == 0 {
+            break;
+        }
+    }
+    n
+}
+
 /// The tokens without what `#[cfg(test)]` covers.
 pub fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
     let start: Vec<Token> = self::tokens("#[cfg(test)]");
+    let is = |n: usize, mark| tokens.get(n) == Some(&Token::Mark(mark));
     let (mut n, mut out) = (0, vec![]);
     while n < tokens.len() {
         if !tokens[n..].starts_with(&start) {
@@ -82,28 +119,83 @@ pub fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
             n += 1;
             continue;
         }
-        // One item: up to `;`, or to the end of its braces.
-        let mut depth = 0;
         n += start.len();
+        // Other attributes, and who sees it.
+        while is(n, '#') {
+            n = closed(&tokens, n + 1);
+        }
+        if tokens.get(n) == Some(&Token::Word("pub".into())) {
+            n = if is(n + 1, '(') { closed(&tokens, n + 1) } else { n + 1 };
+        }
+        let is_item = matches!(tokens.get(n), Some(Token::Word(word)) if ITEMS.contains(&word.as_str()));
         while n < tokens.len() {
             match tokens[n] {
-                Token::Mark('{') => depth += 1,
-                Token::Mark('}') => depth -= 1,
-                _ => {}
-            }
-            n += 1;
-            if depth == 0 && matches!(tokens[n - 1], Token::Mark('}' | ';')) {
-                break;
+                // The end of what it stands in: that is not its own.
+                Token::Mark(')' | ']' | '}') => break,
+                Token::Mark(',') if !is_item => {
+                    n += 1;
+                    break;
+                }
+                Token::Mark('{') => {
+                    n = closed(&tokens, n);
+                    break;
+                }
+                Token::Mark('(' | '[') => n = closed(&tokens, n),
+                Token::Mark(';') => {
+                    n += 1;
+                    break;
+                }
+                _ => n += 1,
             }
         }
     }
     out
 }
 
+/// Whether the file declares `mod tests`, and under `#[cfg(test)]` only.
+pub fn has_tests_of_its_own(text: &str) -> bool {
+    let declaration = [Token::Word("mod".into()), Token::Word("tests".into())];
+    let declares = |tokens: &[Token]| tokens.windows(2).any(|pair| pair == declaration);
+    declares(&tokens(text)) && !declares(&without_tests(tokens(text)))
+}
+
+/// What hides from [`paths`] where a name comes from: globs, other names for what paths begin with. `any_glob`: not even those of other crates and of
+/// modules in the same file.
+pub fn hidden_names(tokens: &[Token], any_glob: bool) -> Vec<String> {
+    let is_word =
+        |n: usize, words: &[&str]| matches!(tokens.get(n), Some(Token::Word(word)) if words.contains(&word.as_str()));
+    let roots = ["crate", "self", "super"];
+    let mut out = vec![];
+    for n in 0..tokens.len() {
+        if is_word(n, &["extern"]) && is_word(n + 1, &["crate"]) && is_word(n + 2, &["self"]) {
+            out.push("extern crate self".into());
+        }
+        if !is_word(n, &["use"]) {
+            continue;
+        }
+        let end = tokens[n..].iter().position(|token| *token == Token::Mark(';')).map_or(tokens.len(), |at| n + at);
+        let is_own = is_word(n + 1, &roots);
+        if (any_glob || is_own) && tokens[n..end].contains(&Token::Mark('*')) {
+            out.push("a glob".into());
+        }
+        if (n..end).any(|n| is_word(n, &roots) && is_word(n + 1, &["as"])) {
+            out.push("another name for crate, self or super".into());
+        }
+    }
+    out
+}
+
+/// A path as it stands there, and the name that `use` gives to what it leads to.
+struct Found {
+    path: Vec<String>,
+    name: Option<String>,
+}
+
 /// Every path in the tokens, `use` trees spread out, made absolute from `module` (as segments). Only those that begin with
-/// `crate`, `self`, `super` or the name of a module below `module`.
+/// `crate`, `self`, `super`, the name of a module below `module`, or a name that the file's `use` gives to one of these.
 pub fn paths(tokens: &[Token], module: &[String], known: &BTreeSet<Vec<String>>) -> Vec<Vec<String>> {
-    let (mut out, mut inline, mut depth, mut n) = (vec![], vec![], 0usize, 0);
+    let (mut all, mut inline, mut depth, mut n) = (vec![], vec![], 0usize, 0);
+    let mut names: BTreeMap<String, Vec<String>> = BTreeMap::new();
     while n < tokens.len() {
         match &tokens[n] {
             Token::Mark('{') => depth += 1,
@@ -118,24 +210,37 @@ pub fn paths(tokens: &[Token], module: &[String], known: &BTreeSet<Vec<String>>)
                     inline.push((name.clone(), depth));
                 }
             }
+            Token::Word(word) if word == "use" => {}
             Token::Word(_) if n == 0 || tokens[n - 1] != Token::PathSep => {
                 let here: Vec<String> =
                     module.iter().cloned().chain(inline.iter().map(|(name, _)| name.clone())).collect();
+                let is_use = n > 0 && tokens[n - 1] == Token::Word("use".into());
                 let mut found = vec![];
-                let end = tree(tokens, n, &mut vec![], &mut found);
-                out.extend(found.iter().filter_map(|path| absolute(path, &here, known)));
-                n = end;
+                n = tree(tokens, n, &mut vec![], &mut found);
+                for Found { path, name } in found {
+                    let full = absolute(&path, &here, known);
+                    if let (true, Some(full), Some(name)) = (is_use, &full, name) {
+                        names.insert(name, full.clone());
+                    }
+                    all.push((path, full));
+                }
                 continue;
             }
             _ => {}
         }
         n += 1;
     }
-    out
+    // A name may stand before the `use` that gives it.
+    let behind_a_name = |path: &[String]| {
+        let (first, rest) = path.split_first()?;
+        let full = names.get(first).filter(|_| !rest.is_empty())?;
+        Some(full.iter().chain(rest).cloned().collect())
+    };
+    all.into_iter().filter_map(|(path, full)| full.or_else(|| behind_a_name(&path))).collect()
 }
 
 /// Reads one path or tree from `n` on; the paths in it, and where it ends.
-fn tree(tokens: &[Token], mut n: usize, prefix: &mut Vec<String>, out: &mut Vec<Vec<String>>) -> usize {
+fn tree(tokens: &[Token], mut n: usize, prefix: &mut Vec<String>, out: &mut Vec<Found>) -> usize {
     let length = prefix.len();
     while let Some(Token::Word(word)) = tokens.get(n) {
         prefix.push(word.clone());
@@ -155,7 +260,17 @@ fn tree(tokens: &[Token], mut n: usize, prefix: &mut Vec<String>, out: &mut Vec<
         }
     }
     if prefix.len() > length {
-        out.push(prefix.clone());
+        let mut path = prefix.clone();
+        if path.len() > 1 && path.last().is_some_and(|last| last == "self") {
+            path.pop();
+        }
+        let mut name = path.last().cloned();
+        if let (Some(Token::Word(word)), Some(Token::Word(other))) = (tokens.get(n), tokens.get(n + 1))
+            && word == "as"
+        {
+            (name, n) = (Some(other.clone()), n + 2);
+        }
+        out.push(Found { path, name });
     }
     prefix.truncate(length);
     n
@@ -169,7 +284,7 @@ fn absolute(path: &[String], here: &[String], known: &BTreeSet<Vec<String>>) -> 
         "super" => here[..here.len().saturating_sub(1)].to_vec(),
         child => {
             let full: Vec<String> = here.iter().cloned().chain([child.to_string()]).collect();
-            if rest.is_empty() || !known.contains(&full) {
+            if !known.contains(&full) || rest.is_empty() {
                 return None;
             }
             full

@@ -37,9 +37,15 @@ pub fn inside(host: &Host, vm: u64, gpa: u64) -> Vec<u8> {
 /// Pages of the VM of [`ran`], in order.
 pub const PAGES: [u64; 4] = [KERNEL, KERNEL + PAGE, DATA, DATA + PAGE];
 
-/// A VM with two vCPUs that ran and is off now, and what its memory holds.
+/// A host with [`one_that_ran`].
 pub fn ran() -> (Host, u64, Vec<Vec<u8>>) {
     let mut host = Host::default();
+    let (vm, content) = one_that_ran(&mut host);
+    (host, vm, content)
+}
+
+/// A VM with two vCPUs that ran and is off now, and what its memory holds.
+pub fn one_that_ran(host: &mut Host) -> (u64, Vec<Vec<u8>>) {
     let vm = host.vm(VM_PROTECTED, 30);
     host.vcpu(vm, 0);
     host.vcpu(vm, 1);
@@ -52,7 +58,7 @@ pub fn ran() -> (Host, u64, Vec<Vec<u8>>) {
     let (pfn, _) = memory_ops::walk_vm(host.world.core.memory(), id(vm), Gfn::new(DATA / PAGE)).unwrap();
     sim.write_page(pfn, 3, &[0x5ec2e7]);
     memory_ops::grant_vm_page(host.world.core.memory(), id(vm), Gfn::new(DATA / PAGE + 1)).unwrap();
-    let context = shadow(&host, vm, 0);
+    let context = shadow(host, vm, 0);
     for (n, reg) in
         [ShadowReg::X(0), ShadowReg::X(30), ShadowReg::Pc, ShadowReg::Q(63), ShadowReg::Fpcr].iter().enumerate()
     {
@@ -64,8 +70,8 @@ pub fn ran() -> (Host, u64, Vec<Vec<u8>>) {
     mmio_guard::enroll(host.world.core.vms(), id(vm)).unwrap();
     mmio_guard::map(host.world.core.vms(), id(vm), Gfn::new(0x9000)).unwrap();
     host.done(HostCall::PowerOffVm, &[vm]).unwrap();
-    let content = PAGES.iter().map(|gpa| inside(&host, vm, *gpa)).collect();
-    (host, vm, content)
+    let content = PAGES.iter().map(|gpa| inside(host, vm, *gpa)).collect();
+    (vm, content)
 }
 
 /// What the host keeps.

@@ -5,7 +5,8 @@ use corevisor::interface::CallError;
 use corevisor::spec::vm::{self as life, Answer, Call, Lives, Manifest, Power, Start};
 use corevisor::vm::VmState;
 
-use crate::{BANKS, Counts, GICV_PAGES, IA_BITS, Model, Seed, WINDOWS, counted, joined, report, same};
+use crate::common::lives;
+use crate::{BANKS, GICV_PAGES, IA_BITS, Model, Seed, WINDOWS, joined, report, same};
 use corevisor_evidence::{Rng, seeds};
 
 fn error(why: CallError) -> String {
@@ -122,7 +123,7 @@ impl Chooser {
         let vm = if strange { self.rng.pick(&[0, 1, 2, 9, 128]) } else { self.rng.pick(&known) };
         let vcpu = if self.rng.below(12) == 0 { self.rng.pick(&[7, 15, 16, 99]) } else { self.rng.below(3) };
         let state = s.vms.get(&vm).map(|vm| (vm.state, vm.protected));
-        match self.rng.below(30) {
+        match self.rng.below(33) {
             0 if s.vms.len() < 5 => {
                 let bits = self.rng.pick(&[31, 32, 36, 39, 40, 40, 40, 41]);
                 Call::RegisterVm { protected: self.rng.below(2) == 0, bits, root: self.pfn() }
@@ -146,6 +147,8 @@ impl Chooser {
             14..=17 => Call::MapMemory { vm, gfn: self.gfn(), pfn: self.pfn(), pages: self.pages() },
             18 | 19 => Call::UnmapMemory { vm, gfn: self.gfn(), pages: self.pages() },
             20 => Call::MapIo { vm, gfn: self.gfn(), pfn: 0x0800 + self.rng.below(3), pages: self.rng.below(3) },
+            30 => Call::MapIo { vm, gfn: self.gfn(), pfn: 0x0800, pages: 1 },
+            31 => Call::Activate { vm, vcpu },
             21 => Call::SetCntvoff { vm, offset: self.word() },
             22 | 23 => Call::Activate { vm, vcpu },
             24 => Call::Started { vm, vcpu },
@@ -162,7 +165,7 @@ impl Chooser {
 fn the_proved_model_and_the_specification_of_lives_agree() {
     const SEQUENCES: u64 = 12;
     const STEPS: usize = 800;
-    let mut counts = Counts::new();
+    let mut counts = lives::Counts::new();
     let mut states = BTreeSet::new();
     let seeds = seeds(SEQUENCES);
     for seed in &seeds {
@@ -176,19 +179,22 @@ fn the_proved_model_and_the_specification_of_lives_agree() {
             gicv: WINDOWS.0..WINDOWS.0 + GICV_PAGES,
         };
         let mut chooser = Chooser { rng: Rng::new(*seed) };
+        let mut settled = lives::settled(0x4_0200).into_iter().filter(|_| seed % 2 == 0);
         for _ in 0..STEPS {
-            let call = chooser.call(&spec);
+            let call = settled.next().unwrap_or_else(|| chooser.call(&spec));
             let (after, result) = life::step(&spec, call);
+            lives::count(&mut counts, call, lives::kind_of(&spec, call), result);
             spec = after;
             let line = asked(call);
             let says = model.ask(&line);
             assert_eq!(says, answer(call, result), "{line}\nleft: the model, right: Rust");
             same(&model.show("l"), &lines(&spec), &line);
             states.extend(spec.vms.values().map(|vm| format!("{:?}", vm.state)));
-            counted(&mut counts, &line, &says);
         }
     }
-    report("lives", "5 VMs with 3 vCPUs", &seeds, STEPS, &counts);
+    report("lives", "5 VMs with 3 vCPUs", &seeds, STEPS, counts.values().sum());
+    let lacking = lives::lacking(&counts, 5);
+    assert!(lacking.is_empty() || seeds.len() == 1, "what seldom happens tests little: {lacking:#?}\nof {counts:#?}");
     let all = [VmState::Ready, VmState::Verified, VmState::PowerOff].map(|state| format!("{state:?}"));
     assert!(all.iter().all(|state| states.contains(state)) || seeds.len() == 1, "states seen: {states:?}");
 }

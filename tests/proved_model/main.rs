@@ -15,7 +15,7 @@ mod lives;
 mod pages;
 
 use corevisor_evidence::tell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -107,30 +107,15 @@ impl Drop for Seed {
     }
 }
 
-type Counts = BTreeMap<String, (u64, u64)>;
-
-fn counted(counts: &mut Counts, asked: &str, answer: &str) {
-    let name = asked.split(' ').nth(1).unwrap_or_default().to_string();
-    let entry = counts.entry(name).or_default();
-    if answer.starts_with("refused") { entry.1 += 1 } else { entry.0 += 1 }
-}
-
-fn report(name: &str, most: &str, seeds: &[u64], steps: usize, counts: &Counts) {
-    let done: u64 = counts.values().map(|(done, refused)| done + refused).sum();
+fn report(name: &str, most: &str, seeds: &[u64], steps: usize, compared: u64) {
     tell(
         &format!("proved_model: {name}"),
-        &[("sequences", seeds.len() as u64), ("steps of each", steps as u64), ("operations compared", done)],
+        &[("sequences", seeds.len() as u64), ("steps of each", steps as u64), ("operations compared", compared)],
     );
     println!(
-        "{name}: model and Rust agree, {done} operations compared with the whole state after each; seeds {:?}, {steps} steps each, at most {most} at once; (done, refused): {counts:?}",
+        "{name}: model and Rust agree, {compared} operations compared with the whole state after each; seeds {:?}, {steps} steps each, at most {most} at once",
         (seeds.first(), seeds.last())
     );
-    if seeds.len() > 1 {
-        assert!(
-            counts.values().all(|(done, _)| *done > 5),
-            "an operation that never succeeds tests little: {counts:?}"
-        );
-    }
 }
 
 fn joined(pages: impl Iterator<Item = u64>) -> String {

@@ -1,7 +1,8 @@
 //! Plants faults, and asks the tests.
 //!
 //! One tree of sources and one of what is built from them serve for all faults, so that each costs one build of the core and of
-//! the first test that notices. What is known is kept: `target/kill-table/known`, one file for each fault and the file that it is planted in.
+//! the first test that notices. What is known is kept: `target/kill-table/known`, one file for each fault and the file that it is planted in; with which
+//! tests, in `docs/kill-table.planted`.
 #![forbid(unsafe_code)]
 
 use std::fmt::{self, Display, Formatter};
@@ -14,9 +15,10 @@ use std::{env, fs};
 use super::copy::{hash_of, keep_in_step};
 use super::faults::Fault;
 use super::table;
+use super::today::{Planted, Today};
 
 /// All that can notice; those that take a second first.
-const TESTS: &[&str] = &[
+pub const TESTS: &[&str] = &[
     "pages",
     "vm_pages",
     "traps",
@@ -88,12 +90,24 @@ enum Ended {
     Badly(Vec<String>),
 }
 
+/// Which of the faults that are known are planted again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    None,
+    /// Those that were planted with other tests.
+    Changed,
+    All,
+}
+
 /// The place where faults are planted.
 pub struct Runner {
     place: PathBuf,
     /// What the tree holds, as a number.
     sources: String,
-    again: bool,
+    again: Again,
+    /// With which tests the faults were planted, and what these are now.
+    planted: Planted,
+    today: Today,
     /// From the table that is there: which test program noticed what the last time.
     earlier: Vec<table::Row>,
     /// Without a fault in it, everything is well there.
@@ -103,8 +117,8 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// For the sources in `root` as they are now; `again`: what is known does not count.
-    pub fn new(root: &Path, again: bool) -> Self {
+    /// For the sources in `root` as they are now; what `again` says of what is known does not count.
+    pub fn new(root: &Path, again: Again) -> Self {
         let place = root.join("target/kill-table");
         fs::create_dir_all(place.join("known")).unwrap();
         let text = fs::read_to_string(super::table_file()).unwrap_or_default();
@@ -124,7 +138,10 @@ impl Runner {
         }
         fs::write(place.join("running"), "").unwrap();
         let earlier = table::rows(&text).collect();
-        Self { place, sources, again, earlier, checked: false, patience: Duration::ZERO }
+        // Of the copy: the sources may change while it is at work.
+        let today = Today::of(&place.join("tree"));
+        let (planted, patience) = (Planted::read(), Duration::ZERO);
+        Self { place, sources, again, planted, today, earlier, checked: false, patience }
     }
 
     fn file(&self, fault: &Fault) -> PathBuf {
@@ -144,12 +161,27 @@ impl Runner {
         })
     }
 
+    /// Whether what is said of a fault was measured with the file and the tests of today.
+    pub fn is_of_today(&self, fault: &Fault) -> bool {
+        let row = || self.earlier.iter().find(|row| row.name == fault.name).map(|row| row.by.clone());
+        let by = match self.known(fault) {
+            Some(Outcome::Caught { by, .. }) => by,
+            Some(_) => String::new(),
+            None => row().unwrap_or_default(),
+        };
+        self.planted.is_of(&self.today, fault, &by)
+    }
+
     /// What comes of a fault: planted now, unless that is known.
     pub fn outcome(&mut self, fault: &Fault) -> Outcome {
+        let again = match self.again {
+            Again::None => false,
+            Again::Changed => !self.is_of_today(fault),
+            Again::All => true,
+        };
         // Of what survived without a reason new tests are asked.
-        let old =
-            self.known(fault).filter(|old| !self.again && (*old != Outcome::Survived || fault.survives.is_some()));
-        if let Some(old) = old {
+        let old = self.known(fault).filter(|old| *old != Outcome::Survived || fault.survives.is_some());
+        if let Some(old) = old.filter(|_| !again) {
             return old;
         }
         self.prepare();
@@ -159,11 +191,14 @@ impl Runner {
         fs::write(&file, text.replacen(fault.from, fault.to, 1)).unwrap();
         let outcome = self.ask(fault);
         fs::write(&file, text).unwrap();
-        let lines: Vec<_> = match &outcome {
-            Outcome::Caught { by, how } => [fault.name, by].into_iter().chain(how.iter().map(String::as_str)).collect(),
-            Outcome::Survived => vec![fault.name],
+        let (by, lines): (_, Vec<_>) = match &outcome {
+            Outcome::Caught { by, how } => {
+                (by.as_str(), [fault.name, by].into_iter().chain(how.iter().map(String::as_str)).collect())
+            }
+            Outcome::Survived => ("", vec![fault.name]),
             Outcome::Unbuilt(_) => return outcome,
         };
+        self.planted.insert(fault, self.today.fingerprint(fault, by));
         fs::write(self.file(fault), lines.join("\n")).unwrap();
         print!("({} s) ", start.elapsed().as_secs());
         outcome

@@ -75,7 +75,8 @@ pub fn text(root: &Path, rows: &[(&Fault, Option<Outcome>)], earlier: &str) -> S
         "# Kill table\n\n\
          For whoever wants to know whether the tests would notice. Written by `scripts/kill-table`: each fault was planted in a copy of the\n\
          sources (`tests/seeded_faults/faults` has the texts), and the tests of the development machine were run, those first that are likely to\n\
-         notice, until a program of them failed. Named is that program, and which of its tests failed; others may notice too.\n\n\
+         notice, until a program of them failed. Named is that program, and which of its tests failed; others may notice too. A row is of its day:\n\
+         `cargo test --test seeded_faults -- --nocapture` counts those whose file or tests have changed since.\n\n\
          {} faults: {caught} caught; {survive} not, and the row says why.{unknown}\n\n\
          | fault | layer | caught by |\n|---|---|---|\n",
         rows.len(),

@@ -4,12 +4,12 @@ use crate::bench::{Bench, ENTRY, FLASH, assert_none_shown, fill, random_trap, vi
 use crate::common::vms::PAGE;
 use corevisor::abstract_machine::regs::SysregId;
 use corevisor::abstract_machine::shadow::Context;
-use corevisor::abstract_machine::{ExitCode, Machine, VgicInfo};
+use corevisor::abstract_machine::{ExitCode, VgicInfo};
 use corevisor::interface::CallError;
 use corevisor::interface::calls::{VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::mailbox::{ENTRY_INJECT_ABORT, ExitReason};
+use corevisor::spec::id_registers;
 use corevisor::spec::vcpu::{self as spec, Around, Next};
-use corevisor::trap::fault_handler::id_registers;
 use corevisor_evidence::{Rng, factor, tell};
 
 #[test]
@@ -19,9 +19,6 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
         let rng = &mut Rng::new(27 + kind);
         let bench = Bench::started(kind);
         let sim = bench.host.world.sim();
-        for crm in 1..8 {
-            (0..8).for_each(|op2| sim.set_id_register(SysregId::new(3, 0, 0, crm, op2), 0x1111_1111_1111_1111));
-        }
         // The VM's FP registers: it writes some of them, or none.
         let mut own = ([0; 64], [0; 2]);
         for round in 0..3_000 * factor() {
@@ -30,8 +27,12 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
             sim.set_vgic(VgicInfo { version, list_registers: 4, gicv: None });
             sim.set_predictable(rng.below(4) == 0);
             let random = sim.next_entropy();
+            let raw = rng.next();
             let mut before = Context::EMPTY;
             random_trap(rng, &mut before);
+            let syndrome = before.syndrome[0];
+            let (crm, op2) = ((syndrome >> 1 & 15) as u8, (syndrome >> 17 & 7) as u8);
+            sim.set_id_register(SysregId::new(3, 0, 0, crm, op2), raw);
             let (uses_fp, kept, streaming) = (rng.below(3) != 0, rng.next(), rng.below(4) == 0);
             let is_kept = |n: usize| !uses_fp || kept >> (n % 64) & 1 != 0;
             (0..64).filter(|n| is_kept(*n)).for_each(|n| before.q[n] = own.0[n]);
@@ -52,15 +53,13 @@ fn every_exit_and_entry_is_what_the_specification_says_and_nothing_else_reaches_
             let seen = bench.take_seen();
 
             let vcpu = view(&before);
-            let syndrome = before.syndrome[0];
-            let id_register = SysregId::new(3, 0, 0, (syndrome >> 1 & 15) as u8, (syndrome >> 17 & 7) as u8);
             let around = Around {
                 protected: kind == VM_PROTECTED,
                 mapped: (ENTRY..ENTRY + 2 * PAGE).contains(&vcpu.regs.hpfar)
                     || kind == VM_ORDINARY && vcpu.regs.hpfar == FLASH,
                 gicv3,
                 fp: changes_fp || streaming,
-                id: id_registers::visible(id_register, sim.id_register(id_register, |raw| raw), gicv3),
+                id: id_registers::visible(crm, op2, raw, gicv3),
                 random,
             };
             let (after, next) = spec::trap(vcpu, around);

@@ -50,13 +50,14 @@ const RULES: [Rule; 9] = [
 
 /// ID_AA64PFR0_EL1.GIC.
 const GIC_SHIFT: u32 = 24;
+/// CRm, op2 and lowest bit of ID_AA64MMFR0_EL1.TGran4, of the fields that pass up to a value the signed one: 0b1111 is "not there" in it, and stays.
+const TGRAN4: (u8, u8, u32) = (7, 0, 28);
 
 /// What a VM reads of ID_AA64* register (3, 0, 0, `crm`, `op2`) where the CPU has `raw`. `gic_registers`: the VM reaches its GIC by system registers.
 pub fn visible(crm: u8, op2: u8, raw: u64, gic_registers: bool) -> u64 {
     let Some(rule) = RULES.iter().find(|rule| (rule.crm, rule.op2) == (crm, op2)) else { return 0 };
-    // 0b1111 is "not there" in signed fields, and stays.
     let cut = |shift: u32, most: u64| match raw >> shift & 0xf {
-        0xf => 0xf << shift,
+        0xf if (crm, op2, shift) == TGRAN4 => 0xf << shift,
         value => value.min(most) << shift,
     };
     let most = rule.most.iter().fold(0, |all, (shift, most)| all | cut(*shift, *most));
@@ -109,6 +110,8 @@ mod tests {
     fn a_field_that_means_not_there_is_not_made_smaller() {
         assert_eq!(seen(7, 0, 0xf1ff_0000) >> 28 & 0xf, 0xf, "no 4 KiB granule");
         assert_eq!(seen(7, 0, 0x1000_0006) & 0xf000_000f, 5, "no 52 bits");
+        // In the others that is one more form, and newer.
+        assert_eq!((seen(7, 0, 0x00f0_000f), seen(7, 1, 0xf), seen(4, 0, 0xf << 56) >> 56), (0x0010_0005, 2, 1));
     }
 
     #[test]

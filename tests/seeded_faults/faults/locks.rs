@@ -12,6 +12,18 @@ pub const FAULTS: &[Fault] = &[
         "if self.turn.words.get_now() <= self.my {",
     ),
     fault(
+        "turn: the number served is read without acquire",
+        "src/abstract_machine/turn.rs",
+        "self.now.load(Ordering::Acquire)",
+        "self.now.load(Ordering::Relaxed)",
+    ),
+    fault(
+        "turn: the next is served without release",
+        "src/abstract_machine/turn.rs",
+        "self.now.store(next, Ordering::Release)",
+        "self.now.store(next, Ordering::Relaxed)",
+    ),
+    fault(
         "locks: order not checked",
         "src/locks.rs",
         "                assert!(*last < rank,",
