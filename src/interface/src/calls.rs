@@ -181,7 +181,7 @@ pub enum CallError {
     InUse = -19,
     /// Something is mapped there already.
     Occupied = -20,
-    /// The VM's pool has no page left: [`HostCall::DonatePool`].
+    /// The VM's pool has no page left: [`HostCall::DonatePool`]. Pages that it had may stand in its tables by now, empty: the same call goes on there.
     NoMemory = -21,
     /// The core itself has no room left: VM ids, or table pages of its own.
     NoSpace = -22,
