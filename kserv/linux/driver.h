@@ -301,7 +301,7 @@ bool cv_has_work(struct cv_vcpu *vcpu);
 bool cv_wait_for_work(struct cv_vcpu *vcpu);
 
 /* timer.c */
-unsigned int cv_map_ppi(u32 ppi);
+unsigned int cv_map_ppi(u32 ppi, u32 trigger);
 int cv_timer_module_init(void);
 void cv_timer_module_exit(void);
 void cv_timer_hold(void);

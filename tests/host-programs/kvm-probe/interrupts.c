@@ -230,6 +230,21 @@ static void many_bells(int fd)
     end_vm(vm);
 }
 
+/* A level that is still up when its interrupt has ended is an interrupt again, at once: nothing else makes this guest leave. */
+static void retaken(struct vm *vm)
+{
+    struct kvm_irq_level line = {.irq = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | BY_LEVEL, .level = 1};
+    int exits;
+    start_at(vm, guest_retakes);
+    set_reg(vm, 0, CORE(regs.pstate), PSR_MODE_EL1h | PSR_D_BIT | PSR_A_BIT | PSR_I_BIT | PSR_F_BIT);
+    WORKS(ioctl(vm->fd, KVM_IRQ_LINE, &line));
+    bool done = run_to_done(vm, &exits);
+    said(done && exits == 0 && result(vm, 0) >= 100, "an interrupt comes again when it ends with its line up: %llu of 100 times",
+        (unsigned long long)result(vm, 0));
+    line.level = 0;
+    WORKS(ioctl(vm->fd, KVM_IRQ_LINE, &line));
+}
+
 /* A guest whose store rings an eventfd that interrupts it. */
 static void rings_itself(struct vm *vm, int fd)
 {
@@ -301,6 +316,7 @@ void test_interrupts(void)
     routed(vm, fd, other);
     bells(vm, fd, resample);
     many_bells(fd);
+    retaken(vm);
     rings_itself(vm, fd);
     ring_each_other(vm);
     far_away(version);

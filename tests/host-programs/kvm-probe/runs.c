@@ -5,8 +5,6 @@
 #include <sys/time.h>
 #include <sys/timex.h>
 
-static uint64_t result(struct vm *vm, int n) { return ((uint64_t *)(vm->ram + RESULTS - GUEST_RAM))[n]; }
-
 static const uint64_t pattern = 0x8182838485868788;
 
 /* One access of guest_widths: what the VMM must see. */
