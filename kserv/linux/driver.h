@@ -31,6 +31,7 @@
 #include <linux/rwsem.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
+#include <linux/task_work.h>
 #include <linux/wait.h>
 
 #include "call.h"
@@ -226,6 +227,42 @@ static inline u64 cv_now(void)
 
 	asm volatile("isb\n\tmrs %0, cntpct_el0" : "=r"(count) : : "memory");
 	return count;
+}
+
+/*
+ * Whether this thread is wanted elsewhere: by a signal, or for what it does on its way to user space, such as to look whether its CPU time is over. The flag
+ * alone is set by each change of the CPU's task, too (rseq); what that wants is in time whenever the thread gets there.
+ */
+static inline bool cv_is_wanted(void)
+{
+	if (signal_pending(current))
+		return true;
+	if (!test_thread_flag(TIF_NOTIFY_RESUME))
+		return false;
+#ifdef CONFIG_MEMCG
+	/* memory.high is exceeded. */
+	if (current->memcg_nr_pages_over_high)
+		return true;
+#endif
+	return task_work_pending(current);
+}
+
+/* Whether another task is to have this CPU; a lazy kernel says so beside need_resched(), and means it before user space, or a VM, goes on. */
+static inline bool cv_must_give_way(void)
+{
+#ifdef TIF_NEED_RESCHED_LAZY
+	if (test_thread_flag(TIF_NEED_RESCHED_LAZY))
+		return true;
+#endif
+	return need_resched();
+}
+
+/* cond_resched() for that: there it does nothing. */
+static inline void cv_give_way(void)
+{
+	cond_resched();
+	if (cv_must_give_way())
+		schedule();
 }
 
 /* Nanoseconds of so many of the counter's ticks. */

@@ -92,7 +92,7 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	struct cv_vm *vm = vcpu->vm;
 	bool done;
 
-	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || signal_pending(current) || need_resched() ||
+	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || cv_is_wanted() || cv_must_give_way() ||
 	    atomic_read(&vm->pausing))
 		return false;
 	raw_spin_lock(&vm->model_lock);
@@ -118,7 +118,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
 	smp_mb();
-	if (signal_pending(current) || need_resched() || atomic_read(&vm->pausing)) {
+	if (cv_is_wanted() || cv_must_give_way() || atomic_read(&vm->pausing)) {
 		reason = -EAGAIN;
 		goto out;
 	}
@@ -378,7 +378,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 /* Whether nothing wants anything of this thread or of `life`. */
 static bool undisturbed(struct cv_vcpu *vcpu)
 {
-	return !signal_pending(current) && !need_resched() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
+	return !cv_is_wanted() && !cv_must_give_way() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
 }
 
 static int run_loop(struct cv_vcpu *vcpu)
@@ -389,8 +389,8 @@ static int run_loop(struct cv_vcpu *vcpu)
 	int result;
 
 	for (;;) {
-		cond_resched();
-		if (signal_pending(current))
+		cv_give_way();
+		if (cv_is_wanted())
 			return interrupted(vcpu);
 		/* So that `life` is free for who ends the VM. */
 		if (cv_is_leaving())

@@ -36,7 +36,7 @@ bool cv_has_work(struct cv_vcpu *vcpu)
 /* Whether this CPU has nothing better to do than to look at a vCPU that waits. */
 static bool may_poll(void)
 {
-	return single_task_running() && !need_resched() && !signal_pending(current);
+	return single_task_running() && !cv_must_give_way() && !cv_is_wanted();
 }
 
 /*
@@ -79,7 +79,7 @@ static bool sleep_for_work(struct cv_vcpu *vcpu)
 	for (;;) {
 		prepare_to_wait(&vcpu->wait, &entry, TASK_INTERRUPTIBLE);
 		found = cv_has_work(vcpu);
-		if (found || signal_pending(current))
+		if (found || cv_is_wanted())
 			break;
 		until = cv_with_model(vcpu->vm, kserv_block_until(vcpu->vm->model, vcpu->id));
 		if (until != KSERV_NEVER)

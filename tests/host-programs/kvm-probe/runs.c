@@ -2,8 +2,11 @@
 #include "probe.h"
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 #include <sys/timex.h>
+#include <sys/wait.h>
+#include <time.h>
 
 static const uint64_t pattern = 0x8182838485868788;
 
@@ -231,6 +234,32 @@ static void undescribed(void)
     end_vm(vm);
 }
 
+/* What a child may use of the CPUs: a guest that computes never ends a run by itself. */
+static void limited(void)
+{
+    struct timespec used = {0};
+    clockid_t clock;
+    int status = 0;
+    pid_t child = fork(), ended = 0;
+    if (child == 0) {
+        struct rlimit second = {1, 1};
+        setrlimit(RLIMIT_CPU, &second);
+        spin();
+        _exit(1);
+    }
+    /* By what it has used, not by a clock. */
+    while (!ended && used.tv_sec < 10 && clock_getcpuclockid(child, &clock) == 0) {
+        usleep(20000);
+        clock_gettime(clock, &used);
+        ended = waitpid(child, &status, WNOHANG);
+    }
+    said(ended == child && WIFSIGNALED(status), "a VMM that may use a second of CPU time ends by a signal");
+    if (!ended) {
+        kill(child, SIGKILL);
+        waitpid(child, &status, 0);
+    }
+}
+
 static void *second(void *arg)
 {
     run_once(arg, 1);
@@ -305,4 +334,5 @@ void test_runs(void)
     undescribed();
     smp();
     interrupts();
+    limited();
 }
