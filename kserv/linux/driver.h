@@ -28,11 +28,11 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
+#include <linux/rcuwait.h>
 #include <linux/rwsem.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 #include <linux/task_work.h>
-#include <linux/wait.h>
 
 #include "call.h"
 #include "kserv_model.h"
@@ -124,7 +124,8 @@ struct cv_vcpu {
 	struct task_struct __rcu *task;
 	/* Between the check for kicks and the exit from the core. */
 	bool inside;
-	wait_queue_head_t wait;
+	/* Its thread, while it sleeps: woken from hard interrupts, too, where a wait queue's lock may sleep (PREEMPT_RT). */
+	struct rcuwait wait;
 	struct hrtimer timer;
 	/* Somebody changed the model for it. */
 	bool kicked;

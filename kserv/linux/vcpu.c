@@ -233,7 +233,7 @@ static struct cv_vcpu *alloc_vcpu(struct cv_vm *vm, u32 id)
 	vcpu->vm = vm;
 	vcpu->id = id;
 	mutex_init(&vcpu->mutex);
-	init_waitqueue_head(&vcpu->wait);
+	rcuwait_init(&vcpu->wait);
 	cv_hrtimer_setup(&vcpu->timer, cv_timer_fired, HRTIMER_MODE_REL_PINNED_HARD);
 	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 	vcpu->mailbox = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);

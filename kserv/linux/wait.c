@@ -13,7 +13,7 @@ enum hrtimer_restart cv_timer_fired(struct hrtimer *timer)
 	struct cv_vcpu *vcpu = container_of(timer, struct cv_vcpu, timer);
 
 	/* A vCPU that runs has left by the interrupt itself. */
-	wake_up(&vcpu->wait);
+	rcuwait_wake_up(&vcpu->wait);
 	return HRTIMER_NORESTART;
 }
 
@@ -74,10 +74,9 @@ static bool sleep_for_work(struct cv_vcpu *vcpu)
 	bool found;
 	u64 until;
 
-	DEFINE_WAIT(entry);
-
+	prepare_to_rcuwait(&vcpu->wait);
 	for (;;) {
-		prepare_to_wait(&vcpu->wait, &entry, TASK_INTERRUPTIBLE);
+		set_current_state(TASK_INTERRUPTIBLE);
 		found = cv_has_work(vcpu);
 		if (found || cv_is_wanted())
 			break;
@@ -86,7 +85,7 @@ static bool sleep_for_work(struct cv_vcpu *vcpu)
 			cv_set_timer(vcpu, until);
 		schedule();
 	}
-	finish_wait(&vcpu->wait, &entry);
+	finish_rcuwait(&vcpu->wait);
 	hrtimer_cancel(&vcpu->timer);
 	return found;
 }
