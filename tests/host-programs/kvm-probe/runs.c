@@ -334,5 +334,6 @@ void test_runs(void)
     undescribed();
     smp();
     interrupts();
+    test_late_pages();
     limited();
 }
