@@ -16,12 +16,12 @@
 
 static struct page *hold_pages(struct cv_vm *vm, unsigned int order)
 {
-	struct cv_held *held = kmalloc(sizeof(*held), GFP_KERNEL);
+	struct cv_held *held = kmalloc(sizeof(*held), GFP_KERNEL_ACCOUNT);
 
 	if (!held)
 		return NULL;
 	held->order = order;
-	held->page = alloc_pages(GFP_KERNEL | __GFP_NOWARN, order);
+	held->page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN, order);
 	if (!held->page) {
 		kfree(held);
 		return NULL;
