@@ -6,7 +6,8 @@
  *   cv_vms_lock	which VMs there are
  *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
  *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
- *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
+ *   vm->life		read: the core's VM stays what it is, and how a vCPU's last exit goes on is its own thread's to change; write: it is made, or taken
+ *			apart (reset, end)
  *   vm->its_lock	the commands and tables of an ITS are read and written by one at a time
  *   vm->slots_lock	read: slots stay; write: they change
  *   (mmap_lock, locks of the VMM's page tables)

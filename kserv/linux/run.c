@@ -433,13 +433,13 @@ static int take_answer(struct cv_vcpu *vcpu)
 	if (!vcpu->mmio_read)
 		return 0;
 	memcpy(&data, vcpu->run->mmio.data, min_t(u32, vcpu->run->mmio.len, sizeof(data)));
-	vcpu->mmio_read = false;
-	if (!vcpu->emulated) {
-		finish_load(vcpu, data);
-		return 0;
-	}
+	/* Who takes the core's VM apart meanwhile ends this exit for us, with what the mailbox has: all of the answer, or nothing. */
 	down_read(&vcpu->vm->life);
-	error = cv_emulate_end(vcpu, data);
+	if (vcpu->emulated)
+		error = cv_emulate_end(vcpu, data);
+	else
+		finish_load(vcpu, data);
+	vcpu->mmio_read = false;
 	up_read(&vcpu->vm->life);
 	return error;
 }

@@ -25,12 +25,14 @@ static long vcpu_init(struct cv_vcpu *vcpu, void __user *argp)
 	/* Whoever resets a vCPU that ran resets the machine: what the core knows of its CPUs' power is over. */
 	if (vm->up)
 		cv_vm_retire(vm);
+	down_read(&vm->life);
 	cv_reset_cache(vcpu);
 	vcpu->by_user = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) == KVM_MP_STATE_RUNNABLE;
 	vcpu->unfinished = false;
 	vcpu->mmio_read = false;
 	vcpu->emulated = false;
 	vcpu->abort_asked = false;
+	up_read(&vm->life);
 	return 0;
 }
 
@@ -42,13 +44,13 @@ static long set_mp_state(struct cv_vcpu *vcpu, void __user *argp)
 
 	if (copy_from_user(&state, argp, sizeof(state)))
 		return -EFAULT;
+	down_read(&vcpu->vm->life);
 	error = cv_with_model(vcpu->vm, kserv_mp_state_set(vcpu->vm->model, vcpu->id, state.mp_state, &kick));
-	if (error)
-		return error;
-	if (!vcpu->in_core)
+	if (!error && !vcpu->in_core)
 		vcpu->by_user = state.mp_state == KVM_MP_STATE_RUNNABLE;
+	up_read(&vcpu->vm->life);
 	cv_kick(vcpu->vm, kick);
-	return 0;
+	return error;
 }
 
 static long get_mp_state(struct cv_vcpu *vcpu, void __user *argp)
@@ -67,6 +69,7 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 
 	if (copy_from_user(&events, argp, sizeof(events)))
 		return -EFAULT;
+	down_read(&vcpu->vm->life);
 	error = cv_with_model(vcpu->vm,
 			      kserv_events_set(vcpu->vm->model, vcpu->id, events.exception.serror_pending,
 					       events.exception.serror_has_esr, events.exception.ext_dabt_pending));
@@ -75,6 +78,7 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 		vcpu->mmio_read = false;
 		vcpu->emulated = false;
 	}
+	up_read(&vcpu->vm->life);
 	return error;
 }
 
