@@ -432,7 +432,7 @@ static int take_answer(struct cv_vcpu *vcpu)
 
 	if (!vcpu->mmio_read)
 		return 0;
-	memcpy(&data, vcpu->run->mmio.data, min_t(u32, vcpu->run->mmio.len, sizeof(data)));
+	memcpy(&data, vcpu->run->mmio.data, min_t(u32, READ_ONCE(vcpu->run->mmio.len), sizeof(data)));
 	/* Who takes the core's VM apart meanwhile ends this exit for us, with what the mailbox has: all of the answer, or nothing. */
 	down_read(&vcpu->vm->life);
 	if (vcpu->emulated)

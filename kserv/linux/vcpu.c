@@ -267,7 +267,8 @@ int cv_vcpu_create(struct cv_vm *vm, unsigned long id)
 	/* The core wants to know a VM's vCPUs before it runs. */
 	if (vm->up)
 		cv_vm_retire(vm);
-	WRITE_ONCE(vm->vcpus[id], vcpu);
+	/* Who kicks, or reads debugfs, looks at it without a lock. */
+	smp_store_release(&vm->vcpus[id], vcpu);
 	cv_vm_get(vm);
 	fd = anon_inode_getfd("kvm-vcpu", &vcpu_ops, vcpu, O_RDWR | O_CLOEXEC);
 	if (fd < 0)
