@@ -318,7 +318,7 @@ int cv_vm_build(struct cv_vm *vm);
 int cv_vm_retire(struct cv_vm *vm);
 int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
 void cv_vm_end(struct cv_vm *vm);
-bool cv_vm_end_within(struct cv_vm *vm, unsigned int ms);
+bool cv_vm_end_before(struct cv_vm *vm, unsigned long last);
 
 /* leave.c */
 bool cv_is_leaving(void);
