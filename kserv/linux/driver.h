@@ -149,6 +149,8 @@ struct cv_vcpu {
 	bool emulated;
 	u64 syndrome;
 	bool abort_asked;
+	/* It gave the translation service commands that are not done yet. */
+	bool commands_left;
 	/* Its timer ended a run, and is masked by the core since. */
 	bool timer_masked;
 	bool sigset_active;
@@ -331,7 +333,7 @@ void cv_vcpu_free(struct cv_vcpu *vcpu);
 
 /* run.c */
 long cv_vcpu_run(struct cv_vcpu *vcpu);
-void cv_its_serve(struct cv_vm *vm);
+bool cv_its_serve(struct cv_vm *vm, bool patient);
 
 /* wait.c */
 enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);

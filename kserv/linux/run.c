@@ -219,8 +219,11 @@ static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
 	return error == -EFAULT ? error : device_access(vcpu, action);
 }
 
-/* The translation service has commands, or tables to save or restore: they and what they name are in the VM's memory. its_lock is held. */
-void cv_its_serve(struct cv_vm *vm)
+/*
+ * The translation service has commands, or tables to save or restore: they and what they name are in the VM's memory. its_lock is held. `patient`: to the end; else,
+ * as a VM can give it commands for as long as it likes, up to the command before which this thread, or `life`, is wanted. Whether that was the end.
+ */
+bool cv_its_serve(struct cv_vm *vm, bool patient)
 {
 	struct kserv_its_want want;
 	u32 kick;
@@ -229,6 +232,9 @@ void cv_its_serve(struct cv_vm *vm)
 		u8 bytes[32] = {};
 		bool ok;
 
+		/* Only commands are served like this, and nothing else of theirs is so long. Between two of them the registers say all that there is to know, to who saves them meanwhile. */
+		if (!patient && want.len == sizeof(bytes) && (cv_is_wanted() || atomic_read(&vm->pausing)))
+			return false;
 		if (want.write)
 			ok = !cv_memory_access(vm, want.gpa, want.bytes, min_t(u32, want.len, sizeof(want.bytes)), true);
 		else
@@ -237,16 +243,17 @@ void cv_its_serve(struct cv_vm *vm)
 		cv_with_model(vm, (kserv_its_feed(vm->model, bytes, ok, &kick), 0));
 		cv_kick(vm, kick);
 		if (fatal_signal_pending(current))
-			break;
+			return false;
 		cond_resched();
 	}
+	return true;
 }
 
-/* The VM gave it commands. */
+/* The VM gave it commands. What is left of them is done before this vCPU runs again. */
 static int serve_its(struct cv_vcpu *vcpu)
 {
 	mutex_lock(&vcpu->vm->its_lock);
-	cv_its_serve(vcpu->vm);
+	vcpu->commands_left = !cv_its_serve(vcpu->vm, false);
 	mutex_unlock(&vcpu->vm->its_lock);
 	return 0;
 }
@@ -349,6 +356,11 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	result = be_in_core(vcpu);
 	if (result)
 		return result;
+	if (vcpu->commands_left) {
+		serve_its(vcpu);
+		if (vcpu->commands_left)
+			return 0;
+	}
 	reason = enter(vcpu, &action, &kick);
 	if (kick)
 		cv_kick(vcpu->vm, kick);
