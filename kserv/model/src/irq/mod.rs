@@ -230,6 +230,17 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
     }
 
+    /// The line of an SPI as a VMM drives it: where the interrupt is edge-triggered each `true` is an edge, also if the line was up before, and perhaps still a
+    /// level's; a `false` is none.
+    pub fn drive(&mut self, intid: usize, level: bool) {
+        if intid >= PRIVATE {
+            self.change(0, intid, |irq| {
+                irq.latch |= irq.edge && level;
+                irq.line = level;
+            });
+        }
+    }
+
     /// An edge on a PPI or SPI.
     pub fn pulse(&mut self, vcpu: usize, intid: usize) {
         if intid >= SGIS {

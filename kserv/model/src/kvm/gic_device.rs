@@ -395,7 +395,7 @@ impl Kvm {
     /// [`Errno::Invalid`] if there is none such, [`Errno::Again`] before the interrupt controller is initialised.
     pub fn set_spi(&mut self, spi: usize, level: bool) -> Result<u32, Errno> {
         let intid = self.spi(spi)?;
-        self.gic.irqs.set_line(0, intid, level);
+        self.gic.irqs.drive(intid, level);
         Ok(self.take_kicks())
     }
 
@@ -405,9 +405,9 @@ impl Kvm {
     /// As [`Kvm::set_spi`].
     pub fn pulse_spi(&mut self, spi: usize) -> Result<u32, Errno> {
         let intid = self.spi(spi)?;
-        self.gic.irqs.set_line(0, intid, true);
+        self.gic.irqs.drive(intid, true);
         if self.gic.irqs.is_edge(0, intid) {
-            self.gic.irqs.set_line(0, intid, false);
+            self.gic.irqs.drive(intid, false);
         }
         Ok(self.take_kicks())
     }

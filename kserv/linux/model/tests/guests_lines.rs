@@ -1,0 +1,44 @@
+//! Interrupts where the architecture leaves it open, or is vague, and guests and VMMs know what KVM does.
+#![allow(missing_docs)]
+
+mod common;
+
+use common::Driver;
+use corevisor_interface::mailbox::ExitReason;
+use kserv_linux_model::*;
+
+const DIST: u64 = 0x800_0000;
+
+/// Interrupts in the list registers of an entry, pending or active.
+fn enter(driver: &mut Driver, vcpu: u32) -> Vec<u64> {
+    assert_eq!(driver.enter(vcpu), 0);
+    let mailbox = &driver.mailboxes[vcpu as usize];
+    mailbox.lr[..mailbox.lr_count as usize].iter().map(|lr| lr & 0x3ff).collect()
+}
+
+/// The VM has taken every listed interrupt, and ends them all.
+fn end_all(driver: &mut Driver, vcpu: u32) {
+    driver.mailboxes[vcpu as usize].lr = [0; 16];
+    driver.exit(vcpu, ExitReason::Irq);
+}
+
+#[test]
+fn an_edge_counts_whatever_the_line_was_before_it_was_one() {
+    let mut driver = Driver::new(3, 3, 1);
+    // SAFETY: `kicks` is the driver's.
+    let pulse = |driver: &mut Driver| unsafe { kserv_pulse_spi(driver.vm(), 0, &raw mut driver.kicks) };
+    driver.store(0, DIST, 2);
+    driver.store(0, DIST + 0x84, u32::MAX);
+    // A level, and nobody lowers it; then the VM says that it is an edge.
+    assert_eq!(pulse(&mut driver), 0);
+    driver.store(0, DIST + 0xc08, 2);
+    driver.store(0, DIST + 0x104, 1);
+    assert_eq!(enter(&mut driver, 0), [], "what was up is no edge");
+    end_all(&mut driver, 0);
+    assert_eq!((pulse(&mut driver), enter(&mut driver, 0)), (0, vec![32]));
+    end_all(&mut driver, 0);
+    for (level, expected) in [(true, vec![32]), (true, vec![32]), (false, vec![]), (true, vec![32])] {
+        assert_eq!((driver.set_spi(0, level), enter(&mut driver, 0)), (0, expected), "{level}");
+        end_all(&mut driver, 0);
+    }
+}
