@@ -42,3 +42,22 @@ fn an_edge_counts_whatever_the_line_was_before_it_was_one() {
         end_all(&mut driver, 0);
     }
 }
+
+#[test]
+fn with_gicv2_an_spi_that_names_no_vcpu_goes_to_the_first() {
+    let mut driver = Driver::new(2, 2, 2);
+    driver.store(0, DIST, 1);
+    driver.store(0, DIST + 0x104, 1);
+    assert_eq!((driver.load(0, DIST + 0x820), driver.set_spi(0, true)), (0, 0));
+    assert_eq!(enter(&mut driver, 0), [32]);
+    end_all(&mut driver, 0);
+    // vCPUs that there are not are none.
+    driver.store(0, DIST + 0x820, 0x80);
+    assert_eq!((driver.load(0, DIST + 0x820), enter(&mut driver, 0)), (0, vec![32]));
+    let mut driver = Driver::new(3, 3, 2);
+    driver.store(0, DIST, 2);
+    driver.store(0, DIST + 0x84, u32::MAX);
+    driver.store(0, DIST + 0x104, 1);
+    driver.store(0, DIST + 0x6000 + 8 * 32, 77);
+    assert_eq!((driver.set_spi(0, true), enter(&mut driver, 0)), (0, vec![]), "GICv3's may go to nobody");
+}

@@ -179,7 +179,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if intid < PRIVATE {
             return Some(vcpu);
         }
-        let first = irq.route.trailing_zeros() as usize;
+        let first = match irq.route {
+            // GICv2 of a VM: as KVM has it. GICv3's route may lead to nobody.
+            0 if self.form == Form::V2 => 0,
+            route => route.trailing_zeros() as usize,
+        };
         (first < self.vcpus).then_some(first)
     }
 
@@ -428,7 +432,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
     }
 
-    /// vCPUs that an SPI may go to; the lowest gets it.
+    /// vCPUs that an SPI may go to; the lowest gets it, and the first one, with GICv2, where none is named.
     pub fn route(&self, intid: usize) -> u16 {
         if intid < PRIVATE { 0 } else { self.irq(0, intid).map_or(0, |irq| irq.route) }
     }
