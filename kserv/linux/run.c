@@ -339,6 +339,7 @@ static int serve(struct cv_vcpu *vcpu, struct kserv_action *action)
 
 static int interrupted(struct cv_vcpu *vcpu)
 {
+	cv_with_model(vcpu->vm, (kserv_end_wait(vcpu->vm->model, vcpu->id), 0));
 	vcpu->run->exit_reason = KVM_EXIT_INTR;
 	vcpu->exits_signal++;
 	return -EINTR;

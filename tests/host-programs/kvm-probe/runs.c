@@ -234,6 +234,18 @@ static void undescribed(void)
     end_vm(vm);
 }
 
+/* A wait that a signal has ended is over. */
+static void waits(void)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, guest_waits);
+    said(stays_inside(vm), "a signal ends a guest's wait");
+    said(done_within(vm, 5), "and the guest goes on behind it");
+    end_vm(vm);
+}
+
 /* What a child may use of the CPUs: a guest that computes never ends a run by itself. */
 static void limited(void)
 {
@@ -332,6 +344,7 @@ void test_runs(void)
     ends(guest_off, KVM_SYSTEM_EVENT_SHUTDOWN, "SYSTEM_OFF");
     ends(guest_reset, KVM_SYSTEM_EVENT_RESET, "SYSTEM_RESET");
     undescribed();
+    waits();
     smp();
     interrupts();
     test_late_pages();
