@@ -8,6 +8,9 @@ use corevisor_interface::mailbox::ExitReason;
 use kserv_linux_model::*;
 
 const DIST: u64 = 0x800_0000;
+const REDIST: u64 = 0x80a_0000;
+const SGI_FRAME: u64 = 0x1_0000;
+const EINVAL: i32 = -22;
 
 /// Interrupts in the list registers of an entry, pending or active.
 fn enter(driver: &mut Driver, vcpu: u32) -> Vec<u64> {
@@ -20,6 +23,19 @@ fn enter(driver: &mut Driver, vcpu: u32) -> Vec<u64> {
 fn end_all(driver: &mut Driver, vcpu: u32) {
     driver.mailboxes[vcpu as usize].lr = [0; 16];
     driver.exit(vcpu, ExitReason::Irq);
+}
+
+#[test]
+fn a_line_makes_gicv2_ready_and_gicv3_says_that_it_is_not() {
+    for (gic, result) in [(2, 0), (3, -16)] {
+        for line in [1 << 24 | 40, 2 << 24 | 20] {
+            let mut driver = Driver::bare(gic);
+            assert_eq!(kserv_gic_create(driver.vm(), gic as u32), 0);
+            assert_eq!((kserv_vcpu_create(driver.vm(), 0), driver.init(0, false)), (0, 0));
+            assert_eq!((driver.irq_line(line, 1), driver.irq_line(1 << 24 | 31, 1)), (result, EINVAL));
+            assert_eq!(kserv_gic_initialized(driver.vm()), gic == 2);
+        }
+    }
 }
 
 #[test]
@@ -60,4 +76,13 @@ fn with_gicv2_an_spi_that_names_no_vcpu_goes_to_the_first() {
     driver.store(0, DIST + 0x104, 1);
     driver.store(0, DIST + 0x6000 + 8 * 32, 77);
     assert_eq!((driver.set_spi(0, true), enter(&mut driver, 0)), (0, vec![]), "GICv3's may go to nobody");
+}
+
+#[test]
+fn sgis_are_enabled_from_the_beginning() {
+    let (mut v2, mut v3) = (Driver::new(2, 2, 1), Driver::new(3, 3, 1));
+    assert_eq!((v2.load(0, DIST + 0x100), v3.load(0, REDIST + SGI_FRAME + 0x100)), (0xffff, 0xffff));
+    v2.store(0, DIST + 0x180, 1);
+    v3.store(0, REDIST + SGI_FRAME + 0x180, 1);
+    assert_eq!((v2.load(0, DIST + 0x100), v3.load(0, REDIST + SGI_FRAME + 0x100)), (0xffff, 0xfffe));
 }

@@ -121,14 +121,14 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if vcpus > most { most } else { vcpus }
     }
 
-    /// SGIs and PPIs of a vCPU after reset.
+    /// SGIs and PPIs of a vCPU after reset. SGIs are enabled: with GICv2 always, with GICv3 as KVM has them.
     const fn bank(form: Form) -> [Irq; PRIVATE] {
         let v3 = matches!(form, Form::V3);
         let mut bank = [Irq { group1: v3, ..Irq::RESET }; PRIVATE];
         let mut sgi = 0;
         while sgi < SGIS {
             bank[sgi].edge = true;
-            bank[sgi].enabled = !v3;
+            bank[sgi].enabled = true;
             sgi += 1;
         }
         bank
