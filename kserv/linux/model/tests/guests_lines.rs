@@ -86,3 +86,22 @@ fn sgis_are_enabled_from_the_beginning() {
     v3.store(0, REDIST + SGI_FRAME + 0x180, 1);
     assert_eq!((v2.load(0, DIST + 0x100), v3.load(0, REDIST + SGI_FRAME + 0x100)), (0xffff, 0xfffe));
 }
+
+#[test]
+fn an_interrupts_active_state_is_asked_for_where_it_is() {
+    let mut driver = Driver::new(3, 3, 2);
+    assert_eq!(driver.mp_state_set(1, 0), 0);
+    driver.store(0, DIST, 2);
+    driver.store(0, DIST + 0x84, u32::MAX);
+    driver.store(0, DIST + 0x104, 1);
+    driver.store(0, DIST + 0x6000 + 8 * 32, 1);
+    assert_eq!((driver.set_spi(0, true), enter(&mut driver, 1)), (0, vec![32]));
+    driver.kicks = 0;
+    // Whether vCPU 1 has taken it stands in its list register.
+    assert_eq!((driver.load(0, DIST + 0x304), driver.kicks), (0, 2));
+    let lr = &mut driver.mailboxes[1].lr[0];
+    *lr = *lr & !(3 << 62) | 2 << 62;
+    driver.exit(1, ExitReason::Irq);
+    driver.kicks = 0;
+    assert_eq!((driver.load(0, DIST + 0x304), driver.kicks), (1, 0));
+}

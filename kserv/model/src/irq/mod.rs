@@ -374,6 +374,16 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         })
     }
 
+    /// Who has one of these interrupts in a list register knows by now whether it is active: those vCPUs have to be looked at. The answer is right when they have
+    /// been; who waits for it asks again.
+    pub(crate) fn ask_holders(&mut self, vcpu: usize, word: usize) {
+        for intid in word * 32..word * 32 + 32 {
+            let placed = self.irq(vcpu, intid).filter(|irq| irq.placed.is_some());
+            let holder = placed.map(|irq| usize::from(irq.holder)).filter(|holder| *holder != vcpu);
+            self.kicks |= holder.map_or(0, |holder| 1 << holder);
+        }
+    }
+
     /// Sets or clears those bits of a one-bit register that are set in `mask`.
     pub fn write_bits(&mut self, vcpu: usize, word: usize, bits: Bits, mask: u32, set: bool) {
         for intid in (0..32).filter(|n| mask >> n & 1 != 0).map(|n| word * 32 + n) {
