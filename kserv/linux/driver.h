@@ -357,7 +357,7 @@ int cv_vcpu_pull(struct cv_vcpu *vcpu);
 int cv_load_registers(struct cv_vcpu *vcpu);
 void cv_reset_cache(struct cv_vcpu *vcpu);
 int cv_finish_exit(struct cv_vcpu *vcpu);
-int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action);
+int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action, bool memory);
 int cv_emulate_end(struct cv_vcpu *vcpu, u64 data);
 int cv_reg_access(struct cv_vm *vm, struct kserv_reg *reg, void __user *user, bool write);
 long cv_one_reg(struct cv_vcpu *vcpu, void __user *argp, bool write);

@@ -95,7 +95,12 @@ int cv_finish_exit(struct cv_vcpu *vcpu)
 #define ISS_SSE BIT(21)
 #define ISS_SRT(esr) ((esr) >> 16 & 0x1f)
 #define ISS_SF BIT(15)
+/* A cache is maintained. */
+#define ISS_CM BIT(8)
+/* The walk to it faulted. */
+#define ISS_S1PTW BIT(7)
 #define ISS_WNR BIT(6)
+#define ISS_DFSC GENMASK(5, 0)
 
 static int set_register(struct cv_vcpu *vcpu, u32 n, u64 value)
 {
@@ -122,9 +127,10 @@ static int step(struct cv_vcpu *vcpu)
 
 /*
  * The core takes such an access for one to memory that is still missing, and shows nothing of it. The registers of an ordinary VM tell what it was:
- * `action` becomes a KSERV_MMIO. -ENOSYS: the syndrome does not describe it; -EPERM: a protected VM. A store is over with this.
+ * `action` becomes a KSERV_MMIO. -ENOSYS: the syndrome does not describe it, as far as it goes is told in `action`; -EPERM: a protected VM, or a table of the VM's
+ * that is in no memory, or (`memory`) in some that it may not write: an abort; -EALREADY: there is nothing to do. A store is over with this.
  */
-int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action)
+int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action, bool memory)
 {
 	u64 esr, far, data = 0;
 	int error;
@@ -134,9 +140,16 @@ int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action)
 	error = core_get(vcpu, REG_SYNDROME, &esr) ?: core_get(vcpu, REG_FAULT_ADDRESS, &far);
 	if (error)
 		return error;
+	if (esr & ISS_S1PTW)
+		return -EPERM;
+	/* As if there were a cache, with nothing in it. */
+	if (esr & ISS_CM && !memory)
+		return step(vcpu) ?: -EALREADY;
+	action->addr = (action->addr & PAGE_MASK) | (far & ~PAGE_MASK);
+	/* What KVM shows of it. */
+	action->esr = esr & (ISS_CM | ISS_WNR | ISS_DFSC);
 	if (!(esr & ISS_ISV))
 		return -ENOSYS;
-	action->addr = (action->addr & PAGE_MASK) | (far & ~PAGE_MASK);
 	action->len = 1 << ISS_SAS(esr);
 	action->write = !!(esr & ISS_WNR);
 	vcpu->syndrome = esr;

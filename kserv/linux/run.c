@@ -283,14 +283,16 @@ static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
 
 	if (error != -ENOENT && error != -EACCES)
 		return error;
-	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action);
+	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action, error == -EACCES);
 	if (!error)
 		return emulated_access(vcpu, action);
+	if (error == -EALREADY)
+		return 0;
 	if (error == -ENOSYS) {
 		if (!vcpu->vm->nisv_to_user)
 			return -ENOSYS;
 		run->exit_reason = KVM_EXIT_ARM_NISV;
-		run->arm_nisv.esr_iss = *cv_mailbox(vcpu, CV_MAILBOX_ESR) & 0x1ffffff;
+		run->arm_nisv.esr_iss = action->esr;
 		run->arm_nisv.fault_ipa = action->addr;
 		return 1;
 	}
