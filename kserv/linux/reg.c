@@ -193,6 +193,17 @@ void cv_reset_cache(struct cv_vcpu *vcpu)
 	raw_spin_unlock_irqrestore(&vcpu->vm->model_lock, flags);
 }
 
+/* Where a vCPU starts that the VM has switched on, and that has not run: the core knows, and its cache has it then. */
+static int pull_start(struct cv_vcpu *vcpu)
+{
+	struct cv_vm *vm = vcpu->vm;
+
+	if (!vm->up || vcpu->in_core || vcpu->by_user || vm->protected ||
+	    cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) != KVM_MP_STATE_RUNNABLE)
+		return 0;
+	return core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
+}
+
 /* The core's registers of a vCPU go into its cache, for the core's VM is about to end. `life` is held for writing. */
 int cv_vcpu_pull(struct cv_vcpu *vcpu)
 {
@@ -207,9 +218,8 @@ int cv_vcpu_pull(struct cv_vcpu *vcpu)
 			if (kserv_core_register_exists(n))
 				error = core_get(vcpu, n, &vcpu->cache[n]) ?: error;
 		}
-	} else if (runnable && !vcpu->by_user && !vm->protected) {
-		/* Switched on by the VM, and has not run: the core has where it starts. */
-		error = core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
+	} else {
+		error = pull_start(vcpu);
 	}
 	vcpu->in_core = false;
 	vcpu->unfinished = false;
@@ -242,7 +252,7 @@ static int reg_words(struct cv_vcpu *vcpu, const struct kserv_reg *reg, bool wri
 
 	if (!reg->words)
 		return 0;
-	error = cv_finish_exit(vcpu);
+	error = cv_finish_exit(vcpu) ?: pull_start(vcpu);
 	for (n = 0; !error && n < reg->words; n++) {
 		u32 at = reg->core + n;
 

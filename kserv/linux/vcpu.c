@@ -36,20 +36,40 @@ static long vcpu_init(struct cv_vcpu *vcpu, void __user *argp)
 	return 0;
 }
 
+/*
+ * Whether the core knows something else of a vCPU's power: of one that has run, or that the VM has switched on, it knows what the VM did. It would not run it
+ * then, or have it switched on by nobody.
+ */
+static bool contradicts(struct cv_vcpu *vcpu, u32 state)
+{
+	struct cv_vm *vm = vcpu->vm;
+	u32 is = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id));
+
+	if (!vm->up || vm->protected || state == is || (state != KVM_MP_STATE_RUNNABLE && state != KVM_MP_STATE_STOPPED))
+		return false;
+	return vcpu->in_core || (is == KVM_MP_STATE_RUNNABLE && !vcpu->by_user);
+}
+
 static long set_mp_state(struct cv_vcpu *vcpu, void __user *argp)
 {
+	struct cv_vm *vm = vcpu->vm;
 	struct kvm_mp_state state;
 	u32 kick = 0;
 	int error;
 
 	if (copy_from_user(&state, argp, sizeof(state)))
 		return -EFAULT;
-	down_read(&vcpu->vm->life);
-	error = cv_with_model(vcpu->vm, kserv_mp_state_set(vcpu->vm->model, vcpu->id, state.mp_state, &kick));
+	down_read(&vm->life);
+	if (contradicts(vcpu, state.mp_state)) {
+		up_read(&vm->life);
+		cv_vm_retire(vm);
+		down_read(&vm->life);
+	}
+	error = cv_with_model(vm, kserv_mp_state_set(vm->model, vcpu->id, state.mp_state, &kick));
 	if (!error && !vcpu->in_core)
 		vcpu->by_user = state.mp_state == KVM_MP_STATE_RUNNABLE;
-	up_read(&vcpu->vm->life);
-	cv_kick(vcpu->vm, kick);
+	up_read(&vm->life);
+	cv_kick(vm, kick);
 	return error;
 }
 

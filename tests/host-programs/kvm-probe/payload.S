@@ -78,6 +78,12 @@ payload:
     hvc     #0
     done
 
+    begin guest_cpu_off
+    movz    x0, #0x8400, lsl #16
+    movk    x0, #0x0002
+    hvc     #0
+    done
+
     begin guest_spin
 1:  b       1b
 

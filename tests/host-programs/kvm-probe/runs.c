@@ -379,6 +379,7 @@ void test_runs(void)
     waits();
     lost_walk();
     smp();
+    test_power();
     interrupts();
     test_late_pages();
     limited();
