@@ -35,6 +35,8 @@
 #include <linux/spinlock.h>
 #include <linux/task_work.h>
 
+#include <asm/arch_timer.h>
+
 #include "call.h"
 #include "kserv_model.h"
 
@@ -225,11 +227,14 @@ struct cv_vm {
 	struct mutex its_lock;
 };
 
+/* As this kernel reads it, which knows the errata of counters. */
 static inline u64 cv_now(void)
 {
 	u64 count;
 
-	asm volatile("isb\n\tmrs %0, cntpct_el0" : "=r"(count) : : "memory");
+	preempt_disable_notrace();
+	count = __arch_counter_get_cntpct_stable();
+	preempt_enable_notrace();
 	return count;
 }
 
