@@ -16,12 +16,12 @@
 
 static struct page *hold_pages(struct cv_vm *vm, unsigned int order)
 {
-	struct cv_held *held = kmalloc(sizeof(*held), GFP_KERNEL);
+	struct cv_held *held = kmalloc(sizeof(*held), GFP_KERNEL_ACCOUNT);
 
 	if (!held)
 		return NULL;
 	held->order = order;
-	held->page = alloc_pages(GFP_KERNEL | __GFP_NOWARN, order);
+	held->page = alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_NOWARN, order);
 	if (!held->page) {
 		kfree(held);
 		return NULL;
@@ -228,17 +228,16 @@ void cv_vm_end(struct cv_vm *vm)
 	up_write(&vm->life);
 }
 
-/* Ends it like that, unless one of its threads waits for that long: for memory that its VMM does not bring, for example. Whether it has ended. */
-bool cv_vm_end_within(struct cv_vm *vm, unsigned int ms)
+/*
+ * Ends it like that, unless one of its threads waits beyond `last` (jiffies): for memory that its VMM does not bring, for example. Whether it has ended. The
+ * caller has raised `pausing` and kicked its vCPUs.
+ */
+bool cv_vm_end_before(struct cv_vm *vm, unsigned long last)
 {
-	unsigned long last = jiffies + msecs_to_jiffies(ms);
 	bool ended;
 
-	atomic_inc(&vm->pausing);
-	cv_kick_all(vm);
 	while (!(ended = down_write_trylock(&vm->life)) && time_before(jiffies, last))
 		msleep(1);
-	atomic_dec(&vm->pausing);
 	if (!ended)
 		return false;
 	if (vm->up)

@@ -60,7 +60,7 @@ static int its_served(struct cv_vm *vm)
 	u32 kick = 0;
 	int error;
 
-	cv_its_serve(vm);
+	cv_its_serve(vm, true);
 	error = cv_with_model(vm, kserv_its_outcome(vm->model, &kick));
 	cv_kick(vm, kick);
 	return error;

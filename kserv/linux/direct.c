@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What the core needs of this kernel to deliver private interrupts of VMs by itself (mailbox word `direct`), where the GIC is version 3:
+ * What VMs with an interrupt controller need of this kernel's:
  *
- *   maintenance interrupt   by which it hears that a VM has ended its timer's interrupt; otherwise nobody enables it
- *   a kick                  an SGI by which it makes a CPU leave its VM for a moment, to put another vCPU's SGI into a list register
+ *   maintenance interrupt   by which a VM leaves that has ended an interrupt which comes again, or whose list registers have room for others. Nobody else
+ *                           enables it, and one that is not enabled ends no run
+ *   a kick                  an SGI by which the core makes a CPU leave its VM for a moment, to put another vCPU's SGI into a list register
+ *
+ * The kick, and the end of the timer's interrupt, are for the core where it delivers private interrupts of VMs by itself (mailbox word `direct`): with a GICv3. The
+ * core takes the reasons for a maintenance interrupt back at each exit, so it is over when the handler here hears of it.
  *
  * A kick that comes when the VM has left already arrives here and means nothing: the exit showed what it was for. The core takes only what is the most urgent
  * interrupt of the CPU, so the kick must be more urgent than all others; the kernel gives all the same priority, and has none for one more SGI: it is
@@ -159,23 +163,35 @@ static void free_kick(void)
 	unmap_redistributors();
 }
 
+/* Whether this kernel has the maintenance interrupt, and the kick if that is wanted and can be had. */
+static bool set_up(void)
+{
+	maintenance_irq = cv_map_ppi(MAINTENANCE_PPI, IRQ_TYPE_LEVEL_HIGH);
+	if (!maintenance_irq)
+		return false;
+	if (request_percpu_irq(maintenance_irq, nothing_to_do, "corevisor_kvm maintenance", &nothing)) {
+		maintenance_irq = 0;
+		return false;
+	}
+	if (direct && cv_core.gic == 3)
+		kick_irq = map_kick();
+	hotplug_state = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "corevisor_kvm:direct", cpu_comes, cpu_goes);
+	if (hotplug_state < 0)
+		cv_direct_exit();
+	return maintenance_irq;
+}
+
 /* What the models of VMs are told: kserv_machine.direct. Nothing here fails but that it says no. */
 u64 cv_direct_init(void)
 {
+	if (!cv_core.gic)
+		return KSERV_NOT_DIRECT;
+	if (!set_up()) {
+		pr_warn("corevisor_kvm: no maintenance interrupt: what a VM gets next when it has ended an interrupt may be late\n");
+		return KSERV_NOT_DIRECT;
+	}
 	if (!direct || cv_core.gic != 3)
 		return KSERV_NOT_DIRECT;
-	maintenance_irq = cv_map_ppi(MAINTENANCE_PPI);
-	if (!maintenance_irq || request_percpu_irq(maintenance_irq, nothing_to_do, "corevisor_kvm maintenance", &nothing)) {
-		pr_info("corevisor_kvm: no maintenance interrupt: VMs get every interrupt by way of this driver\n");
-		maintenance_irq = 0;
-		return KSERV_NOT_DIRECT;
-	}
-	kick_irq = map_kick();
-	hotplug_state = cpuhp_setup_state(CPUHP_AP_ONLINE_DYN, "corevisor_kvm:direct", cpu_comes, cpu_goes);
-	if (hotplug_state < 0) {
-		cv_direct_exit();
-		return KSERV_NOT_DIRECT;
-	}
 	if (!kick_irq || READ_ONCE(no_kick)) {
 		pr_info("corevisor_kvm: no SGI for the core: VMs get interrupts from other vCPUs by way of this driver\n");
 		return 0;

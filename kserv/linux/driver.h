@@ -6,7 +6,8 @@
  *   cv_vms_lock	which VMs there are
  *   vcpu->mutex	one ioctl of a vCPU at a time; KVM_RUN holds it
  *   vm->lock		vCPUs, devices, ioeventfds, irqfds, routes come and go
- *   vm->life		read: the core's VM stays what it is; write: it is made, or taken apart (reset, end)
+ *   vm->life		read: the core's VM stays what it is, and how a vCPU's last exit goes on is its own thread's to change; write: it is made, or taken
+ *			apart (reset, end)
  *   vm->its_lock	the commands and tables of an ITS are read and written by one at a time
  *   vm->slots_lock	read: slots stay; write: they change
  *   (mmap_lock, locks of the VMM's page tables)
@@ -28,10 +29,13 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
+#include <linux/rcuwait.h>
 #include <linux/rwsem.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
-#include <linux/wait.h>
+#include <linux/task_work.h>
+
+#include <asm/arch_timer.h>
 
 #include "call.h"
 #include "kserv_model.h"
@@ -123,7 +127,8 @@ struct cv_vcpu {
 	struct task_struct __rcu *task;
 	/* Between the check for kicks and the exit from the core. */
 	bool inside;
-	wait_queue_head_t wait;
+	/* Its thread, while it sleeps: woken from hard interrupts, too, where a wait queue's lock may sleep (PREEMPT_RT). */
+	struct rcuwait wait;
 	struct hrtimer timer;
 	/* Somebody changed the model for it. */
 	bool kicked;
@@ -146,6 +151,8 @@ struct cv_vcpu {
 	bool emulated;
 	u64 syndrome;
 	bool abort_asked;
+	/* It gave the translation service commands that are not done yet. */
+	bool commands_left;
 	/* Its timer ended a run, and is masked by the core since. */
 	bool timer_masked;
 	bool sigset_active;
@@ -220,12 +227,51 @@ struct cv_vm {
 	struct mutex its_lock;
 };
 
+/* As this kernel reads it, which knows the errata of counters. */
 static inline u64 cv_now(void)
 {
 	u64 count;
 
-	asm volatile("isb\n\tmrs %0, cntpct_el0" : "=r"(count) : : "memory");
+	preempt_disable_notrace();
+	count = __arch_counter_get_cntpct_stable();
+	preempt_enable_notrace();
 	return count;
+}
+
+/*
+ * Whether this thread is wanted elsewhere: by a signal, or for what it does on its way to user space, such as to look whether its CPU time is over. The flag
+ * alone is set by each change of the CPU's task, too (rseq); what that wants is in time whenever the thread gets there.
+ */
+static inline bool cv_is_wanted(void)
+{
+	if (signal_pending(current))
+		return true;
+	if (!test_thread_flag(TIF_NOTIFY_RESUME))
+		return false;
+#ifdef CONFIG_MEMCG
+	/* memory.high is exceeded. */
+	if (current->memcg_nr_pages_over_high)
+		return true;
+#endif
+	return task_work_pending(current);
+}
+
+/* Whether another task is to have this CPU; a lazy kernel says so beside need_resched(), and means it before user space, or a VM, goes on. */
+static inline bool cv_must_give_way(void)
+{
+#ifdef TIF_NEED_RESCHED_LAZY
+	if (test_thread_flag(TIF_NEED_RESCHED_LAZY))
+		return true;
+#endif
+	return need_resched();
+}
+
+/* cond_resched() for that: there it does nothing. */
+static inline void cv_give_way(void)
+{
+	cond_resched();
+	if (cv_must_give_way())
+		schedule();
 }
 
 /* Nanoseconds of so many of the counter's ticks. */
@@ -279,7 +325,7 @@ int cv_vm_build(struct cv_vm *vm);
 int cv_vm_retire(struct cv_vm *vm);
 int cv_vm_more_pool(struct cv_vm *vm, unsigned int pages);
 void cv_vm_end(struct cv_vm *vm);
-bool cv_vm_end_within(struct cv_vm *vm, unsigned int ms);
+bool cv_vm_end_before(struct cv_vm *vm, unsigned long last);
 
 /* leave.c */
 bool cv_is_leaving(void);
@@ -292,7 +338,7 @@ void cv_vcpu_free(struct cv_vcpu *vcpu);
 
 /* run.c */
 long cv_vcpu_run(struct cv_vcpu *vcpu);
-void cv_its_serve(struct cv_vm *vm);
+bool cv_its_serve(struct cv_vm *vm, bool patient);
 
 /* wait.c */
 enum hrtimer_restart cv_timer_fired(struct hrtimer *timer);
@@ -301,7 +347,7 @@ bool cv_has_work(struct cv_vcpu *vcpu);
 bool cv_wait_for_work(struct cv_vcpu *vcpu);
 
 /* timer.c */
-unsigned int cv_map_ppi(u32 ppi);
+unsigned int cv_map_ppi(u32 ppi, u32 trigger);
 int cv_timer_module_init(void);
 void cv_timer_module_exit(void);
 void cv_timer_hold(void);
@@ -316,7 +362,7 @@ int cv_vcpu_pull(struct cv_vcpu *vcpu);
 int cv_load_registers(struct cv_vcpu *vcpu);
 void cv_reset_cache(struct cv_vcpu *vcpu);
 int cv_finish_exit(struct cv_vcpu *vcpu);
-int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action);
+int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action, bool memory);
 int cv_emulate_end(struct cv_vcpu *vcpu, u64 data);
 int cv_reg_access(struct cv_vm *vm, struct kserv_reg *reg, void __user *user, bool write);
 long cv_one_reg(struct cv_vcpu *vcpu, void __user *argp, bool write);

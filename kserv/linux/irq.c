@@ -69,6 +69,9 @@ int cv_set_routing(struct cv_vm *vm, const struct kvm_irq_routing *args, const v
 		if (entry.gsi >= CV_MAX_GSIS || entry.flags & ~KVM_MSI_VALID_DEVID)
 			break;
 		route = &routes[entry.gsi];
+		/* Two routes are for two interrupt controllers of one VM, which there are not. */
+		if (route->type)
+			break;
 		route->type = entry.type;
 		if (entry.type == KVM_IRQ_ROUTING_IRQCHIP && !entry.u.irqchip.irqchip &&
 		    entry.u.irqchip.pin < CV_MAX_PINS) {

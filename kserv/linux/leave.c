@@ -11,7 +11,7 @@
 
 #include "driver.h"
 
-/* A VMM cannot keep its host from leaving. */
+/* VMMs cannot keep their host from leaving: so long it waits for all of them. */
 #define PATIENCE_MS 2000
 
 /* None is made at the core any more. Who makes one holds its `life`; so does who ends it, after this was set. */
@@ -24,13 +24,19 @@ bool cv_is_leaving(void)
 
 static int on_reboot(struct notifier_block *block, unsigned long action, void *unused)
 {
+	unsigned long last = jiffies + msecs_to_jiffies(PATIENCE_MS);
 	struct cv_vm *vm;
 
 	mutex_lock(&cv_vms_lock);
 	WRITE_ONCE(leaving, true);
 	list_for_each_entry(vm, &cv_vms, link) {
-		if (!cv_vm_end_within(vm, PATIENCE_MS))
+		atomic_inc(&vm->pausing);
+		cv_kick_all(vm);
+	}
+	list_for_each_entry(vm, &cv_vms, link) {
+		if (!cv_vm_end_before(vm, last))
 			pr_err("corevisor_kvm: VM %llu does not end; what the core has of it is not for the next kernel\n", vm->id);
+		atomic_dec(&vm->pausing);
 	}
 	mutex_unlock(&cv_vms_lock);
 	return NOTIFY_DONE;

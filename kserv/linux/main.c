@@ -152,6 +152,7 @@ static int __init cv_init(void)
 
 no_device:
 	cv_debugfs_exit();
+	cv_manifest_free();
 	cv_leave_exit();
 no_notice:
 	cv_irq_module_exit();

@@ -237,7 +237,7 @@ static int serve_fault(struct cv_vm *vm, struct cv_slot *slot, u64 n, bool write
 
 	while ((error = try_to_lend(vm, slot, &try)) == -EAGAIN) {
 		/* The VM touches it once more, if it is not there then. */
-		if (signal_pending(current) || atomic_read(&vm->pausing))
+		if (cv_is_wanted() || atomic_read(&vm->pausing))
 			return 0;
 		cond_resched();
 	}

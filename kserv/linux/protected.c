@@ -160,7 +160,7 @@ int cv_protected_verify(struct cv_vm *vm)
 	for (n = 0; n < le64_to_cpu(manifest->images); n++) {
 		error = give_image(vm, &manifest->image[n]);
 		if (error) {
-			pr_err("corevisor_kvm: image %llu of a protected VM, at %#llx, cannot be given to the core: %d\n", n,
+			pr_err_ratelimited("corevisor_kvm: image %llu of a protected VM, at %#llx, cannot be given to the core: %d\n", n,
 			       le64_to_cpu(manifest->image[n].gpa), error);
 			return error;
 		}
@@ -170,7 +170,7 @@ int cv_protected_verify(struct cv_vm *vm)
 		result = cv_call2(CV_CALL_VERIFY_VM, vm->id, virt_to_phys(manifest));
 	} while (result == CV_ERR_AGAIN);
 	if (result == CV_ERR_NOT_AUTHENTIC)
-		pr_err("corevisor_kvm: the core refuses a protected VM: its images are not what the manifest says, or its key is not trusted\n");
+		pr_err_ratelimited("corevisor_kvm: the core refuses a protected VM: its images are not what the manifest says, or its key is not trusted\n");
 	return cv_errno(result);
 }
 

@@ -95,7 +95,12 @@ int cv_finish_exit(struct cv_vcpu *vcpu)
 #define ISS_SSE BIT(21)
 #define ISS_SRT(esr) ((esr) >> 16 & 0x1f)
 #define ISS_SF BIT(15)
+/* A cache is maintained. */
+#define ISS_CM BIT(8)
+/* The walk to it faulted. */
+#define ISS_S1PTW BIT(7)
 #define ISS_WNR BIT(6)
+#define ISS_DFSC GENMASK(5, 0)
 
 static int set_register(struct cv_vcpu *vcpu, u32 n, u64 value)
 {
@@ -122,9 +127,10 @@ static int step(struct cv_vcpu *vcpu)
 
 /*
  * The core takes such an access for one to memory that is still missing, and shows nothing of it. The registers of an ordinary VM tell what it was:
- * `action` becomes a KSERV_MMIO. -ENOSYS: the syndrome does not describe it; -EPERM: a protected VM. A store is over with this.
+ * `action` becomes a KSERV_MMIO. -ENOSYS: the syndrome does not describe it, as far as it goes is told in `action`; -EPERM: a protected VM, or a table of the VM's
+ * that is in no memory, or (`memory`) in some that it may not write: an abort; -EALREADY: there is nothing to do. A store is over with this.
  */
-int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action)
+int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action, bool memory)
 {
 	u64 esr, far, data = 0;
 	int error;
@@ -134,9 +140,16 @@ int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action)
 	error = core_get(vcpu, REG_SYNDROME, &esr) ?: core_get(vcpu, REG_FAULT_ADDRESS, &far);
 	if (error)
 		return error;
+	if (esr & ISS_S1PTW)
+		return -EPERM;
+	/* As if there were a cache, with nothing in it. */
+	if (esr & ISS_CM && !memory)
+		return step(vcpu) ?: -EALREADY;
+	action->addr = (action->addr & PAGE_MASK) | (far & ~PAGE_MASK);
+	/* What KVM shows of it. */
+	action->esr = esr & (ISS_CM | ISS_WNR | ISS_DFSC);
 	if (!(esr & ISS_ISV))
 		return -ENOSYS;
-	action->addr = (action->addr & PAGE_MASK) | (far & ~PAGE_MASK);
 	action->len = 1 << ISS_SAS(esr);
 	action->write = !!(esr & ISS_WNR);
 	vcpu->syndrome = esr;
@@ -180,6 +193,17 @@ void cv_reset_cache(struct cv_vcpu *vcpu)
 	raw_spin_unlock_irqrestore(&vcpu->vm->model_lock, flags);
 }
 
+/* Where a vCPU starts that the VM has switched on, and that has not run: the core knows, and its cache has it then. */
+static int pull_start(struct cv_vcpu *vcpu)
+{
+	struct cv_vm *vm = vcpu->vm;
+
+	if (!vm->up || vcpu->in_core || vcpu->by_user || vm->protected ||
+	    cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) != KVM_MP_STATE_RUNNABLE)
+		return 0;
+	return core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
+}
+
 /* The core's registers of a vCPU go into its cache, for the core's VM is about to end. `life` is held for writing. */
 int cv_vcpu_pull(struct cv_vcpu *vcpu)
 {
@@ -194,9 +218,8 @@ int cv_vcpu_pull(struct cv_vcpu *vcpu)
 			if (kserv_core_register_exists(n))
 				error = core_get(vcpu, n, &vcpu->cache[n]) ?: error;
 		}
-	} else if (runnable && !vcpu->by_user && !vm->protected) {
-		/* Switched on by the VM, and has not run: the core has where it starts. */
-		error = core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
+	} else {
+		error = pull_start(vcpu);
 	}
 	vcpu->in_core = false;
 	vcpu->unfinished = false;
@@ -229,7 +252,7 @@ static int reg_words(struct cv_vcpu *vcpu, const struct kserv_reg *reg, bool wri
 
 	if (!reg->words)
 		return 0;
-	error = cv_finish_exit(vcpu);
+	error = cv_finish_exit(vcpu) ?: pull_start(vcpu);
 	for (n = 0; !error && n < reg->words; n++) {
 		u32 at = reg->core + n;
 

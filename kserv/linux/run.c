@@ -92,7 +92,7 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	struct cv_vm *vm = vcpu->vm;
 	bool done;
 
-	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || signal_pending(current) || need_resched() ||
+	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || cv_is_wanted() || cv_must_give_way() ||
 	    atomic_read(&vm->pausing))
 		return false;
 	raw_spin_lock(&vm->model_lock);
@@ -118,7 +118,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
 	smp_mb();
-	if (signal_pending(current) || need_resched() || atomic_read(&vm->pausing)) {
+	if (cv_is_wanted() || cv_must_give_way() || atomic_read(&vm->pausing)) {
 		reason = -EAGAIN;
 		goto out;
 	}
@@ -219,8 +219,11 @@ static int serve_mmio(struct cv_vcpu *vcpu, const struct kserv_action *action)
 	return error == -EFAULT ? error : device_access(vcpu, action);
 }
 
-/* The translation service has commands, or tables to save or restore: they and what they name are in the VM's memory. its_lock is held. */
-void cv_its_serve(struct cv_vm *vm)
+/*
+ * The translation service has commands, or tables to save or restore: they and what they name are in the VM's memory. its_lock is held. `patient`: to the end; else,
+ * as a VM can give it commands for as long as it likes, up to the command before which this thread, or `life`, is wanted. Whether that was the end.
+ */
+bool cv_its_serve(struct cv_vm *vm, bool patient)
 {
 	struct kserv_its_want want;
 	u32 kick;
@@ -229,6 +232,9 @@ void cv_its_serve(struct cv_vm *vm)
 		u8 bytes[32] = {};
 		bool ok;
 
+		/* Only commands are served like this, and nothing else of theirs is so long. Between two of them the registers say all that there is to know, to who saves them meanwhile. */
+		if (!patient && want.len == sizeof(bytes) && (cv_is_wanted() || atomic_read(&vm->pausing)))
+			return false;
 		if (want.write)
 			ok = !cv_memory_access(vm, want.gpa, want.bytes, min_t(u32, want.len, sizeof(want.bytes)), true);
 		else
@@ -237,16 +243,17 @@ void cv_its_serve(struct cv_vm *vm)
 		cv_with_model(vm, (kserv_its_feed(vm->model, bytes, ok, &kick), 0));
 		cv_kick(vm, kick);
 		if (fatal_signal_pending(current))
-			break;
+			return false;
 		cond_resched();
 	}
+	return true;
 }
 
-/* The VM gave it commands. */
+/* The VM gave it commands. What is left of them is done before this vCPU runs again. */
 static int serve_its(struct cv_vcpu *vcpu)
 {
 	mutex_lock(&vcpu->vm->its_lock);
-	cv_its_serve(vcpu->vm);
+	vcpu->commands_left = !cv_its_serve(vcpu->vm, false);
 	mutex_unlock(&vcpu->vm->its_lock);
 	return 0;
 }
@@ -276,14 +283,16 @@ static int serve_fault(struct cv_vcpu *vcpu, struct kserv_action *action)
 
 	if (error != -ENOENT && error != -EACCES)
 		return error;
-	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action);
+	error = action->fetch ? -EPERM : cv_emulate_begin(vcpu, action, error == -EACCES);
 	if (!error)
 		return emulated_access(vcpu, action);
+	if (error == -EALREADY)
+		return 0;
 	if (error == -ENOSYS) {
 		if (!vcpu->vm->nisv_to_user)
 			return -ENOSYS;
 		run->exit_reason = KVM_EXIT_ARM_NISV;
-		run->arm_nisv.esr_iss = *cv_mailbox(vcpu, CV_MAILBOX_ESR) & 0x1ffffff;
+		run->arm_nisv.esr_iss = action->esr;
 		run->arm_nisv.fault_ipa = action->addr;
 		return 1;
 	}
@@ -332,6 +341,7 @@ static int serve(struct cv_vcpu *vcpu, struct kserv_action *action)
 
 static int interrupted(struct cv_vcpu *vcpu)
 {
+	cv_with_model(vcpu->vm, (kserv_end_wait(vcpu->vm->model, vcpu->id), 0));
 	vcpu->run->exit_reason = KVM_EXIT_INTR;
 	vcpu->exits_signal++;
 	return -EINTR;
@@ -349,6 +359,11 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	result = be_in_core(vcpu);
 	if (result)
 		return result;
+	if (vcpu->commands_left) {
+		serve_its(vcpu);
+		if (vcpu->commands_left)
+			return 0;
+	}
 	reason = enter(vcpu, &action, &kick);
 	if (kick)
 		cv_kick(vcpu->vm, kick);
@@ -378,7 +393,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 /* Whether nothing wants anything of this thread or of `life`. */
 static bool undisturbed(struct cv_vcpu *vcpu)
 {
-	return !signal_pending(current) && !need_resched() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
+	return !cv_is_wanted() && !cv_must_give_way() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
 }
 
 static int run_loop(struct cv_vcpu *vcpu)
@@ -389,8 +404,8 @@ static int run_loop(struct cv_vcpu *vcpu)
 	int result;
 
 	for (;;) {
-		cond_resched();
-		if (signal_pending(current))
+		cv_give_way();
+		if (cv_is_wanted())
 			return interrupted(vcpu);
 		/* So that `life` is free for who ends the VM. */
 		if (cv_is_leaving())
@@ -432,14 +447,14 @@ static int take_answer(struct cv_vcpu *vcpu)
 
 	if (!vcpu->mmio_read)
 		return 0;
-	memcpy(&data, vcpu->run->mmio.data, min_t(u32, vcpu->run->mmio.len, sizeof(data)));
-	vcpu->mmio_read = false;
-	if (!vcpu->emulated) {
-		finish_load(vcpu, data);
-		return 0;
-	}
+	memcpy(&data, vcpu->run->mmio.data, min_t(u32, READ_ONCE(vcpu->run->mmio.len), sizeof(data)));
+	/* Who takes the core's VM apart meanwhile ends this exit for us, with what the mailbox has: all of the answer, or nothing. */
 	down_read(&vcpu->vm->life);
-	error = cv_emulate_end(vcpu, data);
+	if (vcpu->emulated)
+		error = cv_emulate_end(vcpu, data);
+	else
+		finish_load(vcpu, data);
+	vcpu->mmio_read = false;
 	up_read(&vcpu->vm->life);
 	return error;
 }

@@ -184,12 +184,13 @@ out:
 /* Which of the pages from `first` on, as many as a word has bits, were written. They come back, and are not dirty any more. */
 static unsigned long take_dirty(struct cv_vm *vm, struct cv_slot *slot, u64 first)
 {
-	unsigned long *word = &slot->dirty[first / BITS_PER_LONG], dirty = READ_ONCE(*word), n;
+	unsigned long *word = &slot->dirty[first / BITS_PER_LONG], dirty, n;
 
-	/* Nothing is written meanwhile: slots_lock is held for writing. */
-	if (!dirty)
+	if (!READ_ONCE(*word))
 		return 0;
+	/* Pages become dirty under this lock; another thread may ask for the same word. */
 	spin_lock(&vm->mmu_lock);
+	dirty = *word;
 	for_each_set_bit(n, &dirty, BITS_PER_LONG) {
 		/* What does not come back, of a VM that is off, may still be written by another vCPU on its way out. */
 		if (cv_take_back(vm, slot, first + n, 1))
@@ -200,7 +201,10 @@ static unsigned long take_dirty(struct cv_vm *vm, struct cv_slot *slot, u64 firs
 	return dirty;
 }
 
-/* KVM_GET_DIRTY_LOG: what the VM may have written since the last time. It is taken back, so that the next write is noticed. */
+/*
+ * KVM_GET_DIRTY_LOG: what the VM may have written since the last time. It is taken back, so that the next write is noticed. Slots stay, so slots_lock is held for
+ * reading only: whoever asks may be the one who brings a page (userfaultfd) for which a vCPU waits with slots_lock held.
+ */
 int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
 {
 	struct cv_slot *slot, *found = NULL;
@@ -210,7 +214,7 @@ int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
 	u64 n;
 
 	down_read(&vm->life);
-	down_write(&vm->slots_lock);
+	down_read(&vm->slots_lock);
 	list_for_each_entry(slot, &vm->slots, link) {
 		if (slot->id == log->slot && slot->flags & KVM_MEM_LOG_DIRTY_PAGES)
 			found = slot;
@@ -222,7 +226,7 @@ int cv_memory_dirty_log(struct cv_vm *vm, const struct kvm_dirty_log *log)
 	}
 	for (n = 0; bits && found->dirty && n < found->npages; n += BITS_PER_LONG)
 		bits[n / BITS_PER_LONG] = take_dirty(vm, found, n);
-	up_write(&vm->slots_lock);
+	up_read(&vm->slots_lock);
 	up_read(&vm->life);
 	if (bits && copy_to_user(log->dirty_bitmap, bits, size))
 		error = -EFAULT;

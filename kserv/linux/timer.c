@@ -42,8 +42,11 @@ static int cpu_goes(unsigned int cpu)
 	return 0;
 }
 
-/* A private interrupt of the CPUs: it is described like the physical timer's, but for its number. 0: it cannot be had. */
-unsigned int cv_map_ppi(u32 ppi)
+/*
+ * A private interrupt of the CPUs: it is described like the physical timer's, but for its number, and its trigger where `trigger` is not IRQ_TYPE_NONE. 0: it
+ * cannot be had.
+ */
+unsigned int cv_map_ppi(u32 ppi, u32 trigger)
 {
 	struct device_node *node = of_find_compatible_node(NULL, NULL, "arm,armv8-timer");
 	struct of_phandle_args args;
@@ -52,6 +55,8 @@ unsigned int cv_map_ppi(u32 ppi)
 	if (node && !of_irq_parse_one(node, 0, &args)) {
 		if (args.args_count >= 3 && args.args[0] == GIC_SPECIFIER_PPI) {
 			args.args[1] = ppi;
+			if (trigger != IRQ_TYPE_NONE)
+				args.args[2] = (args.args[2] & ~IRQ_TYPE_SENSE_MASK) | trigger;
 			irq = irq_create_of_mapping(&args);
 		}
 		of_node_put(args.np);
@@ -78,7 +83,7 @@ int cv_timer_module_init(void)
 {
 	int error = -ENODEV;
 
-	timer_irq = cv_map_ppi(VIRTUAL_TIMER_PPI);
+	timer_irq = cv_map_ppi(VIRTUAL_TIMER_PPI, IRQ_TYPE_NONE);
 	if (timer_irq)
 		error = request_percpu_irq(timer_irq, virtual_timer_fired, "corevisor_kvm", &nothing);
 	if (error) {

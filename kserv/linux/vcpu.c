@@ -25,30 +25,52 @@ static long vcpu_init(struct cv_vcpu *vcpu, void __user *argp)
 	/* Whoever resets a vCPU that ran resets the machine: what the core knows of its CPUs' power is over. */
 	if (vm->up)
 		cv_vm_retire(vm);
+	down_read(&vm->life);
 	cv_reset_cache(vcpu);
 	vcpu->by_user = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) == KVM_MP_STATE_RUNNABLE;
 	vcpu->unfinished = false;
 	vcpu->mmio_read = false;
 	vcpu->emulated = false;
 	vcpu->abort_asked = false;
+	up_read(&vm->life);
 	return 0;
+}
+
+/*
+ * Whether the core knows something else of a vCPU's power: of one that has run, or that the VM has switched on, it knows what the VM did. It would not run it
+ * then, or have it switched on by nobody.
+ */
+static bool contradicts(struct cv_vcpu *vcpu, u32 state)
+{
+	struct cv_vm *vm = vcpu->vm;
+	u32 is = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id));
+
+	if (!vm->up || vm->protected || state == is || (state != KVM_MP_STATE_RUNNABLE && state != KVM_MP_STATE_STOPPED))
+		return false;
+	return vcpu->in_core || (is == KVM_MP_STATE_RUNNABLE && !vcpu->by_user);
 }
 
 static long set_mp_state(struct cv_vcpu *vcpu, void __user *argp)
 {
+	struct cv_vm *vm = vcpu->vm;
 	struct kvm_mp_state state;
 	u32 kick = 0;
 	int error;
 
 	if (copy_from_user(&state, argp, sizeof(state)))
 		return -EFAULT;
-	error = cv_with_model(vcpu->vm, kserv_mp_state_set(vcpu->vm->model, vcpu->id, state.mp_state, &kick));
-	if (error)
-		return error;
-	if (!vcpu->in_core)
+	down_read(&vm->life);
+	if (contradicts(vcpu, state.mp_state)) {
+		up_read(&vm->life);
+		cv_vm_retire(vm);
+		down_read(&vm->life);
+	}
+	error = cv_with_model(vm, kserv_mp_state_set(vm->model, vcpu->id, state.mp_state, &kick));
+	if (!error && !vcpu->in_core)
 		vcpu->by_user = state.mp_state == KVM_MP_STATE_RUNNABLE;
-	cv_kick(vcpu->vm, kick);
-	return 0;
+	up_read(&vm->life);
+	cv_kick(vm, kick);
+	return error;
 }
 
 static long get_mp_state(struct cv_vcpu *vcpu, void __user *argp)
@@ -67,6 +89,7 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 
 	if (copy_from_user(&events, argp, sizeof(events)))
 		return -EFAULT;
+	down_read(&vcpu->vm->life);
 	error = cv_with_model(vcpu->vm,
 			      kserv_events_set(vcpu->vm->model, vcpu->id, events.exception.serror_pending,
 					       events.exception.serror_has_esr, events.exception.ext_dabt_pending));
@@ -75,6 +98,7 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 		vcpu->mmio_read = false;
 		vcpu->emulated = false;
 	}
+	up_read(&vcpu->vm->life);
 	return error;
 }
 
@@ -233,7 +257,7 @@ static struct cv_vcpu *alloc_vcpu(struct cv_vm *vm, u32 id)
 	vcpu->vm = vm;
 	vcpu->id = id;
 	mutex_init(&vcpu->mutex);
-	init_waitqueue_head(&vcpu->wait);
+	rcuwait_init(&vcpu->wait);
 	cv_hrtimer_setup(&vcpu->timer, cv_timer_fired, HRTIMER_MODE_REL_PINNED_HARD);
 	vcpu->run = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
 	vcpu->mailbox = (void *)get_zeroed_page(GFP_KERNEL_ACCOUNT);
@@ -263,7 +287,8 @@ int cv_vcpu_create(struct cv_vm *vm, unsigned long id)
 	/* The core wants to know a VM's vCPUs before it runs. */
 	if (vm->up)
 		cv_vm_retire(vm);
-	WRITE_ONCE(vm->vcpus[id], vcpu);
+	/* Who kicks, or reads debugfs, looks at it without a lock. */
+	smp_store_release(&vm->vcpus[id], vcpu);
 	cv_vm_get(vm);
 	fd = anon_inode_getfd("kvm-vcpu", &vcpu_ops, vcpu, O_RDWR | O_CLOEXEC);
 	if (fd < 0)

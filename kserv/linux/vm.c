@@ -93,8 +93,7 @@ void cv_kick(struct cv_vm *vm, u32 mask)
 		if (!vcpu)
 			continue;
 		WRITE_ONCE(vcpu->kicked, true);
-		if (wq_has_sleeper(&vcpu->wait))
-			wake_up(&vcpu->wait);
+		rcuwait_wake_up(&vcpu->wait);
 		if (!READ_ONCE(vcpu->inside))
 			continue;
 		rcu_read_lock();

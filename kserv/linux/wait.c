@@ -13,7 +13,7 @@ enum hrtimer_restart cv_timer_fired(struct hrtimer *timer)
 	struct cv_vcpu *vcpu = container_of(timer, struct cv_vcpu, timer);
 
 	/* A vCPU that runs has left by the interrupt itself. */
-	wake_up(&vcpu->wait);
+	rcuwait_wake_up(&vcpu->wait);
 	return HRTIMER_NORESTART;
 }
 
@@ -36,7 +36,7 @@ bool cv_has_work(struct cv_vcpu *vcpu)
 /* Whether this CPU has nothing better to do than to look at a vCPU that waits. */
 static bool may_poll(void)
 {
-	return single_task_running() && !need_resched() && !signal_pending(current);
+	return single_task_running() && !cv_must_give_way() && !cv_is_wanted();
 }
 
 /*
@@ -74,19 +74,18 @@ static bool sleep_for_work(struct cv_vcpu *vcpu)
 	bool found;
 	u64 until;
 
-	DEFINE_WAIT(entry);
-
+	prepare_to_rcuwait(&vcpu->wait);
 	for (;;) {
-		prepare_to_wait(&vcpu->wait, &entry, TASK_INTERRUPTIBLE);
+		set_current_state(TASK_INTERRUPTIBLE);
 		found = cv_has_work(vcpu);
-		if (found || signal_pending(current))
+		if (found || cv_is_wanted())
 			break;
 		until = cv_with_model(vcpu->vm, kserv_block_until(vcpu->vm->model, vcpu->id));
 		if (until != KSERV_NEVER)
 			cv_set_timer(vcpu, until);
 		schedule();
 	}
-	finish_wait(&vcpu->wait, &entry);
+	finish_rcuwait(&vcpu->wait);
 	hrtimer_cancel(&vcpu->timer);
 	return found;
 }

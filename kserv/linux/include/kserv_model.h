@@ -195,6 +195,8 @@ void kserv_abort(struct kserv_vm *vm, uint32_t vcpu);
 bool kserv_runnable(struct kserv_vm *vm, uint32_t vcpu, uint64_t now);
 /* When a vCPU that waits must be looked at (hrtimer); KSERV_NEVER. */
 uint64_t kserv_block_until(const struct kserv_vm *vm, uint32_t vcpu);
+/* KVM_RUN returns for a signal: a vCPU that waits goes on with the next one. */
+void kserv_end_wait(struct kserv_vm *vm, uint32_t vcpu);
 /*
  * How long a vCPU's thread looks for the end of its next wait before it sleeps, after a wait that took `waited` in all with the window `window` (at first 0);
  * `most`: the longest one. All of one unit. Needs no lock.

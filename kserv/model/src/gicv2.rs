@@ -4,7 +4,7 @@
 //! |---------|---------------------------------------|-------------------------------------------------------------------|
 //! | `0x000` | CTLR, TYPER, IIDR                     | CTLR: EnableGrp0, EnableGrp1; interrupts begin in group 0         |
 //! | `0x080` | see [`crate::irq::registers`]         | SGIs are always enabled                                           |
-//! | `0x800` | ITARGETSR                             | 8, 32 bits; the lowest vCPU named gets an SPI                     |
+//! | `0x800` | ITARGETSR                             | 8, 32 bits; the lowest vCPU named gets an SPI, the first if none is |
 //! | `0xf00` | SGIR                                  |                                                                   |
 //! | `0xf10` | CPENDSGIR, SPENDSGIR                  | 8, 32 bits                                                        |
 //! | `0xfd0` | PIDR, CIDR                            | ICPIDR2: architecture 2                                           |

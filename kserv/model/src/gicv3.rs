@@ -189,7 +189,8 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
         if offset & !7 == 0x70 { self.table } else { self.pending[vcpu] }
     }
 
-    /// A store to CTLR, PROPBASER or PENDBASER: no effect without LPIs, nor on the bases while LPIs are enabled.
+    /// A store to CTLR, PROPBASER or PENDBASER: no effect without LPIs, nor on the bases while this vCPU has its LPIs enabled. The others may: the kernel
+    /// after a kexec finds them so.
     fn write_lpis(&mut self, vcpu: usize, offset: u64, width: Width, value: u64) {
         let enabled = self.lpis_enabled >> vcpu & 1 != 0;
         match offset {
@@ -197,7 +198,7 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
             0x0000 if is_word(offset, width) => {
                 self.lpis_enabled = self.lpis_enabled & !(1 << vcpu) | (value as u32 & 1) << vcpu;
             }
-            0x0070..0x0078 if self.lpis_enabled == 0 => self.table = merge(self.table, offset, width, value),
+            0x0070..0x0078 if !enabled => self.table = merge(self.table, offset, width, value),
             0x0078..0x0080 if !enabled => {
                 self.pending[vcpu] = merge(self.pending[vcpu], offset, width, value) & !PENDBASER_PTZ;
             }

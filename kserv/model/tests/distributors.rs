@@ -143,7 +143,8 @@ fn v3_is_what_linux_looks_for() {
     assert_eq!(gic.read_distributor(0x84, Width::Word), 0xffff_ffff);
     assert_eq!((gic.read_distributor(0x80, Width::Word), gic.read_distributor(0x400, Width::Word)), (0, 0));
     gic.write_distributor(0x100, Width::Word, 0xffff_ffff);
-    assert_eq!(gic.read_redistributors(0x1_0100, Width::Word), 0);
+    assert_eq!(gic.read_redistributors(0x1_0100, Width::Word), 0xffff, "SGIs, as KVM");
+    gic.write_redistributors(0x1_0180, Width::Word, 0xffff);
     gic.write_redistributors(GICR_STRIDE + 0x1_0100, Width::Word, 0x0800_ffff);
     assert_eq!(gic.read_redistributors(GICR_STRIDE + 0x1_0180, Width::Word), 0x0800_ffff);
     assert_eq!(gic.read_redistributors(0x1_0100, Width::Word), 0);

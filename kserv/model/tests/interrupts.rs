@@ -193,6 +193,7 @@ fn the_core_may_deliver_what_is_enabled_and_has_no_state_here() {
     const NAMED: u64 = 1 << 24 | 0xffff;
     let timer = 27;
     let mut engine = Engine::<4, SPIS>::new(Form::V3, 2);
+    (0..2).for_each(|vcpu| engine.write_bits(vcpu, 0, Bits::Enabled, u32::MAX, false));
     assert_eq!(engine.direct(0) & NAMED, 0);
     engine.write_bits(0, 0, Bits::Enabled, 0b111 | 1 << timer, true);
     assert_eq!(engine.direct(0) & NAMED, 0, "the distributor forwards nothing");

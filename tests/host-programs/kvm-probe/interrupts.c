@@ -155,6 +155,10 @@ static void routed(struct vm *vm, int fd, int other)
     bad = entry;
     bad.gsi = 100000;
     FAILS(EINVAL, route(vm, 1, &bad));
+    struct kvm_irq_routing_entry twice[] = {entry, entry};
+    FAILS(EINVAL, route(vm, 2, twice));
+    twice[1].type = KVM_IRQ_ROUTING_MSI;
+    FAILS(EINVAL, route(vm, 2, twice));
     ring(other);
     said(interrupted_by(vm, BY_EDGE), "what was refused changes no route");
     close(other);
@@ -190,6 +194,26 @@ static void bells(struct vm *vm, int one, int any)
     WORKS(bell(vm, any, ANY_BELL, 0, 0, off));
     start_at(vm, guest_bells);
     said(exits_at(vm, BELL, 7) && rings(one) == 0, "taken away, they have none");
+}
+
+/* A line before anybody has initialised the interrupt controller, and more vCPUs than it can have. */
+static void early(int version)
+{
+    const uint32_t ppi = KVM_ARM_IRQ_TYPE_PPI << KVM_ARM_IRQ_TYPE_SHIFT | 20;
+    struct kvm_create_device device = {.type = version == 3 ? KVM_DEV_TYPE_ARM_VGIC_V3 : KVM_DEV_TYPE_ARM_VGIC_V2};
+    struct kvm_irq_level line = {.irq = ppi, .level = 1};
+    struct vm *vm = make_vm(1);
+    if (!vm || ioctl(vm->fd, KVM_CREATE_DEVICE, &device) == -1)
+        return said(false, "an interrupt controller that is not initialised");
+    if (version == 3) {
+        FAILS(EBUSY, ioctl(vm->fd, KVM_IRQ_LINE, &line));
+    } else {
+        FAILS(EINVAL, ioctl(vm->fd, KVM_CREATE_VCPU, 8));
+        WORKS(ioctl(vm->fd, KVM_IRQ_LINE, &line));
+        FAILS(EBUSY, ioctl(vm->fd, KVM_CREATE_VCPU, 1));
+    }
+    close(device.fd);
+    end_vm(vm);
 }
 
 /* An interrupt controller above 4 GiB, where other VMs have memory. */
@@ -228,6 +252,21 @@ static void many_bells(int fd)
     said(n == 4200 || (n >= 4000 && errno == ENOSPC), "%d stores that ring", n);
     errno = 0;
     end_vm(vm);
+}
+
+/* A level that is still up when its interrupt has ended is an interrupt again, at once: nothing else makes this guest leave. */
+static void retaken(struct vm *vm)
+{
+    struct kvm_irq_level line = {.irq = KVM_ARM_IRQ_TYPE_SPI << KVM_ARM_IRQ_TYPE_SHIFT | BY_LEVEL, .level = 1};
+    int exits;
+    start_at(vm, guest_retakes);
+    set_reg(vm, 0, CORE(regs.pstate), PSR_MODE_EL1h | PSR_D_BIT | PSR_A_BIT | PSR_I_BIT | PSR_F_BIT);
+    WORKS(ioctl(vm->fd, KVM_IRQ_LINE, &line));
+    bool done = run_to_done(vm, &exits);
+    said(done && exits == 0 && result(vm, 0) >= 100, "an interrupt comes again when it ends with its line up: %llu of 100 times",
+        (unsigned long long)result(vm, 0));
+    line.level = 0;
+    WORKS(ioctl(vm->fd, KVM_IRQ_LINE, &line));
 }
 
 /* A guest whose store rings an eventfd that interrupts it. */
@@ -301,9 +340,11 @@ void test_interrupts(void)
     routed(vm, fd, other);
     bells(vm, fd, resample);
     many_bells(fd);
+    retaken(vm);
     rings_itself(vm, fd);
     ring_each_other(vm);
     far_away(version);
+    early(version);
     close(fd);
     close(gic);
     close(resample);

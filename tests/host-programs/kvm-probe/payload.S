@@ -78,6 +78,12 @@ payload:
     hvc     #0
     done
 
+    begin guest_cpu_off
+    movz    x0, #0x8400, lsl #16
+    movk    x0, #0x0002
+    hvc     #0
+    done
+
     begin guest_spin
 1:  b       1b
 
@@ -110,6 +116,16 @@ payload:
 /* An access that the syndrome does not describe. */
     begin guest_pair
     ldp     x0, x1, [x9]
+    done
+
+/* The same as a store, at x1. */
+    begin guest_pair_at
+    stp     x2, x3, [x1]
+    done
+
+/* Waits once. */
+    begin guest_waits
+    wfi
     done
 
 /* x1: an address, x2: what to put there. What was there goes to the VMM. */
@@ -210,6 +226,13 @@ payload:
     msr     sctlr_el1, x4
     isb
     done
+
+/* The same where the walk to x1 comes to a table that is in no memory. Results: ESR_EL1 and FAR_EL1 of the abort. */
+    begin guest_lost
+    adr     x0, lost_vectors
+    msr     vbar_el1, x0
+    isb
+    b       guest_anywhere
 
 /* vCPU 0 starts vCPU 1, which sets a flag. */
     begin guest_smp
@@ -343,6 +366,29 @@ guest_second:
 1:  wfi
     b       1b
 
+/*
+ * The guest of guest_gic goes on here, with interrupts masked and SPI 41's line up. The interrupt comes again as soon as it has ended: 100 times, with no
+ * exit that the guest makes in between. Result 0: how often it came; 1: turns of the loop since the last one, which end the test.
+ */
+    begin guest_retakes
+    adr     x0, quiet_vectors
+    msr     vbar_el1, x0
+    isb
+    mov     x11, #0
+    mov     x16, #0
+    msr     daifclr, #2
+1:  add     x16, x16, #1
+    cmp     x11, #100
+    b.hs    2f
+    cmp     x16, #1000
+    b.lo    1b
+2:  msr     daifset, #2
+    stp     x11, x16, [x10]
+    adr     x0, gic_vectors
+    msr     vbar_el1, x0
+    isb
+    done
+
 /* x1 such stores, one after the other, for a vCPU that starts with interrupts masked. */
     begin guest_peals
     movz    w0, #7
@@ -367,6 +413,38 @@ gic_vectors:
 4:  str     w15, [x9, #0x78]
     eret
     .org    gic_vectors + 0x800
+
+quiet_vectors:
+    .org    quiet_vectors + 0x280
+    cmp     x14, #3
+    b.eq    3f
+    ldr     w15, [x13, #0xc]
+    str     w15, [x13, #0x10]
+    b       4f
+3:  mrs     x15, s3_0_c12_c12_0
+    msr     s3_0_c12_c12_1, x15
+    isb
+4:  cmp     w15, #41
+    b.ne    5f
+    add     x11, x11, #1
+    mov     x16, #0
+    cmp     x11, #100
+    b.lo    5f
+    mrs     x15, spsr_el1
+    orr     x15, x15, #0x80             // I: enough of them, or the loop would never go on
+    msr     spsr_el1, x15
+5:  eret
+    .org    quiet_vectors + 0x800
+
+lost_vectors:
+    .org    lost_vectors + 0x200
+    mrs     x0, esr_el1
+    mrs     x1, far_el1
+    stp     x0, x1, [x10]
+    msr     sctlr_el1, x4
+    isb
+    done
+    .org    lost_vectors + 0x800
 
 vectors:
     .org    vectors + 0x280

@@ -59,6 +59,8 @@ void catch_alarms(void);
 bool stays_inside(struct vm *vm);
 /* Runs vCPU 0 until it accesses DONE; other exits are counted and answered with zero. Whether it came there. */
 bool run_to_done(struct vm *vm, int *exits);
+/* A word of the page of results. */
+uint64_t result(struct vm *vm, int n);
 
 /* KVM_SET_DEVICE_ATTR of 64 bits. */
 int set_attribute(int fd, uint32_t group, uint64_t number, uint64_t value);
@@ -70,7 +72,7 @@ int with_gic(struct vm *vm, int *fd);
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
 
 extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
-    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_counts[], guest_looks[], guest_anywhere[], guest_walks[], guest_enables[];
+    guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_counts[], guest_looks[], guest_anywhere[], guest_walks[], guest_enables[], guest_retakes[], guest_pair_at[], guest_waits[], guest_lost[], guest_cpu_off[];
 
 /* The sum of the numbers that `format` finds in the lines of a file. */
 long numbers(const char *path, const char *format);
@@ -86,6 +88,9 @@ void test_memory(void);
 void test_vcpu(void);
 void test_registers(void);
 void test_runs(void);
+/* Who waits for a page of the VMM's (userfaultfd) keeps nobody else from anything. */
+void test_late_pages(void);
+void test_power(void);
 void test_interrupts(void);
 void test_tables(void);
 void test_lifecycle(int rounds);

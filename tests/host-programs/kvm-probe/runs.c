@@ -2,10 +2,11 @@
 #include "probe.h"
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 #include <sys/timex.h>
-
-static uint64_t result(struct vm *vm, int n) { return ((uint64_t *)(vm->ram + RESULTS - GUEST_RAM))[n]; }
+#include <sys/wait.h>
+#include <time.h>
 
 static const uint64_t pattern = 0x8182838485868788;
 
@@ -225,12 +226,82 @@ static void naps(struct vm *vm)
 
 static void undescribed(void)
 {
+    struct kvm_enable_cap cap = {.cap = KVM_CAP_ARM_NISV_TO_USER};
+    enum { WRITE = 1 << 6, MAINTENANCE = 1 << 8, TRANSLATION = 4, LEVEL = 3 };
+    const uint64_t places[] = {NO_RAM + 0x120, 0x50000120};
     struct vm *vm = make_vm(1);
     if (!vm)
         return;
     start_at(vm, guest_pair);
     said(run_once(vm, 0) == -ENOSYS, "a load of a pair where no memory is -> ENOSYS");
+    WORKS(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
+    for (int n = 0; n < 2; n++) {
+        set_reg(vm, 0, X(1), places[n]);
+        start_at(vm, guest_pair_at);
+        int reason = run_once(vm, 0);
+        unsigned long long iss = vm->run[0]->arm_nisv.esr_iss, at = vm->run[0]->arm_nisv.fault_ipa;
+        said(reason == KVM_EXIT_ARM_NISV && at == places[n], "the VMM is told where a store of a pair went: %#llx", at);
+        said((iss & ~(uint64_t)(MAINTENANCE | LEVEL)) == (WRITE | TRANSLATION), "that it is a store, and what the fault is: %#llx", iss);
+    }
     end_vm(vm);
+}
+
+/* A wait that a signal has ended is over. */
+static void waits(void)
+{
+    struct vm *vm = make_vm(1);
+    if (!vm)
+        return;
+    start_at(vm, guest_waits);
+    said(stays_inside(vm), "a signal ends a guest's wait");
+    said(done_within(vm, 5), "and the guest goes on behind it");
+    end_vm(vm);
+}
+
+/* The walk to what a guest stores to comes to where no memory is: the guest's own fault, and its abort. */
+static void lost_walk(void)
+{
+    enum { TABLE = 0x20000, DATA_ABORT = 0x25, EXTERNAL = 0x10, EXTERNAL_IN_WALK = 0x14 };
+    const uint64_t nowhere = 0x50000000, at = 0x80000008, table[] = {0x701, GUEST_RAM | 0x701, nowhere | 3};
+    struct vm *vm = make_vm(1);
+    int exits;
+    if (!vm)
+        return;
+    memcpy(vm->ram + TABLE, table, sizeof table);
+    set_reg(vm, 0, X(1), at);
+    set_reg(vm, 0, X(3), GUEST_RAM + TABLE);
+    start_at(vm, guest_lost);
+    bool done = run_to_done(vm, &exits);
+    unsigned long long esr = result(vm, 0);
+    said(done && exits == 0 && esr >> 26 == DATA_ABORT && result(vm, 1) == at, "a table that is in no memory is an abort in the guest: %#llx", esr);
+    said((esr & 0x3f) == EXTERNAL || (esr & 0x3c) == EXTERNAL_IN_WALK, "an external one");
+    end_vm(vm);
+}
+
+/* What a child may use of the CPUs: a guest that computes never ends a run by itself. */
+static void limited(void)
+{
+    struct timespec used = {0};
+    clockid_t clock;
+    int status = 0;
+    pid_t child = fork(), ended = 0;
+    if (child == 0) {
+        struct rlimit second = {1, 1};
+        setrlimit(RLIMIT_CPU, &second);
+        spin();
+        _exit(1);
+    }
+    /* By what it has used, not by a clock. */
+    while (!ended && used.tv_sec < 10 && clock_getcpuclockid(child, &clock) == 0) {
+        usleep(20000);
+        clock_gettime(clock, &used);
+        ended = waitpid(child, &status, WNOHANG);
+    }
+    said(ended == child && WIFSIGNALED(status), "a VMM that may use a second of CPU time ends by a signal");
+    if (!ended) {
+        kill(child, SIGKILL);
+        waitpid(child, &status, 0);
+    }
 }
 
 static void *second(void *arg)
@@ -305,6 +376,11 @@ void test_runs(void)
     ends(guest_off, KVM_SYSTEM_EVENT_SHUTDOWN, "SYSTEM_OFF");
     ends(guest_reset, KVM_SYSTEM_EVENT_RESET, "SYSTEM_RESET");
     undescribed();
+    waits();
+    lost_walk();
     smp();
+    test_power();
     interrupts();
+    test_late_pages();
+    limited();
 }

@@ -8,13 +8,16 @@
 pub mod access;
 pub mod boot;
 pub mod its;
+mod wait;
 
 use core::ptr;
 
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_model::kvm::registers::{self, Found};
-use kserv_model::kvm::{Action, Errno, Kvm, Machine, poll};
+use kserv_model::kvm::{Action, Errno, Kvm, Machine};
 use kserv_model::mmio::Access;
+
+pub use wait::{kserv_block_until, kserv_end_wait, kserv_poll_window, kserv_runnable};
 
 /// A VM, opaque to C.
 pub type Vm = Kvm;
@@ -335,24 +338,6 @@ pub extern "C" fn kserv_mmio_done(vm: &mut Vm, vcpu: u32, mailbox: &mut Mailbox,
 #[unsafe(no_mangle)]
 pub extern "C" fn kserv_abort(vm: &mut Vm, vcpu: u32) {
     vm.abort(vcpu as usize);
-}
-
-/// Whether a vCPU has something to do.
-#[unsafe(no_mangle)]
-pub extern "C" fn kserv_runnable(vm: &mut Vm, vcpu: u32, now: u64) -> bool {
-    vm.runnable(vcpu as usize, now)
-}
-
-/// When a wait must be looked at.
-#[unsafe(no_mangle)]
-pub extern "C" fn kserv_block_until(vm: &Vm, vcpu: u32) -> u64 {
-    vm.block_until(vcpu as usize).unwrap_or(NEVER)
-}
-
-/// How long the next wait is looked at.
-#[unsafe(no_mangle)]
-pub extern "C" fn kserv_poll_window(window: u64, waited: u64, most: u64) -> u64 {
-    poll::next_window(window, waited, most)
 }
 
 /// When a run must end.

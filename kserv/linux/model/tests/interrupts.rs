@@ -39,7 +39,7 @@ fn a_device_is_made_once_for_a_machine_that_has_it_before_anything_ran() {
     assert_eq!(kserv_gic_version(driver.vm()), 0);
     assert_eq!((kserv_gic_create(driver.vm(), 2), kserv_gic_create(driver.vm(), 2)), (0, -17));
     assert_eq!(kserv_vcpu_create(driver.vm(), 7), 0);
-    assert_eq!(kserv_vcpu_create(driver.vm(), 8), -7, "GICv2 has 8 vCPUs");
+    assert_eq!(kserv_vcpu_create(driver.vm(), 8), EINVAL, "GICv2 has 8 vCPUs");
     let mut driver = Driver::bare(2);
     assert_eq!(kserv_vcpu_create(driver.vm(), 8), 0);
     assert_eq!(kserv_gic_create(driver.vm(), 2), -7);
@@ -299,6 +299,10 @@ fn what_is_saved_of_one_vm_and_restored_into_another_behaves_the_same() {
                 (0..256).for_each(|spi| assert_eq!(one.set_spi(spi, false), 0));
             }
             let saved: Vec<u64> = registers.iter().map(|(group, attr)| one.get_attr(*group, *attr).unwrap()).collect();
+            // A register of enables only sets: who restores a GICv3 clears first.
+            (0..u64::from(vcpus)).filter(|_| gic == 3).for_each(|vcpu| {
+                assert_eq!(two.set_attr(5, vcpu << 32 | (SGI_FRAME + 0x180), 0xffff_ffff), 0);
+            });
             for ((group, attr), value) in registers.iter().zip(&saved) {
                 assert_eq!(two.set_attr(*group, *attr, *value), 0, "{group} {attr:#x} {value:#x}");
             }

@@ -204,6 +204,25 @@ fn a_vcpu_that_waits_goes_on_for_a_line_or_a_timer() {
 }
 
 #[test]
+fn a_wait_that_a_signal_ends_is_over() {
+    let mut driver = Driver::new(2, 0, 2);
+    assert_eq!(driver.run(0, ExitReason::Wfx, |_| ()).kind, BLOCK);
+    assert!(!kserv_runnable(driver.vm(), 0, START));
+    kserv_end_wait(driver.vm(), 0);
+    assert_eq!(
+        (kserv_runnable(driver.vm(), 0, START), kserv_block_until(driver.vm(), 0), driver.enter(0)),
+        (true, NEVER, 0)
+    );
+    kserv_end_wait(driver.vm(), 0);
+    assert!(!kserv_runnable(driver.vm(), 0, START), "it runs");
+    // One that is off does not wait.
+    for vcpu in [1, 99] {
+        kserv_end_wait(driver.vm(), vcpu);
+        assert!(!kserv_runnable(driver.vm(), vcpu, START));
+    }
+}
+
+#[test]
 fn a_vcpu_that_waits_is_looked_at_when_its_timer_fires_by_the_clock_that_user_space_set_meanwhile() {
     const TIMER_CNT: u64 = 0x6030_0000_0013_df1a;
     let mut driver = Driver::new(2, 0, 1);

@@ -182,3 +182,23 @@ fn there_is_room_for_256_translations() {
     taken.sort_unstable();
     assert_eq!(taken, (8192..8192 + 256).collect::<Vec<u64>>());
 }
+
+/// A kernel that another one starts (kexec, kdump) leaves the LPIs of the other vCPUs enabled.
+#[test]
+fn a_vcpu_that_takes_no_lpis_itself_may_say_where_their_configuration_is() {
+    let mut guest = Guest::new(2);
+    guest.map(1, 0, 8192, 0);
+    let moved = TABLE + 0x10_0000;
+    guest.store(REDIST + 0x70, moved | 15);
+    assert_eq!(guest.load(REDIST + 0x70), TABLE | 15, "it has its own enabled");
+    guest.driver.store(0, REDIST, 0);
+    guest.store(REDIST + 0x70, moved | 15);
+    assert_eq!((guest.load(REDIST + 0x70), guest.driver.load(1, REDIST + 0x2_0000)), (moved | 15, 1));
+    guest.driver.store(0, REDIST, 1);
+    guest.poke(moved, &[ENABLED & !1]);
+    guest.command([0x0d, 0, 0]);
+    assert_eq!((guest.send(1, 0), guest.take(0)), (1, vec![]), "off by what stands there");
+    guest.poke(moved, &[ENABLED]);
+    guest.command([0x0d, 0, 0]);
+    assert_eq!(guest.take(0), [8192]);
+}

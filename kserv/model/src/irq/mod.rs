@@ -121,14 +121,14 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if vcpus > most { most } else { vcpus }
     }
 
-    /// SGIs and PPIs of a vCPU after reset.
+    /// SGIs and PPIs of a vCPU after reset. SGIs are enabled: with GICv2 always, with GICv3 as KVM has them.
     const fn bank(form: Form) -> [Irq; PRIVATE] {
         let v3 = matches!(form, Form::V3);
         let mut bank = [Irq { group1: v3, ..Irq::RESET }; PRIVATE];
         let mut sgi = 0;
         while sgi < SGIS {
             bank[sgi].edge = true;
-            bank[sgi].enabled = !v3;
+            bank[sgi].enabled = true;
             sgi += 1;
         }
         bank
@@ -179,7 +179,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         if intid < PRIVATE {
             return Some(vcpu);
         }
-        let first = irq.route.trailing_zeros() as usize;
+        let first = match irq.route {
+            // GICv2 of a VM: as KVM has it. GICv3's route may lead to nobody.
+            0 if self.form == Form::V2 => 0,
+            route => route.trailing_zeros() as usize,
+        };
         (first < self.vcpus).then_some(first)
     }
 
@@ -224,6 +228,17 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     pub fn set_line(&mut self, vcpu: usize, intid: usize, level: bool) {
         if intid >= SGIS && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
             self.change(vcpu, intid, |irq| {
+                irq.latch |= irq.edge && level;
+                irq.line = level;
+            });
+        }
+    }
+
+    /// The line of an SPI as a VMM drives it: where the interrupt is edge-triggered each `true` is an edge, also if the line was up before, and perhaps still a
+    /// level's; a `false` is none.
+    pub fn drive(&mut self, intid: usize, level: bool) {
+        if intid >= PRIVATE {
+            self.change(0, intid, |irq| {
                 irq.latch |= irq.edge && level;
                 irq.line = level;
             });
@@ -359,6 +374,16 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         })
     }
 
+    /// Who has one of these interrupts in a list register knows by now whether it is active: those vCPUs have to be looked at. The answer is right when they have
+    /// been; who waits for it asks again.
+    pub(crate) fn ask_holders(&mut self, vcpu: usize, word: usize) {
+        for intid in word * 32..word * 32 + 32 {
+            let placed = self.irq(vcpu, intid).filter(|irq| irq.placed.is_some());
+            let holder = placed.map(|irq| usize::from(irq.holder)).filter(|holder| *holder != vcpu);
+            self.kicks |= holder.map_or(0, |holder| 1 << holder);
+        }
+    }
+
     /// Sets or clears those bits of a one-bit register that are set in `mask`.
     pub fn write_bits(&mut self, vcpu: usize, word: usize, bits: Bits, mask: u32, set: bool) {
         for intid in (0..32).filter(|n| mask >> n & 1 != 0).map(|n| word * 32 + n) {
@@ -417,7 +442,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
     }
 
-    /// vCPUs that an SPI may go to; the lowest gets it.
+    /// vCPUs that an SPI may go to; the lowest gets it, and the first one, with GICv2, where none is named.
     pub fn route(&self, intid: usize) -> u16 {
         if intid < PRIVATE { 0 } else { self.irq(0, intid).map_or(0, |irq| irq.route) }
     }

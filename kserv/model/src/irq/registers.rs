@@ -61,7 +61,7 @@ const fn one_bit(offset: u64) -> Option<(Bits, usize, bool)> {
 
 impl<const V: usize, const S: usize> Engine<V, S> {
     /// A load from one of the registers above, of those interrupts that are in `intids`; others read as zero.
-    pub fn read_common(&self, vcpu: usize, offset: u64, width: Width, intids: &Range<usize>) -> u32 {
+    pub fn read_common(&mut self, vcpu: usize, offset: u64, width: Width, intids: &Range<usize>) -> u32 {
         match offset {
             0x400..0x800 => {
                 read_bytes(
@@ -79,7 +79,12 @@ impl<const V: usize, const S: usize> Engine<V, S> {
                 value | u32::from(edge) << (2 * n + 1)
             }),
             _ => match one_bit(offset) {
-                Some((bits, word, _)) if intids.contains(&(word * 32)) => self.bits(vcpu, word, bits),
+                Some((bits, word, _)) if intids.contains(&(word * 32)) => {
+                    if bits == Bits::Active {
+                        self.ask_holders(vcpu, word);
+                    }
+                    self.bits(vcpu, word, bits)
+                }
                 _ => 0,
             },
         }

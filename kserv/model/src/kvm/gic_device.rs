@@ -348,7 +348,8 @@ impl Kvm {
     /// KVM_IRQ_LINE: bits 31:28 and 23:16 vCPU, 27:24 type, 15:0 number. vCPUs to kick.
     ///
     /// # Errors
-    /// [`Errno::NoSuchDevice`] for a line of an interrupt controller that is not here, or of a vCPU if one is; [`Errno::Invalid`].
+    /// [`Errno::NoSuchDevice`] for a line of an interrupt controller that is not here, or of a vCPU if one is; [`Errno::Invalid`]; [`Errno::Busy`] before GICv3 is
+    /// initialised.
     pub fn irq_line(&mut self, irq: u32, level: bool) -> Result<u32, Errno> {
         let vcpu = ((irq >> 16 & 0xff) | (irq >> 28) << 8) as usize;
         let number = (irq & 0xffff) as usize;
@@ -363,28 +364,33 @@ impl Kvm {
             LINE_PPI | LINE_SPI if !self.device.exists() => return Err(Errno::NoSuchDevice),
             LINE_PPI => {
                 self.created(vcpu)?;
-                if !(SGIS..PRIVATE).contains(&number) || !self.device.initialized {
+                if !(SGIS..PRIVATE).contains(&number) {
                     return Err(Errno::Invalid);
                 }
+                self.ready_for_lines().map_err(|_| Errno::Busy)?;
                 self.gic.irqs.set_line(vcpu, number, level);
             }
             LINE_SPI => {
                 let spi = number.checked_sub(PRIVATE).ok_or(Errno::Invalid)?;
-                return self.set_spi(spi, level).map_err(|_| Errno::Invalid);
+                self.ready_for_lines().map_err(|_| Errno::Busy)?;
+                return self.set_spi(spi, level);
             }
             _ => return Err(Errno::Invalid),
         }
         Ok(self.take_kicks())
     }
 
-    /// Interrupt number of an SPI that there is.
-    fn spi(&mut self, spi: usize) -> Result<usize, Errno> {
+    /// GICv2 is initialised by its first line, GICv3 by user space only.
+    fn ready_for_lines(&mut self) -> Result<(), Errno> {
         if self.device.is(GicVersion::V2) {
             self.init_gic().map_err(|_| Errno::Again)?;
         }
-        if !self.device.initialized {
-            return Err(Errno::Again);
-        }
+        if self.device.initialized { Ok(()) } else { Err(Errno::Again) }
+    }
+
+    /// Interrupt number of an SPI that there is.
+    fn spi(&mut self, spi: usize) -> Result<usize, Errno> {
+        self.ready_for_lines()?;
         let intid = spi.saturating_add(PRIVATE);
         if intid < self.gic.irqs.intids() { Ok(intid) } else { Err(Errno::Invalid) }
     }
@@ -395,7 +401,7 @@ impl Kvm {
     /// [`Errno::Invalid`] if there is none such, [`Errno::Again`] before the interrupt controller is initialised.
     pub fn set_spi(&mut self, spi: usize, level: bool) -> Result<u32, Errno> {
         let intid = self.spi(spi)?;
-        self.gic.irqs.set_line(0, intid, level);
+        self.gic.irqs.drive(intid, level);
         Ok(self.take_kicks())
     }
 
@@ -405,9 +411,9 @@ impl Kvm {
     /// As [`Kvm::set_spi`].
     pub fn pulse_spi(&mut self, spi: usize) -> Result<u32, Errno> {
         let intid = self.spi(spi)?;
-        self.gic.irqs.set_line(0, intid, true);
+        self.gic.irqs.drive(intid, true);
         if self.gic.irqs.is_edge(0, intid) {
-            self.gic.irqs.set_line(0, intid, false);
+            self.gic.irqs.drive(intid, false);
         }
         Ok(self.take_kicks())
     }

@@ -226,8 +226,7 @@ impl Kvm {
     /// Makes a vCPU.
     ///
     /// # Errors
-    /// [`Errno::Invalid`] for a number that is too large, [`Errno::Exists`], [`Errno::Busy`] when the interrupt controller is initialised, [`Errno::TooBig`] for more
-    /// than GICv2 can have.
+    /// [`Errno::Invalid`] for a number that is too large, also for GICv2, [`Errno::Exists`], [`Errno::Busy`] when the interrupt controller is initialised.
     pub fn create_vcpu(&mut self, vcpu: usize) -> Result<(), Errno> {
         let place = self.vcpus.get_mut(vcpu).ok_or(Errno::Invalid)?;
         if self.device.initialized {
@@ -237,7 +236,7 @@ impl Kvm {
             return Err(Errno::Exists);
         }
         if vcpu >= self.device.most_vcpus() {
-            return Err(Errno::TooBig);
+            return Err(Errno::Invalid);
         }
         *place = Vcpu { created: true, ..Vcpu::NONE };
         self.psci.set_on(vcpu, false);

@@ -209,6 +209,13 @@ impl Kvm {
         }
     }
 
+    /// A signal has ended a vCPU's wait, as any interrupt may: it goes on behind the instruction.
+    pub fn end_wait(&mut self, vcpu: usize) {
+        if let Some(one) = self.vcpus.get_mut(vcpu).filter(|one| matches!(one.state, State::Blocked { .. })) {
+            one.state = State::Ready;
+        }
+    }
+
     /// Whether there is something that ends a vCPU's wait.
     fn wakes(&self, vcpu: usize, now: u64) -> bool {
         let one = &self.vcpus[vcpu];
