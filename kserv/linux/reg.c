@@ -50,10 +50,6 @@ static int given_register(struct cv_vcpu *vcpu, bool *steps)
 		if (esr & 1)
 			n = esr >> 5 & 0x1f;
 		break;
-	case CV_EXIT_PSCI:
-		*steps = false;
-		n = 0;
-		break;
 	case CV_EXIT_WFX:
 	case CV_EXIT_MMIO_WRITE:
 		break;

@@ -60,7 +60,8 @@ static long set_mp_state(struct cv_vcpu *vcpu, void __user *argp)
 	if (copy_from_user(&state, argp, sizeof(state)))
 		return -EFAULT;
 	down_read(&vm->life);
-	if (contradicts(vcpu, state.mp_state)) {
+	/* Until `life` is held again the VM may run and do it once more. */
+	while (contradicts(vcpu, state.mp_state)) {
 		up_read(&vm->life);
 		cv_vm_retire(vm);
 		down_read(&vm->life);

@@ -84,6 +84,13 @@ impl Psci {
         self.on.count_ones()
     }
 
+    /// An exit of `vcpu` with this mailbox, for CPU_OFF or something else (`off`): if it is something else, none for CPU_OFF was to come.
+    pub fn left(&mut self, vcpu: usize, off: bool) {
+        if !off && vcpu < 64 {
+            self.again &= !(1 << vcpu);
+        }
+    }
+
     /// A Psci exit of `vcpu` with `x[0]` to `x[3]`.
     pub fn call(&mut self, vcpu: usize, x: [u64; 4]) -> PsciAction {
         let function = x[0] & 0xffff_ffff;
@@ -148,6 +155,11 @@ mod tests {
         assert!(psci.is_on(1));
         assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
         assert!(!psci.is_on(1));
+        // One that was on for another reason leaves for another reason first.
+        psci.set_on(1, true);
+        assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0, 0]), PsciAction::Return(result::SUCCESS));
+        psci.left(1, false);
+        assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! list registers are made anew. Times are of the physical counter. Source: K §3.5; `corevisor_interface::mailbox`.
 #![forbid(unsafe_code)]
 
+use corevisor_interface::guest;
 use corevisor_interface::mailbox::{
     DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
@@ -254,6 +255,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             one.repeats = 0;
         }
         self.update_timers(vcpu, now);
+        self.psci.left(vcpu, reason == ExitReason::Psci && mailbox.x[0] & 0xffff_ffff == guest::psci::CPU_OFF);
         let action = self.serve(Exit { vcpu, reason, mailbox, now, send });
         self.vcpus[vcpu].state = match action {
             Action::Run | Action::Map(_) => VcpuState::Ready,
@@ -289,7 +291,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
                 Action::Run
             }
             ExitReason::SystemOff => {
-                let off = mailbox.x[0] & 0xffff_ffff == corevisor_interface::guest::psci::SYSTEM_OFF;
+                let off = mailbox.x[0] & 0xffff_ffff == guest::psci::SYSTEM_OFF;
                 self.end(if off { Ended::Off } else { Ended::Reset })
             }
             ExitReason::Stopped => self.end(Ended::Stopped),
@@ -325,8 +327,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
     }
 
     fn fault(&mut self, vcpu: usize, mailbox: &Mailbox) -> Action {
-        // WnR means something for data aborts only.
-        let write = mailbox.esr >> 26 & 0x3f == 0x24 && mailbox.esr & 1 << 6 != 0;
+        // Of a fetch it is set only if its walk would write.
+        let write = mailbox.esr & 1 << 6 != 0;
         let one = &mut self.vcpus[vcpu];
         one.repeats = if one.last_fault == mailbox.ipa { one.repeats.saturating_add(1) } else { 0 };
         one.last_fault = mailbox.ipa;

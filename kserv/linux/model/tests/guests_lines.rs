@@ -104,4 +104,16 @@ fn an_interrupts_active_state_is_asked_for_where_it_is() {
     driver.exit(1, ExitReason::Irq);
     driver.kicks = 0;
     assert_eq!((driver.load(0, DIST + 0x304), driver.kicks), (1, 0));
+
+    // The other way round: the distributor has no vCPU of its own.
+    let mut driver = Driver::new(3, 3, 2);
+    driver.store(0, DIST, 2);
+    driver.store(0, DIST + 0x84, u32::MAX);
+    driver.store(0, DIST + 0x104, 1);
+    driver.store(0, DIST + 0x6000 + 8 * 32, 0);
+    assert_eq!((driver.set_spi(0, true), enter(&mut driver, 0)), (0, vec![32]));
+    assert_eq!(driver.mp_state_set(1, 0), 0);
+    driver.enter(1);
+    driver.kicks = 0;
+    assert_eq!((driver.load(1, DIST + 0x304), driver.kicks), (0, 1));
 }

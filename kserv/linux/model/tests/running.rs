@@ -82,6 +82,8 @@ fn an_access_or_fault_can_end_with_an_abort_and_nothing_else_can() {
     kserv_abort(driver.vm(), 0);
     assert_eq!(flags(&mut driver), ENTRY_INJECT_ABORT);
     let action = driver.run(0, ExitReason::MemoryFault, |mailbox| mailbox.esr = 0x20 << 26 | 1 << 6);
+    assert_eq!((action.kind, action.write, action.fetch), (FAULT, 1, 1), "the walk would write");
+    let action = driver.run(0, ExitReason::MemoryFault, |mailbox| mailbox.esr = 0x20 << 26);
     assert_eq!((action.kind, action.write, action.fetch), (FAULT, 0, 1));
     driver.run(0, ExitReason::MmioRead, |mailbox| mailbox.esr = syndrome(2, false, 1, false, false));
     assert_eq!(kserv_events_set(driver.vm(), 0, true, false, false), -22, "no SError");

@@ -237,7 +237,8 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     /// The line of an SPI as a VMM drives it: where the interrupt is edge-triggered each `true` is an edge, also if the line was up before, and perhaps still a
     /// level's; a `false` is none.
     pub fn drive(&mut self, intid: usize, level: bool) {
-        if intid >= PRIVATE {
+        let means = |irq: &Irq| if irq.edge { level || irq.line } else { irq.line != level };
+        if intid >= PRIVATE && self.irq(0, intid).is_some_and(means) {
             self.change(0, intid, |irq| {
                 irq.latch |= irq.edge && level;
                 irq.line = level;
@@ -375,12 +376,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     }
 
     /// Who has one of these interrupts in a list register knows by now whether it is active: those vCPUs have to be looked at. The answer is right when they have
-    /// been; who waits for it asks again.
+    /// been; who waits for it asks again. The reader itself may be among them: its exit has told what there is to know.
     pub(crate) fn ask_holders(&mut self, vcpu: usize, word: usize) {
         for intid in word * 32..word * 32 + 32 {
             let placed = self.irq(vcpu, intid).filter(|irq| irq.placed.is_some());
-            let holder = placed.map(|irq| usize::from(irq.holder)).filter(|holder| *holder != vcpu);
-            self.kicks |= holder.map_or(0, |holder| 1 << holder);
+            self.kicks |= placed.map_or(0, |irq| 1 << irq.holder);
         }
     }
 

@@ -16,7 +16,6 @@ use crate::sysreg::{Register, SysregAccess};
 
 /// Classes of exceptions: an instruction or a data access of a VM that has no memory there.
 const CLASS_FETCH: u64 = 0x20;
-const CLASS_DATA: u64 = 0x24;
 /// Data abort: it was a write.
 const ISS_WNR: u64 = 1 << 6;
 /// First time after which a vCPU is made to exit whose virtual timer the core masks and user space's interrupt controller has, in ticks: the VM may
@@ -124,6 +123,7 @@ impl Kvm {
         one.passage.count(reason);
         one.state = State::Ready;
         self.update_timers(vcpu, now);
+        self.psci.left(vcpu, reason == ExitReason::Psci && mailbox.x[0] & 0xffff_ffff == psci::CPU_OFF);
         let action = self.serve(vcpu, reason, mailbox, now);
         if let Action::Block(until) = action {
             self.vcpus[vcpu].state = State::Blocked { until };
@@ -172,7 +172,8 @@ impl Kvm {
             ExitReason::MemoryFault => {
                 self.vcpus[vcpu].abortable = true;
                 let class = mailbox.esr >> 26 & 0x3f;
-                let write = class == CLASS_DATA && mailbox.esr & ISS_WNR != 0;
+                // Of a fetch it is set only if its walk would write.
+                let write = mailbox.esr & ISS_WNR != 0;
                 Action::Fault { gpa: mailbox.ipa, write, fetch: class == CLASS_FETCH }
             }
             ExitReason::Psci => self.call(vcpu, mailbox, now),
