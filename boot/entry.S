@@ -145,7 +145,8 @@ primary_entry:
     drop_to_el2
     mov     sp, x22
 3:  plain_el2
-    mov     x0, x19                     // a CPU whose EL2 is always with E2H: it may say so in the register, or in ID_AA64MMFR4_EL1.E2H0
+    // A CPU whose EL2 is always with E2H: it says so in the register, or in ID_AA64MMFR4_EL1.E2H0.
+    mov     x0, x19
     mov     x1, #{UNFIT_E2H}
     mrs     x9, hcr_el2
     tbnz    x9, #34, 4f

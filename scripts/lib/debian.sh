@@ -116,7 +116,7 @@ debian_drop_damaged() { # FILE HASH
     rm -f "$1"
 }
 
-# What was downloaded is the index's, or the script ends here.
+# Whether what was downloaded is the index's; else a line says so.
 debian_expect_whole() { # FILE HASH
     [ -f "$1" ] || { say "apt-get left no ${1##*/} in target/downloads"; return 1; }
     debian_is_whole "$1" "$2" || { say "${1##*/} is not what the signed index says: $2"; return 1; }

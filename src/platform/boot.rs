@@ -333,7 +333,7 @@ fn start_vgic(description: &MachineDescription) -> Result<(), BootError> {
             own_map::map(gich, CoreAccess::Device)?;
             cpu::vgic::use_v2(gich, gicv);
         }
-        Some(Gic::V3 { .. }) if el2::has_gic_registers() => cpu::vgic::use_v3(),
+        Some(Gic::V3 { .. }) if el2::enable_gic_registers() => cpu::vgic::use_v3(),
         _ => log::warn!("the GIC has no virtual CPU interface: VMs get their interrupts from the host alone"),
     }
     Ok(())

@@ -91,14 +91,13 @@ impl Frames {
 pub fn mediate(description: &mut MachineDescription) -> Result<Option<Mediated>, BootError> {
     let gic = description.gic;
     let Some(Gic::V3 { gicd, redistributors, stride, its, .. }) = gic else { return Ok(None) };
-    if description.gic_incoherent {
-        // What the core writes for it would stay in caches, and what it reads there be old.
-        log::warn!(
-            "the GIC's registers stay the host's: it does not look into caches (dma-noncoherent): the GIC reaches all memory"
-        );
-        return Ok(None);
-    }
-    match stand_between(gicd, &redistributors, stride, &its) {
+    // Before anything is written: what the core has for such a GIC would stay in caches, and what it reads there be old.
+    let stands = if description.gic_incoherent {
+        Err(Trouble::Unfit(Unfit::NotCoherent, gicd))
+    } else {
+        stand_between(gicd, &redistributors, stride, &its)
+    };
+    match stands {
         Ok((frames, mediated)) => {
             for frame in frames {
                 let page = PhysRange::between(frame.at, Pa::new(frame.at.raw() + PAGE_SIZE));

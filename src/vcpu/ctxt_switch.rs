@@ -94,7 +94,7 @@ pub fn restore_vm<M: Machine>(vms: &Vms<M>, vmid: VmId, vcpuid: VcpuId) -> Resul
 /// hears it: an interrupt may be the VM's timer, and a VM that was switched off meanwhile shows nothing but that. K: `save_vm`.
 pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reason: ExitReason) -> ExitReason {
     let machine = vms.machine();
-    let call = reason;
+    let calls = reason == ExitReason::Psci;
     let Running { active, mut ctxt, page } = running;
     let lrs = list_registers_in_use(&ctxt);
     machine.vgic_save_state(&mut ctxt, lrs);
@@ -114,7 +114,7 @@ pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reaso
             _ => reason,
         };
         save_shadow_kvm_regs(&mut ctxt, &active, reason, sgis, &page);
-        if call == ExitReason::Psci {
+        if calls {
             // What the core did of it is done: whatever the host says, and if the VM was switched off meanwhile.
             ctxt.set(ShadowReg::X(0), SUCCESS);
         }

@@ -77,6 +77,9 @@ const SYSREG: u64 = ESR::SYS_ID.mask << ESR::SYS_ID.shift
     | ESR::SYS_READ.mask << ESR::SYS_READ.shift;
 const PAGE: u64 = !(PAGE_SIZE - 1);
 
+/// Of the registers that a call shows, the one that says which it is; the others are its arguments.
+pub const NUMBER_OF_CALL: u64 = 1 << 0;
+
 /// Which bits of the registers that an exit for `reason` shows: what a store stores, and what a register of 32 bits takes.
 #[inline(always)]
 pub fn bits(reason: ExitReason, syndrome: Syndrome) -> u64 {

@@ -70,7 +70,7 @@ pub fn prep_wfx(ctxt: &mut Context) -> Shown {
 pub fn prep_hvc(ctxt: &mut Context, reason: ExitReason) -> Shown {
     let shown = prepare(ctxt, reason);
     if reason == ExitReason::Psci && !is_call(ctxt, psci::CPU_ON) {
-        return Shown { x: exposure::Regs::X0.mask(Syndrome::new(0)), ..shown };
+        return Shown { x: shown.x & exposure::NUMBER_OF_CALL, ..shown };
     }
     shown
 }

@@ -15,7 +15,7 @@
 //! Below: MemoryOps. Above: BootCore. Specification: `spec::vm`. Source: SeKVM layer VMPower; K §2 L18, §8.2 D3, §8.3 A10.
 #![forbid(unsafe_code)]
 
-use super::{VmState, Vms};
+use super::{Vm, VmState, Vms};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::VmId;
 use crate::interface::CallError;
@@ -26,11 +26,15 @@ use crate::npt::VmKind;
 /// # Errors
 /// [`CallError::NoSuchObject`].
 pub fn set_vm_poweroff<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallError> {
-    let mut vm = vms.vm(vm)?;
+    switch_off(&mut *vms.vm(vm)?);
+    Ok(())
+}
+
+/// One whose tables go already stays as it is.
+fn switch_off(vm: &mut Vm) {
     if vm.state != VmState::Dying {
         vm.state = VmState::PowerOff;
     }
-    Ok(())
 }
 
 /// The VM has switched itself off, or failed: [`set_vm_poweroff`], and it is over. A snapshot of it would go on behind a call that never returns, or behind what it failed at.
@@ -38,8 +42,9 @@ pub fn set_vm_poweroff<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallErr
 /// # Errors
 /// [`CallError::NoSuchObject`].
 pub fn end_vm<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallError> {
-    set_vm_poweroff(vms, vm)?;
-    vms.vm(vm)?.resumable = false;
+    let mut vm = vms.vm(vm)?;
+    switch_off(&mut vm);
+    vm.resumable = false;
     Ok(())
 }
 

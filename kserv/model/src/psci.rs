@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use corevisor_interface::guest::psci;
+use corevisor_interface::mailbox::ExitReason;
 
 use crate::layout::vcpu_of;
 
@@ -75,7 +76,7 @@ impl Psci {
         if vcpu < 64 {
             self.vcpus = self.vcpus.max(vcpu + 1);
             self.on = self.on & !(1 << vcpu) | u64::from(on) << vcpu;
-            self.again &= !(1 << vcpu);
+            self.forget_start(vcpu);
         }
     }
 
@@ -84,11 +85,19 @@ impl Psci {
         self.on.count_ones()
     }
 
-    /// An exit of `vcpu` with this mailbox, for CPU_OFF or something else (`off`): if it is something else, none for CPU_OFF was to come.
-    pub fn left(&mut self, vcpu: usize, off: bool) {
-        if !off && vcpu < 64 {
-            self.again &= !(1 << vcpu);
+    /// An exit of `vcpu`, with `x0` in the mailbox: if it is not for CPU_OFF, none for that was to come.
+    pub fn left(&mut self, vcpu: usize, reason: ExitReason, x0: u64) {
+        if reason != ExitReason::Psci || x0 & 0xffff_ffff != psci::CPU_OFF {
+            self.forget_start(vcpu);
         }
+    }
+
+    /// Whether the vCPU was to start again.
+    fn forget_start(&mut self, vcpu: usize) -> bool {
+        let bit = 1_u64.checked_shl(vcpu as u32).unwrap_or(0);
+        let was = self.again & bit != 0;
+        self.again &= !bit;
+        was
     }
 
     /// A Psci exit of `vcpu` with `x[0]` to `x[3]`.
@@ -115,11 +124,10 @@ impl Psci {
                 }
                 _ => PsciAction::Return(result::INVALID_PARAMETERS),
             },
-            _ if function == psci::CPU_OFF && vcpu < 64 && self.again >> vcpu & 1 != 0 => {
-                self.again &= !(1 << vcpu);
-                PsciAction::Start(vcpu)
-            }
             _ if function == psci::CPU_OFF => {
+                if self.forget_start(vcpu) {
+                    return PsciAction::Start(vcpu);
+                }
                 if vcpu < self.vcpus {
                     self.on &= !(1 << vcpu);
                 }
@@ -158,7 +166,7 @@ mod tests {
         // One that was on for another reason leaves for another reason first.
         psci.set_on(1, true);
         assert_eq!(psci.call(0, [psci::CPU_ON, 1, 0, 0]), PsciAction::Return(result::SUCCESS));
-        psci.left(1, false);
+        psci.left(1, ExitReason::Irq, 0);
         assert_eq!(psci.call(1, [psci::CPU_OFF, 0, 0, 0]), PsciAction::Off);
     }
 

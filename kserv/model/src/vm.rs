@@ -15,7 +15,6 @@
 //! list registers are made anew. Times are of the physical counter. Source: K §3.5; `corevisor_interface::mailbox`.
 #![forbid(unsafe_code)]
 
-use corevisor_interface::guest;
 use corevisor_interface::mailbox::{
     DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, ExitReason, MAX_LIST_REGISTERS, Mailbox, START_PSTATE,
 };
@@ -255,7 +254,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             one.repeats = 0;
         }
         self.update_timers(vcpu, now);
-        self.psci.left(vcpu, reason == ExitReason::Psci && mailbox.x[0] & 0xffff_ffff == guest::psci::CPU_OFF);
+        self.psci.left(vcpu, reason, mailbox.x[0]);
         let action = self.serve(Exit { vcpu, reason, mailbox, now, send });
         self.vcpus[vcpu].state = match action {
             Action::Run | Action::Map(_) => VcpuState::Ready,
@@ -291,7 +290,7 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
                 Action::Run
             }
             ExitReason::SystemOff => {
-                let off = mailbox.x[0] & 0xffff_ffff == guest::psci::SYSTEM_OFF;
+                let off = mailbox.x[0] & 0xffff_ffff == corevisor_interface::guest::psci::SYSTEM_OFF;
                 self.end(if off { Ended::Off } else { Ended::Reset })
             }
             ExitReason::Stopped => self.end(Ended::Stopped),

@@ -3,7 +3,7 @@
 //! The core takes them from the property `corevisor,public-keys` of `/chosen`. Whoever gives the core its device tree is its boot
 //! loader, which it trusts anyway. QEMU's virt makes its tree itself, so it is asked for it first.
 
-use crate::machine::{BootFiles, Console, Machine, MachineError};
+use crate::machine::{BootFiles, Console, Machine, MachineError, option_with_path};
 use corevisor_interface::boot::KEY_PROPERTY;
 use dtoolkit::{
     error::FdtParseError,
@@ -41,8 +41,8 @@ pub enum TreeError {
 /// [`TreeError`].
 pub fn of_qemu(qemu: &Path, machine: &Machine, dir: &Path) -> Result<Vec<u8>, TreeError> {
     let file = dir.join("qemu.dtb");
-    let dump = format!("dumpdtb={}", file.display().to_string().replace(',', ",,"));
-    let machine = machine.clone().gdb(false).machine_option(dump);
+    let dump = option_with_path("dumpdtb=", &file);
+    let machine = machine.clone().gdb(false).machine_option(dump.to_string_lossy());
     let args = machine.args(&BootFiles::default(), true, Console::Pipes)?;
     let failed = |why: String| TreeError::Qemu { program: qemu.display().to_string(), why };
     let done =

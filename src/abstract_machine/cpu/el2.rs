@@ -281,9 +281,9 @@ fn host_hcrx() -> u64 {
         .value
 }
 
-/// Whether the CPU has system registers for the GIC, which are on then. Firmware that runs a GICv3 as a GICv2 keeps them off (ICC_SRE_EL3.SRE; Linux, booting.rst): the
+/// Switches the CPU's system registers for the GIC on: whether it has any that can be used. Firmware that runs a GICv3 as a GICv2 keeps them off (ICC_SRE_EL3.SRE; Linux, booting.rst): the
 /// write does not stick, and every other of them would trap.
-pub fn has_gic_registers() -> bool {
+pub fn enable_gic_registers() -> bool {
     if sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::GIC) == 0 {
         return false;
     }
@@ -294,7 +294,7 @@ pub fn has_gic_registers() -> bool {
 
 /// The GIC's system registers belong to EL1; the list registers, which only EL2 reaches, are off.
 fn gic_for_host() {
-    if has_gic_registers() {
+    if enable_gic_registers() {
         ICH_HCR_EL2.set(0);
     }
 }

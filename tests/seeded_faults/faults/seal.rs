@@ -72,12 +72,7 @@ pub const FAULTS: &[Fault] = &[
         "            machine.sync_page_to_poc(PhysRange::of_pages(pfn, 1));\n",
         "            let _ = machine;\n",
     ),
-    fault(
-        "vm_power: a VM that switched itself off is saved",
-        "src/vm/vm_power.rs",
-        "    vms.vm(vm)?.resumable = false;\n",
-        "",
-    ),
+    fault("vm_power: a VM that switched itself off is saved", "src/vm/vm_power.rs", "    vm.resumable = false;\n", ""),
     fault(
         "seal: a head is read again once it was checked",
         "src/vm/seal.rs",

@@ -227,11 +227,16 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     #[inline(always)]
     pub fn set_line(&mut self, vcpu: usize, intid: usize, level: bool) {
         if intid >= SGIS && self.irq(vcpu, intid).is_some_and(|irq| irq.line != level) {
-            self.change(vcpu, intid, |irq| {
-                irq.latch |= irq.edge && level;
-                irq.line = level;
-            });
+            self.put_line(vcpu, intid, level);
         }
+    }
+
+    #[inline(always)]
+    fn put_line(&mut self, vcpu: usize, intid: usize, level: bool) {
+        self.change(vcpu, intid, |irq| {
+            irq.latch |= irq.edge && level;
+            irq.line = level;
+        });
     }
 
     /// The line of an SPI as a VMM drives it: where the interrupt is edge-triggered each `true` is an edge, also if the line was up before, and perhaps still a
@@ -239,10 +244,7 @@ impl<const V: usize, const S: usize> Engine<V, S> {
     pub fn drive(&mut self, intid: usize, level: bool) {
         let means = |irq: &Irq| if irq.edge { level || irq.line } else { irq.line != level };
         if intid >= PRIVATE && self.irq(0, intid).is_some_and(means) {
-            self.change(0, intid, |irq| {
-                irq.latch |= irq.edge && level;
-                irq.line = level;
-            });
+            self.put_line(0, intid, level);
         }
     }
 

@@ -123,7 +123,7 @@ impl Kvm {
         one.passage.count(reason);
         one.state = State::Ready;
         self.update_timers(vcpu, now);
-        self.psci.left(vcpu, reason == ExitReason::Psci && mailbox.x[0] & 0xffff_ffff == psci::CPU_OFF);
+        self.psci.left(vcpu, reason, mailbox.x[0]);
         let action = self.serve(vcpu, reason, mailbox, now);
         if let Action::Block(until) = action {
             self.vcpus[vcpu].state = State::Blocked { until };
