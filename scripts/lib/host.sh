@@ -16,16 +16,22 @@ kernel_suites() { # SERIES
 
 have_host() { [ -e "$host/$1/package" ]; }
 
-get_host() { # SERIES
-    local series=$1 suite='' package='' name release new=$host/.$1.new
-    [[ $series =~ ^[0-9]+\.[0-9]+$ ]] || die "host:$series: a kernel series such as 6.12 is wanted"
+# Sets suite and package to where the newest kernel of a series is.
+find_kernel() { # SERIES
+    local series=$1
     for suite in $(kernel_suites "$series"); do
         debian_suite "$suite" arm64 || exit 1
         package=$(debian_names "$suite" arm64 "^linux-image-${series//./\\.}\\.[0-9][^ ]*-arm64\$" |
             sed -E '/-(cloud|rt)-/d' | sort -V | tail -n 1)
-        [ -z "$package" ] || break
+        [ -z "$package" ] || return 0
     done
-    [ -n "$package" ] || die "Debian has no arm64 kernel $series in $(kernel_suites "$series"): name a series that it has (6.1 and 6.12 are tested)"
+    die "Debian has no arm64 kernel $series in $(kernel_suites "$series"): name a series that it has (6.1 and 6.12 are tested)"
+}
+
+get_host() { # SERIES
+    local series=$1 suite='' package='' name release new=$host/.$1.new
+    [[ $series =~ ^[0-9]+\.[0-9]+$ ]] || die "host:$series: a kernel series such as 6.12 is wanted"
+    find_kernel "$series"
     have depmod || install_packages "depmod, which lists what the host's modules need" '' kmod
     release=${package#linux-image-}
 
@@ -89,4 +95,18 @@ get_rpi_dtb() {
     have_host 6.12 || get_host 6.12
     cp "$host/6.12/bcm2711-rpi-4-b.dtb" "$host/bcm2711-rpi-4-b.dtb.new"
     mv "$host/bcm2711-rpi-4-b.dtb.new" "$host/bcm2711-rpi-4-b.dtb"
+}
+
+have_dtbs() { [ -e "$host/dtbs" ]; }
+get_dtbs() {
+    local suite='' package='' new=$host/.dtbs.new
+    find_kernel 6.12
+    debian_download "$suite" arm64 "$package" "the device trees of all boards" || exit 1
+    rm -rf "$new"
+    mkdir -p "$new"
+    dpkg-deb --fsys-tarfile "$deb" |
+        tar -x -C "$new" --no-same-owner --strip-components=4 --wildcards './usr/lib/linux-image-*/*.dtb' ||
+        die "$package of $suite has no device trees in usr/lib/linux-image-*: the package has changed, scripts/lib/host.sh must follow"
+    mv "$new" "$host/dtbs"
+    say "device trees of all boards that ${package#linux-image-} knows are in target/host/dtbs"
 }

@@ -13,6 +13,7 @@
 pub mod bcm2835_aux;
 pub mod ns16550;
 pub mod pl011;
+pub mod soc;
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +21,7 @@ use crate::abstract_machine::addr::{Pa, Va};
 use bcm2835_aux::Bcm2835Aux;
 use ns16550::Ns16550;
 use pl011::Pl011;
+use soc::{Soc, SocUart};
 
 /// Polls of the status register before a character is dropped. A read of a device register takes about 100 ns, so this
 /// is at least 10 ms: ten characters at 9600 baud.
@@ -54,15 +56,24 @@ pub enum ConsoleDevice {
         /// First byte of its registers: AUX_MU_IO_REG.
         base: Pa,
     },
+    /// A UART that a SoC maker built for himself.
+    Soc {
+        /// First byte of its registers.
+        base: Pa,
+        /// Which one.
+        kind: SocUart,
+    },
 }
 
 impl ConsoleDevice {
     /// Where the registers start.
     pub const fn base(self) -> Pa {
         match self {
-            Self::Pl011 { base } | Self::SbsaUart { base } | Self::Ns16550 { base, .. } | Self::Bcm2835Aux { base } => {
-                base
-            }
+            Self::Pl011 { base }
+            | Self::SbsaUart { base }
+            | Self::Ns16550 { base, .. }
+            | Self::Bcm2835Aux { base }
+            | Self::Soc { base, .. } => base,
         }
     }
 
@@ -72,6 +83,7 @@ impl ConsoleDevice {
             Self::Pl011 { .. } | Self::SbsaUart { .. } => 0x34,
             Self::Ns16550 { reg_shift, .. } => 8 << (reg_shift & 3),
             Self::Bcm2835Aux { .. } => 0x24,
+            Self::Soc { .. } => SocUart::SIZE,
         }
     }
 }
@@ -91,6 +103,7 @@ enum Driver {
     Pl011(Pl011),
     Ns16550(Ns16550),
     Bcm2835Aux(Bcm2835Aux),
+    Soc(Soc),
     #[cfg(test)]
     Fake(&'static fake::Fake),
 }
@@ -101,6 +114,7 @@ impl Driver {
             Self::Pl011(uart) => uart,
             Self::Ns16550(uart) => uart,
             Self::Bcm2835Aux(uart) => uart,
+            Self::Soc(uart) => uart,
             #[cfg(test)]
             Self::Fake(uart) => *uart,
         }
@@ -136,6 +150,7 @@ impl Console {
                     Driver::Ns16550(Ns16550::new(base, reg_shift, io_width)?)
                 }
                 ConsoleDevice::Bcm2835Aux { .. } => Driver::Bcm2835Aux(Bcm2835Aux::new(base)),
+                ConsoleDevice::Soc { kind, .. } => Driver::Soc(Soc::new(base, kind)),
             }
         };
         Some(Self::with(driver))

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::description::{ModuleKind, PsciVersion, SmmuVersion};
+use crate::platform::console::soc::SocUart;
 
 /// What a node's `compatible` says it is. Where several strings match, the greatest role wins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -15,6 +16,9 @@ pub(super) enum Role {
     Psci(PsciVersion),
     Timer,
     Ns16550,
+    /// As [`Role::Ns16550`], its registers words unless the node says otherwise.
+    Ns16550Words,
+    Soc(SocUart),
     Bcm2835Aux,
     SbsaUart,
     Pl011,
@@ -48,6 +52,15 @@ const ROLES: &[(&str, Role)] = &[
     ("ns16550", Role::Ns16550),
     ("ns16550a", Role::Ns16550),
     ("snps,dw-apb-uart", Role::Ns16550),
+    ("mediatek,mt6577-uart", Role::Ns16550Words),
+    ("nvidia,tegra20-uart", Role::Ns16550Words),
+    ("ti,am654-uart", Role::Ns16550Words),
+    ("amlogic,meson-ao-uart", Role::Soc(SocUart::Meson)),
+    ("cdns,uart-r1p12", Role::Soc(SocUart::Cadence)),
+    ("fsl,imx6q-uart", Role::Soc(SocUart::Imx)),
+    ("fsl,imx7ulp-lpuart", Role::Soc(SocUart::Lpuart)),
+    ("fsl,imx8qxp-lpuart", Role::Soc(SocUart::Lpuart)),
+    ("marvell,armada-3700-uart", Role::Soc(SocUart::Armada3700)),
     ("brcm,bcm2835-aux-uart", Role::Bcm2835Aux),
     ("brcm,bcm2835-pm", Role::BcmPower),
     ("brcm,bcm2835-pm-wdt", Role::BcmPower),

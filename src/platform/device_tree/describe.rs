@@ -226,7 +226,7 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
         }
         let enabled = this.enabled;
         match this.role {
-            Role::Pl011 | Role::SbsaUart | Role::Ns16550 | Role::Bcm2835Aux => {
+            Role::Pl011 | Role::SbsaUart | Role::Ns16550 | Role::Ns16550Words | Role::Bcm2835Aux | Role::Soc(_) => {
                 // A port beyond the last place cannot become the console: the boot loader's choice comes early.
                 let _ = console(node, path).map(|console| self.consoles.push((this.name, console)));
             }
@@ -357,7 +357,7 @@ fn psci(node: FdtNode, version: PsciVersion) -> Result<Psci, Reason> {
     Ok(Psci { conduit, version, functions })
 }
 
-/// The serial port at this node, if the core can drive it (Linux `serial/8250.yaml`, `serial/pl011.yaml`).
+/// The serial port at this node, if the core can drive it (Linux `serial/8250.yaml`, `serial/pl011.yaml` and those of SoC makers).
 fn console(node: FdtNode, path: &Path) -> Option<Console> {
     let base = path.register(0)?.base();
     let setting = |name, default| match node.property(name) {
@@ -368,11 +368,15 @@ fn console(node: FdtNode, path: &Path) -> Option<Console> {
         Role::Pl011 => Some(Console::Pl011 { base }),
         Role::SbsaUart => Some(Console::SbsaUart { base }),
         Role::Bcm2835Aux => Some(Console::Bcm2835Aux { base }),
-        Role::Ns16550 => Some(Console::Ns16550 {
-            base: base.checked_add(setting("reg-offset", 0)?.into())?,
-            reg_shift: setting("reg-shift", 0).filter(|shift| *shift <= 3)? as u8,
-            io_width: setting("reg-io-width", 1).filter(|width| matches!(width, 1 | 4))? as u8,
-        }),
+        role @ (Role::Ns16550 | Role::Ns16550Words) => {
+            let (shift, width) = if role == Role::Ns16550 { (0, 1) } else { (2, 4) };
+            Some(Console::Ns16550 {
+                base: base.checked_add(setting("reg-offset", 0)?.into())?,
+                reg_shift: setting("reg-shift", shift).filter(|shift| *shift <= 3)? as u8,
+                io_width: setting("reg-io-width", width).filter(|width| matches!(width, 1 | 4))? as u8,
+            })
+        }
+        Role::Soc(kind) => Some(Console::Soc { base, kind }),
         _ => None,
     }
 }

@@ -164,6 +164,7 @@ impl MachineDescription {
         self.smmus.clear();
         self.doorbells.clear();
         self.beside_smmus.clear();
+        self.gic_incoherent = false;
         self.bcm_power = None;
         self.timer = None;
     }

@@ -7,10 +7,10 @@ use crate::abstract_machine::addr::PhysRange;
 
 /// Adds the pages that hold `range`; touching and overlapping ranges become one.
 pub(super) fn add<const N: usize>(set: &mut List<PhysRange, N>, range: PhysRange) -> Result<(), Reason> {
-    let range = range.page_cover();
     if range.is_empty() {
         return Ok(());
     }
+    let range = range.page_cover();
     // All ranges from `first` up to, not including, `last` touch the new one.
     let first = set.partition_point(|r| r.end() < range.base());
     let last = set.partition_point(|r| r.base() <= range.end());
@@ -31,10 +31,10 @@ pub(super) fn add<const N: usize>(set: &mut List<PhysRange, N>, range: PhysRange
 
 /// Takes out every page that holds a byte of `range`.
 pub(super) fn cut<const N: usize>(set: &mut List<PhysRange, N>, range: PhysRange) -> Result<(), Reason> {
-    let range = range.page_cover();
     if range.is_empty() {
         return Ok(());
     }
+    let range = range.page_cover();
     let first = set.partition_point(|r| r.end() <= range.base());
     let last = set.partition_point(|r| r.base() < range.end());
     let touching = set.get(first..last).unwrap_or_default();
@@ -54,6 +54,17 @@ mod tests {
 
     fn range(base: u64, end: u64) -> PhysRange {
         PhysRange::between(Pa::new(base), Pa::new(end))
+    }
+
+    /// As Qualcomm's `wifi@17a10040` has it: an address of the device's, and a size of 0.
+    #[test]
+    fn a_range_of_size_0_within_a_page_neither_adds_nor_takes_that_page() {
+        let mut set = List::<PhysRange, 4>::new(range(0, 0));
+        add(&mut set, range(0x1040, 0x1040)).unwrap();
+        assert!(set.is_empty());
+        add(&mut set, range(0x1000, 0x3000)).unwrap();
+        cut(&mut set, range(0x1040, 0x1040)).unwrap();
+        assert_eq!(&*set, [range(0x1000, 0x3000)]);
     }
 
     #[test]
