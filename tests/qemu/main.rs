@@ -25,6 +25,7 @@
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
 
 mod bed;
+mod boards;
 mod boot_paths;
 mod broken;
 mod confinement;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     }
     let cases = [
         matrix::cases(),
+        boards::cases(),
         raspi::cases(),
         host_life::cases(),
         confinement::cases(),

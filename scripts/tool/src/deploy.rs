@@ -4,7 +4,6 @@ use crate::{
     bundle::{BundleError, bundle},
     error::{FileError, read, write},
     initrd::{self, InitrdError},
-    machine::Board,
     project::{Kernel, Project},
     sdcard,
 };
@@ -32,11 +31,20 @@ pub enum DeployError {
     },
 }
 
+/// The form of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Target {
+    /// For QEMU's virt, and every board whose boot loader starts an arm64 Image.
+    Virt,
+    /// For the firmware of the Raspberry Pi 4.
+    Raspi4b,
+}
+
 /// What to deploy.
 #[derive(Clone, Debug)]
 pub struct Deploy {
-    /// The board.
-    pub board: Board,
+    /// The form.
+    pub board: Target,
     /// The host's kernel: a version, or a file.
     pub kernel: String,
     /// The host's initramfs, if not the usual one.
@@ -69,13 +77,17 @@ pub fn deploy(project: &Project, what: &Deploy) -> Result<(PathBuf, Vec<String>)
         Some(own) => read(own)?,
         None => read(&initrd::base(project, &kernel)?)?,
     };
-    let dir = what.output.clone().unwrap_or_else(|| project.root().join("target/image").join(what.board.to_string()));
+    let name = match what.board {
+        Target::Virt => "virt",
+        Target::Raspi4b => "raspi4b",
+    };
+    let dir = what.output.clone().unwrap_or_else(|| project.root().join("target/image").join(name));
     let files = match what.board {
-        Board::Virt => write_all(
+        Target::Virt => write_all(
             &dir,
             &[("corevisor-virt.img", &file), ("initrd.img", &initrd), ("README.txt", VIRT_README.as_bytes())],
         )?,
-        Board::Raspi4b => {
+        Target::Raspi4b => {
             let dtb = read(&project.pi_dtb())?;
             let config = pi_config(crate::arm64_image::image_size(&file).unwrap_or(file.len() as u64));
             let cmdline = pi_cmdline(&what.append);

@@ -14,6 +14,7 @@
 //! | [`kvm`]         | a Linux host that runs VMs by `/dev/kvm`                                   |
 //! | [`bundle`]      | core and host kernel in one bootable file                                  |
 //! | [`machine`]     | the QEMU command line of a machine                                         |
+//! | [`board_tree`]  | the device trees of QEMU's models of real boards                           |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
 //! | [`given_tree`]  | the device tree of a machine, with the public keys for the core            |
 //! | [`qmp`]         | QEMU's control socket                                                      |
@@ -42,6 +43,7 @@
 
 pub mod arm64_image;
 pub mod bench;
+pub mod board_tree;
 pub mod bundle;
 pub mod cli;
 pub mod deploy;

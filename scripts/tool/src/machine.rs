@@ -15,14 +15,43 @@ pub enum Board {
     Virt,
     /// The Raspberry Pi 4.
     Raspi4b,
+    /// NXP's i.MX 8M Plus EVK.
+    Imx8mpEvk,
+    /// Xilinx's ZCU102 (Zynq UltraScale+).
+    Zcu102,
 }
+
+/// What QEMU's model of a real board has, whatever is asked for.
+struct Fixed {
+    /// `-M`.
+    machine: &'static str,
+    cpu: &'static str,
+    gic: u32,
+    /// Serial ports before the one with the console.
+    ports_before: usize,
+}
+
+/// Number of CPUs of each of these boards.
+const CPUS: u32 = 4;
 
 impl Board {
     /// Where QEMU puts an arm64 Image that asks for no particular place.
     pub fn image_base(self) -> u64 {
         match self {
-            Self::Virt => 0x4020_0000,
-            Self::Raspi4b => 0x20_0000,
+            Self::Virt | Self::Imx8mpEvk => 0x4020_0000,
+            Self::Raspi4b | Self::Zcu102 => 0x20_0000,
+        }
+    }
+
+    /// Nothing for virt, which has what it is asked for.
+    const fn fixed(self) -> Option<Fixed> {
+        match self {
+            Self::Virt => None,
+            Self::Raspi4b => Some(Fixed { machine: "raspi4b", cpu: "cortex-a72", gic: 2, ports_before: 0 }),
+            Self::Imx8mpEvk => Some(Fixed { machine: "imx8mp-evk", cpu: "cortex-a53", gic: 3, ports_before: 1 }),
+            Self::Zcu102 => {
+                Some(Fixed { machine: "xlnx-zcu102,virtualization=on", cpu: "cortex-a53", gic: 2, ports_before: 0 })
+            }
         }
     }
 }
@@ -32,6 +61,8 @@ impl fmt::Display for Board {
         f.write_str(match self {
             Self::Virt => "virt",
             Self::Raspi4b => "raspi4b",
+            Self::Imx8mpEvk => "imx8mp-evk",
+            Self::Zcu102 => "zcu102",
         })
     }
 }
@@ -39,17 +70,19 @@ impl fmt::Display for Board {
 /// What a board cannot do.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum MachineError {
-    /// The Raspberry Pi's parts are fixed.
-    #[error("the raspi4b of QEMU has {fixed}: leave {option} out, or use --board virt")]
+    /// A real board's parts are fixed.
+    #[error("the {board} of QEMU has {fixed}: leave {option} out, or use --board virt")]
     Fixed {
+        /// The board.
+        board: Board,
         /// The option that asks for something else.
         option: &'static str,
         /// What there is.
-        fixed: &'static str,
+        fixed: String,
     },
 }
 
-/// A machine: start with [`Machine::virt`] or [`Machine::raspi4b`] and say what differs.
+/// A machine: start with [`Machine::virt`] or [`Machine::of`] and say what differs.
 #[derive(Clone, Debug)]
 pub struct Machine {
     board: Board,
@@ -120,6 +153,11 @@ impl Machine {
     /// The Raspberry Pi 4: four cortex-a72, 2 GiB, GIC-400.
     pub fn raspi4b() -> Self {
         Self::new(Board::Raspi4b)
+    }
+
+    /// A board as QEMU has it. The real ones: four CPUs, 2 GiB.
+    pub fn of(board: Board) -> Self {
+        Self::new(board)
     }
 
     /// The board.
@@ -232,9 +270,9 @@ impl Machine {
 
     /// The interrupt controller that it has.
     pub fn gic_version(&self) -> GicVersion {
-        match (self.board, self.gic) {
-            (Board::Raspi4b, _) | (Board::Virt, Some(2)) => GicVersion::V2,
-            (Board::Virt, _) => GicVersion::V3,
+        match self.board.fixed().map(|fixed| fixed.gic).or(self.gic) {
+            Some(2) => GicVersion::V2,
+            _ => GicVersion::V3,
         }
     }
 
@@ -248,6 +286,9 @@ impl Machine {
         match self.board {
             Board::Virt => "console=ttyAMA0 panic=-1 quiet",
             Board::Raspi4b => crate::raspi::QEMU_APPEND,
+            // Quieter than `quiet`: drivers complain of what the model lacks.
+            Board::Imx8mpEvk => "console=ttymxc1,115200 panic=-1 loglevel=3",
+            Board::Zcu102 => "console=ttyPS0,115200 panic=-1 loglevel=3",
         }
     }
 
@@ -257,11 +298,15 @@ impl Machine {
     /// [`MachineError`] if the board does not have what was asked for.
     pub fn args(&self, boot: &BootFiles, core: bool, console: Console) -> Result<Vec<OsString>, MachineError> {
         let mut args = Args::default();
-        match self.board {
-            Board::Virt => self.virt_args(&mut args, core),
-            Board::Raspi4b => self.raspi_args(&mut args)?,
+        let fixed = self.board.fixed();
+        match &fixed {
+            None => self.virt_args(&mut args, core),
+            Some(fixed) => self.board_args(fixed, &mut args)?,
         }
         args.flag("-nographic").pair("-nic", "none");
+        for _ in 0..fixed.map_or(0, |fixed| fixed.ports_before) {
+            args.pair("-serial", "null");
+        }
         match console {
             // Said, not left to -nographic, which forgets it when a run adds its own control socket; then
             // Ctrl-C would end QEMU.
@@ -330,32 +375,22 @@ impl Machine {
             .pair("-m", self.memory.as_deref().unwrap_or("2G"));
     }
 
-    fn raspi_args(&self, args: &mut Args) -> Result<(), MachineError> {
-        let fixed = |option, fixed| Err(MachineError::Fixed { option, fixed });
-        if self.cpu.as_deref().is_some_and(|cpu| cpu != "cortex-a72") {
-            return fixed("--cpu", "cortex-a72 CPUs");
-        }
-        if self.smp.is_some_and(|cpus| cpus != 4) {
-            return fixed("--smp", "four CPUs");
-        }
-        if self.memory.as_deref().is_some_and(|size| !["2G", "2048M", "2048"].contains(&size)) {
-            return fixed("--memory", "2 GiB of memory");
-        }
-        if self.gic.is_some_and(|version| version != 2) {
-            return fixed("--gic", "a GICv2");
-        }
-        if self.net || !self.drives.is_empty() {
-            return fixed("--net and --drive", "no virtio devices");
-        }
-        if self.smmu {
-            return fixed("--smmu", "neither an SMMU nor PCI devices");
-        }
-        let mut machine = "raspi4b".to_owned();
-        for option in &self.machine_options {
-            machine.push(',');
-            machine.push_str(option);
-        }
-        args.pair("-M", machine).pair("-smp", "4").pair("-m", "2G");
+    fn board_args(&self, fixed: &Fixed, args: &mut Args) -> Result<(), MachineError> {
+        let board = self.board;
+        let check = |wrong: bool, option, fixed: &str| match wrong {
+            true => Err(MachineError::Fixed { board, option, fixed: fixed.to_owned() }),
+            false => Ok(()),
+        };
+        let &Fixed { machine, cpu, gic, .. } = fixed;
+        check(self.cpu.as_deref().is_some_and(|model| model != cpu), "--cpu", &format!("{cpu} CPUs"))?;
+        check(self.smp.is_some_and(|cpus| cpus != CPUS), "--smp", "four CPUs")?;
+        let sizes = ["2G", "2048M", "2048"];
+        check(self.memory.as_deref().is_some_and(|size| !sizes.contains(&size)), "--memory", "2 GiB of memory")?;
+        check(self.gic.is_some_and(|version| version != gic), "--gic", &format!("a GICv{gic}"))?;
+        check(self.net || !self.drives.is_empty(), "--net and --drive", "no virtio devices")?;
+        check(self.smmu, "--smmu", "neither an SMMU nor PCI devices")?;
+        let machine = std::iter::once(machine).chain(self.machine_options.iter().map(String::as_str));
+        args.pair("-M", machine.collect::<Vec<_>>().join(",")).pair("-smp", CPUS.to_string()).pair("-m", "2G");
         Ok(())
     }
 }
@@ -472,6 +507,19 @@ mod tests {
         let line = "the raspi4b of QEMU has neither an SMMU nor PCI devices: leave --smmu out, or use --board virt";
         assert_eq!(smmu.to_string(), line);
         assert!(refused(Machine::raspi4b().drive("/a")));
+    }
+
+    #[test]
+    fn the_console_of_the_imx8mp_is_its_second_serial_port() {
+        let line = line(&Machine::of(Board::Imx8mpEvk), true);
+        assert!(
+            line.contains("-M imx8mp-evk -smp 4 -m 2G") && line.contains("-serial null -serial mon:stdio"),
+            "{line}"
+        );
+        let refused =
+            Machine::of(Board::Imx8mpEvk).gic(2).args(&BootFiles::default(), true, Console::Pipes).unwrap_err();
+        let expected = "the imx8mp-evk of QEMU has a GICv3: leave --gic out, or use --board virt";
+        assert_eq!(refused.to_string(), expected);
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl Project {
         self.host().join("bcm2711-rpi-4-b.dtb")
     }
 
+    /// A board's device tree, as Debian's 6.12 ships it: maker and file.
+    pub fn board_dtb(&self, name: &str) -> PathBuf {
+        self.host().join("dtbs").join(name)
+    }
+
     /// QEMU for arm64: the one that `QEMU` names, or the one on the path.
     pub fn qemu(&self) -> PathBuf {
         std::env::var_os("QEMU").filter(|named| !named.is_empty()).map_or("qemu-system-aarch64".into(), PathBuf::from)

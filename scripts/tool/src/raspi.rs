@@ -48,9 +48,9 @@ pub enum DtbError {
         /// Why.
         error: FdtParseError,
     },
-    /// It is not that of a Raspberry Pi 4.
-    #[error("{0} has no /chosen or no alias serial0: it is not the Raspberry Pi 4's device tree")]
-    OtherBoard(String),
+    /// It is not that of the board.
+    #[error("{0} has no {1}: it is not this board's device tree")]
+    OtherBoard(String, &'static str),
 }
 
 /// The device tree at `path`, for QEMU's raspi4b.
@@ -62,7 +62,7 @@ pub fn for_qemu(path: &Path) -> Result<Vec<u8>, DtbError> {
     let shown = || path.display().to_string();
     let fdt = Fdt::new(&bytes).map_err(|error| DtbError::Parse { path: shown(), error })?;
     let mut tree = DeviceTree::from_fdt(&fdt);
-    edit(&mut tree).ok_or_else(|| DtbError::OtherBoard(shown()))?;
+    edit(&mut tree).ok_or_else(|| DtbError::OtherBoard(shown(), "/chosen or no alias serial0"))?;
     Ok(tree.to_dtb())
 }
 
@@ -79,9 +79,7 @@ fn edit(tree: &mut DeviceTree) -> Option<()> {
 fn upper_memory() -> DeviceTreeNode {
     let mut node = DeviceTreeNode::new_unchecked("upper-memory@40000000");
     set_text(&mut node, "device_type", "memory");
-    let cells: [u32; 3] = [0, 0x4000_0000, 0x4000_0000];
-    let value: Vec<u8> = cells.iter().flat_map(|cell| cell.to_be_bytes()).collect();
-    node.add_property(DeviceTreeProperty::new_unchecked("reg", value));
+    set_cells(&mut node, "reg", &[0, 0x4000_0000, 0x4000_0000]);
     node
 }
 
@@ -116,7 +114,13 @@ fn has_text(list: &[u8], wanted: &[&str]) -> bool {
     list.split(|byte| *byte == 0).any(|text| wanted.iter().any(|wanted| text == wanted.as_bytes()))
 }
 
-fn set_text(node: &mut DeviceTreeNode, name: &str, text: &str) {
+pub(crate) fn set_cells(node: &mut DeviceTreeNode, name: &str, cells: &[u32]) {
+    node.remove_property(name);
+    let value = cells.iter().flat_map(|cell| cell.to_be_bytes()).collect::<Vec<_>>();
+    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+}
+
+pub(crate) fn set_text(node: &mut DeviceTreeNode, name: &str, text: &str) {
     node.remove_property(name);
     let value = [text.as_bytes(), b"\0"].concat();
     node.add_property(DeviceTreeProperty::new_unchecked(name, value));
@@ -183,6 +187,6 @@ mod tests {
         std::fs::write(&path, b"no device tree").unwrap();
         assert!(for_qemu(&path).unwrap_err().to_string().contains("x.dtb is not a device tree"));
         std::fs::write(&path, DeviceTree::new().to_dtb()).unwrap();
-        assert!(matches!(for_qemu(&path), Err(DtbError::OtherBoard(_))));
+        assert!(matches!(for_qemu(&path), Err(DtbError::OtherBoard(..))));
     }
 }

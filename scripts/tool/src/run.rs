@@ -5,13 +5,14 @@
 
 use crate::{
     arm64_image::NotAnImage,
+    board_tree,
     bundle::{BundleError, bundle},
     error::{FileError, create_dir, read, write},
     given_tree::{self, TreeError},
     initrd::{self, Extra, InitrdError},
     machine::{Board, BootFiles, Console, Machine, MachineError, shell_line},
     project::{Kernel, Project, is_version},
-    raspi::{self, DtbError},
+    raspi::DtbError,
     sign::{Key, KeyError},
     vms::{VmError, Vms},
 };
@@ -328,7 +329,8 @@ impl Run {
             append: self.command_line(),
             dtb: match (&self.dtb, self.machine.board()) {
                 _ if self.gives_key() => Some(dir.join(DTB)),
-                (None, Board::Raspi4b) => Some(dir.join(DTB)),
+                (dtb, Board::Virt) => dtb.clone(),
+                (None, _) => Some(dir.join(DTB)),
                 (dtb, _) => dtb.clone(),
             },
         }
@@ -367,8 +369,10 @@ impl Run {
         }
         if let (true, Some(public)) = (self.gives_key(), self.trusted) {
             self.prepare_tree(public, &files, dir)?;
-        } else if let (None, Some(path)) = (&self.dtb, &files.dtb) {
-            write(path, &[&raspi::for_qemu(&self.project.pi_dtb())?])?;
+        } else if let (None, Some(path)) = (&self.dtb, &files.dtb)
+            && let Some(tree) = board_tree::of(&self.project, self.machine.board())?
+        {
+            write(path, &[&tree])?;
         }
         Ok(files)
     }
@@ -413,10 +417,10 @@ impl Run {
 
     /// The machine's device tree with a public key.
     fn prepare_tree(&self, public: [u8; 32], files: &BootFiles, dir: &Path) -> Result<(), RunError> {
-        let tree = match (&self.dtb, self.machine.board()) {
+        let tree = match (&self.dtb, board_tree::of(&self.project, self.machine.board())?) {
             (Some(file), _) => read(file)?,
-            (None, Board::Raspi4b) => raspi::for_qemu(&self.project.pi_dtb())?,
-            (None, Board::Virt) => given_tree::of_qemu(&self.project.qemu(), &self.machine, dir)?,
+            (None, Some(tree)) => tree,
+            (None, None) => given_tree::of_qemu(&self.project.qemu(), &self.machine, dir)?,
         };
         if let Some(path) = &files.dtb {
             write(path, &[&given_tree::with_keys(&tree, &[public])?])?;

@@ -7,7 +7,7 @@ use crate::{
     runner::Case,
 };
 use corevisor_tool::{
-    machine::Machine,
+    machine::{Board, Machine},
     outcome::Finished,
     run::{Boot, Run},
 };
@@ -16,14 +16,18 @@ use std::process::Command;
 pub fn cases() -> Vec<Case> {
     use Whose::*;
     let mut cases = vec![
-        Case::new("kvm", "on a Raspberry Pi 4 the probe's guests run, and eventfds interrupt them", on_raspi)
-            .only_in_full_if(true),
         Case::new("kvm", "the driver says what it found, and does not load without the core", loads),
         Case::new("kvm", "the driver that Debian's dkms added, built and installed loads", by_dkms)
             .only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
         told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
     ];
+    for (name, board) in
+        [("a Raspberry Pi 4", Board::Raspi4b), ("an i.MX 8M Plus EVK", Board::Imx8mpEvk), ("a ZCU102", Board::Zcu102)]
+    {
+        let name = format!("on {name} the probe's guests run, and eventfds interrupt them");
+        cases.push(Case::new("kvm", name, move |bed| on_board(bed, board)).only_in_full_if(true));
+    }
     for host in [driver(), Host::new(Driver, 3), Host::new(Own, 2)] {
         cases.push(
             told(host, "500 times four VMs start and stop, and 500 times four VMMs are killed", fours)
@@ -83,11 +87,11 @@ fn by_dkms(bed: &Bed) -> Result<(), Failure> {
     finish(bed.run(driver().machine()).file("/lib/driver.ko", module), script).map(|_| ())
 }
 
-/// QEMU's raspi4b has no disk for Debian's QEMU.
-fn on_raspi(bed: &Bed) -> Result<(), Failure> {
+/// QEMU's models of real boards have no disk for Debian's QEMU.
+fn on_board(bed: &Bed, board: Board) -> Result<(), Failure> {
     let module = std::fs::read(made::driver(bed, driver().kernel)?)?;
     for what in ["run", "irq"] {
-        let run = bed.run(Machine::raspi4b()).file("/lib/driver.ko", module.clone());
+        let run = bed.run(Machine::of(board)).file("/lib/driver.ko", module.clone());
         probed(with_probe(bed, run)?, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what)))?;
     }
     Ok(())

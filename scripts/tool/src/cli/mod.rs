@@ -5,9 +5,8 @@ mod sign;
 
 use crate::{
     bench::{Bench, BenchError},
-    deploy::{Deploy, DeployError, deploy},
+    deploy::{Deploy, DeployError, Target, deploy},
     error::{FileError, chain, read, write},
-    machine::Board,
     project::{NoProject, Project},
     run::RunError,
     script::InputError,
@@ -108,7 +107,7 @@ struct HostArgs {
 #[derive(Debug, Args)]
 struct ImageArgs {
     #[arg(long, value_enum, default_value = "virt")]
-    board: Board,
+    board: Target,
     #[command(flatten)]
     host: HostArgs,
     #[arg(long, value_enum)]
@@ -237,7 +236,7 @@ fn say(line: &str) {
 fn image(args: ImageArgs) -> Result<ExitCode, CliError> {
     let mut append = args.host.append;
     append.extend(args.log.map(LogLevel::argument));
-    if args.board == Board::Virt && !append.is_empty() {
+    if args.board == Target::Virt && !append.is_empty() {
         return Err(CliError::NoCommandLine);
     }
     let HostArgs { kernel, initrd, .. } = args.host;

@@ -192,10 +192,7 @@ impl RunArgs {
     }
 
     fn machine(&self) -> Machine {
-        let mut machine = match self.board {
-            Board::Virt => Machine::virt(),
-            Board::Raspi4b => Machine::raspi4b(),
-        };
+        let mut machine = Machine::of(self.board);
         if let Some(model) = &self.cpu {
             machine = machine.cpu(model);
         }
