@@ -16,6 +16,7 @@
 //! | [`machine`]     | the QEMU command line of a machine                                         |
 //! | [`board_tree`]  | the device trees of QEMU's models of real boards                           |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
+//! | [`erratum`]     | sequences of instructions that a Cortex-A53 must not get                   |
 //! | [`given_tree`]  | the device tree of a machine, with the public keys for the core            |
 //! | [`qmp`]         | QEMU's control socket                                                      |
 //! | [`run`]         | a run of a machine: console text, outcome, and an end to it in any case    |
@@ -47,6 +48,7 @@ pub mod board_tree;
 pub mod bundle;
 pub mod cli;
 pub mod deploy;
+pub mod erratum;
 pub mod error;
 pub mod given_tree;
 pub mod initrd;
