@@ -48,7 +48,7 @@ pub extern "C" fn primary_main(dtb: u64, base: u64, entered_at: u64) -> ! {
     match start(Pa::new(dtb), Pa::new(base), entered_at) {
         Ok(host) => {
             log::info!(
-                "host kernel at {}, device tree at {}; core took {} ticks of {} Hz",
+                "host kernel at {}, device tree at {}; the counter stands at {} ({} Hz)",
                 host.entry,
                 host.dtb,
                 CNTPCT_EL0.get(),
