@@ -16,6 +16,7 @@
 //! | 27-29  | [`vcpu`]             | the registers of a vCPU between host and VM                        |
 //! | 30-34  | [`trap`]             | exits and hypercalls                                               |
 //! | -      | [`platform`]         | device tree, console, PSCI, boot: beside layer 0                   |
+//! | -      | `spec`               | what each primitive has to do, to compare with; not in the binary  |
 #![no_std]
 #[cfg(not(target_os = "none"))]
 extern crate std;

@@ -15,6 +15,7 @@
 //! | [`per_cpu`]    | what each CPU keeps: stacks, identity, counters                                  |
 //! | [`features`]   | what each CPU has                                                                |
 //! | [`sha256`]     | digests of pages                                                                 |
+//! | [`shape`]      | the form of a stage-2 table: address bits, levels, root                          |
 //! | [`stream_table`] | the form of an SMMU's table of streams                                         |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |

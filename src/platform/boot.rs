@@ -15,7 +15,7 @@ use super::boot_error::BootError;
 use super::console::Console;
 use super::device_tree::{self, DeviceTree, Gic, MachineDescription};
 use super::host_image::BUNDLE_HEADER_OFFSET;
-use super::host_start::{self, CoreMemory, Plan};
+use super::host_start::{self, Confined, CoreMemory, Plan};
 use super::own_map::{self, MapError};
 use super::psci::{Leave, SetUp};
 use super::{cpus, entry, failure, gic_tables, logger, smmu, window};
@@ -48,7 +48,7 @@ pub extern "C" fn primary_main(dtb: u64, base: u64, entered_at: u64) -> ! {
     match start(Pa::new(dtb), Pa::new(base), entered_at) {
         Ok(host) => {
             log::info!(
-                "host kernel at {}, device tree at {}; core took {} ticks of {} Hz",
+                "host kernel at {}, device tree at {}; the counter stands at {} ({} Hz)",
                 host.entry,
                 host.dtb,
                 CNTPCT_EL0.get(),
@@ -149,13 +149,14 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     let mut plan = Plan::new(description, &layout)?;
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
     let has_its = matches!(description.gic, Some(Gic::V3 { its, .. }) if mediated.is_some() && !its.is_empty());
+    let confined = Confined { devices: smmus.is_some(), gic: mediated.is_some() };
     let set_up = SetUp { smmus: smmus.is_some(), its: has_its };
     let core_memory = build_core(description, smmus, mediated, &mut plan)?;
     open_windows(description, core_memory)?;
     start_vgic(description)?;
     ready_for_host();
     cpus::start_psci(description, cpus, set_up)?;
-    let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, smmus.is_some(), &mut plan)?;
+    let dtb = host_start::hand_over_tree(&tree, description, &kernel, &core_memory, confined, &mut plan)?;
     log::info!(
         "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
         cpus.len(),

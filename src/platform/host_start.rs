@@ -133,6 +133,15 @@ fn settle(header: &ImageHeader, file: PhysRange, plan: &mut Plan<'_>) -> Result<
     Ok(target.base())
 }
 
+/// What besides the CPUs is confined on this machine.
+#[derive(Clone, Copy)]
+pub struct Confined {
+    /// Devices: the core drives the SMMUs.
+    pub devices: bool,
+    /// The GIC: the core stands before the registers that say where its tables are.
+    pub gic: bool,
+}
+
 /// Writes the host's device tree into the host's memory.
 ///
 /// # Errors
@@ -142,7 +151,7 @@ pub fn hand_over_tree(
     description: &MachineDescription,
     kernel: &Kernel,
     core_memory: &CoreMemory,
-    smmus_taken: bool,
+    confined: Confined,
     plan: &mut Plan<'_>,
 ) -> Result<Pa, BootError> {
     let mut holes =
@@ -154,7 +163,8 @@ pub fn hand_over_tree(
         core_memory: &holes,
         initrd: kernel.initrd,
         bootargs: kernel.bootargs.map(|range| tree.text(range)),
-        smmus_taken,
+        smmus_taken: confined.devices,
+        gic_taken: confined.gic,
         seed: cpu::entropy::draw_bytes(),
         version: env!("CARGO_PKG_VERSION"),
     };

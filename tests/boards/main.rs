@@ -57,7 +57,15 @@ fn go_through(blob: &[u8]) -> Result<Seen, DeviceTreeError> {
     withhold(&tree, &mut machine, &[core])?;
     let core_memory: Vec<PhysRange> = machine.withheld.iter().copied().chain([core]).collect();
     let core_memory = &core_memory;
-    let edits = HostEdits { core_memory, initrd: None, bootargs: None, smmus_taken: false, seed: None, version: "0" };
+    let edits = HostEdits {
+        core_memory,
+        initrd: None,
+        bootargs: None,
+        smmus_taken: false,
+        gic_taken: false,
+        seed: None,
+        version: "0",
+    };
     let mut out = vec![0; host_tree_size(&tree, &edits)];
     let host = host_device_tree(&tree, &machine, &edits, &mut out)?.to_vec();
     Ok(Seen { machine, host })

@@ -51,6 +51,10 @@ pub fn examine(bytes: &[u8]) -> Result<(), Failure> {
         check(found == wanted, shown())
     };
     check(value("/hypervisor", "compatible")?.starts_with(b"corevisor"), "/hypervisor is not corevisor's")?;
+    // QEMU's GICv3 has tables in memory, and the core stands before them; a GICv2 has none.
+    let v3 = value("/intc@8000000", "compatible")?.starts_with(b"arm,gic-v3");
+    let confined = value("/hypervisor", "corevisor,gic-confined").is_ok();
+    check(confined == v3, "/hypervisor does not say rightly whether the GIC is confined")?;
     is("/psci", "method", b"smc\0")?;
     // Two frames of 16 bytes each: GICD and GICC, or GICD and redistributors.
     check(value("/intc@8000000", "reg")?.len() == 32, "the interrupt controller has more than two frames")?;

@@ -62,17 +62,28 @@ const PI_INITRD: u64 = 0x800_0000;
 const PI_README: &str = include_str!("../deploy/raspi4b.txt");
 const VIRT_README: &str = include_str!("../deploy/virt.txt");
 
-/// Makes the files; gives the folder and their names.
+/// What was made.
+pub struct Deployed {
+    /// The folder.
+    pub dir: PathBuf,
+    /// The files' names.
+    pub files: Vec<String>,
+    /// Bytes of memory that core and kernel need, from where they are loaded.
+    pub memory: u64,
+}
+
+/// Makes the files.
 ///
 /// # Errors
 /// [`DeployError`].
-pub fn deploy(project: &Project, what: &Deploy) -> Result<(PathBuf, Vec<String>), DeployError> {
+pub fn deploy(project: &Project, what: &Deploy) -> Result<Deployed, DeployError> {
     let kernel = Kernel::resolve(project, &what.kernel)?;
     let file = bundle(&read(&project.core())?, &read(&kernel.image)?).map_err(|error| DeployError::Bundle {
         kernel: kernel.image.display().to_string(),
         core: project.core().display().to_string(),
         error,
     })?;
+    let memory = crate::arm64_image::image_size(&file).unwrap_or(file.len() as u64);
     let initrd = match &what.initrd {
         Some(own) => read(own)?,
         None => read(&initrd::base(project, &kernel)?)?,
@@ -89,7 +100,7 @@ pub fn deploy(project: &Project, what: &Deploy) -> Result<(PathBuf, Vec<String>)
         )?,
         Target::Raspi4b => {
             let dtb = read(&project.pi_dtb())?;
-            let config = pi_config(crate::arm64_image::image_size(&file).unwrap_or(file.len() as u64));
+            let config = pi_config(memory);
             let cmdline = pi_cmdline(&what.append);
             let boot: [(&str, &[u8]); 6] = [
                 ("kernel8.img", &file),
@@ -105,7 +116,7 @@ pub fn deploy(project: &Project, what: &Deploy) -> Result<(PathBuf, Vec<String>)
             names
         }
     };
-    Ok((dir, files))
+    Ok(Deployed { dir, files, memory })
 }
 
 fn write_all(dir: &Path, files: &[(&str, &[u8])]) -> Result<Vec<String>, FileError> {

@@ -23,6 +23,9 @@
 //! | device beside the SMMUs | goes: `virtio,mmio`, `qemu,fw-cfg-mmio` and SMMU counters without `iommus`        |
 //! | `/hypervisor`           | has the empty property `corevisor,devices-confined`                               |
 //!
+//! Where the core stands before the registers of a GICv3's tables ([`HostEdits::gic_taken`]), `/hypervisor` has the empty property
+//! `corevisor,gic-confined`.
+//!
 //! Nothing else may change here; reservations, `stdout-path` and `kaslr-seed` stay.
 #![forbid(unsafe_code)]
 
@@ -49,6 +52,8 @@ pub struct HostEdits<'e> {
     /// Whether the core drives the SMMUs, see [`take_smmus`](MachineDescription::take_smmus): the host's tree then has none, and no
     /// device beside them.
     pub smmus_taken: bool,
+    /// Whether the core stands between host and GICv3: its LPI and ITS tables are then where the host may write.
+    pub gic_taken: bool,
     /// Random bytes for the host to begin with, in place of the boot loader's, which are the core's.
     pub seed: Option<[u8; 32]>,
     /// Version of the core, for `/hypervisor`. Without NUL.
@@ -57,7 +62,7 @@ pub struct HostEdits<'e> {
 
 /// Names of the properties that are added: appended to the strings block.
 const NAMES: &[u8] = b"compatible\0method\0enable-method\0bootargs\0linux,initrd-start\0linux,initrd-end\0version\0\
-    corevisor,devices-confined\0rng-seed\0";
+    corevisor,devices-confined\0corevisor,gic-confined\0rng-seed\0";
 
 /// What a node says of the SMMU that it or its bus stands behind.
 const BEHIND_SMMU: &[&str] = &["iommus", "iommu-map", "iommu-map-mask"];
@@ -324,6 +329,9 @@ impl<'x> Editor<'x, '_> {
         self.add(b"version\0", &[self.edits.version.as_bytes(), b"\0"])?;
         if self.edits.smmus_taken {
             self.add(b"corevisor,devices-confined\0", &[])?;
+        }
+        if self.edits.gic_taken {
+            self.add(b"corevisor,gic-confined\0", &[])?;
         }
         self.out.end_node()
     }

@@ -46,6 +46,7 @@ pub fn trees(bytes: &[u8]) {
                 initrd,
                 bootargs: Some("x"),
                 smmus_taken,
+                gic_taken: smmus_taken,
                 seed: Some([1; 32]),
                 version: "0",
             };

@@ -177,7 +177,10 @@ impl Bench {
         let machine = Machine::virt().cpu(&self.cpu).smp(1).memory(COSTS_MEMORY).icount(true);
         let console = self.run_mini(project, Vms::new().line("test=costs"), machine, "calls about VMs", None)?;
         let said = |name: &str| number(&console, &format!("mini: cost {name} "));
-        table.heading("calls of the mini host about VMs, in instructions (core and host)");
+        table.heading(&format!(
+            "calls of the mini host about VMs, GICv3, {}, in instructions (core and host)",
+            self.cpu
+        ));
         for (name, what) in COSTS {
             let Some(value) = said(name) else { continue };
             let row = Row::count(&format!("vm.{name}"), what, value);

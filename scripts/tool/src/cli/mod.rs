@@ -5,7 +5,7 @@ mod sign;
 
 use crate::{
     bench::{Bench, BenchError},
-    deploy::{Deploy, DeployError, Target, deploy},
+    deploy::{Deploy, DeployError, Deployed, Target, deploy},
     error::{FileError, chain, read, write},
     project::{NoProject, Project},
     run::RunError,
@@ -241,8 +241,10 @@ fn image(args: ImageArgs) -> Result<ExitCode, CliError> {
     }
     let HostArgs { kernel, initrd, .. } = args.host;
     let what = Deploy { board: args.board, kernel, initrd, append, output: args.output };
-    let (dir, files) = deploy(&Project::find()?, &what)?;
+    let Deployed { dir, files, memory } = deploy(&Project::find()?, &what)?;
     println!("{}: {}", dir.display(), files.join(" "));
+    // A boot loader that puts something else there destroys one or the other.
+    println!("core and kernel need {} MiB of memory from a multiple of 2 MiB on", memory.div_ceil(1 << 20));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,6 +9,7 @@ use super::*;
 const BANK: &[u32] = &[0, 0x8000_0000, 0x1000];
 const TAKEN: HostEdits = HostEdits { smmus_taken: true, ..NO_EDITS };
 const CONFINED: &str = "corevisor,devices-confined";
+const GIC_CONFINED: &str = "corevisor,gic-confined";
 
 /// An SMMU with its counters, a bus and a device behind it, virtio and fw_cfg behind it and beside it.
 fn machine() -> Vec<u8> {
@@ -63,6 +64,21 @@ fn the_hosts_tree_has_neither_smmus_nor_devices_beside_them_and_nobody_stands_be
     assert_eq!(starting("/soc/behind@50000"), ["/soc/behind@50000: compatible reg"]);
     assert_eq!(starting("/soc/disk@53000"), ["/soc/disk@53000: compatible reg last"]);
     assert_eq!(starting("/hypervisor"), [&std::format!("/hypervisor: compatible version {CONFINED}")]);
+}
+
+#[test]
+fn the_hosts_tree_says_of_devices_and_of_the_gic_each_by_itself_whether_they_are_confined() {
+    let nothing = HostEdits { gic_taken: false, ..NO_EDITS };
+    let both = HostEdits { gic_taken: true, ..TAKEN };
+    for (edits, said) in [
+        (nothing, std::format!("/hypervisor: compatible version")),
+        (TAKEN, std::format!("/hypervisor: compatible version {CONFINED}")),
+        (HostEdits { gic_taken: true, ..NO_EDITS }, std::format!("/hypervisor: compatible version {GIC_CONFINED}")),
+        (both, std::format!("/hypervisor: compatible version {CONFINED} {GIC_CONFINED}")),
+    ] {
+        let host = outline(&edited(&machine(), &edits).unwrap());
+        assert!(host.contains(&said), "{host:#?}");
+    }
 }
 
 #[test]

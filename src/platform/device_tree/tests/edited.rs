@@ -27,6 +27,7 @@ fn the_hosts_tree_of_every_machine_reads_back_confined() {
             initrd: Some(range(0x5000_0000, 0x5000_1234)),
             bootargs: Some("quiet corevisor.x=1"),
             smmus_taken: false,
+            gic_taken: false,
             seed: Some([0x5e; 32]),
             version: "1.2.3",
         };

@@ -59,6 +59,7 @@ fn run(blob: &[u8]) -> Result<(), DeviceTreeError> {
                 initrd,
                 bootargs: Some("x"),
                 smmus_taken,
+                gic_taken: smmus_taken,
                 seed: Some([1; 32]),
                 version: "0",
             };

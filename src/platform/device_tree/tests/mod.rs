@@ -58,5 +58,12 @@ fn edited(blob: &[u8], edits: &HostEdits) -> Result<Vec<u8>, DeviceTreeError> {
     })?
 }
 
-const NO_EDITS: HostEdits =
-    HostEdits { core_memory: &[], initrd: None, bootargs: None, smmus_taken: false, seed: None, version: "0" };
+const NO_EDITS: HostEdits = HostEdits {
+    core_memory: &[],
+    initrd: None,
+    bootargs: None,
+    smmus_taken: false,
+    gic_taken: false,
+    seed: None,
+    version: "0",
+};
