@@ -106,7 +106,7 @@ fn expect_all_foreign(this: &PerCpu, pages: PhysRange) {
 fn look_at_all(this: &PerCpu, pages: PhysRange) {
     let block = PhysRange::new(pages.base().align_down(BLOCK_2M), BLOCK_2M).filter(|block| is_foreign(*block));
     if block.is_some() {
-        this.has_changed_now(pages.first_pfn());
+        this.note_changed(pages.first_pfn());
     }
     let all = block.is_some_and(|block| block.contains_range(pages)) || is_foreign(pages);
     assert!(all, "{pages:?} is no memory for a window");
@@ -119,7 +119,7 @@ fn look_at(pfn: Pfn) {
     let block = around(BLOCK_2M);
     assert!(block || around(PAGE_SIZE), "{pfn:?} is no memory for a window");
     if let Some(this) = cpu::this() {
-        this.has_seen_now(pfn, block);
+        this.note_seen(pfn, block);
     }
 }
 
