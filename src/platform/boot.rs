@@ -397,11 +397,10 @@ pub extern "C" fn trap_lower_hvc(args: &mut [u64; 6]) {
     let asked = *args;
     #[cfg(feature = "test-hooks")]
     failure::provoke::if_asked(args);
-    if let Some(core) = CORE.get() {
-        trap_handler::host_hvc_handler(core, args);
-        #[cfg(feature = "test-hooks")]
-        failure::provoke::judge(core.memory(), &asked);
-    }
+    let Some(core) = CORE.get() else { unreachable!("a hypercall, and there is no core yet") };
+    trap_handler::host_hvc_handler(core, args);
+    #[cfg(feature = "test-hooks")]
+    failure::provoke::judge(core.memory(), &asked);
 }
 
 /// An SError while the host ran: from boot/vectors.S.

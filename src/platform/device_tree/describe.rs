@@ -20,7 +20,7 @@ use super::windows;
 use crate::abstract_machine::addr::{Pa, PhysRange};
 use crate::interface::boot::KEY_PROPERTY;
 
-/// Reads everything the core needs from `tree` into `out`; what `out` held before is gone.
+/// Reads everything the core needs from `tree` into `out`, which is empty.
 ///
 /// After an error `out` holds what could be read all the same, the console above all: somebody has to be told.
 ///
@@ -28,7 +28,6 @@ use crate::interface::boot::KEY_PROPERTY;
 /// The first of: a missing part that the core cannot do without (memory, CPUs, interrupt controller), a property that contradicts
 /// its binding or the rest of the tree, or more of something than [`MachineDescription`] has room for.
 pub fn describe(tree: &DeviceTree<'_>, out: &mut MachineDescription) -> Result<(), DeviceTreeError> {
-    out.clear();
     let consoles = List::new(("", Console::Pl011 { base: Pa::new(0) }));
     let mut reader = Reader { tree, out, interrupt_cells: 3, chosen: None, aliases: None, consoles };
     let mut path = Path::new();

@@ -142,32 +142,6 @@ impl MachineDescription {
         }
         is_kept
     }
-
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        self.ram.clear();
-        self.reserved.clear();
-        self.withheld.clear();
-        self.set_aside = 0;
-        self.has_debug = false;
-        self.cpus.clear();
-        self.cpus_ignored = 0;
-        self.psci = None;
-        self.gic = None;
-        self.console = None;
-        self.chosen.bootargs = None;
-        self.chosen.initrd = None;
-        self.chosen.rng_seed = None;
-        self.chosen.modules.clear();
-        self.chosen.public_keys.clear();
-        self.windows.clear();
-        self.smmus.clear();
-        self.doorbells.clear();
-        self.beside_smmus.clear();
-        self.gic_incoherent = false;
-        self.bcm_power = None;
-        self.timer = None;
-    }
 }
 
 /// A range that is not plainly the host's.
