@@ -87,6 +87,13 @@ events! {
     HostMmio = "host accesses to mediated registers",
 }
 
+/// Events of a kind that are told on the console; the rest is only counted, or a host could drown every other line.
+pub const TOLD: u64 = 32;
+
+/// Where this CPU's memory of a page is empty. No page has this address or number, so no wrong value of a layer's is taken for one that was found; page 0
+/// would be the likeliest wrong value of all.
+const NOTHING: u64 = u64::MAX;
+
 /// Data of one CPU.
 #[repr(C)]
 pub struct PerCpu {
@@ -100,7 +107,7 @@ pub struct PerCpu {
     pub cpu: CpuId,
     events: [AtomicU64; Event::COUNT],
     found: Found,
-    /// What this CPU looked at last through its window: a page, or ([`BLOCK`](PerCpu::BLOCK)) any of a 2 MiB block; 0 if nothing.
+    /// What this CPU looked at last through its window: a page, or ([`BLOCK`](PerCpu::BLOCK)) any of a 2 MiB block; [`NOTHING`] before.
     seen: AtomicU64,
     /// The 2 MiB block of which this CPU changed pages last through its windows, in the same form.
     changed: AtomicU64,
@@ -194,7 +201,7 @@ impl PerCpu {
             fpmr: 0,
         };
         let events = [const { AtomicU64::new(0) }; Event::COUNT];
-        let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(0) }; Found::PLACES] };
+        let found = Found { releases: AtomicU64::new(0), pages: [const { AtomicU64::new(NOTHING) }; Found::PLACES] };
         Self {
             stack_top,
             emergency_top,
@@ -202,8 +209,8 @@ impl PerCpu {
             cpu,
             events,
             found,
-            seen: AtomicU64::new(0),
-            changed: AtomicU64::new(0),
+            seen: AtomicU64::new(NOTHING),
+            changed: AtomicU64::new(NOTHING),
             world: UnsafeCell::new(world),
         }
     }
@@ -215,10 +222,10 @@ impl PerCpu {
             && self.found.pages[Found::place(page)].load(Ordering::Relaxed) == page
     }
 
-    /// This CPU found `page` to be adopted, when `releases` pages had been released. Page 0 is never one.
+    /// This CPU found `page` to be adopted, when `releases` pages had been released.
     pub fn remember(&self, page: u64, releases: u64) {
         if self.found.releases.swap(releases, Ordering::Relaxed) != releases {
-            self.found.pages.iter().for_each(|known| known.store(0, Ordering::Relaxed));
+            self.found.pages.iter().for_each(|known| known.store(NOTHING, Ordering::Relaxed));
         }
         self.found.pages[Found::place(page)].store(page, Ordering::Relaxed);
     }
@@ -244,12 +251,12 @@ impl PerCpu {
     }
 
     /// This CPU changes pages in the 2 MiB block around `pfn`, of all of which is known that it may.
-    pub fn has_changed_now(&self, pfn: Pfn) {
+    pub fn note_changed(&self, pfn: Pfn) {
         self.changed.store(Self::block_of(pfn), Ordering::Relaxed);
     }
 
-    /// This CPU looks at `pfn`, of which is known that it may; with `block` it is known of all of the 2 MiB block around it. Page 0 is never one.
-    pub fn has_seen_now(&self, pfn: Pfn, block: bool) {
+    /// This CPU looks at `pfn`, of which is known that it may; with `block` it is known of all of the 2 MiB block around it.
+    pub fn note_seen(&self, pfn: Pfn, block: bool) {
         self.seen.store(if block { Self::block_of(pfn) } else { pfn.raw() }, Ordering::Relaxed);
     }
 
@@ -267,5 +274,52 @@ impl PerCpu {
     /// How often this event was counted on this CPU.
     pub fn counted(&self, event: Event) -> u64 {
         self.events[event as usize].load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpu() -> PerCpu {
+        PerCpu::new(CpuId::new(0), 0, 0, 0)
+    }
+
+    #[test]
+    fn a_cpu_that_has_looked_at_nothing_has_found_nothing_page_0_least_of_all() {
+        let cpu = cpu();
+        for page in (0..64).map(|n| n * 4096) {
+            assert!(!cpu.has_found(page, 0), "{page:#x}");
+        }
+        for pfn in (0..64).map(Pfn::new) {
+            assert!(!cpu.has_seen(pfn) && !cpu.has_changed(pfn), "{pfn:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_is_known_until_a_page_is_released() {
+        let cpu = cpu();
+        (1..=8).for_each(|n| cpu.remember(n << 12, 0));
+        assert!((1..=8).all(|n| cpu.has_found(n << 12, 0)) && !cpu.has_found(0, 0));
+        // Another page takes the place of one.
+        cpu.remember(9 << 12, 0);
+        assert!(cpu.has_found(9 << 12, 0) && !cpu.has_found(1 << 12, 0) && cpu.has_found(2 << 12, 0));
+        assert!(!cpu.has_found(9 << 12, 1), "nothing is known once a page was released");
+        cpu.remember(2 << 12, 1);
+        assert!(cpu.has_found(2 << 12, 1));
+        assert!((0..16).filter(|n| *n != 2).all(|n| !cpu.has_found(n << 12, 1)), "nor is it again afterwards");
+    }
+
+    #[test]
+    fn what_was_seen_is_a_page_or_its_block_and_what_was_changed_a_block() {
+        let cpu = cpu();
+        cpu.note_seen(Pfn::new(513), false);
+        assert!(cpu.has_seen(Pfn::new(513)) && !cpu.has_seen(Pfn::new(514)) && !cpu.has_seen(Pfn::new(0)));
+        cpu.note_seen(Pfn::new(513), true);
+        assert!(cpu.has_seen(Pfn::new(512)) && cpu.has_seen(Pfn::new(1023)));
+        assert!(!cpu.has_seen(Pfn::new(511)) && !cpu.has_seen(Pfn::new(1024)) && !cpu.has_seen(Pfn::new(1)));
+        cpu.note_changed(Pfn::new(5));
+        assert!(cpu.has_changed(Pfn::new(0)) && cpu.has_changed(Pfn::new(511)) && !cpu.has_changed(Pfn::new(512)));
+        assert!(!cpu.has_seen(Pfn::new(0)));
     }
 }

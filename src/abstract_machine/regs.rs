@@ -21,6 +21,13 @@ pub fn ones(mask: u64, below: u8) -> impl Iterator<Item = u8> {
     })
 }
 
+/// Size of an A64 instruction.
+pub const INSTRUCTION_SIZE: u64 = 4;
+/// SCTLR_EL1 at reset, of the host's CPUs and of VMs': RES1 bits, MMU and caches off, little endian. Arm ARM D24.2.
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
+/// The affinity fields of MPIDR_EL1: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in bits 23:0. Arm ARM D24.2.117.
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
 #[allow(missing_docs, reason = "the macro's own items cannot carry any")]
 mod fields {
     use tock_registers::register_bitfields;
@@ -31,8 +38,6 @@ mod fields {
             /// Exception class.
             EC OFFSET(26) NUMBITS(6) [
                 Unknown = 0x00,
-                TrappedWfx = 0x01,
-                SveAccess = 0x19,
                 Illegal = 0x0e,
                 Hvc64 = 0x16,
                 Smc64 = 0x17,
@@ -97,14 +102,8 @@ mod fields {
             TCO OFFSET(25) NUMBITS(1) [],
             /// Data-independent timing.
             DIT OFFSET(24) NUMBITS(1) [],
-            /// User access override.
-            UAO OFFSET(23) NUMBITS(1) [],
             /// Privileged access never.
             PAN OFFSET(22) NUMBITS(1) [],
-            /// Software step.
-            SS OFFSET(21) NUMBITS(1) [],
-            /// Illegal execution state.
-            IL OFFSET(20) NUMBITS(1) [],
             /// Speculative store bypass is safe.
             SSBS OFFSET(12) NUMBITS(1) [],
             /// Masks of debug, SError, IRQ and FIQ.
@@ -116,7 +115,6 @@ mod fields {
                 EL0t = 0b0_0000,
                 EL1t = 0b0_0100,
                 EL1h = 0b0_0101,
-                EL2h = 0b0_1001,
             ],
         ],
 

@@ -51,7 +51,10 @@ pub struct Its {
     pub(crate) stalled: bool,
     pub(crate) basers: [u64; BASERS],
     pub(crate) itts: [Option<Itt>; MOST_DEVICES],
-    pub(crate) itt_pages: u64,
+    /// Pages of the pool that it has besides what boot gave it: its [`itts`](Self::itts), and pages of the device table.
+    pub(crate) pages: u64,
+    /// It has a command that it had not run when last asked: it gets no other before.
+    pub(crate) late: bool,
 }
 
 impl Its {
@@ -66,7 +69,8 @@ impl Its {
             stalled: false,
             basers: [0; BASERS],
             itts: [None; MOST_DEVICES],
-            itt_pages: 0,
+            pages: 0,
+            late: false,
         }
     }
 }

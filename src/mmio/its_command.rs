@@ -90,6 +90,11 @@ pub fn map_device(device: u32, event_bits: u32, itt: Pa) -> [u64; WORDS] {
     [first.value, DW1::SIZE.val((event_bits - 1).into()).value, third.value, 0]
 }
 
+/// The SYNC that stands where a command was that the ITS refused: it waits for the first CPU's redistributor, and names nothing that may not be there.
+pub const fn nothing() -> [u64; WORDS] {
+    [DW0::CODE::Sync.value, 0, 0, 0]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

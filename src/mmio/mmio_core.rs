@@ -6,7 +6,8 @@
 //!
 //! What the host writes to GITS_BASER, GITS_CBASER and GITS_CWRITER it reads again, but the ITS has none of it: its device table, its collections, its queue and every device's interrupt
 //! translation table stand in pages of the core's pool. When the host moves GITS_CWRITER on, each command is read once from the host's queue, looked at, and given to the ITS, a MAPD with a
-//! table of the core's; then the host sees GITS_CREADR moved on. A queue outside the host's memory, and a command that there is no room for, stall the ITS as the host sees it.
+//! table of the core's; then the host sees GITS_CREADR moved on. A queue outside the host's memory, a command that there is no room for, and one that the ITS itself refuses, stall the ITS as the host sees it. The
+//! real one never stays at a command: it gets one in its place that does nothing, and goes on.
 //!
 //! Below: MmioCoreAux, MemoryOps. Above: MmioOpsAux. Specification: `spec::mmio`. Source: SeKVM layer MmioCore; K §2 L24; docs/architecture.md, Devices.
 #![forbid(unsafe_code)]
@@ -14,9 +15,9 @@
 use super::its::{Its, Itt};
 use super::its_command::{self, Command, WORDS};
 use super::mmio_raw::{Access, merge, part_of};
-use super::refused;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn};
+use crate::abstract_machine::per_cpu::Event;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
 
@@ -37,6 +38,8 @@ pub const GITS_BASER: u64 = 0x100;
 const ENABLED: u64 = 1;
 /// GITS_CREADR.Stalled.
 const STALLED: u64 = 1;
+/// GITS_CWRITER.Retry.
+const RETRY: u64 = 1;
 /// Offsets in GITS_CWRITER and GITS_CREADR.
 const QUEUE_OFFSET: u64 = 0xf_ffe0;
 /// GITS_CBASER: address, and number of 4 KiB pages less one.
@@ -49,12 +52,13 @@ const VIRTUAL: u64 = 1 << 1 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41;
 const DEVICE_BITS_SHIFT: u32 = 13;
 const DEVICE_BITS: u64 = 0x1f << DEVICE_BITS_SHIFT;
 
-/// Most bits of an event's number, and most pages of all interrupt translation tables of an ITS.
+/// Most bits of an event's number.
 const MOST_EVENT_BITS: u32 = 11;
-const MOST_ITT_PAGES: u64 = 96;
+/// Most pages of the pool that an ITS comes to have by the host's commands: interrupt translation tables, and pages of its device table.
+const MOST_PAGES: u64 = 96;
 /// Commands that one access runs at most; the next one goes on.
 const AT_A_TIME: usize = 64;
-/// How often GITS_CREADR is asked before the ITS counts as stalled.
+/// How often GITS_CREADR is asked before the ITS counts as late.
 const PATIENCE: u32 = 1 << 20;
 
 /// What an access of the host to the first page of the control frame leads to: what a load gives.
@@ -119,7 +123,7 @@ fn run_commands<M: Machine>(mem: &Memory<M>, its: &mut Its) {
         }
         let done = read_command(mem, its).and_then(|words| run_command(mem.machine(), its, words));
         if done.is_none() {
-            let level = refused(mem.machine());
+            let level = mem.machine().count_to_tell(Event::HostAccessDenied);
             log::log!(level, "host: the ITS at {} stalls at command {:#x}", its.setup.frame, its.host_reader);
             its.stalled = true;
             return;
@@ -140,12 +144,23 @@ fn read_command<M: Machine>(mem: &Memory<M>, its: &Its) -> Option<[u64; WORDS]> 
     Some(words)
 }
 
-/// Runs one command. `None` if the ITS cannot have it.
+/// Runs one command. `None` if the ITS cannot have it, or does not take it.
 fn run_command<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> Option<()> {
+    if its.late {
+        // It had its time: whether it is there by now is asked once, and what became of that command is no matter.
+        let _ = settle(machine, its, 1);
+    }
+    if its.late {
+        return None;
+    }
     match Command::decode(words) {
         Command::Plain => give(machine, its, words),
         Command::Unknown => {
-            log::log!(refused(machine), "host: command {:#x} is none of the ITS's", words.first()?);
+            log::log!(
+                machine.count_to_tell(Event::HostAccessDenied),
+                "host: command {:#x} is none of the ITS's",
+                words.first()?
+            );
             Some(())
         }
         Command::MapDevice { device, event_bits } => {
@@ -155,25 +170,38 @@ fn run_command<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> O
             let itt = room.then(|| new_itt(machine, its, events)).flatten()?;
             let base = its.itts.get(itt)?.as_ref()?.base;
             let done = give(machine, its, its_command::map_device(device, events, base));
-            forget(its, device);
-            its.itts.get_mut(itt)?.as_mut()?.device = Some(device);
+            // A late one may yet do it: then the device has this table as well as the one before.
+            if done.is_some() {
+                forget(its, device);
+            }
+            if done.is_some() || its.late {
+                its.itts.get_mut(itt)?.as_mut()?.device = Some(device);
+            }
             done
         }
         Command::UnmapDevice { device } => {
-            let done = give(machine, its, words);
+            give(machine, its, words)?;
             forget(its, device);
-            done
+            Some(())
         }
     }
 }
 
-/// The table of `device`, if it has one, may be another device's.
+/// The ITS has no table of `device` any more: what it had may be another device's.
 fn forget(its: &mut Its, device: u32) {
     its.itts.iter_mut().flatten().filter(|itt| itt.device == Some(device)).for_each(|itt| itt.device = None);
 }
 
-/// Makes sure that the device table has a place for `device`. `None` if the pool has no page for it.
-fn has_entry<M: Machine>(machine: &M, its: &Its, device: u32) -> Option<bool> {
+/// Takes `1 << order` pages of the pool for this ITS. `None` if it has too many, or the pool has none.
+fn take_pages<M: Machine>(machine: &M, its: &mut Its, order: u32) -> Option<Pa> {
+    let pages = Some(its.pages + (1 << order)).filter(|pages| *pages <= MOST_PAGES)?;
+    let base = machine.alloc_table(order)?;
+    its.pages = pages;
+    Some(base)
+}
+
+/// Makes sure that the device table has a place for `device`. `None` if there is no page for it.
+fn has_entry<M: Machine>(machine: &M, its: &mut Its, device: u32) -> Option<bool> {
     const VALID: u64 = 1 << 63;
     let Some(level1) = its.setup.level1 else { return Some(true) };
     let page = PAGE_SIZE << its.setup.page_order;
@@ -183,7 +211,7 @@ fn has_entry<M: Machine>(machine: &M, its: &Its, device: u32) -> Option<bool> {
     }
     let slot = level1.checked_add(slot * 8)?;
     if machine.pt_load(slot) & VALID == 0 {
-        let table = machine.alloc_table(its.setup.page_order)?;
+        let table = take_pages(machine, its, its.setup.page_order)?;
         // An interrupt of any device makes the ITS look there at once.
         machine.publish_tables();
         machine.pt_store(slot, table.raw() | VALID);
@@ -203,22 +231,49 @@ fn new_itt<M: Machine>(machine: &M, its: &mut Its, events: u32) -> Option<usize>
         return Some(place);
     }
     let place = its.itts.iter().position(Option::is_none)?;
-    its.itt_pages = Some(its.itt_pages + (1 << order)).filter(|pages| *pages <= MOST_ITT_PAGES)?;
-    let base = machine.alloc_table(order)?;
+    let base = take_pages(machine, its, order)?;
     *its.itts.get_mut(place)? = Some(Itt { device: None, base, order });
     Some(place)
 }
 
 /// Gives the ITS a command and waits until it has run it. `None` if it does not.
 fn give<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> Option<()> {
-    let at = its.setup.queue.checked_add(its.writer)?;
+    write_command(machine, its, its.writer, words)?;
+    its.writer = (its.writer + its_command::SIZE) % PAGE_SIZE;
+    its.late = true;
+    machine.mmio_write(its.setup.frame.checked_add(GITS_CWRITER)?, 8, its.writer);
+    settle(machine, its, PATIENCE)
+}
+
+/// Writes a command to this place in the core's queue.
+fn write_command<M: Machine>(machine: &M, its: &Its, offset: u64, words: [u64; WORDS]) -> Option<()> {
+    let at = its.setup.queue.checked_add(offset)?;
     for (n, word) in (0..).zip(words) {
         machine.pt_store(at.checked_add(8 * n)?, word);
     }
     // The command, and before it all that it leads to: the ITS needs neither before it is told.
     machine.publish_tables();
-    its.writer = (its.writer + its_command::SIZE) % PAGE_SIZE;
-    machine.mmio_write(its.setup.frame.checked_add(GITS_CWRITER)?, 8, its.writer);
-    let reader = its.setup.frame.checked_add(GITS_CREADR)?;
-    (0..PATIENCE).find(|_| machine.mmio_read(reader, 8) & (QUEUE_OFFSET | STALLED) == its.writer).map(|_| ())
+    Some(())
+}
+
+/// Asks, at most so often, whether the ITS has run the last command that it got; then it is not late any more. At a command that it refuses it stands still, and so would all that come
+/// later: it gets one that does nothing in its place. `None` if it refused the command, or is still late.
+fn settle<M: Machine>(machine: &M, its: &mut Its, patience: u32) -> Option<()> {
+    let (frame, mut refused) = (its.setup.frame, false);
+    let (reader, writer) = (frame.checked_add(GITS_CREADR)?, frame.checked_add(GITS_CWRITER)?);
+    for _ in 0..patience {
+        let at = machine.mmio_read(reader, 8);
+        if at & STALLED != 0 {
+            // Told once; it may take a while.
+            if !refused {
+                write_command(machine, its, at & QUEUE_OFFSET & (PAGE_SIZE - 1), its_command::nothing())?;
+                machine.mmio_write(writer, 8, its.writer | RETRY);
+                refused = true;
+            }
+        } else if at & QUEUE_OFFSET == its.writer {
+            its.late = false;
+            return (!refused).then_some(());
+        }
+    }
+    None
 }

@@ -12,9 +12,9 @@
 #![forbid(unsafe_code)]
 
 use super::mmio_raw::Access;
-use super::refused;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn, PhysRange};
+use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::FIRST_LPI;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
@@ -32,6 +32,8 @@ const RWP: u64 = 1 << 3;
 const PATIENCE: u32 = 1000;
 /// GICR_PROPBASER.IDbits: bits of interrupt numbers, less one.
 const PROP_ID_BITS: u64 = 0x1f;
+/// Most bits of interrupt numbers that a redistributor's tables may be for: 16 pages, looked at one by one. Linux uses no more (`ITS_MAX_LPI_NRBITS`); a GIC may have 32.
+const MOST_ID_BITS: u32 = 16;
 /// Addresses in GICR_PROPBASER (51:12) and GICR_PENDBASER (51:16).
 const PROP_ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 const PEND_ADDRESS: u64 = ((1 << 52) - 1) & !0xffff;
@@ -53,10 +55,10 @@ pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits:
                 false
             };
             if !lent {
-                let level = refused(machine);
+                let level = machine.count_to_tell(Event::HostAccessDenied);
                 log::log!(
                     level,
-                    "host: the tables of the redistributor at {page} are not all its own, or in use: no LPIs there"
+                    "host: the tables of the redistributor at {page} are not all its own, in use or too large: no LPIs there"
                 );
             }
             let allowed = if lent { value } else { value & !ENABLE_LPIS };
@@ -69,9 +71,10 @@ pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits:
     0
 }
 
-/// Where the redistributor reads its configuration, and where it reads and writes what is pending. `None` if there is no such memory.
+/// Where the redistributor reads its configuration, and where it reads and writes what is pending. `None` if there is no such memory, or too
+/// much of it.
 fn lpi_tables(prop: u64, pend: u64, lpi_bits: u32) -> Option<[PhysRange; 2]> {
-    let bits = ((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits);
+    let bits = Some(((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits)).filter(|bits| *bits <= MOST_ID_BITS)?;
     let numbers = 1u64 << bits;
     let configuration = PhysRange::new(Pa::new(prop & PROP_ADDRESS), numbers.checked_sub(FIRST_LPI)?)?;
     let pending = PhysRange::new(Pa::new(pend & PEND_ADDRESS), numbers / 8)?;

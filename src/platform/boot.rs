@@ -105,7 +105,8 @@ pub fn early_description(dtb: Pa) -> Option<MachineDescription> {
     // SAFETY: with the MMU off every address can be read; the blob's header says how long it is, and it is the boot
     // loader's promise that x0 points to one. Nothing else uses the rest of the core's block.
     unsafe {
-        let size = device_tree::total_size(slice::from_raw_parts(dtb.raw() as *const u8, 64)).ok()?;
+        let header = slice::from_raw_parts(dtb.raw() as *const u8, HEADER_LOOKED_AT as usize);
+        let size = device_tree::total_size(header).ok()?;
         let bytes = slice::from_raw_parts(dtb.raw() as *const u8, size);
         let buffer = slice::from_raw_parts_mut(free.base().raw() as *mut u8, MAX_TREE);
         let tree = DeviceTree::normalise(bytes, buffer).ok()?;
@@ -139,9 +140,6 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
         log::warn!("{} CPUs are more than the core drives and stay off", description.cpus_ignored);
     }
 
-    if el2::is_vhe() {
-        return Err(BootError::VheOnly);
-    }
     let smmus = smmu::take(description)?;
     let mediated = gic_tables::mediate(description)?;
     let description: &'static MachineDescription = description;
@@ -204,12 +202,16 @@ fn erase(blob: PhysRange) -> bool {
     written.is_ok() && own_map::with_bytes(blob, |bytes| bytes.iter().all(|byte| *byte == 0)) == Ok(true)
 }
 
+/// Bytes at the start of the boot loader's blob that are looked at for its size: its header has 40.
+const HEADER_LOOKED_AT: u64 = 64;
+
 /// What the boot loader's blob says, and where it is.
 type Read = (DeviceTree<'static>, &'static mut MachineDescription, PhysRange);
 
 /// Maps the boot loader's blob, checks it and reads it.
 fn read_tree(dtb: Pa) -> Result<Read, BootError> {
-    let header = PhysRange::new(dtb, PAGE_SIZE / 8).ok_or(BootError::Map(MapError::OutOfTables))?;
+    // What says how long the blob is stands in its first words.
+    let header = PhysRange::new(dtb, HEADER_LOOKED_AT).ok_or(BootError::TreeTooLarge(HEADER_LOOKED_AT as usize))?;
     let size = own_map::with_bytes(header, device_tree::total_size)??;
     let blob = PhysRange::new(dtb, size as u64).ok_or(BootError::TreeTooLarge(size))?;
     let tree = own_map::with_bytes(blob, |bytes| {
@@ -276,7 +278,7 @@ fn build_core(
     let are_few = blocks_bytes <= BLOCKS_IN_POOL;
     let records_size = (pages_bytes + if are_few { 0 } else { blocks_bytes }).div_ceil(BLOCK_2M) * BLOCK_2M;
     let records = plan.place("the records of all pages", records_size, BLOCK_2M)?;
-    plan.core[1] = records;
+    plan.core.records = records;
     own_map::map(records, CoreAccess::ReadWrite)?;
     cpu::maintenance::zero(records);
     let blocks = if are_few {
@@ -301,13 +303,13 @@ fn build_core(
     let mut spt = None;
     if let Some(smmus) = smmus {
         let (memory, table) = smmu::build_table(smmus, description, &regions, shape, plan)?;
-        plan.core[2] = memory;
+        plan.core.smmu_table = memory;
         spt = Some(table);
     }
     let memory = Memory::new(Npts::new(Cpu, host, tables), regions, pages, spt);
     let core = CORE.call_once(|| Core::new(memory, vms).with_mediated(mediated));
     core.vms().set_keys(description.chosen.public_keys.iter().copied());
-    for range in plan.core {
+    for range in plan.core.ranges() {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }
     CORE_MEMORY.call_once(|| plan.core);
@@ -398,11 +400,10 @@ pub extern "C" fn trap_lower_hvc(args: &mut [u64; 6]) {
     let asked = *args;
     #[cfg(feature = "test-hooks")]
     failure::provoke::if_asked(args);
-    if let Some(core) = CORE.get() {
-        trap_handler::host_hvc_handler(core, args);
-        #[cfg(feature = "test-hooks")]
-        failure::provoke::judge(core.memory(), &asked);
-    }
+    let Some(core) = CORE.get() else { unreachable!("a hypercall, and there is no core yet") };
+    trap_handler::host_hvc_handler(core, args);
+    #[cfg(feature = "test-hooks")]
+    failure::provoke::judge(core.memory(), &asked);
 }
 
 /// An SError while the host ran: from boot/vectors.S.

@@ -45,6 +45,8 @@ pub enum CpuError {
     PsciByHvc,
     /// Firmware has no PSCI that the core can use.
     Firmware(ProbeError),
+    /// PSCI has no place for the CPU with this MPIDR, or another one than the core's data have.
+    Misnumbered(u64),
     /// Registers or a spin table could not be mapped.
     Map(MapError),
 }
@@ -62,6 +64,7 @@ impl fmt::Display for CpuError {
             Self::Firmware(ProbeError::TooOld(version)) => {
                 write!(f, "/psci: firmware answers PSCI_VERSION with {version:#x}; 0.2 or newer by SMC is needed")
             }
+            Self::Misnumbered(mpidr) => write!(f, "PSCI cannot number the CPU with MPIDR {mpidr:#x} as the core does"),
             Self::Map(error) => write!(f, "CPU start: {error:?}"),
         }
     }
@@ -132,8 +135,9 @@ pub fn start_psci(description: &MachineDescription, cpus: &'static [PerCpu], set
     }
     for data in cpus.iter().skip(1) {
         let added = if below == Below::SpinTable { psci.await_cpu(data.mpidr) } else { psci.add_cpu(data.mpidr) };
-        if let Err(error) = added {
-            log::warn!("CPU {} (MPIDR {:#x}) is left out: {error:?}", data.cpu.index(), data.mpidr);
+        // By its number PSCI starts a CPU, and by its number a CPU finds its data: one that differs would be another's.
+        if added != Ok(data.cpu) {
+            return Err(CpuError::Misnumbered(data.mpidr));
         }
     }
     let server = PSCI.call_once(|| Server(psci));

@@ -3,16 +3,16 @@
 
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{SCTLR_EL2, TCR_EL2, VBAR_EL2, Writeable};
 
 use super::{boot, el3, failure};
-use crate::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, CpuId, Pa, PhysRange};
+use crate::abstract_machine::addr::{BLOCK_2M, CpuId, Pa, PhysRange};
 use crate::abstract_machine::cpu::{self, el2};
 use crate::abstract_machine::per_cpu::PerCpu;
-use crate::abstract_machine::regs::{ESR, SPSR, TrapFrame};
+use crate::abstract_machine::regs::{ESR, MPIDR_AFFINITY, SPSR, TrapFrame};
 use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::world::ExitCode;
 use crate::npt::Level;
@@ -50,7 +50,7 @@ static MMU_SETTINGS: BootCell<MmuSettings> =
 static SECONDARY_TABLE: BootCell<[(u64, u64); MAX_CPUS + 1]> = BootCell(UnsafeCell::new([(0, 0); MAX_CPUS + 1]));
 static EARLY_TABLES: BootCell<[[u64; 512]; EARLY_TABLE_COUNT]> =
     BootCell(UnsafeCell::new([[0; 512]; EARLY_TABLE_COUNT]));
-static BOOT_PER_CPU: BootCell<PerCpu> = BootCell(UnsafeCell::new(PerCpu::new(CpuId::new(0), 0, 0, 0)));
+static BOOT_PER_CPU: BootCell<MaybeUninit<PerCpu>> = BootCell(UnsafeCell::new(MaybeUninit::uninit()));
 
 /// Root, and a level-1 and a level-2 table for each of: image, device tree, the block behind the device tree.
 const EARLY_TABLE_COUNT: usize = 7;
@@ -81,7 +81,7 @@ global_asm!(
     BOOT_STACK_SIZE_4K = const BOOT_STACK_SIZE / 4096,
     CORE_BLOCK_SIZE_4K = const BLOCK_2M / 4096,
     SECONDARY_TABLE = sym SECONDARY_TABLE,
-    MPIDR_AFFINITY = const el2::MPIDR_AFFINITY,
+    MPIDR_AFFINITY = const MPIDR_AFFINITY,
     PERCPU_STACK_TOP = const offset_of!(PerCpu, stack_top),
     build_early_map = sym build_early_map,
     primary_main = sym boot::primary_main,
@@ -193,7 +193,6 @@ extern "C" fn build_early_map(base: u64, dtb: u64) {
     for at in [dtb_block, dtb_block + BLOCK_2M] {
         map(at, Desc::stage1(Level::L2, Pa::new(at), CoreAccess::Read));
     }
-    const { assert!(BLOCK_1G > BLOCK_2M) };
 
     let root = address((&raw const tables[0]).cast()).raw();
     *settings = MmuSettings { mair: MAIR_EL2_VALUE, tcr: tcr(), ttbr0: root, sctlr: sctlr() };
@@ -219,10 +218,9 @@ fn sctlr() -> u64 {
 /// Gives the boot CPU vectors, and a stack for reporting its own traps.
 pub fn early_traps() {
     let top = BOOT_EMERGENCY.0.get() as u64 + BOOT_EMERGENCY_SIZE as u64;
-    // SAFETY: the boot CPU alone runs, and nothing refers to its data yet.
-    unsafe { *BOOT_PER_CPU.0.get() = PerCpu::new(CpuId::new(0), el2::affinity(), 0, top) };
-    // SAFETY: it is not written again.
-    cpu::set_this(Some(unsafe { &*BOOT_PER_CPU.0.get() }));
+    // SAFETY: the boot CPU alone runs, and nothing refers to its data yet; this is the only place that does.
+    let place = unsafe { &mut *BOOT_PER_CPU.0.get() };
+    cpu::set_this(Some(place.write(PerCpu::new(CpuId::new(0), el2::affinity(), 0, top))));
     install_vectors();
 }
 

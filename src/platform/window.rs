@@ -11,7 +11,7 @@ use spin::Once;
 use super::host_start::CoreMemory;
 use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange, Va};
-use crate::abstract_machine::cpu::{self, maintenance, pool};
+use crate::abstract_machine::cpu::{self, maintenance};
 use crate::abstract_machine::per_cpu::PerCpu;
 use crate::npt::Level;
 use crate::npt::descriptor::{CoreAccess, Desc};
@@ -79,7 +79,7 @@ impl Drop for Window {
 /// Whether a window may show these pages: RAM of one bank that is not the core's.
 fn is_foreign(pages: PhysRange) -> bool {
     MEMORY.get().is_some_and(|(ram, core)| {
-        ram.iter().any(|bank| bank.contains_range(pages)) && !core.iter().any(|range| range.overlaps(pages))
+        ram.iter().any(|bank| bank.contains_range(pages)) && !core.ranges().iter().any(|range| range.overlaps(pages))
     })
 }
 
@@ -106,7 +106,7 @@ fn expect_all_foreign(this: &PerCpu, pages: PhysRange) {
 fn look_at_all(this: &PerCpu, pages: PhysRange) {
     let block = PhysRange::new(pages.base().align_down(BLOCK_2M), BLOCK_2M).filter(|block| is_foreign(*block));
     if block.is_some() {
-        this.has_changed_now(pages.first_pfn());
+        this.note_changed(pages.first_pfn());
     }
     let all = block.is_some_and(|block| block.contains_range(pages)) || is_foreign(pages);
     assert!(all, "{pages:?} is no memory for a window");
@@ -119,7 +119,7 @@ fn look_at(pfn: Pfn) {
     let block = around(BLOCK_2M);
     assert!(block || around(PAGE_SIZE), "{pfn:?} is no memory for a window");
     if let Some(this) = cpu::this() {
-        this.has_seen_now(pfn, block);
+        this.note_seen(pfn, block);
     }
 }
 
@@ -196,12 +196,8 @@ pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
 
 /// See `Machine::clear_phys_run`.
 pub fn clear(pages: PhysRange) {
-    // The core's own pages are in no window. Pages that it adopted may be: their other address has the same attributes, so it finds the zeroes there.
-    if pool::holds(pages.base()) && !pages.is_empty() {
-        maintenance::zero_to_poc(pages);
-    } else {
-        show_all(pages, maintenance::zero_to_poc);
-    }
+    // Pages that the core adopted are among them: their other address has the same attributes, so it finds the zeroes there.
+    show_all(pages, maintenance::zero_to_poc);
 }
 
 /// See `Machine::zero_phys_run`.

@@ -3,7 +3,7 @@
 //! Registers are doublewords by their place in the page. What becomes of a page's owner is a part of [`State`]; all else is in [`Gicr`] and [`Its`].
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use super::{State, memory};
@@ -63,7 +63,7 @@ pub fn gicr_store(s: State, mut gicr: Gicr, offset: u64, size: u64, value: u64, 
         let numbers = 1u64 << ((prop & 0x1f) as u32 + 1).min(lpi_bits);
         let address = |register: u64, low: u32| register & ((1 << 52) - 1) >> low << low;
         let mut all = Vec::new();
-        let possible = numbers >= 8192 && !stops;
+        let possible = (8192..=65536).contains(&numbers) && !stops;
         if possible {
             all = pages(address(prop, 12), numbers - 8192);
             all.extend(pages(address(pend, 16), numbers / 8));
@@ -106,6 +106,8 @@ pub struct Its {
     pub stalled: bool,
     /// Each table of the core's: its pages, and the device that has it.
     pub tables: Vec<(u64, Option<u32>)>,
+    /// Blocks of 512 devices that have had a page of the device table.
+    pub blocks: BTreeSet<u32>,
 }
 
 /// What the host loads from an ITS. Virtual LPIs are none of its features; it has 16 bits of devices.
@@ -178,12 +180,19 @@ fn its_command(its: &mut Its, words: [u64; 4]) -> Result<Option<Given>, ()> {
         0x08 if words[2] >> 63 == 1 => {
             let events = ((words[1] & 0x1f) as u32 + 1).min(11);
             let pages = (12u64 << events).div_ceil(4096).next_power_of_two();
-            let used: u64 = its.tables.iter().map(|(pages, _)| pages).sum();
+            if device >> 16 != 0 {
+                return Err(());
+            }
+            // No more than 96 pages in all, a block's page first.
+            let used = |its: &Its| its.tables.iter().map(|(pages, _)| pages).sum::<u64>() + its.blocks.len() as u64;
+            if !its.blocks.contains(&(device >> 9)) && used(its) + 1 > 96 {
+                return Err(());
+            }
+            its.blocks.insert(device >> 9);
             let free = its.tables.iter().position(|(have, owner)| owner.is_none() && *have >= pages);
             let table = match free {
-                _ if device >> 16 != 0 => return Err(()),
                 Some(table) => table,
-                None if its.tables.len() < 64 && used + pages <= 96 => {
+                None if its.tables.len() < 64 && used(its) + pages <= 96 => {
                     its.tables.push((pages, None));
                     its.tables.len() - 1
                 }

@@ -1,6 +1,6 @@
 //! A GICv3's registers behind the core: a machine with them, and random accesses of the host next to `spec::mmio`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use corevisor::abstract_machine::Machine;
@@ -35,6 +35,10 @@ pub const CWRITER: u64 = 0x88;
 pub const CREADR: u64 = 0x90;
 pub const BASER: u64 = 0x100;
 pub const VALID: u64 = 1 << 63;
+/// Of GITS_CWRITER.
+pub const RETRY: u64 = 1;
+/// Of GITS_CREADR.
+pub const STALLED: u64 = 1;
 
 pub const PC: u64 = 0xffff_8000_0000_4444;
 pub const VBAR: u64 = 0xffff_8000_1000_0000;
@@ -44,8 +48,12 @@ pub const VBAR: u64 = 0xffff_8000_1000_0000;
 pub struct Registers {
     pub values: BTreeMap<u64, u64>,
     pub stores: Vec<(u64, u64, u64)>,
+    /// Loads from GITS_CREADR.
+    pub asked: usize,
     /// The ITS does not take its commands.
     pub deaf: bool,
+    /// Places in its queue of commands that the ITS refuses: it stands there until it is told to try again, when another one is there.
+    pub refused: BTreeSet<u64>,
 }
 
 impl Registers {
@@ -56,11 +64,34 @@ impl Registers {
             self.stores.push((at, size, value));
             let old = self.values.get(&register).copied().unwrap_or(0);
             self.values.insert(register, old & !mask | value << shift & mask);
-            if register == ITS + CWRITER && !self.deaf {
-                self.values.insert(ITS + CREADR, value);
+            if register == ITS + CWRITER {
+                self.values.insert(register, value & !RETRY);
+                self.run_its(value);
             }
+        } else if register == ITS + CREADR {
+            self.asked += 1;
         }
         (self.values.get(&register).copied().unwrap_or(0) & mask) >> shift
+    }
+
+    /// The ITS goes on with its commands up to where GITS_CWRITER, now `written`, says.
+    pub fn run_its(&mut self, written: u64) {
+        let reader = self.values.get(&(ITS + CREADR)).copied().unwrap_or(0);
+        let (mut at, stalled) = (reader & !STALLED, reader & STALLED != 0);
+        if self.deaf || stalled && written & RETRY == 0 {
+            return;
+        }
+        if stalled {
+            self.refused.remove(&at);
+        }
+        while at != written & !RETRY {
+            if self.refused.contains(&at) {
+                at |= STALLED;
+                break;
+            }
+            at = (at + 32) % 4096;
+        }
+        self.values.insert(ITS + CREADR, at);
     }
 }
 
@@ -73,6 +104,11 @@ pub struct Bed {
 
 /// A redistributor, its page of virtual LPIs, and an ITS of 16 bits of devices with a device table of two levels, on.
 pub fn bed() -> Bed {
+    bed_with(16)
+}
+
+/// The same with a GIC of so many bits of interrupt numbers.
+pub fn bed_with(lpi_bits: u32) -> Bed {
     let regions = vec![(RAM, 4 << 20, true)];
     let mut world = World::new(&Layout { regions, pool: POOL, pool_pages: 200, ia_bits: 40, cpus: 2, smmu: None });
     let registers = Arc::new(Mutex::new(Registers::default()));
@@ -102,7 +138,7 @@ pub fn bed() -> Bed {
         Frame { at: Pa::new(VLPI), kind: FrameKind::VirtualLpis },
     ];
     let core = world.core;
-    world.core = core.with_mediated(Some(Mediated::new(frames.leak(), 16, its)));
+    world.core = core.with_mediated(Some(Mediated::new(frames.leak(), lpi_bits, its)));
     let mut all = registers.lock().unwrap();
     all.values.insert(ITS + CTLR, 1);
     all.values.insert(ITS + TYPER, 1 | 1 << 1 | 0xb << 4 | 0xf << 8 | 0x13 << 13 | 1 << 37 | 1 << 40);

@@ -7,8 +7,8 @@ mod common;
 mod random;
 
 use common::mediated::{
-    BASER, Bed, CBASER, CORES, CREADR, CTLR, CWRITER, GICR, ITS, PENDBASER, POOL, PROPBASER, QUEUE, RAM, TABLES, TYPER,
-    VALID, VLPI, bed, command, described,
+    BASER, Bed, CBASER, CORES, CREADR, CTLR, CWRITER, GICR, ITS, PENDBASER, POOL, PROPBASER, QUEUE, RAM, STALLED,
+    TABLES, TYPER, VALID, VLPI, bed, bed_with, command, described,
 };
 use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{Pa, Pfn};
@@ -270,7 +270,80 @@ fn an_its_that_takes_no_command_hangs_nobody() {
     bed.registers.lock().unwrap().deaf = true;
     bed.set_queue(QUEUE);
     bed.commands(0, &[[0x05, 0, 0, 0]]);
-    assert_eq!(bed.load(ITS + CREADR, 8), 1);
+    assert_eq!(bed.load(ITS + CREADR, 8), STALLED);
+    // It had its time: from now on it is asked once for each attempt, and gets nothing.
+    bed.registers.lock().unwrap().asked = 0;
+    for _ in 0..10 {
+        bed.commands(0, &[[0x05, 0, 0, 0]]);
+        assert_eq!((bed.load(ITS + CREADR, 8), bed.given(1)), (STALLED, [0; 4]));
+    }
+    assert_eq!(bed.registers.lock().unwrap().asked, 10);
+    // Until it has come on after all.
+    let mut registers = bed.registers.lock().unwrap();
+    registers.deaf = false;
+    registers.run_its(0x20);
+    drop(registers);
+    bed.commands(0, &[[0x05, 7, 0, 0]]);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.given(1)), (0x20, [0x05, 7, 0, 0]));
+}
+
+#[test]
+fn an_its_that_refuses_a_command_goes_on_with_the_next_one_and_the_host_sees_which_it_was() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.registers.lock().unwrap().refused = [0x20, 0x40].into();
+    let commands = [[0x05, 1, 0, 0], [0x0a | 8 << 32, 2, 0xffff, 0], [0x05, 3, 0, 0]];
+    bed.commands(0, &commands);
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x20 | STALLED);
+    // What the ITS stood at is none any more: it waits for a redistributor, and it has gone on.
+    assert_eq!((bed.given(0), bed.given(1), bed.given(2)), (commands[0], [0x05, 0, 0, 0], [0; 4]));
+    assert_eq!((bed.real(ITS + CREADR), bed.real(ITS + CWRITER)), (0x40, 0x40));
+    // The host tries again, in vain, and then has another command there.
+    bed.store(ITS + CWRITER, 8, 0x60);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (0x20 | STALLED, 0x60));
+    bed.commands(1, &[[0x05, 2, 0, 0], commands[2]]);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (0x60, 0xa0));
+    assert_eq!((bed.given(3), bed.given(4)), ([0x05, 2, 0, 0], commands[2]));
+    assert!(bed.registers.lock().unwrap().asked < 20, "it is asked for what never comes");
+}
+
+#[test]
+fn a_device_keeps_its_table_while_the_its_refuses_to_take_it_away_or_to_give_another() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.registers.lock().unwrap().refused = [0x20, 0x40].into();
+    let (map, unmap) = (|device| map_device(device, 5, Pa::new(0)), [0x08 | 1 << 32, 0, 0, 0]);
+    let next = |bed: &mut Bed, command| {
+        bed.set_queue(QUEUE);
+        bed.commands(0, &[command]);
+        bed.load(ITS + CREADR, 8)
+    };
+    assert_eq!(next(&mut bed, map(1)), 0x20);
+    assert_eq!((next(&mut bed, unmap), next(&mut bed, map(1))), (STALLED, STALLED));
+    let free = bed.world.sim().free_pages();
+    assert_eq!(next(&mut bed, map(2)), 0x20);
+    assert_eq!(bed.world.sim().free_pages(), free, "the table of the refused MAPD is nobody's");
+    assert!(bed.given(3)[2] & VALID != 0 && bed.given(3)[2] != bed.given(0)[2], "two devices have one table");
+    // Once the ITS has done it, the first one's is free.
+    assert_eq!((next(&mut bed, unmap), next(&mut bed, map(3))), (0x20, 0x20));
+    assert_eq!(bed.given(5)[2], bed.given(0)[2]);
+}
+
+#[test]
+fn a_table_that_a_late_its_may_yet_take_is_no_other_devices() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    bed.commands(0, &[map_device(1, 5, Pa::new(0))]);
+    bed.registers.lock().unwrap().deaf = true;
+    bed.commands(1, &[map_device(1, 5, Pa::new(0))]);
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x20 | STALLED);
+    let mut registers = bed.registers.lock().unwrap();
+    registers.deaf = false;
+    registers.run_its(0x40);
+    drop(registers);
+    bed.commands(1, &[map_device(2, 5, Pa::new(0))]);
+    let tables = [0, 1, 2].map(|n| bed.given(n)[2]);
+    assert!(tables[0] != tables[1] && tables[1] != tables[2] && tables[2] != tables[0], "{tables:x?}");
 }
 
 #[test]
@@ -281,12 +354,48 @@ fn more_devices_than_there_is_room_for_stall_the_its_and_the_pool_has_pages_left
     for n in 0..70 {
         bed.commands(n, &[map_device(n as u32, 11, Pa::new(0))]);
     }
-    // 12 bytes for each of 2048 events: eight pages; twelve devices have room in 96.
-    assert_eq!(bed.load(ITS + CREADR, 8), (12 * 32) | 1);
-    assert_eq!(before - bed.world.sim().free_pages(), 96 + 1);
+    // 12 bytes for each of 2048 events: eight pages; eleven devices have room in 96, with a page of the device table.
+    assert_eq!(bed.load(ITS + CREADR, 8), (11 * 32) | STALLED);
+    assert_eq!(before - bed.world.sim().free_pages(), 11 * 8 + 1);
+    // Devices far from one another take a page of the device table each.
+    let mut spread = self::bed();
+    spread.set_queue(QUEUE);
+    let before = spread.world.sim().free_pages();
+    for n in 0..70 {
+        spread.commands(n, &[map_device(n as u32 * 512, 5, Pa::new(0))]);
+    }
+    assert_eq!(spread.load(ITS + CREADR, 8), (48 * 32) | STALLED);
+    assert_eq!(before - spread.world.sim().free_pages(), 96);
     // A device beyond the table's last is refused as well.
     let mut other = self::bed();
     other.set_queue(QUEUE);
     other.commands(0, &[map_device(1 << 16, 5, Pa::new(0))]);
-    assert_eq!((other.load(ITS + CREADR, 8), other.given(0)), (1, [0; 4]));
+    assert_eq!((other.load(ITS + CREADR, 8), other.given(0)), (STALLED, [0; 4]));
+}
+
+#[test]
+fn a_pool_that_is_empty_costs_an_its_nothing_of_what_it_may_have() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    let all: Vec<Pa> = std::iter::from_fn(|| bed.world.sim().alloc_table(0)).collect();
+    for _ in 0..200 {
+        bed.commands(0, &[map_device(1, 5, Pa::new(0))]);
+        assert_eq!(bed.load(ITS + CREADR, 8), STALLED);
+    }
+    bed.world.sim().publish_tables();
+    all.into_iter().for_each(|page| bed.world.sim().free_table(page, 0));
+    bed.commands(0, &[map_device(1, 5, Pa::new(0))]);
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x20);
+}
+
+#[test]
+fn tables_of_more_interrupts_than_a_host_uses_are_none() {
+    // The GIC has 24 bits of them: the tables are not cut, or it would reach beyond what was looked at.
+    let mut bed = bed_with(24);
+    for (bits, taken) in [(24, 0), (17, 0), (16, 1)] {
+        bed.store(GICR + PROPBASER, 8, TABLES | (bits - 1));
+        bed.store(GICR + PENDBASER, 8, TABLES + 0x1_0000);
+        bed.store(GICR + CTLR, 4, 1);
+        assert_eq!(bed.real(GICR + CTLR), taken, "{bits} bits");
+    }
 }

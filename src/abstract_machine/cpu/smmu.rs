@@ -15,7 +15,7 @@ use tock_registers::registers::{ReadOnly, ReadWrite};
 use tock_registers::{register_bitfields, register_structs};
 
 use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, PhysRange};
-use super::super::per_cpu::Event;
+use super::super::per_cpu::{Event, TOLD};
 use super::super::shape::Shape;
 use super::super::stream_table::{SPLIT, StreamTable};
 use super::super::turn::{CpuWords, Words};
@@ -411,8 +411,8 @@ impl Unit {
         self.run(commands.get(..count).unwrap_or(&[]));
     }
 
-    /// Takes the events from the queue: how many they were. Each of the first `tell` is told.
-    fn drain(&self, tell: u64) -> u64 {
+    /// Takes the events from the queue: how many they were. The first that there is room for come to `told`.
+    fn drain(&self, told: &mut Told) -> u64 {
         let wrap = (2 << self.events_log2) - 1;
         let (mut at, end) = (self.registers.eventq_cons.get() & wrap, self.registers.eventq_prod.get());
         let mut count = 0;
@@ -420,10 +420,7 @@ impl Unit {
             let index = at as usize & ((1 << self.events_log2) - 1);
             // SAFETY: within the queue's page; the SMMU has written what is before PROD.
             let event = unsafe { (self.events.raw() as *const [u64; 4]).add(index).read_volatile() };
-            if count < tell {
-                let (code, stream) = (EVENT::CODE.read(event[0]), EVENT::STREAM.read(event[0]));
-                log::warn!("SMMU: an access of device {stream:#x} to {:#x} refused, event {code:#x}", event[2]);
-            }
+            told.keep(event);
             (at, count) = ((at + 1) & wrap, count + 1);
         }
         // The overflow bit is acknowledged by its copy.
@@ -443,14 +440,41 @@ pub fn flush(at: Ipa, pages: u64) {
     }
 }
 
-/// Refused accesses of devices that are told on the console; the rest is only counted.
-const TOLD: u64 = 32;
+/// Most refused accesses that are told of one look at the queues.
+const TOLD_AT_ONCE: usize = 4;
+
+/// Events to tell once `UNITS` is free: a console takes milliseconds for a line, and whoever takes memory from devices waits for `UNITS`.
+struct Told {
+    events: [[u64; 4]; TOLD_AT_ONCE],
+    count: usize,
+    most: usize,
+}
+
+impl Told {
+    fn keep(&mut self, event: [u64; 4]) {
+        if self.count < self.most
+            && let Some(place) = self.events.get_mut(self.count)
+        {
+            *place = event;
+            self.count += 1;
+        }
+    }
+
+    fn tell(&self) {
+        for event in self.events.iter().take(self.count) {
+            let (code, stream) = (EVENT::CODE.read(event[0]), EVENT::STREAM.read(event[0]));
+            log::warn!("SMMU: an access of device {stream:#x} to {:#x} refused, event {code:#x}", event[2]);
+        }
+    }
+}
 
 /// Counts what SMMUs have refused since the last time, on this CPU; `so_far` is what was counted before.
 pub fn count_refused(so_far: u64, count: impl Fn(Event)) {
     if ANY.load(Ordering::Acquire) {
-        let told = TOLD.saturating_sub(so_far);
-        let refused: u64 = UNITS.lock().iter().flatten().map(|unit| unit.drain(told)).sum();
+        let most = TOLD.saturating_sub(so_far) as usize;
+        let mut told = Told { events: [[0; 4]; TOLD_AT_ONCE], count: 0, most };
+        let refused: u64 = UNITS.lock().iter().flatten().map(|unit| unit.drain(&mut told)).sum();
+        told.tell();
         (0..refused).for_each(|_| count(Event::DeviceAccessDenied));
     }
 }

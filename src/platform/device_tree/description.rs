@@ -9,6 +9,7 @@ use super::error::DeviceTreeError;
 use super::list::List;
 use super::windows;
 use crate::abstract_machine::addr::{Pa, PhysRange};
+use crate::abstract_machine::regs::MPIDR_AFFINITY;
 pub use crate::platform::console::ConsoleDevice as Console;
 use crate::vm::keys::{MAX_KEYS, PublicKey};
 
@@ -142,32 +143,6 @@ impl MachineDescription {
         }
         is_kept
     }
-
-    /// Forgets everything.
-    pub(super) fn clear(&mut self) {
-        self.ram.clear();
-        self.reserved.clear();
-        self.withheld.clear();
-        self.set_aside = 0;
-        self.has_debug = false;
-        self.cpus.clear();
-        self.cpus_ignored = 0;
-        self.psci = None;
-        self.gic = None;
-        self.console = None;
-        self.chosen.bootargs = None;
-        self.chosen.initrd = None;
-        self.chosen.rng_seed = None;
-        self.chosen.modules.clear();
-        self.chosen.public_keys.clear();
-        self.windows.clear();
-        self.smmus.clear();
-        self.doorbells.clear();
-        self.beside_smmus.clear();
-        self.gic_incoherent = false;
-        self.bcm_power = None;
-        self.timer = None;
-    }
 }
 
 /// A range that is not plainly the host's.
@@ -183,14 +158,14 @@ pub struct Reserved {
     pub phandle: Option<u32>,
 }
 
-/// Affinity fields of MPIDR_EL1 (Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0), nothing else (Arm ARM D24.2.117).
+/// Affinity fields of MPIDR_EL1, nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mpidr(u64);
 
 impl Mpidr {
     /// The affinity fields of `raw`; other bits of the register are dropped.
     pub const fn new(raw: u64) -> Self {
-        Self(raw & 0xff_00ff_ffff)
+        Self(raw & MPIDR_AFFINITY)
     }
 
     /// The fields, in the register's places.
@@ -237,37 +212,11 @@ pub enum PsciConduit {
     Hvc,
 }
 
-/// Version that the firmware's `compatible` claims.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum PsciVersion {
-    /// `arm,psci`: function numbers come from the tree.
-    V0_1,
-    /// `arm,psci-0.2`.
-    V0_2,
-    /// `arm,psci-1.0` or later.
-    V1_0,
-}
-
-/// Function numbers of PSCI 0.1; later versions have fixed ones.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PsciFunctions {
-    /// `cpu_suspend`.
-    pub cpu_suspend: Option<u32>,
-    /// `cpu_off`.
-    pub cpu_off: Option<u32>,
-    /// `cpu_on`.
-    pub cpu_on: Option<u32>,
-}
-
 /// Power firmware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Psci {
     /// How it is called.
     pub conduit: PsciConduit,
-    /// What it claims to be.
-    pub version: PsciVersion,
-    /// Numbers from the tree, for version 0.1.
-    pub functions: PsciFunctions,
 }
 
 /// The interrupt controller's frames, byte-exact, as the CPU addresses them.

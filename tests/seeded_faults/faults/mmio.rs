@@ -68,7 +68,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mmio_core: two devices have one table",
         "src/mmio/mmio_core.rs",
-        "            its.itts.get_mut(itt)?.as_mut()?.device = Some(device);\n",
+        "                its.itts.get_mut(itt)?.as_mut()?.device = Some(device);\n",
         "",
     ),
     fault(
@@ -86,8 +86,44 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mmio_core: the pool is an ITS's for ever",
         "src/mmio/mmio_core.rs",
-        ".filter(|pages| *pages <= MOST_ITT_PAGES)?",
-        ".filter(|pages| *pages <= 1000 * MOST_ITT_PAGES)?",
+        ".filter(|pages| *pages <= MOST_PAGES)?",
+        ".filter(|pages| *pages <= 1000 * MOST_PAGES)?",
+    ),
+    fault(
+        "mmio_core: pages of the device table are not counted",
+        "src/mmio/mmio_core.rs",
+        "let table = take_pages(machine, its, its.setup.page_order)?;",
+        "let table = machine.alloc_table(its.setup.page_order)?;",
+    ),
+    fault(
+        "mmio_core: an ITS stands at what it refuses for ever",
+        "src/mmio/mmio_core.rs",
+        "its.writer | RETRY",
+        "its.writer | RETRY ^ 1",
+    ),
+    fault(
+        "mmio_core: an ITS that takes nothing is waited for every time",
+        "src/mmio/mmio_core.rs",
+        "settle(machine, its, 1)",
+        "settle(machine, its, PATIENCE)",
+    ),
+    fault(
+        "mmio_core: a device loses its table though the ITS still has it",
+        "src/mmio/mmio_core.rs",
+        "            give(machine, its, words)?;\n            forget(its, device);\n            Some(())",
+        "            let done = give(machine, its, words);\n            forget(its, device);\n            done",
+    ),
+    fault(
+        "mmio_core: a table that a late ITS may take is another device's",
+        "src/mmio/mmio_core.rs",
+        "if done.is_some() || its.late {",
+        "if done.is_some() {",
+    ),
+    fault(
+        "mmio_core_aux: tables are cut to what a host uses, and the redistributor uses more",
+        "src/mmio/mmio_core_aux.rs",
+        "Some(((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits)).filter(|bits| *bits <= MOST_ID_BITS)?",
+        "((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits).min(MOST_ID_BITS)",
     ),
     fault(
         "mmio_core: the host's queue may be anybody's",
@@ -140,7 +176,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mmio_core: the ITS is told of a command that it does not see yet",
         "src/mmio/mmio_core.rs",
-        "    machine.publish_tables();\n    its.writer =",
-        "    its.writer =",
+        "    machine.publish_tables();\n    Some(())",
+        "    Some(())",
     ),
 ];
