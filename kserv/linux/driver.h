@@ -150,6 +150,8 @@ struct cv_vcpu {
 	/* It is an access above the start of VMs' memory: this driver finishes it, by this syndrome. */
 	bool emulated;
 	u64 syndrome;
+	/* User space has written registers meanwhile. */
+	bool rewritten;
 	bool abort_asked;
 	/* It gave the translation service commands that are not done yet. */
 	bool commands_left;

@@ -29,9 +29,6 @@ static int core_get(struct cv_vcpu *vcpu, u32 n, u64 *value)
 
 static int core_set(struct cv_vcpu *vcpu, u32 n, u64 value)
 {
-	/* What the mailbox still has to give would overwrite it. */
-	if (n < 31)
-		cv_mailbox(vcpu, CV_MAILBOX_X)[n] = value;
 	return cv_errno(cv_call4(CV_CALL_SET_REGISTER, vcpu->vm->id, vcpu->id, n, value));
 }
 
@@ -254,6 +251,8 @@ static int reg_words(struct cv_vcpu *vcpu, const struct kserv_reg *reg, bool wri
 
 		if (at >= KSERV_CORE_REGISTERS)
 			return -EINVAL;
+		/* The answer to a load, and the step over it, come behind this, as in KVM: by then the core will have forgotten them. */
+		vcpu->rewritten |= write && vcpu->mmio_read;
 		if (!at_core(vcpu) && write)
 			vcpu->cache[at] = words[n];
 		else if (!at_core(vcpu))

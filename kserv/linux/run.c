@@ -196,6 +196,7 @@ static int device_access(struct cv_vcpu *vcpu, const struct kserv_action *action
 	if (action->write)
 		memcpy(run->mmio.data, &action->data, action->len);
 	vcpu->mmio_read = !action->write;
+	vcpu->rewritten = false;
 	return 1;
 }
 
@@ -455,6 +456,8 @@ static int take_answer(struct cv_vcpu *vcpu)
 	else
 		finish_load(vcpu, data);
 	vcpu->mmio_read = false;
+	if (!error && vcpu->rewritten)
+		error = cv_finish_exit(vcpu);
 	up_read(&vcpu->vm->life);
 	return error;
 }

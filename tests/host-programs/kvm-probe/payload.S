@@ -42,6 +42,12 @@ payload:
     .balign 8
 2:  .quad   0x8182838485868788
 
+/* A word from x1, and all of the register that it came to. */
+    begin guest_loads
+    ldr     w0, [x1]
+    str     x0, [x10]
+    done
+
 /* SMCCC and PSCI calls that do not end the VM. */
     begin guest_calls
     movz    x0, #0x8400, lsl #16

@@ -46,6 +46,31 @@ static void widths(struct vm *vm)
     said(run_to_done(vm, &exits) && exits == 0, "nothing else");
 }
 
+/* A load that the VMM answers, at two kinds of address; registers that it writes before the answer, or behind it. */
+static void rewritten_loads(struct vm *vm)
+{
+    static const uint64_t places[] = {NO_RAM + 0x40, 0x50000040}, new = 0x1111222233334484;
+    struct kvm_run *run = vm->run[0];
+    for (int n = 0; n < 4; n++) {
+        bool before = n & 1;
+        int exits;
+        set_reg(vm, 0, X(1), places[n / 2]);
+        start_at(vm, guest_loads);
+        said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == places[n / 2] && run->mmio.len == 4, "a load from %#llx", (unsigned long long)places[n / 2]);
+        memcpy(run->mmio.data, &pattern, sizeof pattern);
+        if (before)
+            set_reg(vm, 0, X(0), new), set_reg(vm, 0, CORE(regs.pc), get_reg(vm, 0, CORE(regs.pc)));
+        run->immediate_exit = 1;
+        ioctl(vm->vcpus[0], KVM_RUN, 0);
+        run->immediate_exit = 0;
+        said(get_reg(vm, 0, X(0)) == (pattern & UINT32_MAX), "its answer is in the register");
+        if (!before)
+            set_reg(vm, 0, X(0), new);
+        said(run_to_done(vm, &exits) && exits == 0 && result(vm, 0) == (before ? pattern & UINT32_MAX : new),
+            "a register that is written %s the answer: %#llx", before ? "before" : "behind", (unsigned long long)result(vm, 0));
+    }
+}
+
 static void calls(struct vm *vm)
 {
     int exits;
@@ -359,6 +384,7 @@ void test_runs(void)
         return;
     int exits;
     widths(vm);
+    rewritten_loads(vm);
     calls(vm);
     start_at(vm, guest_keeps);
     said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
