@@ -176,6 +176,7 @@ static void end_with_abort(struct cv_vcpu *vcpu)
 	cv_with_model(vcpu->vm, (kserv_abort(vcpu->vm->model, vcpu->id), 0));
 }
 
+/* Nothing, if it was a store. */
 static void finish_load(struct cv_vcpu *vcpu, u64 data)
 {
 	cv_with_model(vcpu->vm, (kserv_mmio_done(vcpu->vm->model, vcpu->id, vcpu->mailbox, data), 0));
@@ -195,7 +196,7 @@ static int device_access(struct cv_vcpu *vcpu, const struct kserv_action *action
 	memset(run->mmio.data, 0, sizeof(run->mmio.data));
 	if (action->write)
 		memcpy(run->mmio.data, &action->data, action->len);
-	vcpu->mmio_read = !action->write;
+	vcpu->mmio_due = true;
 	vcpu->rewritten = false;
 	return 1;
 }
@@ -265,15 +266,17 @@ static int emulated_access(struct cv_vcpu *vcpu, const struct kserv_action *acti
 	struct cv_vm *vm = vcpu->vm;
 	u64 value = action->data;
 	u32 kick = 0;
+	int error;
 	enum kserv_device device = cv_with_model(vm, kserv_device_access(vm->model, vcpu->id, action->addr, action->len,
 									 action->write, &value, &kick));
 
 	cv_kick(vm, kick);
-	if (device == KSERV_DEVICE_NOT_HERE)
-		return device_access(vcpu, action);
-	if (device == KSERV_DEVICE_SERVED_ITS)
+	if (device == KSERV_DEVICE_NOT_HERE && device_access(vcpu, action))
+		return 1;
+	error = cv_emulate_end(vcpu, value);
+	if (!error && device == KSERV_DEVICE_SERVED_ITS)
 		return serve_its(vcpu);
-	return action->write ? 0 : cv_emulate_end(vcpu, value);
+	return error;
 }
 
 /* Memory that is not there yet, or no memory. 0: it is there, or the VM takes an abort; 1: user space is asked. */
@@ -440,22 +443,22 @@ static void show_irq_level(struct cv_vcpu *vcpu)
 	vcpu->run->s.regs.device_irq_level = vcpu->irq_level_told;
 }
 
-/* User space has answered a load. */
+/* User space has made an access: what it loaded is in kvm_run. */
 static int take_answer(struct cv_vcpu *vcpu)
 {
 	u64 data = 0;
 	int error = 0;
 
-	if (!vcpu->mmio_read)
+	if (!vcpu->mmio_due)
 		return 0;
 	memcpy(&data, vcpu->run->mmio.data, min_t(u32, READ_ONCE(vcpu->run->mmio.len), sizeof(data)));
 	/* Who takes the core's VM apart meanwhile ends this exit for us, with what the mailbox has: all of the answer, or nothing. */
 	down_read(&vcpu->vm->life);
+	vcpu->mmio_due = false;
 	if (vcpu->emulated)
 		error = cv_emulate_end(vcpu, data);
 	else
 		finish_load(vcpu, data);
-	vcpu->mmio_read = false;
 	if (!error && vcpu->rewritten)
 		error = cv_finish_exit(vcpu);
 	up_read(&vcpu->vm->life);

@@ -29,7 +29,7 @@ static long vcpu_init(struct cv_vcpu *vcpu, void __user *argp)
 	cv_reset_cache(vcpu);
 	vcpu->by_user = cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) == KVM_MP_STATE_RUNNABLE;
 	vcpu->unfinished = false;
-	vcpu->mmio_read = false;
+	vcpu->mmio_due = false;
 	vcpu->emulated = false;
 	vcpu->abort_asked = false;
 	up_read(&vm->life);
@@ -96,7 +96,7 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 					       events.exception.serror_has_esr, events.exception.ext_dabt_pending));
 	if (!error && events.exception.ext_dabt_pending) {
 		vcpu->abort_asked = true;
-		vcpu->mmio_read = false;
+		vcpu->mmio_due = false;
 		vcpu->emulated = false;
 	}
 	up_read(&vcpu->vm->life);

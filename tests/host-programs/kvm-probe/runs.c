@@ -71,6 +71,29 @@ static void rewritten_loads(struct vm *vm)
     }
 }
 
+/* The VMM ends a store in an abort: the guest takes it at the store, whether or not the VMM has looked there before. */
+static void aborted_stores(struct vm *vm)
+{
+    static const uint64_t places[] = {NO_RAM + 0x40, 0x80000000};
+    enum { DATA_ABORT = 0x25, EXTERNAL = 0x10 };
+    const uint64_t at = GUEST_RAM + (uint64_t)(guest_aborts_at - payload);
+    struct kvm_vcpu_events events = {.exception.ext_dabt_pending = 1};
+    struct kvm_run *run = vm->run[0];
+    for (int n = 0; n < 4; n++) {
+        unsigned long long place = places[n / 2];
+        int exits;
+        set_reg(vm, 0, X(1), place);
+        start_at(vm, guest_aborts);
+        said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == place && run->mmio.is_write, "a store to %#llx", place);
+        if (n & 1)
+            said(get_reg(vm, 0, CORE(regs.pc)) == at, "the vCPU is still there");
+        WORKS(ioctl(vm->vcpus[0], KVM_SET_VCPU_EVENTS, &events));
+        bool done = run_to_done(vm, &exits);
+        said(done && exits == 0 && result(vm, 0) == at, "its abort is taken there: %#llx", (unsigned long long)result(vm, 0));
+        said(result(vm, 1) >> 26 == DATA_ABORT && (result(vm, 1) & 0x3f) == EXTERNAL, "an external one: %#llx", (unsigned long long)result(vm, 1));
+    }
+}
+
 static void calls(struct vm *vm)
 {
     int exits;
@@ -385,6 +408,7 @@ void test_runs(void)
     int exits;
     widths(vm);
     rewritten_loads(vm);
+    aborted_stores(vm);
     calls(vm);
     start_at(vm, guest_keeps);
     said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
