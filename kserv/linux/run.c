@@ -468,7 +468,6 @@ static int take_answer(struct cv_vcpu *vcpu)
 long cv_vcpu_run(struct cv_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
-	sigset_t before;
 	int result;
 
 	if (!cv_with_model(vcpu->vm, kserv_vcpu_initialized(vcpu->vm->model, vcpu->id)))
@@ -485,15 +484,18 @@ long cv_vcpu_run(struct cv_vcpu *vcpu)
 		up_read(&vcpu->vm->life);
 		return -EINTR;
 	}
+	/* In `real_blocked` the old mask keeps a signal that is blocked outside, and ignored: it ends a run, too. */
 	if (vcpu->sigset_active)
-		sigprocmask(SIG_SETMASK, &vcpu->sigset, &before);
+		sigprocmask(SIG_SETMASK, &vcpu->sigset, &current->real_blocked);
 	rcu_assign_pointer(vcpu->task, current);
 	run->exit_reason = KVM_EXIT_UNKNOWN;
 	result = run_loop(vcpu);
 	rcu_assign_pointer(vcpu->task, NULL);
 	show_irq_level(vcpu);
 	vcpu->exits_user++;
-	if (vcpu->sigset_active)
-		sigprocmask(SIG_SETMASK, &before, NULL);
+	if (vcpu->sigset_active) {
+		sigprocmask(SIG_SETMASK, &current->real_blocked, NULL);
+		sigemptyset(&current->real_blocked);
+	}
 	return result;
 }

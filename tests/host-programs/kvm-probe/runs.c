@@ -306,6 +306,43 @@ static void waits(void)
     end_vm(vm);
 }
 
+static void *teller(void *arg)
+{
+    usleep(200000);
+    pthread_kill(*(pthread_t *)arg, SIGCHLD);
+    return NULL;
+}
+
+/* A signal that is blocked, and ignored by default: where KVM_SET_SIGNAL_MASK opens it, it ends a run. */
+static void ignored_signal(void)
+{
+    struct vm *vm = make_vm(1);
+    static const uint32_t none_blocked[3] = {8};
+    struct itimerval late = {.it_value.tv_sec = 5}, never = {0}, left;
+    pthread_t thread, self = pthread_self();
+    sigset_t child, pending;
+    int result;
+    if (!vm)
+        return;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    pthread_sigmask(SIG_BLOCK, &child, NULL);
+    WORKS(ioctl(vm->vcpus[0], KVM_SET_SIGNAL_MASK, none_blocked));
+    start_at(vm, guest_spin);
+    pthread_create(&thread, NULL, teller, &self);
+    setitimer(ITIMER_REAL, &late, NULL);
+    do {
+        result = ioctl(vm->vcpus[0], KVM_RUN, 0);
+        sigpending(&pending);
+        getitimer(ITIMER_REAL, &left);
+    } while (result == -1 && errno == EINTR && !sigismember(&pending, SIGCHLD) && left.it_value.tv_sec + left.it_value.tv_usec > 0);
+    setitimer(ITIMER_REAL, &never, NULL);
+    said(result == -1 && sigismember(&pending, SIGCHLD), "a signal that is ignored, and blocked outside, ends a run that it is open for");
+    pthread_join(thread, NULL);
+    pthread_sigmask(SIG_UNBLOCK, &child, NULL);
+    end_vm(vm);
+}
+
 /* The walk to what a guest stores to comes to where no memory is: the guest's own fault, and its abort. */
 static void lost_walk(void)
 {
@@ -427,6 +464,7 @@ void test_runs(void)
     ends(guest_reset, KVM_SYSTEM_EVENT_RESET, "SYSTEM_RESET");
     undescribed();
     waits();
+    ignored_signal();
     lost_walk();
     smp();
     test_power();
