@@ -136,6 +136,7 @@ static long device_attr(struct cv_vcpu *vcpu, unsigned int ioctl, void __user *a
 static long set_signal_mask(struct cv_vcpu *vcpu, void __user *argp)
 {
 	struct kvm_signal_mask mask;
+	sigset_t sigset;
 
 	if (!argp) {
 		vcpu->sigset_active = false;
@@ -143,11 +144,13 @@ static long set_signal_mask(struct cv_vcpu *vcpu, void __user *argp)
 	}
 	if (copy_from_user(&mask, argp, sizeof(mask)))
 		return -EFAULT;
-	if (mask.len != sizeof(vcpu->sigset))
+	if (mask.len != sizeof(sigset))
 		return -EINVAL;
-	if (copy_from_user(&vcpu->sigset, argp + sizeof(mask), sizeof(vcpu->sigset)))
+	/* What a fault leaves half copied is nobody's mask: it may block SIGKILL. */
+	if (copy_from_user(&sigset, argp + sizeof(mask), sizeof(sigset)))
 		return -EFAULT;
-	sigdelsetmask(&vcpu->sigset, sigmask(SIGKILL) | sigmask(SIGSTOP));
+	sigdelsetmask(&sigset, sigmask(SIGKILL) | sigmask(SIGSTOP));
+	vcpu->sigset = sigset;
 	vcpu->sigset_active = true;
 	return 0;
 }
