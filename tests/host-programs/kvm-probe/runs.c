@@ -306,6 +306,33 @@ static void waits(void)
     end_vm(vm);
 }
 
+/* CPU time of this process in the kernel's ticks: all, and of it a VM's. */
+static void cpu_time(long *all, long *guest)
+{
+    FILE *stat = fopen("/proc/self/stat", "r");
+    long user = 0, system = 0;
+    *guest = 0;
+    /* Fields 14, 15 and 43; the name, field 2, has no blank. */
+    if (!stat || fscanf(stat, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld %ld %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s"
+                              " %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld", &user, &system, guest) != 3)
+        said(false, "/proc/self/stat has the CPU time");
+    if (stat)
+        fclose(stat);
+    *all = user + system;
+}
+
+/* Where the kernel counts by ticks, two seconds are many. */
+static void counted(struct vm *vm)
+{
+    long all, guest, all_before, guest_before;
+    start_at(vm, guest_spin);
+    cpu_time(&all_before, &guest_before);
+    done_within(vm, 2);
+    cpu_time(&all, &guest);
+    said(all > all_before && 2 * (guest - guest_before) > all - all_before, "the CPU time of a guest that computes is a guest's: %ld of %ld", guest - guest_before,
+        all - all_before);
+}
+
 static void *teller(void *arg)
 {
     usleep(200000);
@@ -457,6 +484,7 @@ void test_runs(void)
     clock_runs(vm);
     naps(vm);
     immediate(vm);
+    counted(vm);
     interrupted(vm, guest_spin, "of a guest that computes");
     interrupted(vm, guest_wfi, "of a guest that waits");
     end_vm(vm);
