@@ -168,7 +168,8 @@ impl Its {
         for place in (0..LPIS).filter(|place| self.entries[*place].used) {
             around.irqs.clear_lpi(place, true);
         }
-        (self.entries, self.devices) = ([Entry::FREE; LPIS], [Device::FREE; LPIS]);
+        self.entries.fill(Entry::FREE);
+        self.devices = [Device::FREE; LPIS];
     }
 
     fn forget_collections<const V: usize, const S: usize>(&mut self, around: &mut Around<'_, V, S>) {
@@ -280,6 +281,11 @@ impl Its {
             Work::Command if !self.enabled || self.creadr == self.cwriter => None,
             Work::Command => Some(Want::Read { address: (self.cbaser & ADDRESS) + self.creadr, length: COMMAND }),
         }
+    }
+
+    /// Whether what is wanted, if anything is, is a command: nothing is half done.
+    pub fn is_between_commands(&self) -> bool {
+        self.work == Work::Command
     }
 
     /// It is done, with this in front of a read's bytes; `None`: the VM has no memory there. A command is passed over then.
