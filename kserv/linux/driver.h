@@ -145,11 +145,13 @@ struct cv_vcpu {
 	/* The last exit, if it is not over before the next entry. */
 	bool unfinished;
 	u32 last_reason;
-	/* run->mmio is waited for. */
-	bool mmio_read;
+	/* User space has run->mmio: the answer to a load, or the end of a store, comes with the next KVM_RUN. */
+	bool mmio_due;
 	/* It is an access above the start of VMs' memory: this driver finishes it, by this syndrome. */
 	bool emulated;
 	u64 syndrome;
+	/* User space has written registers meanwhile. */
+	bool rewritten;
 	bool abort_asked;
 	/* It gave the translation service commands that are not done yet. */
 	bool commands_left;

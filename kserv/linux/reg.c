@@ -29,9 +29,6 @@ static int core_get(struct cv_vcpu *vcpu, u32 n, u64 *value)
 
 static int core_set(struct cv_vcpu *vcpu, u32 n, u64 value)
 {
-	/* What the mailbox still has to give would overwrite it. */
-	if (n < 31)
-		cv_mailbox(vcpu, CV_MAILBOX_X)[n] = value;
 	return cv_errno(cv_call4(CV_CALL_SET_REGISTER, vcpu->vm->id, vcpu->id, n, value));
 }
 
@@ -60,8 +57,8 @@ static int given_register(struct cv_vcpu *vcpu, bool *steps)
 }
 
 /*
- * Ends the last exit now instead of at the next entry, so that the registers are what they will be. Not where it was a load that user
- * space has not answered, or ends in an abort.
+ * Ends the last exit now instead of at the next entry, so that the registers are what they will be. Not where user space still has it: as in KVM it is at
+ * the access, which it may end in an abort.
  */
 int cv_finish_exit(struct cv_vcpu *vcpu)
 {
@@ -69,7 +66,7 @@ int cv_finish_exit(struct cv_vcpu *vcpu)
 	int n, error = 0;
 	u64 pc;
 
-	if (!vcpu->unfinished || !at_core(vcpu) || vcpu->mmio_read || vcpu->abort_asked)
+	if (!vcpu->unfinished || !at_core(vcpu) || vcpu->mmio_due || vcpu->abort_asked)
 		return 0;
 	n = given_register(vcpu, &steps);
 	if (n >= 0)
@@ -124,7 +121,7 @@ static int step(struct cv_vcpu *vcpu)
 /*
  * The core takes such an access for one to memory that is still missing, and shows nothing of it. The registers of an ordinary VM tell what it was:
  * `action` becomes a KSERV_MMIO. -ENOSYS: the syndrome does not describe it, as far as it goes is told in `action`; -EPERM: a protected VM, or a table of the VM's
- * that is in no memory, or (`memory`) in some that it may not write: an abort; -EALREADY: there is nothing to do. A store is over with this.
+ * that is in no memory, or (`memory`) in some that it may not write: an abort; -EALREADY: there is nothing to do.
  */
 int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action, bool memory)
 {
@@ -153,19 +150,20 @@ int cv_emulate_begin(struct cv_vcpu *vcpu, struct kserv_action *action, bool mem
 		if (ISS_SRT(esr) != 31)
 			error = core_get(vcpu, ISS_SRT(esr), &data);
 		action->data = action->len < 8 ? data & (BIT_ULL(action->len * 8) - 1) : data;
-		return error ?: step(vcpu);
 	}
-	vcpu->emulated = true;
-	return 0;
+	vcpu->emulated = !error;
+	return error;
 }
 
-/* User space has answered the load. */
+/* The access is made; `data` is what a load gives. */
 int cv_emulate_end(struct cv_vcpu *vcpu, u64 data)
 {
 	u64 esr = vcpu->syndrome;
 	u32 bits = 8 << ISS_SAS(esr);
 
 	vcpu->emulated = false;
+	if (esr & ISS_WNR)
+		return step(vcpu);
 	data = esr & ISS_SSE ? sign_extend64(data, bits - 1) : data & (U64_MAX >> (64 - bits));
 	if (!(esr & ISS_SF))
 		data &= U32_MAX;
@@ -200,6 +198,14 @@ static int pull_start(struct cv_vcpu *vcpu)
 	return core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
 }
 
+/* User space has a store. It has been made, or will be: not twice. */
+static bool has_store(const struct cv_vcpu *vcpu)
+{
+	if (!vcpu->mmio_due)
+		return false;
+	return vcpu->emulated ? vcpu->syndrome & ISS_WNR : vcpu->last_reason == CV_EXIT_MMIO_WRITE;
+}
+
 /* The core's registers of a vCPU go into its cache, for the core's VM is about to end. `life` is held for writing. */
 int cv_vcpu_pull(struct cv_vcpu *vcpu)
 {
@@ -209,6 +215,11 @@ int cv_vcpu_pull(struct cv_vcpu *vcpu)
 	u32 n;
 
 	if (at_core(vcpu)) {
+		if (has_store(vcpu)) {
+			vcpu->mmio_due = false;
+			if (vcpu->emulated)
+				error = cv_emulate_end(vcpu, 0);
+		}
 		cv_finish_exit(vcpu);
 		for (n = 0; n < KSERV_CORE_REGISTERS; n++) {
 			if (kserv_core_register_exists(n))
@@ -254,6 +265,8 @@ static int reg_words(struct cv_vcpu *vcpu, const struct kserv_reg *reg, bool wri
 
 		if (at >= KSERV_CORE_REGISTERS)
 			return -EINVAL;
+		/* The answer to a load, and the step over an access, come behind this, as in KVM: by then the core will have forgotten them. */
+		vcpu->rewritten |= write && vcpu->mmio_due;
 		if (!at_core(vcpu) && write)
 			vcpu->cache[at] = words[n];
 		else if (!at_core(vcpu))

@@ -6,6 +6,7 @@
  * afterwards: the kick finds the thread asleep, or inside, where an interrupt makes it leave.
  */
 #include <linux/uaccess.h>
+#include <linux/vtime.h>
 
 #include "compat.h"
 #include "driver.h"
@@ -103,6 +104,18 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	return done;
 }
 
+/* Interrupts are on again. The time since vtime_account_guest_enter() was the VM's; a tick that came meanwhile is taken first, or it would be the system's. */
+static void end_guest_time(void)
+{
+	preempt_disable();
+	local_irq_enable();
+	isb();
+	local_irq_disable();
+	vtime_account_guest_exit();
+	local_irq_enable();
+	preempt_enable();
+}
+
 /*
  * One entry, with interrupts off around it; or several, where exits are answered at once. The exit's reason, CV_ERR_*, -EAGAIN if something else is to be done
  * first, -EINTR if the vCPU is off.
@@ -113,7 +126,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	enum kserv_entry entry;
 	u64 until = KSERV_NEVER, cntvoff, now;
 	s64 reason;
-	bool held;
+	bool held, timed = false;
 
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
@@ -145,6 +158,8 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	held = hold_timer(vcpu);
 	reason = set_clock(vm, cntvoff);
 	if (!reason) {
+		timed = true;
+		vtime_account_guest_enter();
 		do {
 			trace_kvm_entry(vcpu->id);
 			reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
@@ -164,7 +179,10 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 		was_inside(vcpu, reason);
 out:
 	WRITE_ONCE(vcpu->inside, false);
-	local_irq_enable();
+	if (timed)
+		end_guest_time();
+	else
+		local_irq_enable();
 	if (until != KSERV_NEVER)
 		hrtimer_cancel(&vcpu->timer);
 	return reason;
@@ -176,6 +194,7 @@ static void end_with_abort(struct cv_vcpu *vcpu)
 	cv_with_model(vcpu->vm, (kserv_abort(vcpu->vm->model, vcpu->id), 0));
 }
 
+/* Nothing, if it was a store. */
 static void finish_load(struct cv_vcpu *vcpu, u64 data)
 {
 	cv_with_model(vcpu->vm, (kserv_mmio_done(vcpu->vm->model, vcpu->id, vcpu->mailbox, data), 0));
@@ -195,7 +214,8 @@ static int device_access(struct cv_vcpu *vcpu, const struct kserv_action *action
 	memset(run->mmio.data, 0, sizeof(run->mmio.data));
 	if (action->write)
 		memcpy(run->mmio.data, &action->data, action->len);
-	vcpu->mmio_read = !action->write;
+	vcpu->mmio_due = true;
+	vcpu->rewritten = false;
 	return 1;
 }
 
@@ -232,8 +252,8 @@ bool cv_its_serve(struct cv_vm *vm, bool patient)
 		u8 bytes[32] = {};
 		bool ok;
 
-		/* Only commands are served like this, and nothing else of theirs is so long. Between two of them the registers say all that there is to know, to who saves them meanwhile. */
-		if (!patient && want.len == sizeof(bytes) && (cv_is_wanted() || atomic_read(&vm->pausing)))
+		/* Between two commands the registers say all that there is to know, to who saves them meanwhile. */
+		if (!patient && want.command && (cv_is_wanted() || atomic_read(&vm->pausing)))
 			return false;
 		if (want.write)
 			ok = !cv_memory_access(vm, want.gpa, want.bytes, min_t(u32, want.len, sizeof(want.bytes)), true);
@@ -264,15 +284,17 @@ static int emulated_access(struct cv_vcpu *vcpu, const struct kserv_action *acti
 	struct cv_vm *vm = vcpu->vm;
 	u64 value = action->data;
 	u32 kick = 0;
+	int error;
 	enum kserv_device device = cv_with_model(vm, kserv_device_access(vm->model, vcpu->id, action->addr, action->len,
 									 action->write, &value, &kick));
 
 	cv_kick(vm, kick);
-	if (device == KSERV_DEVICE_NOT_HERE)
-		return device_access(vcpu, action);
-	if (device == KSERV_DEVICE_SERVED_ITS)
+	if (device == KSERV_DEVICE_NOT_HERE && device_access(vcpu, action))
+		return 1;
+	error = cv_emulate_end(vcpu, value);
+	if (!error && device == KSERV_DEVICE_SERVED_ITS)
 		return serve_its(vcpu);
-	return action->write ? 0 : cv_emulate_end(vcpu, value);
+	return error;
 }
 
 /* Memory that is not there yet, or no memory. 0: it is there, or the VM takes an abort; 1: user space is asked. */
@@ -439,22 +461,24 @@ static void show_irq_level(struct cv_vcpu *vcpu)
 	vcpu->run->s.regs.device_irq_level = vcpu->irq_level_told;
 }
 
-/* User space has answered a load. */
+/* User space has made an access: what it loaded is in kvm_run. */
 static int take_answer(struct cv_vcpu *vcpu)
 {
 	u64 data = 0;
 	int error = 0;
 
-	if (!vcpu->mmio_read)
+	if (!vcpu->mmio_due)
 		return 0;
 	memcpy(&data, vcpu->run->mmio.data, min_t(u32, READ_ONCE(vcpu->run->mmio.len), sizeof(data)));
 	/* Who takes the core's VM apart meanwhile ends this exit for us, with what the mailbox has: all of the answer, or nothing. */
 	down_read(&vcpu->vm->life);
+	vcpu->mmio_due = false;
 	if (vcpu->emulated)
 		error = cv_emulate_end(vcpu, data);
 	else
 		finish_load(vcpu, data);
-	vcpu->mmio_read = false;
+	if (!error && vcpu->rewritten)
+		error = cv_finish_exit(vcpu);
 	up_read(&vcpu->vm->life);
 	return error;
 }
@@ -462,7 +486,6 @@ static int take_answer(struct cv_vcpu *vcpu)
 long cv_vcpu_run(struct cv_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;
-	sigset_t before;
 	int result;
 
 	if (!cv_with_model(vcpu->vm, kserv_vcpu_initialized(vcpu->vm->model, vcpu->id)))
@@ -479,15 +502,18 @@ long cv_vcpu_run(struct cv_vcpu *vcpu)
 		up_read(&vcpu->vm->life);
 		return -EINTR;
 	}
+	/* In `real_blocked` the old mask keeps a signal that is blocked outside, and ignored: it ends a run, too. */
 	if (vcpu->sigset_active)
-		sigprocmask(SIG_SETMASK, &vcpu->sigset, &before);
+		sigprocmask(SIG_SETMASK, &vcpu->sigset, &current->real_blocked);
 	rcu_assign_pointer(vcpu->task, current);
 	run->exit_reason = KVM_EXIT_UNKNOWN;
 	result = run_loop(vcpu);
 	rcu_assign_pointer(vcpu->task, NULL);
 	show_irq_level(vcpu);
 	vcpu->exits_user++;
-	if (vcpu->sigset_active)
-		sigprocmask(SIG_SETMASK, &before, NULL);
+	if (vcpu->sigset_active) {
+		sigprocmask(SIG_SETMASK, &current->real_blocked, NULL);
+		sigemptyset(&current->real_blocked);
+	}
 	return result;
 }

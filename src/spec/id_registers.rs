@@ -84,8 +84,6 @@ const ISAR2: Fields = &[
 const MMFR0: Fields = &[
     ("PARange", 0, UpTo(5)),
     ("ASIDBits", 4, Raw),
-    ("BigEnd", 8, Raw),
-    ("BigEndEL0", 16, Raw),
     ("TGran16", 20, UpTo(1)),
     ("TGran64", 24, Raw),
     ("TGran4", 28, SignedUpTo(0)),

@@ -229,7 +229,8 @@ pub fn get_register<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId, register: 
     reg.map(|_| value).ok_or(CallError::InvalidParameter)
 }
 
-/// Writes it. A program counter is where the vCPU goes on, also after an exit that would have gone on behind an instruction.
+/// Writes it. A program counter is where the vCPU goes on, also after an exit that would have gone on behind an instruction; a general register is what the
+/// vCPU finds, also after an exit that would have taken it from the mailbox.
 ///
 /// # Errors
 /// As [`get_register`]; [`CallError::InvalidParameter`] also for what can only be read, and for a processor state that is not a VM's (A9).
@@ -250,11 +251,14 @@ pub fn set_register<M: Machine>(
         if let Some(reg) = reg {
             vms.machine().set_shadow_ctxt(vcpu.shadow, reg, value);
         }
-        // What the last exit left to do to the old program counter is nothing to do to this one.
-        if reg == Some(ShadowReg::Pc) {
-            let dirty = vms.machine().get_shadow_ctxt(vcpu.shadow, ShadowReg::Dirty);
-            vms.machine().set_shadow_ctxt(vcpu.shadow, ShadowReg::Dirty, dirty & !DIRTY_PC);
-        }
+        // What the last exit left to do to the old value is nothing to do to this one.
+        let left = match reg {
+            Some(ShadowReg::Pc) => DIRTY_PC,
+            Some(ShadowReg::X(n)) => 1 << n,
+            _ => return,
+        };
+        let dirty = vms.machine().get_shadow_ctxt(vcpu.shadow, ShadowReg::Dirty);
+        vms.machine().set_shadow_ctxt(vcpu.shadow, ShadowReg::Dirty, dirty & !left);
     })?;
     reg.map(|_| ()).ok_or(CallError::InvalidParameter)
 }

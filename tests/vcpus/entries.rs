@@ -44,6 +44,29 @@ fn a_program_counter_that_the_host_sets_is_where_the_vcpu_goes_on() {
 }
 
 #[test]
+fn a_register_that_the_host_sets_is_what_the_vcpu_finds_whatever_the_mailbox_says() {
+    let bench = Bench::started(VM_ORDINARY);
+    // A load of a word to w3, one of a byte with its sign to w3, and an MRS of CNTP_CTL_EL0 to x3.
+    let load = |more: u64| 0x24 << 26 | 1 << 25 | 1 << 24 | more | 3 << 16 | 0b00_0111;
+    let read = 0x18 << 26 | 1 << 25 | 3 << 20 | 1 << 17 | 3 << 14 | 14 << 10 | 3 << 5 | 2 << 1 | 1;
+    let mmio = ExitReason::MmioRead;
+    for (esr, expected) in [(load(2 << 22), mmio), (load(1 << 21), mmio), (read, ExitReason::Sysreg)] {
+        let (reason, _) = bench.trap(esr, |context| {
+            (context.pc, context.pstate) = (0x1000, 0x5);
+            context.syndrome[2] = 0x9_0000;
+        });
+        assert_eq!(reason, expected);
+        for (register, value) in [(3, 0x1111_2222_3333_4484), (4, 44)] {
+            bench.host.done(HostCall::SetRegister, &[bench.vm, 0, register, value]).unwrap();
+        }
+        bench.write_mailbox(&[(word_of("x") + 3, 33), (word_of("x") + 4, 34)]);
+        bench.run().unwrap();
+        let ran = bench.take_seen()[0];
+        assert_eq!((ran.x[3], ran.x[4], ran.pc), (0x1111_2222_3333_4484, 44, 0x1004), "{reason:?}");
+    }
+}
+
+#[test]
 fn an_ordinary_vcpu_starts_with_the_registers_that_the_host_wrote_if_it_says_so() {
     let keep = (word_of("entry_flags"), ENTRY_KEEP_REGISTERS);
     let bench = Bench::new(VM_ORDINARY);

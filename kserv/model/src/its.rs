@@ -165,7 +165,10 @@ impl Its {
     }
 
     fn forget_devices<const V: usize, const S: usize>(&mut self, around: &mut Around<'_, V, S>) {
-        (0..LPIS).for_each(|place| self.forget(place, around));
+        for place in (0..LPIS).filter(|place| self.entries[*place].used) {
+            around.irqs.clear_lpi(place, true);
+        }
+        self.entries.fill(Entry::FREE);
         self.devices = [Device::FREE; LPIS];
     }
 
@@ -280,6 +283,11 @@ impl Its {
         }
     }
 
+    /// Whether what is wanted, if anything is, is a command: nothing is half done.
+    pub fn is_between_commands(&self) -> bool {
+        self.work == Work::Command
+    }
+
     /// It is done, with this in front of a read's bytes; `None`: the VM has no memory there. A command is passed over then.
     pub fn feed<const V: usize, const S: usize>(
         &mut self,
@@ -293,9 +301,8 @@ impl Its {
             Work::Tables => self.walk_on(bytes, around),
             Work::Config { place, all } => {
                 if let Some(bytes) = bytes {
-                    self.entries[place].config = bytes[0];
+                    self.configure(self.entries[place].lpi, bytes[0], around);
                 }
-                self.apply(place, around);
                 self.work = if all { self.config_from(place + 1) } else { Work::Command };
             }
             Work::Command => {
@@ -316,6 +323,30 @@ impl Its {
 
     fn find(&self, device: u32, event: u32) -> Option<usize> {
         self.entries.iter().position(|entry| entry.used && (entry.device, entry.event) == (device, event))
+    }
+
+    /// The places of an LPI: several events may lead to one.
+    fn places_of(&self, lpi: u32) -> impl Iterator<Item = usize> {
+        (0..LPIS).filter(move |place| self.entries[*place].used && self.entries[*place].lpi == lpi)
+    }
+
+    /// An LPI's configuration.
+    fn configure<const V: usize, const S: usize>(&mut self, lpi: u32, config: u8, around: &mut Around<'_, V, S>) {
+        for place in 0..LPIS {
+            if self.entries[place].used && self.entries[place].lpi == lpi {
+                self.entries[place].config = config;
+                self.apply(place, around);
+            }
+        }
+    }
+
+    /// A translation's LPI becomes pending. It is so at one place of its places only: two list registers that call their interrupts the same are UNPREDICTABLE (IHI 0069H,
+    /// ICH_LR<n>_EL2). What a vCPU has stays there.
+    fn raise<const V: usize, const S: usize>(&self, place: usize, around: &mut Around<'_, V, S>) {
+        let lpi = self.entries[place].lpi;
+        let at = self.places_of(lpi).find(|other| around.irqs.is_lpi_held(*other)).unwrap_or(place);
+        self.places_of(lpi).filter(|other| *other != at).for_each(|other| around.irqs.clear_lpi(other, false));
+        around.irqs.raise_lpi(at);
     }
 
     /// Who gets the interrupts of a collection.
@@ -341,11 +372,26 @@ impl Its {
         (0..LPIS).for_each(|place| self.apply(place, around));
     }
 
-    /// A device's message. Whether there is an LPI for it.
-    pub fn message<const V: usize, const S: usize>(&self, device: u32, event: u32, irqs: &mut Engine<V, S>) -> bool {
-        let place = self.find(device, event).filter(|_| self.enabled);
-        place.into_iter().for_each(|place| irqs.raise_lpi(place));
-        place.is_some()
+    /// A device's message. Whether there is an LPI for it, and a vCPU for that.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`] while the service is off, or the vCPU's redistributor takes no LPIs: the message is lost.
+    pub fn message<const V: usize, const S: usize>(
+        &self,
+        device: u32,
+        event: u32,
+        around: &mut Around<'_, V, S>,
+    ) -> Result<bool, Failure> {
+        if !self.enabled {
+            return Err(Failure::Busy);
+        }
+        let Some(place) = self.find(device, event) else { return Ok(false) };
+        let Some(vcpu) = self.vcpu_of(self.entries[place].collection) else { return Ok(false) };
+        if around.enabled >> vcpu & 1 == 0 {
+            return Err(Failure::Busy);
+        }
+        self.raise(place, around);
+        Ok(true)
     }
 }
 

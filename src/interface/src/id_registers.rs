@@ -2,8 +2,8 @@
 //!
 //! A VM has what needs nothing of the core (instructions, the shape of its own tables) and what the world switch keeps for it: FP and SIMD,
 //! pointer authentication. It has not: AArch32, EL2 and EL3, SVE, SME, memory tags, RAS, MPAM, activity monitors, performance counters, profiling,
-//! trace, branch records, limited-order regions, nested virtualization, and whatever came after this table was written: a
-//! field that is not named reads as zero, "not there".
+//! trace, branch records, limited-order regions, nested virtualization, big-endian data (who serves a VM's accesses to
+//! devices knows nothing of it), and whatever came after this table was written: a field that is not named reads as zero, "not there".
 //!
 //! Arm ARM D24.2 (ID_AA64*_EL1). Registers of AArch32 (CRm 1 to 3) read as zero, which is what they hold where EL0 has no AArch32.
 
@@ -40,8 +40,8 @@ const RULES: [Rule; 9] = [
     Rule { crm: 6, op2: 1, pass: fields(&[0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52]), most: &[], fixed: 0 },
     // ISAR2: GPA3, APA3, BC, PAC_frac, CLRBHB, CSSC.
     Rule { crm: 6, op2: 2, pass: fields(&[8, 12, 20, 24, 28, 52]), most: &[], fixed: 0 },
-    // MMFR0: ASIDBits, BigEnd, BigEndEL0, TGran16, TGran64, TGran4; PARange up to 48 bits.
-    Rule { crm: 7, op2: 0, pass: fields(&[4, 8, 16, 24]), most: &[(0, 5), (20, 1), (28, 0)], fixed: 0 },
+    // MMFR0: ASIDBits, TGran16, TGran64, TGran4; PARange up to 48 bits.
+    Rule { crm: 7, op2: 0, pass: fields(&[4, 24]), most: &[(0, 5), (20, 1), (28, 0)], fixed: 0 },
     // MMFR1: HAFDBS up to dirty state, HPDS, PAN, ETS, nTLBPA.
     Rule { crm: 7, op2: 1, pass: fields(&[12, 20, 36, 48]), most: &[(0, 2)], fixed: 0 },
     // MMFR2: CnP, UAO, LSM, CCIDX, ST, AT, TTL, BBM, E0PD; VARange 48 bits.
@@ -91,6 +91,7 @@ mod tests {
         }
         assert_eq!((seen(4, 4, all), seen(4, 5, all)), (0, 0), "SVE and SME features");
         assert_eq!(seen(5, 0, u64::MAX), 0x10_1006, "no counters, profiling, trace, branch records");
+        assert_eq!(seen(7, 0, all) & 0xf_0f00, 0, "no big-endian data, at EL0 neither");
     }
 
     #[test]

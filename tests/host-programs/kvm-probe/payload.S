@@ -42,6 +42,22 @@ payload:
     .balign 8
 2:  .quad   0x8182838485868788
 
+/* Stores at x1, which ends in an abort. Results: ELR_EL1 and ESR_EL1 of it. */
+    .globl guest_aborts_at
+    begin guest_aborts
+    adr     x0, abort_vectors
+    msr     vbar_el1, x0
+    isb
+guest_aborts_at:
+    str     w2, [x1]
+    done
+
+/* A word from x1, and all of the register that it came to. */
+    begin guest_loads
+    ldr     w0, [x1]
+    str     x0, [x10]
+    done
+
 /* SMCCC and PSCI calls that do not end the VM. */
     begin guest_calls
     movz    x0, #0x8400, lsl #16
@@ -445,6 +461,14 @@ lost_vectors:
     isb
     done
     .org    lost_vectors + 0x800
+
+abort_vectors:
+    .org    abort_vectors + 0x200
+    mrs     x0, elr_el1
+    mrs     x1, esr_el1
+    stp     x0, x1, [x10]
+    done
+    .org    abort_vectors + 0x800
 
 vectors:
     .org    vectors + 0x280

@@ -71,7 +71,7 @@ int with_gic(struct vm *vm, int *fd);
     (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | (offsetof(struct kvm_regs, field) / sizeof(uint32_t)))
 #define X(n) (CORE(regs.regs[0]) + 2 * (n))
 
-extern const char payload[], payload_end[], guest_widths[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
+extern const char payload[], payload_end[], guest_widths[], guest_loads[], guest_aborts[], guest_aborts_at[], guest_calls[], guest_off[], guest_reset[], guest_spin[], guest_wfi[],
     guest_pair[], guest_swap[], guest_clock[], guest_smp[], guest_irq[], guest_keeps[], guest_gic[], guest_bells[], guest_rings[], guest_peals[], guest_naps[], guest_touches[], guest_counts[], guest_looks[], guest_anywhere[], guest_walks[], guest_enables[], guest_retakes[], guest_pair_at[], guest_waits[], guest_lost[], guest_cpu_off[];
 
 /* The sum of the numbers that `format` finds in the lines of a file. */

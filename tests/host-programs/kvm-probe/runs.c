@@ -46,6 +46,54 @@ static void widths(struct vm *vm)
     said(run_to_done(vm, &exits) && exits == 0, "nothing else");
 }
 
+/* A load that the VMM answers, at two kinds of address; registers that it writes before the answer, or behind it. */
+static void rewritten_loads(struct vm *vm)
+{
+    static const uint64_t places[] = {NO_RAM + 0x40, 0x50000040}, new = 0x1111222233334484;
+    struct kvm_run *run = vm->run[0];
+    for (int n = 0; n < 4; n++) {
+        bool before = n & 1;
+        int exits;
+        set_reg(vm, 0, X(1), places[n / 2]);
+        start_at(vm, guest_loads);
+        said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == places[n / 2] && run->mmio.len == 4, "a load from %#llx", (unsigned long long)places[n / 2]);
+        memcpy(run->mmio.data, &pattern, sizeof pattern);
+        if (before)
+            set_reg(vm, 0, X(0), new), set_reg(vm, 0, CORE(regs.pc), get_reg(vm, 0, CORE(regs.pc)));
+        run->immediate_exit = 1;
+        ioctl(vm->vcpus[0], KVM_RUN, 0);
+        run->immediate_exit = 0;
+        said(get_reg(vm, 0, X(0)) == (pattern & UINT32_MAX), "its answer is in the register");
+        if (!before)
+            set_reg(vm, 0, X(0), new);
+        said(run_to_done(vm, &exits) && exits == 0 && result(vm, 0) == (before ? pattern & UINT32_MAX : new),
+            "a register that is written %s the answer: %#llx", before ? "before" : "behind", (unsigned long long)result(vm, 0));
+    }
+}
+
+/* The VMM ends a store in an abort: the guest takes it at the store, whether or not the VMM has looked there before. */
+static void aborted_stores(struct vm *vm)
+{
+    static const uint64_t places[] = {NO_RAM + 0x40, 0x80000000};
+    enum { DATA_ABORT = 0x25, EXTERNAL = 0x10 };
+    const uint64_t at = GUEST_RAM + (uint64_t)(guest_aborts_at - payload);
+    struct kvm_vcpu_events events = {.exception.ext_dabt_pending = 1};
+    struct kvm_run *run = vm->run[0];
+    for (int n = 0; n < 4; n++) {
+        unsigned long long place = places[n / 2];
+        int exits;
+        set_reg(vm, 0, X(1), place);
+        start_at(vm, guest_aborts);
+        said(run_once(vm, 0) == KVM_EXIT_MMIO && run->mmio.phys_addr == place && run->mmio.is_write, "a store to %#llx", place);
+        if (n & 1)
+            said(get_reg(vm, 0, CORE(regs.pc)) == at, "the vCPU is still there");
+        WORKS(ioctl(vm->vcpus[0], KVM_SET_VCPU_EVENTS, &events));
+        bool done = run_to_done(vm, &exits);
+        said(done && exits == 0 && result(vm, 0) == at, "its abort is taken there: %#llx", (unsigned long long)result(vm, 0));
+        said(result(vm, 1) >> 26 == DATA_ABORT && (result(vm, 1) & 0x3f) == EXTERNAL, "an external one: %#llx", (unsigned long long)result(vm, 1));
+    }
+}
+
 static void calls(struct vm *vm)
 {
     int exits;
@@ -258,6 +306,70 @@ static void waits(void)
     end_vm(vm);
 }
 
+/* CPU time of this process in the kernel's ticks: all, and of it a VM's. */
+static void cpu_time(long *all, long *guest)
+{
+    FILE *stat = fopen("/proc/self/stat", "r");
+    long user = 0, system = 0;
+    *guest = 0;
+    /* Fields 14, 15 and 43; the name, field 2, has no blank. */
+    if (!stat || fscanf(stat, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld %ld %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s"
+                              " %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %ld", &user, &system, guest) != 3)
+        said(false, "/proc/self/stat has the CPU time");
+    if (stat)
+        fclose(stat);
+    *all = user + system;
+}
+
+/* Where the kernel counts by ticks, two seconds are many. */
+static void counted(struct vm *vm)
+{
+    long all, guest, all_before, guest_before;
+    start_at(vm, guest_spin);
+    cpu_time(&all_before, &guest_before);
+    done_within(vm, 2);
+    cpu_time(&all, &guest);
+    said(all > all_before && 2 * (guest - guest_before) > all - all_before, "the CPU time of a guest that computes is a guest's: %ld of %ld", guest - guest_before,
+        all - all_before);
+}
+
+static void *teller(void *arg)
+{
+    usleep(200000);
+    pthread_kill(*(pthread_t *)arg, SIGCHLD);
+    return NULL;
+}
+
+/* A signal that is blocked, and ignored by default: where KVM_SET_SIGNAL_MASK opens it, it ends a run. */
+static void ignored_signal(void)
+{
+    struct vm *vm = make_vm(1);
+    static const uint32_t none_blocked[3] = {8};
+    struct itimerval late = {.it_value.tv_sec = 5}, never = {0}, left;
+    pthread_t thread, self = pthread_self();
+    sigset_t child, pending;
+    int result;
+    if (!vm)
+        return;
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    pthread_sigmask(SIG_BLOCK, &child, NULL);
+    WORKS(ioctl(vm->vcpus[0], KVM_SET_SIGNAL_MASK, none_blocked));
+    start_at(vm, guest_spin);
+    pthread_create(&thread, NULL, teller, &self);
+    setitimer(ITIMER_REAL, &late, NULL);
+    do {
+        result = ioctl(vm->vcpus[0], KVM_RUN, 0);
+        sigpending(&pending);
+        getitimer(ITIMER_REAL, &left);
+    } while (result == -1 && errno == EINTR && !sigismember(&pending, SIGCHLD) && left.it_value.tv_sec + left.it_value.tv_usec > 0);
+    setitimer(ITIMER_REAL, &never, NULL);
+    said(result == -1 && sigismember(&pending, SIGCHLD), "a signal that is ignored, and blocked outside, ends a run that it is open for");
+    pthread_join(thread, NULL);
+    pthread_sigmask(SIG_UNBLOCK, &child, NULL);
+    end_vm(vm);
+}
+
 /* The walk to what a guest stores to comes to where no memory is: the guest's own fault, and its abort. */
 static void lost_walk(void)
 {
@@ -359,6 +471,8 @@ void test_runs(void)
         return;
     int exits;
     widths(vm);
+    rewritten_loads(vm);
+    aborted_stores(vm);
     calls(vm);
     start_at(vm, guest_keeps);
     said(run_to_done(vm, &exits) && exits == 200 && result(vm, 0) == 200, "registers survive 200 exits: %d", exits);
@@ -370,6 +484,7 @@ void test_runs(void)
     clock_runs(vm);
     naps(vm);
     immediate(vm);
+    counted(vm);
     interrupted(vm, guest_spin, "of a guest that computes");
     interrupted(vm, guest_wfi, "of a guest that waits");
     end_vm(vm);
@@ -377,6 +492,7 @@ void test_runs(void)
     ends(guest_reset, KVM_SYSTEM_EVENT_RESET, "SYSTEM_RESET");
     undescribed();
     waits();
+    ignored_signal();
     lost_walk();
     smp();
     test_power();

@@ -8,8 +8,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm_memory: a program counter that was set is moved on",
         "src/vm/vm_memory.rs",
-        "dirty & !DIRTY_PC",
-        "dirty | DIRTY_PC & 0",
+        "Some(ShadowReg::Pc) => DIRTY_PC,",
+        "Some(ShadowReg::Pc) => DIRTY_PC & 0,",
+    ),
+    fault(
+        "vm_memory: a register that was set is taken from the mailbox",
+        "src/vm/vm_memory.rs",
+        "Some(ShadowReg::X(n)) => 1 << n,",
+        "Some(ShadowReg::X(n)) => 1 << n & 0,",
     ),
     fault(
         "vm_memory: memory where a protected VM has its devices",

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Driver;
+use common::{Driver, START};
 use corevisor_interface::mailbox::{DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, DIRECT_TIMER, ExitReason, Mailbox};
 use kserv_linux_model::access::kserv_device_access;
 use kserv_linux_model::*;
@@ -74,6 +74,7 @@ fn addresses_are_said_once_aligned_and_apart() {
     assert_eq!(kserv_first_run(driver.vm()), -16, "not initialised");
     assert_eq!(driver.find_gic(1, 0), Err(-16));
     assert_eq!(kserv_gic_has(driver.vm(), 1, 0), 0);
+    assert_eq!((kserv_gic_get(driver.vm(), 3, 0, &mut value), value), (0, 32), "not said yet");
     assert_eq!([63, 65, 320, 1 << 40].map(|irqs| driver.set_gic(3, 0, irqs)), [EINVAL; 4]);
     assert_eq!((driver.set_gic(3, 0, 96), driver.set_gic(3, 0, 96)), (0, -16));
     assert_eq!((driver.set_gic(4, 0, 0), driver.set_gic(4, 0, 0)), (0, 0));
@@ -82,6 +83,23 @@ fn addresses_are_said_once_aligned_and_apart() {
     assert!(kserv_gic_overlaps(driver.vm(), REDIST + 0x1_ffff, 1));
     assert!(!kserv_gic_overlaps(driver.vm(), REDIST + 0x2_0000, 0x1000));
     assert!(!kserv_gic_overlaps(driver.vm(), DIST - 0x1000, 0x1000));
+}
+
+#[test]
+fn a_region_without_room_for_all_vcpus_keeps_the_vm_from_running() {
+    for (room, outcome) in [(1, ENXIO), (2, 0), (3, 0)] {
+        let mut driver = Driver::bare(3);
+        for vcpu in 0..2 {
+            assert_eq!((kserv_vcpu_create(driver.vm(), vcpu), driver.init(vcpu, false)), (0, 0));
+        }
+        assert_eq!(kserv_gic_create(driver.vm(), 3), 0);
+        assert_eq!(
+            [(0, 2, DIST), (0, 5, room << 52 | REDIST), (4, 0, 0)]
+                .map(|(group, attr, value)| driver.set_gic(group, attr, value)),
+            [0; 3]
+        );
+        assert_eq!(kserv_first_run(driver.vm()), outcome);
+    }
 }
 
 #[test]
@@ -157,6 +175,27 @@ fn an_spi_reaches_the_vcpu_that_waits_and_its_end_is_told_to_who_watches() {
         end_all(&mut driver, 1);
         assert_eq!(kserv_next_ended_spi(driver.vm()), -1);
         assert_eq!(enter(&mut driver, 1), []);
+    }
+}
+
+#[test]
+fn an_interrupt_that_the_vcpus_priority_mask_keeps_away_ends_no_wait() {
+    for gic in [2, 3] {
+        let mut driver = Driver::new(gic.into(), gic, 1);
+        driver.store(0, DIST, 3);
+        driver.store(0, DIST + 0x104, 1 << 10);
+        // Interrupt 42 has priority 0xa0, and goes to vCPU 0.
+        driver.store(0, DIST + 0x428, 0xa0 << 16);
+        let route = if gic == 2 { DIST + 0x828 } else { DIST + 0x6000 + 8 * 42 };
+        driver.store(0, route, if gic == 2 { 1 << 16 } else { 0 });
+        assert_eq!(driver.set_spi(10, true), 0);
+        let mut wait = |mask: u64| driver.run(0, ExitReason::Wfx, |mailbox| mailbox.vgic_vmcr = mask << 24).kind;
+        assert_eq!([0xf0, 0xa8, 0xa0, 0x80, 0].map(&mut wait), [0, 0, 1, 1, 1]);
+        assert!(!kserv_runnable(driver.vm(), 0, START));
+        // User space opens it: ICC_PMR_EL1, or GICC_PMR in its five bits.
+        let (group, attr, value) = if gic == 2 { (2, 4, 0x1e) } else { (6, 3 << 14 | 4 << 7 | 6 << 3, 0xf0) };
+        assert_eq!(driver.set_attr(group, attr, value), 0);
+        assert!(kserv_runnable(driver.vm(), 0, START));
     }
 }
 
