@@ -19,15 +19,15 @@ use crate::abstract_machine::regs::FIRST_LPI;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
 
-/// Registers of RD_base that are looked at; all others are passed on.
-const GICR_CTLR: u64 = 0x00;
+/// Registers of RD_base that are looked at, from the start of a redistributor's first frame; all others are passed on.
+pub const GICR_CTLR: u64 = 0x00;
 const GICR_PROPBASER: u64 = 0x70;
 const GICR_PENDBASER: u64 = 0x78;
 
 /// GICR_CTLR.EnableLPIs.
-const ENABLE_LPIS: u64 = 1;
+pub const ENABLE_LPIS: u64 = 1;
 /// GICR_CTLR.RWP: a write is on its way, which may be the one that cleared EnableLPIs.
-const RWP: u64 = 1 << 3;
+pub const RWP: u64 = 1 << 3;
 /// So often a redistributor is asked whether a write has arrived, for those that only now got one that is no matter here.
 const PATIENCE: u32 = 1000;
 /// GICR_PROPBASER.IDbits: bits of interrupt numbers, less one.

@@ -11,6 +11,7 @@ use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange};
 use crate::abstract_machine::cpu::{Cpu, pool};
 use crate::mmio::its::{Its, Setup};
 use crate::mmio::mmio_core::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_CWRITER, GITS_TYPER};
+use crate::mmio::mmio_core_aux::{ENABLE_LPIS, GICR_CTLR, RWP};
 use crate::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
 use crate::npt::descriptor::CoreAccess;
 
@@ -52,6 +53,8 @@ enum Unfit {
     NotCoherent,
     /// Its commands name redistributors by address, and it would write there.
     PhysicalTargets,
+    /// The boot loader switched a redistributor's LPIs on, and they cannot be switched off: their tables may be in anybody's memory.
+    LpisStayOn,
 }
 
 /// What ends the set-up.
@@ -167,12 +170,26 @@ fn find_redistributors(region: PhysRange, stride: Option<u64>, frames: &mut Fram
         if typer & TYPER_VLPIS != 0 {
             frames.add(Pa::new(at.raw() + VLPI_BASE), FrameKind::VirtualLpis)?;
         }
+        switch_lpis_off(at).map_err(|why| Trouble::Unfit(why, region))?;
         if typer & TYPER_LAST != 0 {
             return Ok(());
         }
         let step = stride.unwrap_or(if typer & TYPER_VLPIS != 0 { 2 * VLPI_BASE } else { VLPI_BASE });
         at = at.checked_add(step).ok_or(small)?;
     }
+}
+
+/// The redistributor at `frame` may have LPIs from the boot loader (U-Boot has them on some boards), with tables in memory that is anybody's from now on: off with them. Many cannot be
+/// switched off again (Arm IHI 0069 §12.11, GICR_CTLR.EnableLPIs).
+fn switch_lpis_off(frame: Pa) -> Result<(), Unfit> {
+    let control = Pa::new(frame.raw() + GICR_CTLR);
+    let value = Cpu.mmio_read(control, 4);
+    if value & ENABLE_LPIS == 0 {
+        return Ok(());
+    }
+    Cpu.mmio_write(control, 4, value & !ENABLE_LPIS);
+    let is_off = (0..PATIENCE).any(|_| Cpu.mmio_read(control, 4) & (ENABLE_LPIS | RWP) == 0);
+    if is_off { Ok(()) } else { Err(Unfit::LpisStayOn) }
 }
 
 /// Switches the ITS at `range` off and gives it its queue, a table of devices and one of collections, in pages of the pool.
