@@ -159,7 +159,7 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
         "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
         cpus.len(),
         (description.ram.iter().map(|bank| bank.size()).sum::<u64>() + description.set_aside) >> 20,
-        core_memory.iter().map(|range| range.size()).sum::<u64>() >> 10,
+        core_memory.ranges().iter().map(|range| range.size()).sum::<u64>() >> 10,
     );
     if description.set_aside != 0 {
         log::info!("firmware and drivers keep {} KiB, as the device tree says", description.set_aside >> 10);
@@ -430,7 +430,7 @@ pub fn end_run(leave: &Leave) -> bool {
     }
     if let (Some(core), Some(own)) = (CORE.get(), CORE_MEMORY.get()) {
         let before = halt::staying();
-        let scrubbed = memory_ops::scrub_for_end(core.memory(), own, |vms| stop_others(vms, before));
+        let scrubbed = memory_ops::scrub_for_end(core.memory(), &own.ranges(), |vms| stop_others(vms, before));
         if scrubbed != 0 {
             log::info!("{scrubbed} pages that were not the host's are zero");
         }

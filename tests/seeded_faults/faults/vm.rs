@@ -30,12 +30,6 @@ pub const FAULTS: &[Fault] = &[
         "last.is_some()",
     ),
     fault(
-        "vm_power: a VM that is switched off still counts as on",
-        "src/vm/vm_power.rs",
-        "VmState::Ready | VmState::Verified)",
-        "VmState::Ready | VmState::Verified | VmState::PowerOff)",
-    ),
-    fault(
         "vm_power: a VM whose tables go may be reclaimed once more",
         "src/vm/vm_power.rs",
         "    if vm.state != VmState::Dying {",
@@ -267,7 +261,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "reclaim: the host executes what a VM left in instruction caches",
         "src/memory/mem_manager/reclaim.rs",
-        "        mem.machine().sync_page_to_poc(PhysRange::of_pages(Pfn::new(0), 0));\n",
+        "        mem.machine().forget_instructions();\n",
         "",
     ),
     fault(
