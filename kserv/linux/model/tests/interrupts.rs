@@ -316,11 +316,16 @@ fn what_is_saved_of_one_vm_and_restored_into_another_behaves_the_same() {
             for driver in [&mut one, &mut two] {
                 (1..vcpus).for_each(|vcpu| assert_eq!(driver.mp_state_set(vcpu, 0), 0));
             }
-            one.store(0, DIST, 3);
             for vcpu in 0..vcpus as usize {
-                one.cores[vcpu][200] = rng.next() & if gic == 2 { 0xfffc_021f } else { 0xfffc_0213 };
+                let vmcr = rng.next() & if gic == 2 { 0xfffc_021f } else { 0xfffc_0213 };
+                one.cores[vcpu][200] = vmcr;
                 one.cores[vcpu][201] = rng.next() & 0xffff_ffff;
                 one.cores[vcpu][205] = if gic == 3 { rng.next() & 0xffff_ffff } else { 0 };
+                // Exits show it.
+                for driver in [&mut one, &mut two] {
+                    driver.mailboxes[vcpu].vgic_vmcr = vmcr;
+                }
+                one.store(vcpu as u32, DIST, 3);
             }
             // First of all: who has an active interrupt whose route changes is in no register of either controller.
             for spi in 0..256 {
