@@ -14,6 +14,7 @@
 //! | [`kvm`]         | a Linux host that runs VMs by `/dev/kvm`                                   |
 //! | [`bundle`]      | core and host kernel in one bootable file                                  |
 //! | [`machine`]     | the QEMU command line of a machine                                         |
+//! | [`board`]       | the boards that QEMU has a model of                                        |
 //! | [`board_tree`]  | the device trees of QEMU's models of real boards                           |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
 //! | [`erratum`]     | sequences of instructions that a Cortex-A53 must not get                   |
@@ -44,6 +45,7 @@
 
 pub mod arm64_image;
 pub mod bench;
+pub mod board;
 pub mod board_tree;
 pub mod bundle;
 pub mod cli;
