@@ -8,6 +8,7 @@
  * io_lock is taken below an eventfd's queue, so no eventfd is signalled under it: those that resample are found under RCU.
  */
 #include <linux/eventfd.h>
+#include <linux/nospec.h>
 #include <linux/poll.h>
 #include <linux/rculist.h>
 #include <linux/slab.h>

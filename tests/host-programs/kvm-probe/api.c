@@ -129,8 +129,6 @@ static void before_init(struct vm *vm)
     FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_GET_ONE_REG, &reg));
     FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_SET_ONE_REG, &reg));
     FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_GET_REG_LIST, &list));
-    struct kvm_vcpu_events events = {0};
-    FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_GET_VCPU_EVENTS, &events));
     struct kvm_mp_state state = {7};
     WORKS(ioctl(vm->vcpus[1], KVM_GET_MP_STATE, &state));
     said(state.mp_state == KVM_MP_STATE_RUNNABLE, "it is runnable");
