@@ -6,6 +6,7 @@
  * afterwards: the kick finds the thread asleep, or inside, where an interrupt makes it leave.
  */
 #include <linux/uaccess.h>
+#include <linux/vtime.h>
 
 #include "compat.h"
 #include "driver.h"
@@ -103,6 +104,18 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	return done;
 }
 
+/* Interrupts are on again. The time since vtime_account_guest_enter() was the VM's; a tick that came meanwhile is taken first, or it would be the system's. */
+static void end_guest_time(void)
+{
+	preempt_disable();
+	local_irq_enable();
+	isb();
+	local_irq_disable();
+	vtime_account_guest_exit();
+	local_irq_enable();
+	preempt_enable();
+}
+
 /*
  * One entry, with interrupts off around it; or several, where exits are answered at once. The exit's reason, CV_ERR_*, -EAGAIN if something else is to be done
  * first, -EINTR if the vCPU is off.
@@ -113,7 +126,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	enum kserv_entry entry;
 	u64 until = KSERV_NEVER, cntvoff, now;
 	s64 reason;
-	bool held;
+	bool held, timed = false;
 
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
@@ -145,6 +158,8 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	held = hold_timer(vcpu);
 	reason = set_clock(vm, cntvoff);
 	if (!reason) {
+		timed = true;
+		vtime_account_guest_enter();
 		do {
 			trace_kvm_entry(vcpu->id);
 			reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
@@ -164,7 +179,10 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 		was_inside(vcpu, reason);
 out:
 	WRITE_ONCE(vcpu->inside, false);
-	local_irq_enable();
+	if (timed)
+		end_guest_time();
+	else
+		local_irq_enable();
 	if (until != KSERV_NEVER)
 		hrtimer_cancel(&vcpu->timer);
 	return reason;
