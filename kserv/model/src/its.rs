@@ -165,7 +165,10 @@ impl Its {
     }
 
     fn forget_devices<const V: usize, const S: usize>(&mut self, around: &mut Around<'_, V, S>) {
-        (0..LPIS).for_each(|place| self.forget(place, around));
+        for place in (0..LPIS).filter(|place| self.entries[*place].used) {
+            around.irqs.clear_lpi(place, true);
+        }
+        self.entries.fill(Entry::FREE);
         self.devices = [Device::FREE; LPIS];
     }
 
@@ -293,9 +296,8 @@ impl Its {
             Work::Tables => self.walk_on(bytes, around),
             Work::Config { place, all } => {
                 if let Some(bytes) = bytes {
-                    self.entries[place].config = bytes[0];
+                    self.configure(self.entries[place].lpi, bytes[0], around);
                 }
-                self.apply(place, around);
                 self.work = if all { self.config_from(place + 1) } else { Work::Command };
             }
             Work::Command => {
@@ -316,6 +318,30 @@ impl Its {
 
     fn find(&self, device: u32, event: u32) -> Option<usize> {
         self.entries.iter().position(|entry| entry.used && (entry.device, entry.event) == (device, event))
+    }
+
+    /// The places of an LPI: several events may lead to one.
+    fn places_of(&self, lpi: u32) -> impl Iterator<Item = usize> {
+        (0..LPIS).filter(move |place| self.entries[*place].used && self.entries[*place].lpi == lpi)
+    }
+
+    /// An LPI's configuration.
+    fn configure<const V: usize, const S: usize>(&mut self, lpi: u32, config: u8, around: &mut Around<'_, V, S>) {
+        for place in 0..LPIS {
+            if self.entries[place].used && self.entries[place].lpi == lpi {
+                self.entries[place].config = config;
+                self.apply(place, around);
+            }
+        }
+    }
+
+    /// A translation's LPI becomes pending. It is so at one place of its places only: two list registers that call their interrupts the same are UNPREDICTABLE (IHI 0069H,
+    /// ICH_LR<n>_EL2). What a vCPU has stays there.
+    fn raise<const V: usize, const S: usize>(&self, place: usize, around: &mut Around<'_, V, S>) {
+        let lpi = self.entries[place].lpi;
+        let at = self.places_of(lpi).find(|other| around.irqs.is_lpi_held(*other)).unwrap_or(place);
+        self.places_of(lpi).filter(|other| *other != at).for_each(|other| around.irqs.clear_lpi(other, false));
+        around.irqs.raise_lpi(at);
     }
 
     /// Who gets the interrupts of a collection.
@@ -342,9 +368,14 @@ impl Its {
     }
 
     /// A device's message. Whether there is an LPI for it.
-    pub fn message<const V: usize, const S: usize>(&self, device: u32, event: u32, irqs: &mut Engine<V, S>) -> bool {
+    pub fn message<const V: usize, const S: usize>(
+        &self,
+        device: u32,
+        event: u32,
+        around: &mut Around<'_, V, S>,
+    ) -> bool {
         let place = self.find(device, event).filter(|_| self.enabled);
-        place.into_iter().for_each(|place| irqs.raise_lpi(place));
+        place.into_iter().for_each(|place| self.raise(place, around));
         place.is_some()
     }
 }

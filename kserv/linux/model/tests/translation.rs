@@ -92,6 +92,40 @@ fn an_lpi_that_is_in_a_list_register_comes_again_after_a_message_meanwhile() {
 }
 
 #[test]
+fn an_lpi_of_several_events_is_one_interrupt() {
+    let mut guest = Guest::new(2);
+    (0..3).for_each(|event| guest.map(1, event, 8192, 0));
+    (0..3).for_each(|event| assert_eq!(guest.send(1, event), 1));
+    assert_eq!(guest.enter(0), [8192], "in one list register");
+    // It comes once more by another event, while it is there.
+    guest.send(1, 2);
+    guest.end(0);
+    assert_eq!((guest.take(0), guest.take(0)), (vec![8192], vec![]));
+    // What configures it by one event does so for all.
+    guest.configure(8192, ENABLED & !1);
+    guest.command([1 << 32 | 0x0c, 2, 0]);
+    guest.send(1, 0);
+    assert_eq!(guest.take(0), []);
+    guest.configure(8192, ENABLED);
+    guest.command([1 << 32 | 0x0c, 1, 0]);
+    assert_eq!(guest.take(0), [8192]);
+    // It outlives the event by which it came, and ends by any.
+    guest.send(1, 0);
+    guest.command([1 << 32 | 0x0f, 0, 0]);
+    assert_eq!((guest.take(0), guest.take(0)), (vec![8192], vec![]));
+    guest.send(1, 1);
+    guest.command([1 << 32 | 0x04, 2, 0]);
+    assert_eq!(guest.take(0), []);
+    // The one by which it came last says where.
+    guest.command([1 << 32 | 0x01, 2, 1]);
+    (1..3).for_each(|event| assert_eq!(guest.send(1, event), 1));
+    assert_eq!((guest.take(0), guest.take(1)), (vec![], vec![8192]));
+    guest.send(1, 2);
+    guest.command([1 << 32 | 0x08, 0, 0]);
+    assert_eq!((guest.take(0), guest.take(1)), (vec![], vec![]), "with all events it is gone");
+}
+
+#[test]
 fn an_lpi_is_silent_until_its_configuration_says_otherwise_and_is_read_again() {
     let mut guest = Guest::new(1);
     guest.map(1, 0, 8300, 0);

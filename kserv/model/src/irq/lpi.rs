@@ -65,6 +65,11 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         place < self.lpis && self.irq(0, self.lpi(place)).is_some_and(Irq::pending_anywhere)
     }
 
+    /// Whether a vCPU has it active, or in a list register.
+    pub fn is_lpi_held(&self, place: usize) -> bool {
+        place < self.lpis && self.irq(0, self.lpi(place)).is_some_and(|irq| irq.active || irq.placed.is_some())
+    }
+
     /// It is not pending any more; with `forget` its place is another's next.
     pub fn clear_lpi(&mut self, place: usize, forget: bool) {
         if place >= self.lpis {

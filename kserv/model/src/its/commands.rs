@@ -33,8 +33,10 @@ impl Its {
             }
             (command::INV, Some(place)) => self.work = Work::Config { place, all: false },
             (command::INVALL, _) => self.work = self.config_from(0),
-            (command::INT, Some(place)) => around.irqs.raise_lpi(place),
-            (command::CLEAR, Some(place)) => around.irqs.clear_lpi(place, false),
+            (command::INT, Some(place)) => self.raise(place, around),
+            (command::CLEAR, Some(place)) => {
+                self.places_of(self.entries[place].lpi).for_each(|place| around.irqs.clear_lpi(place, false));
+            }
             (command::DISCARD, Some(place)) => {
                 self.forget(place, around);
                 self.begin(Task::EraseEvent { device, event }, around);
@@ -138,10 +140,17 @@ impl Its {
         Some(place)
     }
 
+    /// A translation is gone. Its LPI stays pending if another event leads to it.
     pub(super) fn forget<const V: usize, const S: usize>(&mut self, place: usize, around: &mut Around<'_, V, S>) {
-        if self.entries[place].used {
-            self.entries[place] = Entry::FREE;
-            around.irqs.clear_lpi(place, true);
+        let entry = self.entries[place];
+        if !entry.used {
+            return;
+        }
+        let pending = around.irqs.is_lpi_pending(place);
+        self.entries[place] = Entry::FREE;
+        around.irqs.clear_lpi(place, true);
+        if let Some(other) = self.places_of(entry.lpi).next().filter(|_| pending) {
+            around.irqs.raise_lpi(other);
         }
     }
 }

@@ -105,7 +105,7 @@ impl Its {
         };
         let old = self.walk.byte(address)?;
         if old & bit != 0 {
-            around.irqs.raise_lpi(place);
+            self.raise(place, around);
         }
         self.walk.stage = Stage::LoadEvent;
         write_byte(address, old, old & !bit)

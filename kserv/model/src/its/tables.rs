@@ -389,9 +389,7 @@ impl Its {
             return Ok(());
         };
         let old = self.walk.byte(address)?;
-        // Several events may lead to one interrupt.
-        let same = |other: &usize| self.entries[*other].used && self.entries[*other].lpi == self.entries[place].lpi;
-        let pending = (0..LPIS).filter(same).any(|other| around.irqs.is_lpi_pending(other));
+        let pending = self.places_of(self.entries[place].lpi).any(|other| around.irqs.is_lpi_pending(other));
         self.walk.place += 1;
         write_byte(address, old, if pending { old | bit } else { old & !bit })
     }

@@ -208,7 +208,7 @@ impl Kvm {
     pub fn message(&mut self, address: u64, event: u32, device: Option<u32>) -> Result<(bool, u32), Errno> {
         let base = self.its_base.filter(|_| self.device.initialized).ok_or(Errno::NoDevice)?;
         let device = device.filter(|_| address == base + TRANSLATER).ok_or(Errno::Invalid)?;
-        let there = self.its.message(device, event, &mut self.gic.irqs);
+        let there = self.its.message(device, event, &mut self.gic.around_its());
         Ok((there, self.take_kicks()))
     }
 }
