@@ -197,6 +197,9 @@ impl<const V: usize, const S: usize> GicV3<V, S> {
             _ if !self.lpis => {}
             0x0000 if is_word(offset, width) => {
                 self.lpis_enabled = self.lpis_enabled & !(1 << vcpu) | (value as u32 & 1) << vcpu;
+                if enabled && value & 1 == 0 {
+                    self.irqs.drop_lpis(vcpu);
+                }
             }
             0x0070..0x0078 if !enabled => self.table = merge(self.table, offset, width, value),
             0x0078..0x0080 if !enabled => {

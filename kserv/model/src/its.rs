@@ -367,16 +367,26 @@ impl Its {
         (0..LPIS).for_each(|place| self.apply(place, around));
     }
 
-    /// A device's message. Whether there is an LPI for it.
+    /// A device's message. Whether there is an LPI for it, and a vCPU for that.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`] while the service is off, or the vCPU's redistributor takes no LPIs: the message is lost.
     pub fn message<const V: usize, const S: usize>(
         &self,
         device: u32,
         event: u32,
         around: &mut Around<'_, V, S>,
-    ) -> bool {
-        let place = self.find(device, event).filter(|_| self.enabled);
-        place.into_iter().for_each(|place| self.raise(place, around));
-        place.is_some()
+    ) -> Result<bool, Failure> {
+        if !self.enabled {
+            return Err(Failure::Busy);
+        }
+        let Some(place) = self.find(device, event) else { return Ok(false) };
+        let Some(vcpu) = self.vcpu_of(self.entries[place].collection) else { return Ok(false) };
+        if around.enabled >> vcpu & 1 == 0 {
+            return Err(Failure::Busy);
+        }
+        self.raise(place, around);
+        Ok(true)
     }
 }
 

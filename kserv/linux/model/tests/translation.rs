@@ -9,6 +9,8 @@ use corevisor_interface::mailbox::ExitReason;
 use kserv_linux_model::its::*;
 use kserv_linux_model::*;
 
+const EBUSY: i32 = -16;
+
 #[test]
 fn a_service_is_made_once_with_gicv3_only_and_says_what_it_can() {
     let mut driver = Driver::bare(2);
@@ -137,12 +139,35 @@ fn an_lpi_is_silent_until_its_configuration_says_otherwise_and_is_read_again() {
     assert_eq!(guest.take(0), [], "nobody has read it");
     guest.command([0x0d, 0, 0]);
     assert_eq!(guest.take(0), [8300]);
-    // A redistributor that takes none.
+}
+
+/// As a kernel finds it that another one has started: with the other's translations, and nothing of what came before it enabled LPIs.
+#[test]
+fn a_redistributor_that_takes_no_lpis_loses_them() {
+    let mut guest = Guest::new(2);
+    guest.map(1, 0, 8192, 0);
+    guest.map(1, 1, 8193, 1);
+    assert_eq!((guest.send(1, 0), guest.send(1, 1)), (1, 1));
     guest.driver.store(0, REDIST, 0);
-    guest.send(1, 0);
-    assert_eq!(guest.take(0), []);
+    assert_eq!((guest.send(1, 0), guest.send(1, 1)), (EBUSY, 1));
+    guest.command([1 << 32 | 0x03, 0, 0]);
     guest.driver.store(0, REDIST, 1);
-    assert_eq!(guest.take(0), [8300]);
+    assert_eq!(
+        (guest.take(0), guest.take(1)),
+        (vec![], vec![8193]),
+        "what was pending, a message and INT; not the other's"
+    );
+    assert_eq!((guest.send(1, 0), guest.take(0)), (1, vec![8192]));
+    // Nor has a service that is off any.
+    guest.driver.store(0, ITS, 0);
+    assert_eq!((guest.send(1, 0), guest.send(9, 9)), (EBUSY, EBUSY));
+    guest.driver.store(0, ITS, 1);
+    assert_eq!(guest.take(0), []);
+    // Or a collection of nobody's.
+    guest.command([0x09, 0, 0]);
+    assert_eq!(guest.send(1, 0), 0);
+    guest.command([0x09, 0, VALID]);
+    assert_eq!((guest.take(0), guest.send(1, 0), guest.take(0)), (vec![], 1, vec![8192]));
 }
 
 #[test]
@@ -168,7 +193,7 @@ fn translations_move_and_end() {
     guest.command([1 << 32 | 0x08, 0, 0]);
     assert_eq!((guest.send(1, 0), guest.send(2, 0)), (0, 1), "MAPD without V");
     assert_eq!(guest.take(1), [8194]);
-    assert_eq!((guest.driver.set_its(4, 4, 0), guest.send(2, 0)), (0, 0), "RESET");
+    assert_eq!((guest.driver.set_its(4, 4, 0), guest.send(2, 0)), (0, EBUSY), "RESET");
 }
 
 #[test]
@@ -186,8 +211,7 @@ fn commands_that_make_no_sense_and_queues_that_are_not_there_stop_nothing() {
         (0, 0),
         "an event that it cannot have, a device that is not mapped"
     );
-    assert_eq!(guest.send(1, 2), 1);
-    assert_eq!(guest.take(0), [], "a collection that nobody has");
+    assert_eq!(guest.send(1, 2), 0, "a collection that nobody has");
     for number in [0x00, 0x02, 0x05, 0x0e, 0x10, 0xff] {
         guest.command([number, u64::MAX, u64::MAX]);
     }

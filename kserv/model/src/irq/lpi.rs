@@ -65,6 +65,15 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         place < self.lpis && self.irq(0, self.lpi(place)).is_some_and(Irq::pending_anywhere)
     }
 
+    /// A vCPU takes none any more: what was pending for it is lost.
+    pub fn drop_lpis(&mut self, vcpu: usize) {
+        for place in 0..self.lpis {
+            if self.irq(0, self.lpi(place)).is_some_and(|irq| irq.is_hot() && irq.route == 1 << vcpu) {
+                self.clear_lpi(place, false);
+            }
+        }
+    }
+
     /// Whether a vCPU has it active, or in a list register.
     pub fn is_lpi_held(&self, place: usize) -> bool {
         place < self.lpis && self.irq(0, self.lpi(place)).is_some_and(|irq| irq.active || irq.placed.is_some())

@@ -33,7 +33,10 @@ impl Its {
             }
             (command::INV, Some(place)) => self.work = Work::Config { place, all: false },
             (command::INVALL, _) => self.work = self.config_from(0),
-            (command::INT, Some(place)) => self.raise(place, around),
+            // A message like any other, of which nobody asks what came.
+            (command::INT, _) => {
+                let _ = self.message(device, event, around);
+            }
             (command::CLEAR, Some(place)) => {
                 self.places_of(self.entries[place].lpi).for_each(|place| around.irqs.clear_lpi(place, false));
             }

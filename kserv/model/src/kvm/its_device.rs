@@ -204,11 +204,11 @@ impl Kvm {
     /// A device's message. Whether there is an interrupt for it, and vCPUs to kick.
     ///
     /// # Errors
-    /// [`Errno::NoDevice`] without the service, [`Errno::Invalid`] for another address or a message of nobody.
+    /// [`Errno::NoDevice`] without the service, [`Errno::Invalid`] for another address or a message of nobody, [`Errno::Busy`] while it, or the redistributor, is off.
     pub fn message(&mut self, address: u64, event: u32, device: Option<u32>) -> Result<(bool, u32), Errno> {
         let base = self.its_base.filter(|_| self.device.initialized).ok_or(Errno::NoDevice)?;
         let device = device.filter(|_| address == base + TRANSLATER).ok_or(Errno::Invalid)?;
-        let there = self.its.message(device, event, &mut self.gic.around_its());
+        let there = self.its.message(device, event, &mut self.gic.around_its())?;
         Ok((there, self.take_kicks()))
     }
 }
