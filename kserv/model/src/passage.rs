@@ -22,6 +22,8 @@ use crate::vtimer::{PhysicalTimer, VirtualTimer};
 
 /// VMCR: the VM ends and deactivates interrupts apart.
 const VMCR_EOIM: u64 = 1 << 9;
+/// VMCR: the priority mask, 31:24; with GICv2 31:27, the others are zero.
+const VMCR_PMR_SHIFT: u32 = 24;
 /// MISR: an interrupt without list register ended.
 const MISR_LRENP: u64 = 1 << 2;
 
@@ -32,6 +34,8 @@ pub(crate) struct Passage {
     pub(crate) physical_timer: PhysicalTimer,
     /// It deactivates interrupts apart from ending them.
     split_eoi: bool,
+    /// It takes interrupts whose priority is below this.
+    pub(crate) mask: u8,
     /// The access of its last exit ends with an abort.
     pub(crate) inject_abort: bool,
     /// If the core may deliver by itself what the interrupt controller lets it: its kick, as `Mailbox::direct` has it, or 0 without one.
@@ -45,6 +49,7 @@ impl Passage {
         virtual_timer: VirtualTimer::new(),
         physical_timer: PhysicalTimer::new(),
         split_eoi: false,
+        mask: u8::MAX,
         inject_abort: false,
         direct: None,
         exits: [0; ExitReason::ALL.len()],
@@ -123,8 +128,19 @@ impl Passage {
             }
             timer_ended = irqs.has_ended(vcpu, VTIMER_INTID);
         }
-        self.split_eoi = mailbox.vgic_vmcr & VMCR_EOIM != 0;
+        self.note_interface(mailbox.vgic_vmcr);
         self.virtual_timer.observe(mailbox, fired || timer_came, timer_ended);
+    }
+
+    #[inline(always)]
+    const fn interface(vmcr: u64) -> (bool, u8) {
+        (vmcr & VMCR_EOIM != 0, (vmcr >> VMCR_PMR_SHIFT) as u8)
+    }
+
+    /// How its CPU interface is set.
+    #[inline(always)]
+    pub(crate) const fn note_interface(&mut self, vmcr: u64) {
+        (self.split_eoi, self.mask) = Self::interface(vmcr);
     }
 
     /// Whether an exit shows no interrupt, and the timers as they were: neither one is due, or has to be looked at for any other reason.
@@ -133,7 +149,7 @@ impl Passage {
         let interrupts = mailbox.lr_count | mailbox.sgis | mailbox.vgic_hcr >> 27 & 31 | mailbox.vgic_misr & MISR_LRENP;
         let timer = &self.virtual_timer;
         interrupts == 0
-            && self.split_eoi == (mailbox.vgic_vmcr & VMCR_EOIM != 0)
+            && (self.split_eoi, self.mask) == Self::interface(mailbox.vgic_vmcr)
             && timer.is_as_seen(mailbox)
             && !(timer.is_polled() || timer.asserted(now) || self.physical_timer.deadline().is_some())
     }

@@ -300,7 +300,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
 
     /// WFI waits; WFE and the forms with a time-out only give way.
     fn wait(&mut self, vcpu: usize, interrupt: bool, now: u64) -> Action {
-        if !interrupt || self.gic.irqs().deliverable(vcpu) {
+        let mask = self.vcpus[vcpu].passage.mask;
+        if !interrupt || self.gic.irqs().deliverable(vcpu, mask) {
             return Action::Run;
         }
         Action::Block { until: self.vcpus[vcpu].passage.deadline(now) }
@@ -432,7 +433,8 @@ impl<'a, const V: usize, const S: usize> Vm<'a, V, S> {
             VcpuState::Off | VcpuState::Running => false,
             VcpuState::Blocked { .. } => {
                 self.update_timers(vcpu, now);
-                self.gic.irqs().deliverable(vcpu)
+                let mask = self.vcpus[vcpu].passage.mask;
+                self.gic.irqs().deliverable(vcpu, mask)
             }
         }
     }

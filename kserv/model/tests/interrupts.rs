@@ -84,7 +84,7 @@ fn when_there_are_more_than_list_registers_the_most_urgent_go_first_and_the_rest
         assert_eq!((held.len(), hcr), (4, HCR_UIE));
         let (held, hcr) = entry(&mut engine, form, &mut [0; 5], false);
         assert_eq!((held.iter().any(|lr| lr.3), held.len(), hcr), (false, 5, 0));
-        assert!(entry(&mut engine, form, &mut [], false).0.is_empty() && engine.deliverable(0));
+        assert!(entry(&mut engine, form, &mut [], false).0.is_empty() && engine.deliverable(0, u8::MAX));
     }
 }
 
@@ -147,7 +147,7 @@ fn what_another_vcpu_writes_to_active_and_pending_state_wins_over_the_list_regis
                 (pending.into(), active.into())
             );
             assert_eq!(engine.is_held(0, 32), active);
-            assert_eq!(engine.deliverable(0), pending && !active);
+            assert_eq!(engine.deliverable(0, u8::MAX), pending && !active);
         }
     }
     // A guest may make an interrupt active that never was.

@@ -10,6 +10,9 @@ use kserv_model::vm::{Action, Ended, GicVersion, VcpuState, Vm};
 const RAM: u64 = 0x4000_0000;
 const CPU_ON: u64 = 0xc400_0003;
 
+/// VMCR with a priority mask that lets everything through.
+const OPEN: Mailbox = Mailbox { vgic_vmcr: 0xf8 << 24, ..Mailbox::EMPTY };
+
 fn vm(chunks: &mut [Chunk], gic: GicVersion, vcpus: usize) -> Vm<'_> {
     let mut memory = Memory::new(chunks);
     memory.add(Slot { gpa: RAM, size: 0x40_0000, pa: 0x8000_0000, read_only: false }).unwrap();
@@ -28,7 +31,7 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(chunks: &'a mut [Chunk], gic: GicVersion, vcpus: usize) -> Self {
         let form = if gic == GicVersion::V2 { Form::V2 } else { Form::V3 };
-        Self { vm: vm(chunks, gic, vcpus), boxes: vec![Mailbox::EMPTY; vcpus], printed: vec![], now: 1000, form }
+        Self { vm: vm(chunks, gic, vcpus), boxes: vec![OPEN; vcpus], printed: vec![], now: 1000, form }
     }
 
     fn enter(&mut self, vcpu: usize) -> bool {

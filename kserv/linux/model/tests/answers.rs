@@ -4,7 +4,7 @@
 mod common;
 
 use common::steps::step;
-use common::{Driver, syndrome};
+use common::{Driver, PMR_OPEN, syndrome};
 use corevisor_evidence::{Rng, seeds, tell};
 use corevisor_interface::mailbox::{ExitReason, Mailbox};
 use kserv_model::kvm::NOT_DIRECT;
@@ -22,7 +22,7 @@ fn exit(mailbox: &mut Mailbox, rng: &mut Rng, now: u64) -> ExitReason {
         (mailbox.cntv_ctl, mailbox.cntv_cval) = (rng.below(8), rng.below(3) * now);
     }
     (mailbox.vgic_hcr, mailbox.vgic_misr) = ((rng.below(40) / 39) << 27, (rng.below(40) / 39) << 2);
-    mailbox.vgic_vmcr = (rng.below(30) / 29) << 9;
+    mailbox.vgic_vmcr = PMR_OPEN | (rng.below(30) / 29) << 9;
     mailbox.sgis = rng.below(40) / 39;
     match rng.below(8) {
         0..=2 => {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::Driver;
+use common::{Driver, START};
 use corevisor_interface::mailbox::{DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, DIRECT_TIMER, ExitReason, Mailbox};
 use kserv_linux_model::access::kserv_device_access;
 use kserv_linux_model::*;
@@ -161,6 +161,27 @@ fn an_spi_reaches_the_vcpu_that_waits_and_its_end_is_told_to_who_watches() {
 }
 
 #[test]
+fn an_interrupt_that_the_vcpus_priority_mask_keeps_away_ends_no_wait() {
+    for gic in [2, 3] {
+        let mut driver = Driver::new(gic.into(), gic, 1);
+        driver.store(0, DIST, 3);
+        driver.store(0, DIST + 0x104, 1 << 10);
+        // Interrupt 42 has priority 0xa0, and goes to vCPU 0.
+        driver.store(0, DIST + 0x428, 0xa0 << 16);
+        let route = if gic == 2 { DIST + 0x828 } else { DIST + 0x6000 + 8 * 42 };
+        driver.store(0, route, if gic == 2 { 1 << 16 } else { 0 });
+        assert_eq!(driver.set_spi(10, true), 0);
+        let mut wait = |mask: u64| driver.run(0, ExitReason::Wfx, |mailbox| mailbox.vgic_vmcr = mask << 24).kind;
+        assert_eq!([0xf0, 0xa8, 0xa0, 0x80, 0].map(&mut wait), [0, 0, 1, 1, 1]);
+        assert!(!kserv_runnable(driver.vm(), 0, START));
+        // User space opens it: ICC_PMR_EL1, or GICC_PMR in its five bits.
+        let (group, attr, value) = if gic == 2 { (2, 4, 0x1e) } else { (6, 3 << 14 | 4 << 7 | 6 << 3, 0xf0) };
+        assert_eq!(driver.set_attr(group, attr, value), 0);
+        assert!(kserv_runnable(driver.vm(), 0, START));
+    }
+}
+
+#[test]
 fn the_virtual_timer_is_interrupt_27_and_the_physical_one_30() {
     let mut driver = Driver::new(3, 3, 1);
     driver.store(0, DIST, 3);
@@ -277,11 +298,16 @@ fn what_is_saved_of_one_vm_and_restored_into_another_behaves_the_same() {
             for driver in [&mut one, &mut two] {
                 (1..vcpus).for_each(|vcpu| assert_eq!(driver.mp_state_set(vcpu, 0), 0));
             }
-            one.store(0, DIST, 3);
             for vcpu in 0..vcpus as usize {
-                one.cores[vcpu][200] = rng.next() & if gic == 2 { 0xfffc_021f } else { 0xfffc_0213 };
+                let vmcr = rng.next() & if gic == 2 { 0xfffc_021f } else { 0xfffc_0213 };
+                one.cores[vcpu][200] = vmcr;
                 one.cores[vcpu][201] = rng.next() & 0xffff_ffff;
                 one.cores[vcpu][205] = if gic == 3 { rng.next() & 0xffff_ffff } else { 0 };
+                // Exits show it.
+                for driver in [&mut one, &mut two] {
+                    driver.mailboxes[vcpu].vgic_vmcr = vmcr;
+                }
+                one.store(vcpu as u32, DIST, 3);
             }
             // First of all: who has an active interrupt whose route changes is in no register of either controller.
             for spi in 0..256 {

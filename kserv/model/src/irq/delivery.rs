@@ -106,14 +106,15 @@ impl<const V: usize, const S: usize> Engine<V, S> {
         }
     }
 
-    /// Whether an interrupt waits that `vcpu` would take if it ran.
-    pub fn deliverable(&self, vcpu: usize) -> bool {
+    /// Whether an interrupt waits that `vcpu` would take if it ran, where it takes those whose priority is below `mask`.
+    pub fn deliverable(&self, vcpu: usize, mask: u8) -> bool {
         let mut found = false;
         if !self.is_any_hot(vcpu) {
             return false;
         }
         self.each_hot(vcpu, |_, irq| {
-            found |= irq.pending() && !irq.active && irq.placed.is_none() && self.may_signal(irq);
+            let taken = irq.priority < mask && self.may_signal(irq);
+            found |= irq.pending() && !irq.active && irq.placed.is_none() && taken;
         });
         found
     }

@@ -423,7 +423,13 @@ impl Kvm {
                 self.wait_anew(found.vcpu, now);
                 core
             }
-            Behind::Gic(register) => [self.set_gic_register(found.vcpu, register, value[0], core[0])?, core[1]],
+            Behind::Gic(register) => {
+                let word = self.set_gic_register(found.vcpu, register, value[0], core[0])?;
+                if register.core() == Some(VMCR) {
+                    self.vcpus[found.vcpu].passage.note_interface(word);
+                }
+                [word, core[1]]
+            }
         })
     }
 

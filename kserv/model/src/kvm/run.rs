@@ -221,7 +221,7 @@ impl Kvm {
     fn wakes(&self, vcpu: usize, now: u64) -> bool {
         let one = &self.vcpus[vcpu];
         if self.device.initialized {
-            self.gic.irqs.deliverable(vcpu)
+            self.gic.irqs.deliverable(vcpu, one.passage.mask)
         } else {
             one.lines != [false; 2]
                 || one.passage.virtual_timer.asserted(now)

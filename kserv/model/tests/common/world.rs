@@ -275,7 +275,7 @@ impl World {
         }
         (0..self.vcpus).for_each(|vcpu| self.exit(vcpu));
         for vcpu in 0..self.vcpus {
-            assert!(!self.engine.deliverable(vcpu));
+            assert!(!self.engine.deliverable(vcpu, u8::MAX));
             for intid in 0..IDS {
                 let known = self.known(vcpu, intid);
                 assert_eq!((known.active_on, known.line), (None, false), "{intid} of {vcpu}");

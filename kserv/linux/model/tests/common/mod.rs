@@ -14,6 +14,8 @@ use kserv_model::kvm::{Machine, NOT_DIRECT};
 
 pub const GET_REG_SIZE: u64 = 0xf << 52;
 pub const START: u64 = 1_000_000;
+/// VMCR with a priority mask that lets everything through.
+pub const PMR_OPEN: u64 = 0xf8 << 24;
 
 /// A machine like QEMU's `max` with GICv3, or its Cortex-A72 with GICv2.
 pub fn machine(gic: u64) -> Machine {
@@ -101,7 +103,14 @@ impl Driver {
         let vm = unsafe { alloc_zeroed(layout) }.cast::<Vm>();
         // SAFETY: writable memory of the right size and alignment.
         unsafe { kserv_vm_init(vm, machine, 40, START) };
-        Self { vm, layout, cores: vec![[0; 256]; 16], mailboxes: vec![Mailbox::EMPTY; 16], kicks: 0, now: START }
+        Self {
+            vm,
+            layout,
+            cores: vec![[0; 256]; 16],
+            mailboxes: vec![Mailbox { vgic_vmcr: PMR_OPEN, ..Mailbox::EMPTY }; 16],
+            kicks: 0,
+            now: START,
+        }
     }
 
     pub fn vm(&mut self) -> &'static mut Vm {
