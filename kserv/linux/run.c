@@ -252,8 +252,8 @@ bool cv_its_serve(struct cv_vm *vm, bool patient)
 		u8 bytes[32] = {};
 		bool ok;
 
-		/* Only commands are served like this, and nothing else of theirs is so long. Between two of them the registers say all that there is to know, to who saves them meanwhile. */
-		if (!patient && want.len == sizeof(bytes) && (cv_is_wanted() || atomic_read(&vm->pausing)))
+		/* Between two commands the registers say all that there is to know, to who saves them meanwhile. */
+		if (!patient && want.command && (cv_is_wanted() || atomic_read(&vm->pausing)))
 			return false;
 		if (want.write)
 			ok = !cv_memory_access(vm, want.gpa, want.bytes, min_t(u32, want.len, sizeof(want.bytes)), true);

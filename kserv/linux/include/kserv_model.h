@@ -273,7 +273,10 @@ int kserv_its_set(struct kserv_vm *vm, uint32_t group, uint64_t attr, const uint
 struct kserv_its_want {
 	uint64_t gpa;
 	uint32_t len;
-	uint32_t write;
+	uint8_t write;
+	/* It is the next command of the VM's; else a part of one, or of tables, that is not to be left half done. */
+	uint8_t command;
+	uint8_t pad[2];
 	uint8_t bytes[8];
 };
 

@@ -283,6 +283,11 @@ impl Its {
         }
     }
 
+    /// Whether what is wanted, if anything is, is a command: nothing is half done.
+    pub fn is_between_commands(&self) -> bool {
+        self.work == Work::Command
+    }
+
     /// It is done, with this in front of a read's bytes; `None`: the VM has no memory there. A command is passed over then.
     pub fn feed<const V: usize, const S: usize>(
         &mut self,

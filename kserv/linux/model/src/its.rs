@@ -43,7 +43,11 @@ pub struct RawWant {
     /// Bytes.
     pub len: u32,
     /// It is a write.
-    pub write: u32,
+    pub write: u8,
+    /// It is the next command.
+    pub command: u8,
+    /// Nothing.
+    pub pad: [u8; 2],
     /// Of this.
     pub bytes: [u8; 8],
 }
@@ -51,9 +55,12 @@ pub struct RawWant {
 /// What the service wants of the VM's memory.
 #[unsafe(no_mangle)]
 pub extern "C" fn kserv_its_next(vm: &mut Vm, want: &mut RawWant) -> bool {
+    let command = vm.is_its_between_commands().into();
     let wanted = vm.next_for_its().map(|wanted| match wanted {
-        Want::Read { address, length } => RawWant { gpa: address, len: length as u32, write: 0, bytes: [0; 8] },
-        Want::Write { address, length, bytes } => RawWant { gpa: address, len: length as u32, write: 1, bytes },
+        Want::Read { address, length } => RawWant { gpa: address, len: length as u32, command, ..RawWant::default() },
+        Want::Write { address, length, bytes } => {
+            RawWant { gpa: address, len: length as u32, write: 1, bytes, ..RawWant::default() }
+        }
     });
     *want = wanted.unwrap_or_default();
     wanted.is_some()

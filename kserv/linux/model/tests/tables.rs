@@ -4,7 +4,7 @@
 mod common;
 
 use common::Driver;
-use common::its_guest::{COLLECTIONS, DEVICES, ENABLED, EVENTS, Guest, ITS, PENDING, RAM, REDIST, TABLE, VALID};
+use common::its_guest::{COLLECTIONS, DEVICES, ENABLED, EVENTS, Guest, ITS, PENDING, QUEUE, RAM, REDIST, TABLE, VALID};
 use corevisor_evidence::Rng;
 use kserv_linux_model::its::*;
 
@@ -84,6 +84,30 @@ fn tables_are_laid_out_as_the_api_says() {
     assert_eq!(guest.word(events(0x40)), 8192 << 16 | 7);
     let collections: Vec<u64> = (0..4).map(|n| guest.word(COLLECTIONS + 8 * n)).collect();
     assert_eq!(collections, [VALID, VALID | 1 << 16 | 1, VALID | 0xffff_ffff << 16 | 7, 0], "7 is nobody's");
+}
+
+#[test]
+fn what_a_command_has_begun_is_no_command() {
+    let first = DEVICES + 0x10_0000;
+    let mut guest = Guest::with_devices(1, VALID | 1 << 62 | first);
+    guest.set_word(first, VALID | DEVICES);
+    guest.map(8, 0, 8192, 0);
+    saved(&mut guest);
+    assert_eq!(guest.word(DEVICES + 8 * 8) & VALID, VALID);
+    // MAPD without V reads the table of tables for what it erases: of which two commands are read, and how often is anything else wanted?
+    for words in [[0x0d, 0, 0], [8 << 32 | 0x08, 0, 0]] {
+        let bytes: Vec<u8> = words.into_iter().chain([0]).flat_map(u64::to_le_bytes).collect();
+        guest.poke(QUEUE + guest.tail, &bytes);
+        guest.tail += 32;
+    }
+    guest.wants.clear();
+    let tail = guest.tail;
+    guest.store(ITS + 0x88, tail);
+    let commands: Vec<bool> = guest.wants.iter().map(|want| want.command != 0).collect();
+    // INVALL and its one configuration; MAPD, the table of tables, and the entry that is erased.
+    assert_eq!(commands, [true, false, true, false, false]);
+    assert_eq!((guest.wants[3].len, guest.wants[3].write), (32, 0), "as long as a command");
+    assert_eq!(guest.word(DEVICES + 8 * 8), 0);
 }
 
 #[test]

@@ -195,6 +195,11 @@ impl Kvm {
         self.its.next(self.gic.around_its().table)
     }
 
+    /// Whether that is the VM's next command, if anything.
+    pub fn is_its_between_commands(&self) -> bool {
+        self.its.is_between_commands()
+    }
+
     /// That is done, with what stands there in front of `bytes`; `None` if there is no memory. vCPUs to kick.
     pub fn feed_its(&mut self, bytes: Option<&[u8; COMMAND]>) -> u32 {
         self.its.feed(bytes, &mut self.gic.around_its());

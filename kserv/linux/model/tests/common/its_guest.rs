@@ -34,15 +34,24 @@ pub struct Guest {
     pub tail: u64,
     /// Those that [`Guest::map`] has mapped.
     pub devices: HashSet<u64>,
-    /// How often the memory was asked for.
+    /// How often the memory was asked for, and what for.
     pub steps: usize,
+    pub wants: Vec<RawWant>,
 }
 
 impl Guest {
     /// Distributor and redistributors are ready, the service is not.
     pub fn bare(vcpus: u32) -> Self {
         let driver = Driver::with_its(vcpus);
-        let mut guest = Self { driver, memory: HashMap::new(), ram: RAM, tail: 0, devices: HashSet::new(), steps: 0 };
+        let mut guest = Self {
+            driver,
+            memory: HashMap::new(),
+            ram: RAM,
+            tail: 0,
+            devices: HashSet::new(),
+            steps: 0,
+            wants: vec![],
+        };
         (1..vcpus).for_each(|vcpu| assert_eq!(guest.driver.mp_state_set(vcpu, 0), 0));
         guest.driver.store(0, 0x800_0000, 2);
         for vcpu in 0..u64::from(vcpus) {
@@ -114,6 +123,7 @@ impl Guest {
         let mut want = RawWant::default();
         while kserv_its_next(self.driver.vm(), &mut want) {
             self.steps += 1;
+            self.wants.push(want);
             let (mut bytes, length) = ([0; 32], want.len as usize);
             assert!(length <= if want.write != 0 { 8 } else { 32 });
             assert_eq!(want.gpa % length as u64, 0, "no access is in two pages");
