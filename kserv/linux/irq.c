@@ -2,6 +2,7 @@
 /*
  * Interrupts from outside: KVM_IRQ_LINE, KVM_SIGNAL_MSI, and the routes that irqfds (irqfd.c) take.
  */
+#include <linux/nospec.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -12,7 +13,7 @@
 /* Where a GSI leads; type 0: nowhere, as those do that can have no route. */
 static struct cv_gsi route_of(const struct cv_vm *vm, u32 gsi)
 {
-	return gsi < CV_MAX_GSIS ? vm->gsis[gsi] : (struct cv_gsi){};
+	return gsi < CV_MAX_GSIS ? vm->gsis[array_index_nospec(gsi, CV_MAX_GSIS)] : (struct cv_gsi){};
 }
 
 /* An interrupt by a GSI. Called with an eventfd's wait queue locked, too. */
@@ -66,9 +67,9 @@ int cv_set_routing(struct cv_vm *vm, const struct kvm_irq_routing *args, const v
 			break;
 		}
 		error = -EINVAL;
-		if (entry.gsi >= CV_MAX_GSIS || entry.flags & ~KVM_MSI_VALID_DEVID)
+		if (entry.gsi >= CV_MAX_GSIS || entry.flags & (entry.type == KVM_IRQ_ROUTING_MSI ? ~KVM_MSI_VALID_DEVID : ~0U))
 			break;
-		route = &routes[entry.gsi];
+		route = &routes[array_index_nospec(entry.gsi, CV_MAX_GSIS)];
 		/* Two routes are for two interrupt controllers of one VM, which there are not. */
 		if (route->type)
 			break;

@@ -8,6 +8,7 @@
  * io_lock is taken below an eventfd's queue, so no eventfd is signalled under it: those that resample are found under RCU.
  */
 #include <linux/eventfd.h>
+#include <linux/nospec.h>
 #include <linux/poll.h>
 #include <linux/rculist.h>
 #include <linux/slab.h>
@@ -54,7 +55,7 @@ static void watch(struct cv_vm *vm, struct cv_irqfd *irqfd, s32 pin)
 /* Where its GSI leads. io_lock is held. */
 static s32 pin_of(const struct cv_vm *vm, const struct cv_irqfd *irqfd)
 {
-	const struct cv_gsi *route = irqfd->gsi < CV_MAX_GSIS ? &vm->gsis[irqfd->gsi] : NULL;
+	const struct cv_gsi *route = irqfd->gsi < CV_MAX_GSIS ? &vm->gsis[array_index_nospec(irqfd->gsi, CV_MAX_GSIS)] : NULL;
 
 	return route && route->type == KVM_IRQ_ROUTING_IRQCHIP ? route->pin : NO_PIN;
 }

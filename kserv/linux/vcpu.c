@@ -80,6 +80,10 @@ static long get_mp_state(struct cv_vcpu *vcpu, void __user *argp)
 		.mp_state = cv_with_model(vcpu->vm, kserv_mp_state_get(vcpu->vm->model, vcpu->id)),
 	};
 
+	/* What KVM_ARM_VCPU_INIT makes of it by itself. */
+	if (!cv_with_model(vcpu->vm, kserv_vcpu_initialized(vcpu->vm->model, vcpu->id)))
+		state.mp_state = KVM_MP_STATE_RUNNABLE;
+
 	return copy_to_user(argp, &state, sizeof(state)) ? -EFAULT : 0;
 }
 
@@ -90,6 +94,8 @@ static long set_events(struct cv_vcpu *vcpu, void __user *argp)
 
 	if (copy_from_user(&events, argp, sizeof(events)))
 		return -EFAULT;
+	if (memchr_inv(events.exception.pad, 0, sizeof(events.exception.pad)) || memchr_inv(events.reserved, 0, sizeof(events.reserved)))
+		return -EINVAL;
 	down_read(&vcpu->vm->life);
 	error = cv_with_model(vcpu->vm,
 			      kserv_events_set(vcpu->vm->model, vcpu->id, events.exception.serror_pending,
@@ -165,6 +171,16 @@ static long locked_ioctl(struct cv_vcpu *vcpu, unsigned int ioctl, void __user *
 		return set_signal_mask(vcpu, argp);
 	if (ioctl == KVM_RUN)
 		return argp ? -EINVAL : cv_vcpu_run(vcpu);
+	switch (ioctl) {
+	case KVM_GET_MP_STATE:
+		return get_mp_state(vcpu, argp);
+	case KVM_SET_MP_STATE:
+		return set_mp_state(vcpu, argp);
+	case KVM_HAS_DEVICE_ATTR:
+	case KVM_GET_DEVICE_ATTR:
+	case KVM_SET_DEVICE_ATTR:
+		return device_attr(vcpu, ioctl, argp);
+	}
 	if (!cv_with_model(vcpu->vm, kserv_vcpu_initialized(vcpu->vm->model, vcpu->id)))
 		return -ENOEXEC;
 	switch (ioctl) {
@@ -174,18 +190,10 @@ static long locked_ioctl(struct cv_vcpu *vcpu, unsigned int ioctl, void __user *
 		return cv_one_reg(vcpu, argp, true);
 	case KVM_GET_REG_LIST:
 		return cv_reg_list(vcpu, argp);
-	case KVM_GET_MP_STATE:
-		return get_mp_state(vcpu, argp);
-	case KVM_SET_MP_STATE:
-		return set_mp_state(vcpu, argp);
 	case KVM_GET_VCPU_EVENTS:
 		return get_events(argp);
 	case KVM_SET_VCPU_EVENTS:
 		return set_events(vcpu, argp);
-	case KVM_HAS_DEVICE_ATTR:
-	case KVM_GET_DEVICE_ATTR:
-	case KVM_SET_DEVICE_ATTR:
-		return device_attr(vcpu, ioctl, argp);
 	default:
 		return -EINVAL;
 	}
@@ -277,16 +285,21 @@ static struct cv_vcpu *alloc_vcpu(struct cv_vm *vm, u32 id)
 int cv_vcpu_create(struct cv_vm *vm, unsigned long id)
 {
 	struct cv_vcpu *vcpu;
-	int fd;
+	struct file *file;
+	int fd, error;
 
 	if (id >= CV_MAX_VCPUS)
 		return -EINVAL;
 	vcpu = alloc_vcpu(vm, id);
 	if (!vcpu)
 		return -ENOMEM;
+	/* Of all that may fail behind the model this is the likely one: a VMM may have no number left, and try again when it has. */
+	fd = get_unused_fd_flags(O_CLOEXEC);
+	if (fd < 0)
+		goto no_fd;
 	mutex_lock(&vm->lock);
-	fd = cv_with_model(vm, kserv_vcpu_create(vm->model, id));
-	if (fd)
+	error = cv_with_model(vm, kserv_vcpu_create(vm->model, id));
+	if (error)
 		goto no_vcpu;
 	/* The core wants to know a VM's vCPUs before it runs. */
 	if (vm->up)
@@ -294,15 +307,23 @@ int cv_vcpu_create(struct cv_vm *vm, unsigned long id)
 	/* Who kicks, or reads debugfs, looks at it without a lock. */
 	smp_store_release(&vm->vcpus[id], vcpu);
 	cv_vm_get(vm);
-	fd = anon_inode_getfd("kvm-vcpu", &vcpu_ops, vcpu, O_RDWR | O_CLOEXEC);
-	if (fd < 0)
+	file = anon_inode_getfile("kvm-vcpu", &vcpu_ops, vcpu, O_RDWR);
+	if (!IS_ERR(file)) {
+		fd_install(fd, file);
+	} else {
 		/* It stays in the VM, without a file: its number is not free again, and it is never run. */
+		put_unused_fd(fd);
+		fd = PTR_ERR(file);
 		cv_vm_put(vm);
+	}
 	mutex_unlock(&vm->lock);
 	return fd;
 
 no_vcpu:
 	mutex_unlock(&vm->lock);
+	put_unused_fd(fd);
+	fd = error;
+no_fd:
 	cv_vcpu_free(vcpu);
 	return fd;
 }

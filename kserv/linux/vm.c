@@ -19,6 +19,12 @@ static bool cv_has_pointer_authentication(void)
 	return cv_core.machine.id[4] & 0xff000ff0 || cv_core.machine.id[5] & 0xff00;
 }
 
+/* With the interrupt controller that the machine has for VMs. */
+static int most_vcpus(void)
+{
+	return cv_core.gic == 2 ? 8 : CV_MAX_VCPUS;
+}
+
 int cv_check_extension(struct cv_vm *vm, unsigned long extension)
 {
 	switch (extension) {
@@ -47,6 +53,7 @@ int cv_check_extension(struct cv_vm *vm, unsigned long extension)
 	case KVM_CAP_INTERNAL_ERROR_DATA:
 	case KVM_CAP_CHECK_EXTENSION_VM:
 	case KVM_CAP_ENABLE_CAP_VM:
+	case KVM_CAP_VCPU_ATTRIBUTES:
 		return 1;
 	case KVM_CAP_ARM_PTRAUTH_ADDRESS:
 	case KVM_CAP_ARM_PTRAUTH_GENERIC:
@@ -54,17 +61,17 @@ int cv_check_extension(struct cv_vm *vm, unsigned long extension)
 	case KVM_CAP_IRQCHIP:
 		return cv_core.gic != 0;
 	case KVM_CAP_SIGNAL_MSI:
-	case KVM_CAP_MSI_DEVID:
 		return cv_core.gic == 3;
+	case KVM_CAP_MSI_DEVID:
+		/* A VM's business, as in KVM: whether it has a translation service. */
+		return vm ? !cv_with_model(vm, kserv_its_has(vm->model, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_ITS_ADDR_TYPE)) : -EINVAL;
 	case KVM_CAP_IRQ_ROUTING:
 		return CV_MAX_GSIS;
 	case KVM_CAP_NR_VCPUS:
-		return min_t(int, num_online_cpus(), CV_MAX_VCPUS);
+		return min_t(int, num_online_cpus(), most_vcpus());
 	case KVM_CAP_MAX_VCPUS:
 	case KVM_CAP_MAX_VCPU_ID:
-		if (vm && kserv_gic_version(vm->model) == 2)
-			return 8;
-		return CV_MAX_VCPUS;
+		return most_vcpus();
 	case KVM_CAP_NR_MEMSLOTS:
 		return CV_MAX_SLOTS;
 	case KVM_CAP_ARM_VM_IPA_SIZE:

@@ -1,6 +1,7 @@
 /* What the API answers to good and bad input, without a guest that runs. */
 #include "probe.h"
 #include <sys/prctl.h>
+#include <sys/resource.h>
 
 static int extension(int fd, int which) { return ioctl(fd, KVM_CHECK_EXTENSION, which); }
 
@@ -15,6 +16,8 @@ void test_system(void)
         KVM_CAP_MAX_VCPU_ID, KVM_CAP_NR_MEMSLOTS, KVM_CAP_READONLY_MEM, KVM_CAP_IOEVENTFD, KVM_CAP_DEVICE_CTRL};
     for (size_t n = 0; n < sizeof there / sizeof *there; n++)
         said(extension(kvm, there[n]) > 0, "capability %d is there", there[n]);
+    said(extension(kvm, KVM_CAP_VCPU_ATTRIBUTES) == 1, "vCPUs have attributes");
+    FAILS(EINVAL, ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_MSI_DEVID));
     said(extension(kvm, 0x7fff) == 0 && extension(kvm, -1) == 0, "an unknown capability is 0");
     said(extension(kvm, KVM_CAP_NR_VCPUS) <= extension(kvm, KVM_CAP_MAX_VCPUS), "no more vCPUs are recommended than possible");
     int ipa = extension(kvm, KVM_CAP_ARM_VM_IPA_SIZE);
@@ -27,6 +30,7 @@ void test_system(void)
     if (vm < 0)
         return;
     said(extension(vm, KVM_CAP_USER_MEMORY) == 1, "a VM answers for capabilities too");
+    said(extension(vm, KVM_CAP_MSI_DEVID) == 0, "without a translation service no MSI has a device");
     FAILS2(EINVAL, ENOTTY, ioctl(vm, _IO(KVMIO, 0xff), 0));
     FAILS2(EINVAL, ENOTTY, ioctl(vm, KVM_RUN, 0));
     struct kvm_create_device device = {.type = 0x7777};
@@ -125,6 +129,34 @@ static void before_init(struct vm *vm)
     FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_GET_ONE_REG, &reg));
     FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_SET_ONE_REG, &reg));
     FAILS(ENOEXEC, ioctl(vm->vcpus[1], KVM_GET_REG_LIST, &list));
+    struct kvm_mp_state state = {7};
+    WORKS(ioctl(vm->vcpus[1], KVM_GET_MP_STATE, &state));
+    said(state.mp_state == KVM_MP_STATE_RUNNABLE, "it is runnable");
+    WORKS(ioctl(vm->vcpus[1], KVM_SET_MP_STATE, &state));
+    struct kvm_device_attr timer = {.group = KVM_ARM_VCPU_TIMER_CTRL, .attr = KVM_ARM_VCPU_TIMER_IRQ_VTIMER};
+    WORKS(ioctl(vm->vcpus[1], KVM_HAS_DEVICE_ATTR, &timer));
+}
+
+/* A process with no number left for another file. */
+static void no_file_left(struct vm *vm)
+{
+    struct rlimit usual, full;
+    int next = dup(0);
+    close(next);
+    getrlimit(RLIMIT_NOFILE, &usual);
+    full = (struct rlimit){next, usual.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &full);
+    FAILS(EMFILE, ioctl(vm->fd, KVM_CREATE_VCPU, 1));
+    setrlimit(RLIMIT_NOFILE, &usual);
+}
+
+static void events(struct vm *vm)
+{
+    struct kvm_vcpu_events events = {.exception.serror_has_esr = 1, .exception.serror_esr = 7};
+    struct kvm_vcpu_events padded = {.exception.pad[4] = 1}, reserved = {.reserved[11] = 1};
+    WORKS(ioctl(vm->vcpus[0], KVM_SET_VCPU_EVENTS, &events));
+    FAILS(EINVAL, ioctl(vm->vcpus[0], KVM_SET_VCPU_EVENTS, &padded));
+    FAILS(EINVAL, ioctl(vm->vcpus[0], KVM_SET_VCPU_EVENTS, &reserved));
 }
 
 static void inits(struct vm *vm)
@@ -151,8 +183,10 @@ void test_vcpu(void)
     FAILS(EEXIST, ioctl(vm->fd, KVM_CREATE_VCPU, 0));
     FAILS(EINVAL, ioctl(vm->fd, KVM_CREATE_VCPU, 4096));
     FAILS(EINVAL, ioctl(vm->fd, KVM_CREATE_VCPU, -1));
+    no_file_left(vm);
     before_init(vm);
     inits(vm);
+    events(vm);
     FAILS2(EINVAL, ENOTTY, ioctl(vm->vcpus[0], _IO(KVMIO, 0xff), 0));
     FAILS(EINVAL, ioctl(vm->vcpus[0], KVM_RUN, 1));
 

@@ -155,6 +155,9 @@ static void routed(struct vm *vm, int fd, int other)
     bad = entry;
     bad.gsi = 100000;
     FAILS(EINVAL, route(vm, 1, &bad));
+    bad = entry;
+    bad.flags = KVM_MSI_VALID_DEVID;
+    FAILS(EINVAL, route(vm, 1, &bad));
     struct kvm_irq_routing_entry twice[] = {entry, entry};
     FAILS(EINVAL, route(vm, 2, twice));
     twice[1].type = KVM_IRQ_ROUTING_MSI;

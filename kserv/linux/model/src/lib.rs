@@ -201,10 +201,10 @@ pub unsafe extern "C" fn kserv_mp_state_set(vm: &mut Vm, vcpu: u32, state: u32, 
     unsafe { kicked(vm.set_mp_state(vcpu as usize, state), kick) }
 }
 
-/// KVM_SET_VCPU_EVENTS.
+/// KVM_SET_VCPU_EVENTS. Without an SError its syndrome means nothing.
 #[unsafe(no_mangle)]
-pub extern "C" fn kserv_events_set(vm: &mut Vm, vcpu: u32, serror: bool, serror_has_esr: bool, ext_dabt: bool) -> i32 {
-    status(vm.set_events(vcpu as usize, serror || serror_has_esr, ext_dabt))
+pub extern "C" fn kserv_events_set(vm: &mut Vm, vcpu: u32, serror: bool, _has_esr: bool, ext_dabt: bool) -> i32 {
+    status(vm.set_events(vcpu as usize, serror, ext_dabt))
 }
 
 /// KVM_GET_DEVICE_ATTR of a vCPU.

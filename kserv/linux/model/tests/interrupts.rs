@@ -74,6 +74,7 @@ fn addresses_are_said_once_aligned_and_apart() {
     assert_eq!(kserv_first_run(driver.vm()), -16, "not initialised");
     assert_eq!(driver.find_gic(1, 0), Err(-16));
     assert_eq!(kserv_gic_has(driver.vm(), 1, 0), 0);
+    assert_eq!((kserv_gic_get(driver.vm(), 3, 0, &mut value), value), (0, 32), "not said yet");
     assert_eq!([63, 65, 320, 1 << 40].map(|irqs| driver.set_gic(3, 0, irqs)), [EINVAL; 4]);
     assert_eq!((driver.set_gic(3, 0, 96), driver.set_gic(3, 0, 96)), (0, -16));
     assert_eq!((driver.set_gic(4, 0, 0), driver.set_gic(4, 0, 0)), (0, 0));
@@ -82,6 +83,23 @@ fn addresses_are_said_once_aligned_and_apart() {
     assert!(kserv_gic_overlaps(driver.vm(), REDIST + 0x1_ffff, 1));
     assert!(!kserv_gic_overlaps(driver.vm(), REDIST + 0x2_0000, 0x1000));
     assert!(!kserv_gic_overlaps(driver.vm(), DIST - 0x1000, 0x1000));
+}
+
+#[test]
+fn a_region_without_room_for_all_vcpus_keeps_the_vm_from_running() {
+    for (room, outcome) in [(1, ENXIO), (2, 0), (3, 0)] {
+        let mut driver = Driver::bare(3);
+        for vcpu in 0..2 {
+            assert_eq!((kserv_vcpu_create(driver.vm(), vcpu), driver.init(vcpu, false)), (0, 0));
+        }
+        assert_eq!(kserv_gic_create(driver.vm(), 3), 0);
+        assert_eq!(
+            [(0, 2, DIST), (0, 5, room << 52 | REDIST), (4, 0, 0)]
+                .map(|(group, attr, value)| driver.set_gic(group, attr, value)),
+            [0; 3]
+        );
+        assert_eq!(kserv_first_run(driver.vm()), outcome);
+    }
 }
 
 #[test]

@@ -203,7 +203,8 @@ impl Kvm {
                 let region = self.device.redistributors.filter(|region| region.by_region && value & 0xfff == 0);
                 region.map(|region| region.base | region.count << 52).ok_or(Errno::NoEntry)
             }
-            (GROUP_NR_IRQS, _) => Ok(if self.device.irqs == 0 { DEFAULT_IRQS } else { self.device.irqs }.into()),
+            // Until it is said how many there are, KVM has those that each vCPU has.
+            (GROUP_NR_IRQS, _) => Ok(u64::from(self.device.irqs).max(PRIVATE as u64)),
             _ => Err(Errno::NoSuchDevice),
         }
     }
@@ -297,8 +298,12 @@ impl Kvm {
 
     /// At the first run.
     pub(super) fn ready_gic(&mut self) -> Result<(), Errno> {
+        // A region has room for so many vCPUs; without one there is room for all.
+        let vcpus = self.count() as u64;
+        let has_room = |region: Region| region.count == 0 || region.count >= vcpus;
         let all = |device: &GicDevice, v2: bool| {
-            device.distributor.is_some() && if v2 { device.cpu.is_some() } else { device.redistributors.is_some() }
+            device.distributor.is_some()
+                && if v2 { device.cpu.is_some() } else { device.redistributors.is_some_and(has_room) }
         };
         match self.device.version {
             None => Ok(()),

@@ -292,7 +292,7 @@ impl Kvm {
         if there { Ok(state) } else { Err(Errno::Invalid) }
     }
 
-    /// KVM_SET_MP_STATE.
+    /// KVM_SET_MP_STATE. Before KVM_ARM_VCPU_INIT, which decides, nothing comes of it.
     ///
     /// # Errors
     /// [`Errno::Invalid`].
@@ -303,6 +303,9 @@ impl Kvm {
             MP_STOPPED => false,
             _ => return Err(Errno::Invalid),
         };
+        if !self.is_initialized(vcpu) {
+            return Ok(0);
+        }
         self.psci.set_on(vcpu, on);
         self.kicks |= 1 << vcpu;
         Ok(self.take_kicks())
