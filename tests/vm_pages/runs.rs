@@ -69,7 +69,7 @@ fn pages_are_mapped_up_to_the_first_that_cannot_be_and_nothing_behind_it() {
         // Something stands at the third place.
         assert_eq!(give(&mut world, vm, GUEST + 0x9_2000, &[(RAM + 0xa000, 1)]), Ok(1));
         assert_eq!(give(&mut world, vm, GUEST + 0x9_0000, &[(RAM + 0xd000, 1), (RAM + 0xc000, 1), (RAM, 1)]), Ok(2));
-        assert!(host(&mut world, 0, RAM) && world.spec.pages.get(&pfn(RAM)).is_none());
+        assert!(host(&mut world, 0, RAM) && !world.spec.pages.contains_key(&pfn(RAM)));
         assert_eq!(vm_pages(world.core.memory(), vm), Some(4 * 2 + 2 + 1 + 2));
         world.check();
     }
