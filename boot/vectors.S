@@ -77,7 +77,7 @@
     .endm
 
     // A synchronous exception of the host. A hypercall goes the short way: what Rust keeps by itself (x19-x28) is not
-    // saved, x29 stands in the place of x19, and only x0-x3 are the call's.
+    // saved, x29 stands in the place of x19, and only x0-x17 are the call's.
     .macro  from_host_sync
     .balign 128
     sub     sp, sp, #{FRAME_SIZE}

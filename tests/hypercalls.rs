@@ -14,7 +14,7 @@ use corevisor::abstract_machine::addr::{Pa, Pfn, VmId};
 use corevisor::abstract_machine::regs::TrapFrame;
 use corevisor::abstract_machine::sim::{Trapped, run_as};
 use corevisor::abstract_machine::{ExitCode, Machine, Worlds};
-use corevisor::interface::calls::{MAX_PAGES, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
+use corevisor::interface::calls::{MAX_PAGES, MAX_RUNS, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::mailbox::{Mailbox, START_PSTATE};
 use corevisor::interface::{CallError, HostCall, INTERFACE_VERSION};
 use corevisor::memory::page_manager::PageState;
@@ -29,9 +29,9 @@ const SEED: u64 = 41;
 const HVC: u64 = 0x16 << 26 | 1 << 25;
 
 /// x0 to x30 after the host's call.
-fn call(host: &Host, immediate: u64, x: [u64; 6]) -> [u64; 31] {
+fn call(host: &Host, immediate: u64, x: &[u64]) -> [u64; 31] {
     let mut frame = TrapFrame { x: core::array::from_fn(|n| 0xaaaa_0000 + n as u64), sp: 0 };
-    frame.x[..6].copy_from_slice(&x);
+    frame.x[..x.len()].copy_from_slice(x);
     let sim = host.world.sim();
     sim.set_trapped(0, Trapped { esr: HVC | immediate, pc: 0x1000, pstate: 0x5, ..Trapped::default() });
     host_sync(&host.world.core, &mut frame);
@@ -192,6 +192,11 @@ impl Bed {
             HostCall::VerifyVm => rng.pick(&[[self.loaded, self.manifest, 0, 0, 0], [self.fresh, 0, 0, 0, 0]]),
             HostCall::MapMemory if either == ordinary => [ordinary, gpa, page, few, rng.below(2)],
             HostCall::MapMemory => [protected, gpa, page, few, 0],
+            HostCall::MapRuns => {
+                let runs = 1 + rng.below(MAX_RUNS as u64);
+                let flags = if either == ordinary { rng.below(2) } else { 0 };
+                [either, gpa, runs, flags, page | rng.below(2)]
+            }
             HostCall::UnmapMemory => [ordinary, gpa, few, 0, 0],
             HostCall::MapIo => [
                 rng.pick(&[self.fresh, self.building]),
@@ -221,7 +226,7 @@ impl Bed {
     }
 
     /// What an error must leave as it was: the VM that the call names, its pool, and what stands in the host's pages that it names.
-    fn named(&self, x: &[u64; 6]) -> (Option<Vm>, Result<[u64; 4], CallError>, Vec<u64>) {
+    fn named(&self, x: &[u64; 18]) -> (Option<Vm>, Result<[u64; 4], CallError>, Vec<u64>) {
         let vm = if (1..=MAX_VMS).contains(&x[1]) { abstract_vm(self.host.world.core.vms(), x[1]) } else { None };
         let here = x.iter().filter(|x| (self.free..self.free + FREE_PAGES * PAGE).contains(x));
         let words = here.map(|x| self.host.world.sim().read_ram(Pfn::containing(Pa::new(*x)))).collect();
@@ -235,7 +240,7 @@ impl Bed {
     }
 
     /// A call that did something: what changes hands by it.
-    fn follow(&mut self, call: HostCall, x: &[u64; 6], answer: &[u64; 31]) {
+    fn follow(&mut self, call: HostCall, x: &[u64; 18], answer: &[u64; 31]) {
         match call {
             HostCall::RegisterVm => {
                 let root = if x[2] > 39 { 1 << (x[2] - 39) } else { 1 };
@@ -258,6 +263,17 @@ impl Bed {
                 // Fewer, up to one that cannot be given.
                 assert!(answer[0] <= x[4], "{x:x?}");
             }
+            HostCall::MapRuns => {
+                // So did those of the runs: each page is where it should be.
+                let named = x[5..].iter().take(x[3] as usize);
+                let wanted = named.flat_map(|run| (0..=run % PAGE).map(move |n| run / PAGE * PAGE + n * PAGE));
+                let (leaves, _) = self.host.world.sim().enumerate(VmId::new(x[1] as u16));
+                let by_gpa: BTreeMap<u64, _> = leaves.into_iter().map(|leaf| (leaf.base, leaf)).collect();
+                for (n, pa) in (0..answer[0]).zip(wanted) {
+                    let leaf = &by_gpa[&(x[2] + n * PAGE)];
+                    assert_eq!((leaf.output, leaf.raw >> 7 & 1), (pa, 1 - x[4]), "{n}: {x:x?}");
+                }
+            }
             HostCall::DestroyVm => {
                 self.vms.retain(|vm| *vm != x[1]);
                 self.given.remove(&x[1]);
@@ -279,7 +295,7 @@ impl Bed {
 }
 
 /// What a draw is about: SealVm ends a snapshot's making, and its way back.
-fn name_of(call: HostCall, x: &[u64; 6]) -> String {
+fn name_of(call: HostCall, x: &[u64; 18]) -> String {
     if call == HostCall::SealVm { format!("{} {}", call.name(), x[2]) } else { call.name().to_string() }
 }
 
@@ -332,15 +348,21 @@ fn d7_every_call_with_every_argument_at_its_limits_ends_with_a_result_or_a_named
         bed.check();
         for n in 0..CALLS {
             let function = rng.pick(HostCall::ALL);
-            let mut x = [function.function(), 0, 0, 0, 0, 0];
+            let mut x = [0; 18];
+            x[0] = function.function();
             // As it should be, wrong in one argument, or anyhow.
             let way = rng.below(4);
-            x[1..].copy_from_slice(&bed.likely(rng, function));
+            x[1..6].copy_from_slice(&bed.likely(rng, function));
+            // Of MapRuns more runs, one of them maybe wrong.
+            x[6..].fill_with(|| bed.free + rng.below(FREE_PAGES) * PAGE + rng.below(2) * rng.below(4));
+            if way > 0 && rng.below(2) == 0 {
+                x[6 + rng.below(12) as usize] = rng.pick(&limits);
+            }
             match way {
                 0 => {}
                 1 | 2 => x[1 + rng.below(5) as usize] = rng.pick(&limits),
                 _ => {
-                    x[1..].iter_mut().for_each(|x| *x = rng.pick(&limits));
+                    x[1..6].iter_mut().for_each(|x| *x = rng.pick(&limits));
                     // Most calls are about a VM that there is.
                     if rng.below(4) > 0 && function != HostCall::RegisterVm && !bed.vms.is_empty() {
                         x[1] = rng.pick(&bed.vms);
@@ -354,16 +376,16 @@ fn d7_every_call_with_every_argument_at_its_limits_ends_with_a_result_or_a_named
             }
             let all = (n % 211 == 0).then(|| bed.all());
             let mut named = bed.named(&x);
-            let mut after = call(&bed.host, 0, x);
+            let mut after = call(&bed.host, 0, &x);
             // What takes steps is made until it is decided: in between nothing need be as it was.
             let mut steps = false;
             while after[0] == CallError::Again.x0() {
-                (steps, after) = (true, call(&bed.host, 0, x));
+                (steps, after) = (true, call(&bed.host, 0, &x));
             }
             calls += 1;
             assert!(is_named(after[0]), "{function:?} {x:x?} gave {:#x}", after[0]);
-            assert_eq!(after[4..6], x[4..6], "{function:?}: no result stands there");
-            assert!((6..31).all(|n| after[n] == 0xaaaa_0000 + n as u64), "{function:?}");
+            assert_eq!(after[4..18], x[4..18], "{function:?}: no result stands there");
+            assert!((18..31).all(|n| after[n] == 0xaaaa_0000 + n as u64), "{function:?}");
             if (after[0] as i64) < 0 {
                 refused += 1;
                 assert_eq!(after[1..4], x[1..4], "{function:?}: an error changes x0 only");
@@ -382,6 +404,7 @@ fn d7_every_call_with_every_argument_at_its_limits_ends_with_a_result_or_a_named
                     HostCall::DonatePool
                         | HostCall::RemapImagePages
                         | HostCall::MapMemory
+                        | HostCall::MapRuns
                         | HostCall::UnmapMemory
                         | HostCall::MapIo
                         | HostCall::ReclaimVm
@@ -394,7 +417,7 @@ fn d7_every_call_with_every_argument_at_its_limits_ends_with_a_result_or_a_named
             }
         }
         bed.check();
-        let version = call(&bed.host, 0, [HostCall::CoreVersion.function(), 7, 8, 9, 10, 11]);
+        let version = call(&bed.host, 0, &[HostCall::CoreVersion.function(), 7, 8, 9, 10, 11]);
         assert_eq!(version[..6], [INTERFACE_VERSION, 7, 8, 9, 10, 11], "the core goes on");
     }
     let succeeded = done.values().sum::<u64>();
@@ -414,7 +437,7 @@ fn a_call_with_another_immediate_is_another_interface_for_every_call() {
     let mut host = Host::default();
     let vm = host.vm(VM_ORDINARY, 20);
     for function in HostCall::ALL {
-        let after = call(&host, 1, [function.function(), vm, 0, 0, 0, 0]);
+        let after = call(&host, 1, &[function.function(), vm, 0, 0, 0, 0]);
         assert_eq!(after[..3], [CallError::NotSupported.x0(), vm, 0], "{function:?}");
     }
 }
@@ -425,7 +448,7 @@ fn a19_numbers_beside_the_table_are_no_calls() {
     let host = Host::default();
     for function in (0..17).chain(0xc600_7ff0..0xc600_8100).chain([u64::MAX, 1 << 32 | 0xc600_8000]) {
         if HostCall::from_function(function).is_none() {
-            assert_eq!(call(&host, 0, [function, 1, 2, 3, 4, 5])[..4], [CallError::NotSupported.x0(), 1, 2, 3]);
+            assert_eq!(call(&host, 0, &[function, 1, 2, 3, 4, 5])[..4], [CallError::NotSupported.x0(), 1, 2, 3]);
         }
     }
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The core's calls: HVC #0, x0 the function, x1 to x5 the arguments, x0 to x3 the answer. Semantics: include/corevisor.h.
+ * The core's calls: HVC #0, x0 the function, x1 to x5 the arguments (of MapRuns to x17), x0 to x3 the answer; the core leaves the others as they were.
+ * Semantics: include/corevisor.h.
  *
  * None of them sleeps; each takes a bounded time with interrupts masked at EL2. Only to be made under the core (cv_core_present()): without a
  * hypervisor HVC is undefined.
@@ -8,6 +9,7 @@
 #ifndef COREVISOR_KVM_CALL_H
 #define COREVISOR_KVM_CALL_H
 
+#include <linux/build_bug.h>
 #include <linux/errno.h>
 #include <linux/types.h>
 
@@ -32,6 +34,39 @@ static inline struct cv_answer cv_hvc(u64 function, u64 a1, u64 a2, u64 a3, u64 
 		     : "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
 		       "x16", "x17", "memory");
 	return (struct cv_answer){ { x0, x1, x2, x3 } };
+}
+
+/*
+ * MapRuns of `count` runs: pages mapped, or CV_ERR_*. By hand, because arm_smccc_1_2_hvc() goes through memory, for all registers and both ways.
+ */
+static inline s64 cv_map_runs(u64 vm, u64 gpa, u64 count, u64 flags, const u64 runs[CV_MAX_RUNS])
+{
+	register u64 x0 asm("x0") = CV_CALL_MAP_RUNS;
+	register u64 x1 asm("x1") = vm;
+	register u64 x2 asm("x2") = gpa;
+	register u64 x3 asm("x3") = count;
+	register u64 x4 asm("x4") = flags;
+	register u64 x5 asm("x5") = runs[0];
+	register u64 x6 asm("x6") = runs[1];
+	register u64 x7 asm("x7") = runs[2];
+	register u64 x8 asm("x8") = runs[3];
+	register u64 x9 asm("x9") = runs[4];
+	register u64 x10 asm("x10") = runs[5];
+	register u64 x11 asm("x11") = runs[6];
+	register u64 x12 asm("x12") = runs[7];
+	register u64 x13 asm("x13") = runs[8];
+	register u64 x14 asm("x14") = runs[9];
+	register u64 x15 asm("x15") = runs[10];
+	register u64 x16 asm("x16") = runs[11];
+	register u64 x17 asm("x17") = runs[12];
+
+	BUILD_BUG_ON(CV_MAX_RUNS != 13);
+	asm volatile("hvc #0"
+		     : "+r"(x0), "+r"(x1), "+r"(x2), "+r"(x3)
+		     : "r"(x4), "r"(x5), "r"(x6), "r"(x7), "r"(x8), "r"(x9), "r"(x10), "r"(x11),
+		       "r"(x12), "r"(x13), "r"(x14), "r"(x15), "r"(x16), "r"(x17)
+		     : "memory");
+	return x0;
 }
 
 /* A call of which only x0 matters: CV_ERR_* or a count. */

@@ -255,11 +255,9 @@ void cv_memory_keep(struct cv_vm *vm)
 	}
 }
 
-static s64 map(struct cv_vm *vm, struct cv_slot *slot, u64 n, struct page *page, u64 count, bool write)
+static u64 flags_of(const struct cv_slot *slot, bool write)
 {
-	u64 flags = slot->flags & KVM_MEM_READONLY || (slot->dirty && !write) ? CV_MAP_READ_ONLY : 0;
-
-	return cv_call(CV_CALL_MAP_MEMORY, vm->id, slot->gpa + (n << PAGE_SHIFT), page_to_phys(page), count, flags);
+	return slot->flags & KVM_MEM_READONLY || (slot->dirty && !write) ? CV_MAP_READ_ONLY : 0;
 }
 
 /* Lends a block that was found. 0, CV_ERR_*, or CV_ERR_OCCUPIED if a part of it is lent otherwise. mmu_lock is held. */
@@ -270,7 +268,8 @@ static s64 lend_block(struct cv_vm *vm, struct cv_slot *slot, struct cv_found *f
 
 	if (block->page || block->single)
 		return CV_ERR_OCCUPIED;
-	done = map(vm, slot, found->first, found->pages[0], CV_BLOCK_PAGES, write);
+	done = cv_call(CV_CALL_MAP_MEMORY, vm->id, slot->gpa + (found->first << PAGE_SHIFT),
+		       page_to_phys(found->pages[0]), CV_BLOCK_PAGES, flags_of(slot, write));
 	if (done == CV_BLOCK_PAGES) {
 		note_block(vm, slot, found->first, found->pages[0]);
 		return 0;
@@ -284,15 +283,25 @@ static s64 lend_block(struct cv_vm *vm, struct cv_slot *slot, struct cv_found *f
 	return 0;
 }
 
-/* How many of the found pages from `from` on follow one another in memory, and are not lent yet. */
-static unsigned long run_of(struct cv_slot *slot, const struct cv_found *found, unsigned long from)
+/*
+ * Maps the found pages from `from` on, to the first that is lent, as many as one call takes, wherever they are: how many, or CV_ERR_* if it is the first that may
+ * not be.
+ */
+static s64 map_found(struct cv_vm *vm, struct cv_slot *slot, const struct cv_found *found, unsigned long from, bool write)
 {
-	unsigned long run = 1;
+	unsigned long k, count = 0;
+	u64 runs[CV_MAX_RUNS] = {};
 
-	while (from + run < found->count && !cv_single(slot, found->first + from + run) &&
-	       page_to_pfn(found->pages[from + run]) == page_to_pfn(found->pages[from]) + run)
-		run++;
-	return run;
+	for (k = from; k < found->count && !cv_single(slot, found->first + k); k++) {
+		if (count && page_to_pfn(found->pages[k]) == page_to_pfn(found->pages[k - 1]) + 1)
+			/* One page more of the run. */
+			runs[count - 1]++;
+		else if (count < CV_MAX_RUNS)
+			runs[count++] = page_to_phys(found->pages[k]);
+		else
+			break;
+	}
+	return cv_map_runs(vm->id, slot->gpa + ((found->first + from) << PAGE_SHIFT), count, flags_of(slot, write), runs);
 }
 
 /* Lends found pages, as far as they are not lent and may be: 0, or CV_ERR_* for the last that may not. mmu_lock is held. */
@@ -306,7 +315,7 @@ static s64 lend_pages(struct cv_vm *vm, struct cv_slot *slot, struct cv_found *f
 			done++;
 			continue;
 		}
-		result = map(vm, slot, found->first + done, found->pages[done], run_of(slot, found, done), write);
+		result = map_found(vm, slot, found, done, write);
 		if (result <= 0) {
 			error = result ?: CV_ERR_INVALID_PARAMETER;
 			if (error == CV_ERR_NO_MEMORY || error == CV_ERR_WRONG_STATE)

@@ -109,9 +109,12 @@ pub trait Machine: Worlds {
         (0..most).find(|n| !fits(self.pt_load(at(*n)))).unwrap_or(most)
     }
 
-    /// Writes `count` entries from `entry` on, all in one table: the first is `value`, each behind it `step` more. As so many [`pt_store`](Self::pt_store)s, in any order.
-    fn pt_store_run(&self, entry: Pa, count: u64, value: u64, step: u64) {
-        (0..count).for_each(|n| self.pt_store(Pa::new(entry.raw() + n * ENTRY_SIZE), value + n * step));
+    /// Writes `count` entries from `entry` on, all in one table: of each of `runs` as many as it says, the first is its value, each behind that `step` more. As so many
+    /// [`pt_store`](Self::pt_store)s, in any order.
+    fn pt_store_runs(&self, entry: Pa, count: u64, step: u64, runs: impl Iterator<Item = (u64, u64)>) {
+        let values = runs.flat_map(|(value, entries)| (0..entries).map(move |n| value + n * step));
+        let entries = (0..count).map(|n| Pa::new(entry.raw() + n * ENTRY_SIZE));
+        entries.zip(values).for_each(|(entry, value)| self.pt_store(entry, value));
     }
 
     /// Takes `1 << order` pages for tables from the pool: zeroed, aligned to their size. `None` if the pool

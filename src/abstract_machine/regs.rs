@@ -432,6 +432,9 @@ pub enum El1Reg {
     Vbar,
 }
 
+/// x0 to x17 of a hypercall: its number, and its arguments.
+pub type Hypercall = [u64; 18];
+
 /// The host's x0 to x30, as boot/vectors.S saved them; the last slot is the stack pointer of a trap of the core.
 #[derive(Clone, Default)]
 #[repr(C, align(16))]
@@ -443,11 +446,11 @@ pub struct TrapFrame {
 }
 
 impl TrapFrame {
-    /// x0 to x5: what a hypercall passes; x0 to x3 are what it gives back.
-    pub fn hypercall_registers(&mut self) -> &mut [u64; 6] {
+    /// What a hypercall passes; x0 to x3 are what it gives back.
+    pub fn hypercall_registers(&mut self) -> &mut Hypercall {
         match self.x.first_chunk_mut() {
             Some(first) => first,
-            None => unreachable!("31 registers have a first six"),
+            None => unreachable!("31 registers have a first eighteen"),
         }
     }
 

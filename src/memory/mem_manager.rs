@@ -32,10 +32,12 @@ pub mod vm_table;
 use super::Memory;
 use super::mem_region::{RegionKind, mem_region_search};
 use super::page_manager::{
-    PageState, S2Pages, get_pfn_run, get_pfn_state, host_blocks, host_may_access_block, set_pfn_run, set_pfn_state,
+    PageState, S2Pages, change_pfn_run, get_pfn_run, get_pfn_state, host_blocks, host_may_access_block, set_pfn_run,
+    set_pfn_state,
 };
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
+use crate::interface::calls::MAX_RUN_PAGES;
 use crate::npt::descriptor::{Desc, Stage2Access};
 use crate::npt::npt_ops;
 use crate::npt::npt_ops::vm::Prepared;
@@ -44,7 +46,16 @@ use crate::npt::{Level, VmKind};
 use crate::spt::mmio_spt_ops;
 
 /// Most pages in one transition, but for a block: what other CPUs wait for, with their faults, is not long.
-pub const PART: u64 = 64;
+pub const PART: u64 = MAX_RUN_PAGES;
+
+/// Pages of RAM behind one another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The first.
+    pub first: Pfn,
+    /// How many.
+    pub pages: u64,
+}
 
 /// Why an access or a transition is refused. Nothing has changed then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -186,9 +197,7 @@ pub fn return_page_to_host<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), 
 /// [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if it is lent 255 times.
 pub fn hold_mailbox<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
-    let (count, _) = lendable(mem, &pages, pfn, 1)?;
-    set_pfn_state(&mut pages, mem.regions(), pfn, PageState::Lent(count));
-    Ok(())
+    lend_more(mem, &mut pages, pfn, 1).map(|_| ())
 }
 
 /// Ends [`hold_mailbox`].
@@ -209,17 +218,20 @@ pub fn drop_mailbox<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied>
     }
 }
 
-/// How often `pfn` would be lent, were it lent once more, and of how many of the `most` pages from it on the same is true, as far as they were looked at.
-fn lendable<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, most: u64) -> Result<(u8, u64), Denied> {
-    if pfn == Pfn::new(0) {
-        return Err(Denied::PageZero); // K §8.3 A15
-    }
-    match get_pfn_run(pages, mem.regions(), pfn, most) {
+/// State of `pfn`, which is in `state`, once it is lent once more.
+fn lent_more(pfn: Pfn, state: Option<PageState>) -> Result<PageState, Denied> {
+    match state {
+        _ if pfn == Pfn::new(0) => Err(Denied::PageZero), // K §8.3 A15
         None => Err(Denied::NotDescribed),
-        Some((PageState::Host, run)) => Ok((1, run)),
-        Some((PageState::Lent(count), run)) => Ok((count.checked_add(1).ok_or(Denied::InUse)?, run)),
+        Some(PageState::Host) => Ok(PageState::Lent(1)),
+        Some(PageState::Lent(count)) => Ok(PageState::Lent(count.checked_add(1).ok_or(Denied::InUse)?)),
         Some(_) => Err(Denied::NotOwner),
     }
+}
+
+/// Lends `pfn` once more, and those of the `most` pages from it on that are in the same state, as far as they were looked at. How many.
+fn lend_more<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, most: u64) -> Result<u64, Denied> {
+    change_pfn_run(pages, mem.regions(), pfn, most, |state| lent_more(pfn, state))
 }
 
 /// State of a page that was lent `count` times, once it is lent once less.
@@ -284,22 +296,73 @@ fn by_runs(pfn: Pfn, count: u64, mut act: impl FnMut(Pfn, u64) -> Result<u64, De
     (done, Ok(()))
 }
 
-/// Makes sure that leaves of `level` can be put at `gfn` of `vm`, for one block, or for up to `most` pages of which the first `fit` can be its, and why not the one behind
-/// them. How many pages, and where.
-fn prepare<M: Machine>(
-    mem: &Memory<M>,
+/// `act` for the first `most` pages of `runs`, part by part, until one is refused: as in [`by_runs`]. Pages done.
+fn by_parts_of(runs: &[Run], most: u64, mut act: impl FnMut(Pfn, u64) -> Result<u64, Denied>) -> u64 {
+    let mut done = 0;
+    for run in runs {
+        let (part, _) = by_runs(run.first, run.pages.min(most - done), &mut act);
+        done += part;
+        if part < run.pages {
+            break;
+        }
+    }
+    done
+}
+
+/// The first `count` pages of `runs`.
+fn first_of(runs: &[Run], count: u64) -> impl Iterator<Item = Run> {
+    runs.iter().scan(count, |left, run| {
+        let pages = run.pages.min(*left);
+        *left -= pages;
+        (pages > 0).then_some(Run { first: run.first, pages })
+    })
+}
+
+/// Where a VM gets leaves, and of which level.
+#[derive(Clone, Copy)]
+struct Place {
     vm: VmId,
     gfn: Gfn,
     level: Level,
-    most: u64,
-    (fit, why): (u64, Result<(), Denied>),
-) -> Result<(u64, Prepared), Denied> {
-    // Of a block every page has to be.
-    if fit == 0 || level != Level::L3 && fit < most {
-        why?;
+}
+
+impl Place {
+    /// Pages of one leaf.
+    const fn leaf_pages(self) -> u64 {
+        self.level.size() / PAGE_SIZE
     }
-    let prepared = npt_ops::vm::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level, fit)?;
-    Ok((prepared.leaves() * (level.size() / PAGE_SIZE), prepared))
+}
+
+/// Makes sure that pages of `runs`, [`PART`] at most, or a block, can be mapped at `place`: how many the table has room for. Of the pages themselves `may` says whether they can be
+/// the VM's: it is asked of those of the first leaf.
+fn prepare<M: Machine>(
+    mem: &Memory<M>,
+    place: Place,
+    runs: &[Run],
+    may: impl FnOnce(Pfn, u64) -> Result<(), Denied>,
+) -> Result<(u64, Prepared), Denied> {
+    let Place { vm, gfn, level } = place;
+    let first = runs.first().ok_or(Denied::OutOfRange)?.first;
+    if !first.addr().is_aligned(level.size()) {
+        return Err(Denied::Misaligned); // K §8.3 A5
+    }
+    may(first, place.leaf_pages())?;
+    let all = runs.iter().map(|run| run.pages).sum::<u64>();
+    let prepared = npt_ops::vm::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), level, all.min(PART))?;
+    Ok((prepared.leaves() * place.leaf_pages(), prepared))
+}
+
+/// Maps the first `count` pages of `runs` at `place`, where [`prepare`] made sure that they can be. By now they are the VM's, or lent to it.
+fn fill<M: Machine>(mem: &Memory<M>, place: Place, access: Stage2Access, runs: &[Run], count: u64, prepared: Prepared) {
+    let Place { vm, gfn, level } = place;
+    let forced = mem.machine().forces_write_back();
+    // The machine takes no more of them than there are to be.
+    let leaves = runs.iter().map(|run| {
+        let leaf = Desc::of_vm(level, run.first.addr(), access, forced);
+        (leaf, run.pages / place.leaf_pages())
+    });
+    let count = count / place.leaf_pages();
+    npt_ops::vm::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, (prepared, count), leaves);
 }
 
 /// Whether `vm` is a VM that has not begun to give its memory back. Its kind.
@@ -320,18 +383,25 @@ fn expect_host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, cou
 
 /// How many of the `count` pages from `pfn` on the host may give away, as [`expect_host_pages`], and why not the one behind them.
 fn host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, count: u64) -> (u64, Result<(), Denied>) {
-    if pfn == Pfn::new(0) {
-        return (0, Err(Denied::PageZero)); // K §8.3 A15
-    }
     if pfn.checked_add(count).is_none() {
         return (0, Err(Denied::NotDescribed));
     }
-    by_runs(pfn, count, |page, most| match get_pfn_run(pages, mem.regions(), page, most) {
-        None => Err(Denied::NotDescribed),
-        Some((PageState::Host, run)) => Ok(run),
-        Some((PageState::Lent(_), _)) => Err(Denied::InUse),
-        Some(_) => Err(Denied::NotOwner),
+    by_runs(pfn, count, |page, most| {
+        let found = get_pfn_run(pages, mem.regions(), page, most);
+        expect_host(page, found.map(|(state, _)| state))?;
+        Ok(found.map_or(0, |(_, run)| run))
     })
+}
+
+/// Whether the host may give `pfn` away, which is in `state`.
+fn expect_host(pfn: Pfn, state: Option<PageState>) -> Result<(), Denied> {
+    match state {
+        _ if pfn == Pfn::new(0) => Err(Denied::PageZero), // K §8.3 A15
+        None => Err(Denied::NotDescribed),
+        Some(PageState::Host) => Ok(()),
+        Some(PageState::Lent(_)) => Err(Denied::InUse),
+        Some(_) => Err(Denied::NotOwner),
+    }
 }
 
 /// What stands at `gfn` of a VM: the page, and its state; none where nothing or a window is mapped, or the VM is on its way out.

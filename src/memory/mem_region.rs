@@ -2,13 +2,15 @@
 //!
 //! | primitive              | gives                                         | lock |
 //! |------------------------|-----------------------------------------------|------|
-//! | [`mem_region_search`]  | the region that holds an address              | none: constant after boot |
+//! | [`mem_region_search`], [`mem_region_near`] | the region that holds an address | none: constant after boot |
 //!
 //! A region is a bank of RAM, each page of which has a record, or a window of device registers. An address in
 //! neither is nobody's, and nobody reaches it (K §8.3 A14: the proof counts such an address as a device).
 //!
 //! Below: NPTOps. Above: PageIndex. Specification: `spec::memory`. Source: SeKVM layer MemRegion; K §2 L13.
 #![forbid(unsafe_code)]
+
+use core::cell::Cell;
 
 use crate::abstract_machine::addr::{BLOCK_2M, Pa, PhysRange};
 
@@ -129,9 +131,21 @@ fn blocks_of(range: PhysRange) -> u64 {
 
 /// The region that holds the byte at `addr`; `None` if nothing is described there. K: `mem_region_search`.
 pub fn mem_region_search(regions: &MemRegions, addr: Pa) -> Option<&MemRegion> {
-    let slice = regions.as_slice();
-    let behind = slice.partition_point(|region| region.range.base() <= addr);
-    slice.get(behind.checked_sub(1)?).filter(|region| region.range.contains(addr))
+    regions.as_slice().get(number_of(regions, addr)?).filter(|region| region.range.contains(addr))
+}
+
+/// The same, where `near` is the number of the region that was found last: what comes next is mostly there, too.
+pub fn mem_region_near<'r>(regions: &'r MemRegions, addr: Pa, near: &Cell<usize>) -> Option<&'r MemRegion> {
+    let last = regions.as_slice().get(near.get()).filter(|last| last.range.contains(addr));
+    last.or_else(|| {
+        near.set(number_of(regions, addr)?);
+        mem_region_search(regions, addr)
+    })
+}
+
+/// Number of the region that holds `addr`, if any does.
+fn number_of(regions: &MemRegions, addr: Pa) -> Option<usize> {
+    regions.as_slice().partition_point(|region| region.range.base() <= addr).checked_sub(1)
 }
 
 #[cfg(test)]

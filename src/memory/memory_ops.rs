@@ -7,6 +7,7 @@
 //! | [`donate_pool`]       | pages of the host become a VM's pool                  | S2Page, Npt   |
 //! | [`prot_and_map_vm_s2pt`] | pages of the host become a protected VM's          | S2Page, Npt   |
 //! | [`lend_pages_to_vm`], [`take_back_lent`] | pages of the host are lent to an ordinary VM, and taken back | S2Page, Npt |
+//! | [`assign_runs_to_vm`], [`lend_runs_to_vm`] | the same for pages that lie anywhere | S2Page, Npt |
 //! | [`clear_vm_range`]    | a VM's memory becomes the host's, a part at a time    | S2Page, Npt   |
 //! | [`free_vm_table`]     | so do its table and its pool                          | S2Page, Npt   |
 //! | [`scrub_for_end`]     | nothing of a VM is left in memory, for the machine's end | S2Page, for good |
@@ -22,7 +23,7 @@ use super::Memory;
 use super::mem_manager::PART;
 use super::mem_manager::ordinary;
 use super::mem_manager::ordinary::{lend_block_to_vm, take_back_leaves};
-use super::mem_manager::protected::{assign_block_to_vm, assign_pages_to_vm};
+use super::mem_manager::protected::assign_block_to_vm;
 use super::mem_manager::reclaim::clear_vm_step;
 use super::mem_manager::vm_table::free_vm_page;
 use super::page_manager::{PageState, S2Pages, for_each_foreign_run, get_pfn_state};
@@ -32,12 +33,12 @@ use crate::interface::calls::MAX_PAGES;
 use crate::npt::descriptor::Stage2Access;
 
 pub use super::mem_manager::ordinary::{is_vm_window, map_vm_io};
-pub use super::mem_manager::protected::{Scrub, assign_pfn_to_vm, grant_vm_page, revoke_vm_page};
+pub use super::mem_manager::protected::{Scrub, assign_pfn_to_vm, assign_runs_to_vm, grant_vm_page, revoke_vm_page};
 pub use super::mem_manager::vm_table::{
     alloc_pool_page, donate_pool_page, free_pool_page, has_memory, pool_info, register_vm_table, vm_kind, vm_pages,
     vm_vttbr,
 };
-pub use super::mem_manager::{Denied, assign_page_to_core, drop_mailbox, hold_mailbox, walk_vm};
+pub use super::mem_manager::{Denied, Run, assign_page_to_core, drop_mailbox, hold_mailbox, walk_vm};
 
 /// Makes every page that `range` has a byte in the core's: image, stacks, tables, records. K: `protect_el2_mem`; A14, A20.
 ///
@@ -83,13 +84,13 @@ pub fn prot_and_map_vm_s2pt<M: Machine>(
     if fits_block(gfn, pfn, pages) && assign_block_to_vm(mem, vm, gfn, pfn, scrub).is_ok() {
         return Ok(BLOCK_PAGES);
     }
-    by_parts(gfn, pfn, pages, |gfn, pfn, most| assign_pages_to_vm(mem, vm, gfn, pfn, most, scrub))
+    by_parts(gfn, pfn, pages, |gfn, run| assign_runs_to_vm(mem, vm, gfn, &[run], scrub))
 }
 
 /// The host's `pages` pages from `pfn` on are lent to the ordinary VM at `gfn`, in blocks as in [`prot_and_map_vm_s2pt`]. Pages lent.
 ///
 /// # Errors
-/// As [`ordinary::lend_pages_to_vm`], if the first page was refused.
+/// As [`ordinary::lend_runs_to_vm`], if the first page was refused.
 pub fn lend_pages_to_vm<M: Machine>(
     mem: &Memory<M>,
     vm: VmId,
@@ -98,11 +99,29 @@ pub fn lend_pages_to_vm<M: Machine>(
     pages: u64,
     read_only: bool,
 ) -> Result<u64, Denied> {
-    let access = if read_only { Stage2Access::RamReadOnly } else { Stage2Access::Ram };
+    let access = ram(read_only);
     if fits_block(gfn, pfn, pages) && lend_block_to_vm(mem, vm, gfn, pfn, access).is_ok() {
         return Ok(BLOCK_PAGES);
     }
-    by_parts(gfn, pfn, pages, |gfn, pfn, most| ordinary::lend_pages_to_vm(mem, vm, gfn, pfn, most, access))
+    by_parts(gfn, pfn, pages, |gfn, run| ordinary::lend_runs_to_vm(mem, vm, gfn, &[run], access))
+}
+
+/// Pages of the host's that lie anywhere are lent to the ordinary VM at `gfn`, one of `runs` behind the other and never as a block: up to [`PART`], and to the end of a table. Pages lent.
+///
+/// # Errors
+/// As [`ordinary::lend_runs_to_vm`], if the first page was refused.
+pub fn lend_runs_to_vm<M: Machine>(
+    mem: &Memory<M>,
+    vm: VmId,
+    gfn: Gfn,
+    runs: &[Run],
+    read_only: bool,
+) -> Result<u64, Denied> {
+    ordinary::lend_runs_to_vm(mem, vm, gfn, runs, ram(read_only))
+}
+
+const fn ram(read_only: bool) -> Stage2Access {
+    if read_only { Stage2Access::RamReadOnly } else { Stage2Access::Ram }
 }
 
 /// Takes what was lent to the ordinary VM in the `pages` pages from `gfn` on back, up to [`MAX_PAGES`]. Pages done, mapped or not.
@@ -196,17 +215,18 @@ fn each(count: u64, mut act: impl FnMut(u64) -> Result<(), Denied>) -> Result<u6
     Ok(count)
 }
 
-/// `act` for pages up to where a block may come, [`PART`] at a time, until it is refused: from which gfn and pfn on, and how many at most; it says how many. Pages done.
+/// `act` for pages up to where a block may come, [`PART`] at a time, until it is refused: from which gfn on, and which pages at most; it says how many. Pages done.
 fn by_parts(
     gfn: Gfn,
     pfn: Pfn,
     pages: u64,
-    mut act: impl FnMut(Gfn, Pfn, u64) -> Result<u64, Denied>,
+    mut act: impl FnMut(Gfn, Run) -> Result<u64, Denied>,
 ) -> Result<u64, Denied> {
     let all = pages_until_block(gfn, pfn, pages);
     let mut done = 0;
     while done < all {
-        match both(gfn, pfn, done).and_then(|(gfn, pfn)| act(gfn, pfn, PART.min(all - done))) {
+        let part = PART.min(all - done);
+        match both(gfn, pfn, done).and_then(|(gfn, first)| act(gfn, Run { first, pages: part })) {
             Err(reason) if done == 0 => return Err(reason),
             Err(_) => break,
             Ok(part) => done += part,

@@ -3,12 +3,12 @@
 //! | primitive             | gives                                                  | lock |
 //! |-----------------------|--------------------------------------------------------|------|
 //! | [`get_s2_page_index`] | place of the record of a page of RAM; none for others  | none |
-//! | [`get_s2_page_run`]   | the same, and how many pages follow in the same block  | none |
+//! | [`get_s2_page_run`], [`get_s2_page_run_in`] | the same, and how many pages follow in the same block | none |
 //!
 //! Below: MemRegion. Above: PageManager. Specification: `spec::memory`. Source: SeKVM layer PageIndex; K §2 L14.
 #![forbid(unsafe_code)]
 
-use super::mem_region::{MemRegions, RegionKind, mem_region_search};
+use super::mem_region::{MemRegion, MemRegions, RegionKind, mem_region_search};
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pfn};
 
 /// Place of a page's record, and of the record of its 2 MiB block.
@@ -30,8 +30,12 @@ pub fn get_s2_page_index(regions: &MemRegions, pfn: Pfn) -> Option<PageIndex> {
 /// Place of the record of `pfn`, and how many of the `most` pages from it on lie in the same bank of RAM and in the same 2 MiB block: their records stand
 /// one behind the other, and there is one record of their block. `None` if it is no page of RAM.
 pub fn get_s2_page_run(regions: &MemRegions, pfn: Pfn, most: u64) -> Option<(PageIndex, u64)> {
+    get_s2_page_run_in(mem_region_search(regions, pfn.addr())?, pfn, most)
+}
+
+/// [`get_s2_page_run`], where the region that `pfn` lies in is known.
+pub fn get_s2_page_run_in(region: &MemRegion, pfn: Pfn, most: u64) -> Option<(PageIndex, u64)> {
     let addr = pfn.addr();
-    let region = mem_region_search(regions, addr)?;
     let RegionKind::Ram { first_slot, first_block } = region.kind else { return None };
     let slot = first_slot + (pfn.raw() - region.range.first_pfn().raw());
     let block = first_block + (addr.raw() / BLOCK_2M - region.range.base().raw() / BLOCK_2M);

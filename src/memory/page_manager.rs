@@ -4,6 +4,7 @@
 //! |------------------------------------------------------------------|-----------------------------------|--------|
 //! | [`get_pfn_state`], [`set_pfn_state`]                             | the whole record                  | S2Page |
 //! | [`get_pfn_run`], [`set_pfn_run`]                                 | those of many pages at once       | S2Page |
+//! | [`change_pfn_run`]                                               | looked at and set in one step     | S2Page |
 //! | [`for_each_foreign_run`]                                         | all pages that are not the host's | S2Page |
 //! | [`host_may_access_block`]                                        | whether the host may access all of a 2 MiB or 1 GiB block | S2Page |
 //! | [`host_blocks`]                                                  | how many 2 MiB blocks behind one another it may access all of | S2Page |
@@ -18,10 +19,12 @@
 //! Below: PageIndex. Above: MemManager. Specification: `spec::memory`. Source: SeKVM layer PageManager; K §2 L15.
 #![forbid(unsafe_code)]
 
+use core::cell::Cell;
+
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
-use super::mem_region::{MemRegions, mem_region_search};
-use super::page_index::{PageIndex, get_s2_page_index, get_s2_page_run};
+use super::mem_region::{MemRegions, mem_region_near, mem_region_search};
+use super::page_index::{PageIndex, get_s2_page_index, get_s2_page_run_in};
 use crate::abstract_machine::addr::{BLOCK_2M, BLOCK_PAGES, Gfn, Pfn, PhysRange, VmId};
 
 register_bitfields! {u64,
@@ -183,12 +186,19 @@ fn owner_fields(vm: VmId, gfn: Gfn) -> tock_registers::fields::FieldValue<u64, R
 pub struct S2Pages {
     records: &'static mut [PageRecord],
     blocks: &'static mut [BlockRecord],
+    /// Number of the region that the page was in that was asked for last.
+    near: Cell<usize>,
 }
 
 impl S2Pages {
     /// The records of a machine on which every page is the host's: both slices all zero.
     pub const fn new(records: &'static mut [PageRecord], blocks: &'static mut [BlockRecord]) -> Self {
-        Self { records, blocks }
+        Self { records, blocks, near: Cell::new(0) }
+    }
+
+    /// [`get_s2_page_run`](super::page_index::get_s2_page_run).
+    fn index(&self, regions: &MemRegions, pfn: Pfn, most: u64) -> Option<(PageIndex, u64)> {
+        get_s2_page_run_in(mem_region_near(regions, pfn.addr(), &self.near)?, pfn, most)
     }
 }
 
@@ -200,7 +210,12 @@ pub fn get_pfn_state(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<
 /// State of `pfn`, and how many of the `most` pages from it on are in that state; they lie in one 2 MiB block. Where it is a VM's own page: how many the VM sees one
 /// behind the other. `None` if it is no page of RAM.
 pub fn get_pfn_run(pages: &S2Pages, regions: &MemRegions, pfn: Pfn, most: u64) -> Option<(PageState, u64)> {
-    let (PageIndex { slot, block, before }, run) = get_s2_page_run(regions, pfn, most)?;
+    let (index, run) = pages.index(regions, pfn, most)?;
+    run_at(pages, index, run)
+}
+
+/// State of the page at `index`, and how many of the `run` pages of its block from it on are in that state.
+fn run_at(pages: &S2Pages, PageIndex { slot, block, before }: PageIndex, run: u64) -> Option<(PageState, u64)> {
     if let Ok(first) = pages.blocks.get(block)?.decode() {
         return Some((first.behind(before as u64).decode(), run));
     }
@@ -226,7 +241,7 @@ pub fn set_pfn_run(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, count: u
     let (first, mut done) = (PageRecord::encode(state), 0);
     while let Some(at) = pfn.checked_add(done).filter(|_| done < count) {
         // What is no RAM has no record.
-        let Some((index, in_block)) = get_s2_page_run(regions, at, BLOCK_PAGES) else {
+        let Some((index, in_block)) = pages.index(regions, at, BLOCK_PAGES) else {
             done += 1;
             continue;
         };
@@ -234,6 +249,40 @@ pub fn set_pfn_run(pages: &mut S2Pages, regions: &MemRegions, pfn: Pfn, count: u
         set_in_block(pages, index, in_block as usize, run as usize, first.behind(done));
         done += run;
     }
+}
+
+/// Sets the state of `pfn`, and of those behind it that are in the same state and 2 MiB block, up to `most` in all, to what `to` makes of it, as [`set_pfn_run`]. How many.
+///
+/// # Errors
+/// What `to` says, which is asked of `None` if `pfn` is no page of RAM. Nothing has changed then.
+pub fn change_pfn_run<E>(
+    pages: &mut S2Pages,
+    regions: &MemRegions,
+    pfn: Pfn,
+    most: u64,
+    to: impl FnOnce(Option<PageState>) -> Result<PageState, E>,
+) -> Result<u64, E> {
+    let place = pages.index(regions, pfn, BLOCK_PAGES);
+    let found = place.and_then(|(index, in_block)| run_at(pages, index, most.min(in_block)));
+    let state = to(found.map(|(state, _)| state))?;
+    let (Some((index, in_block)), Some((was, run))) = (place, found) else { return Ok(0) };
+    let new = PageRecord::encode(state);
+    let records = pages.records.get_mut(index.slot..index.slot + run as usize);
+    if run < BLOCK_PAGES
+        && let (Some(records), Some(block)) = (records, pages.blocks.get_mut(index.block))
+        && let Err(foreign) = block.decode()
+    {
+        // They have records of their own, and were all in one state.
+        fill(records, new);
+        *block = BlockRecord::split(match (was.host_may_access(), state.host_may_access()) {
+            (true, false) => foreign + run,
+            (false, true) => foreign - run,
+            _ => foreign,
+        });
+    } else {
+        set_in_block(pages, index, in_block as usize, run as usize, new);
+    }
+    Ok(run)
 }
 
 /// Sets the records of `run` of the `in_block` pages that are in the block from the one at `index` on, the first to `new`.
@@ -279,7 +328,7 @@ pub fn for_each_foreign_run(pages: &S2Pages, regions: &MemRegions, mut act: impl
     for bank in regions.as_slice().iter().map(|region| region.range) {
         let mut done = 0;
         while let Some(at) = bank.first_pfn().checked_add(done).filter(|_| done < bank.pages()) {
-            let Some((PageIndex { block, .. }, in_block)) = get_s2_page_run(regions, at, bank.pages() - done) else {
+            let Some((PageIndex { block, .. }, in_block)) = pages.index(regions, at, bank.pages() - done) else {
                 break;
             };
             let is_all_the_hosts = pages.blocks.get(block).is_some_and(|block| block.host_may_access());
@@ -312,141 +361,4 @@ pub fn host_blocks(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> u
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::abstract_machine::addr::Pa;
-    use std::boxed::Box;
-    use std::vec;
-
-    fn world() -> (S2Pages, MemRegions) {
-        let mut regions = MemRegions::new();
-        regions.push_ram(PhysRange::new(Pa::new(0x4000_0000), 0x80_0000).unwrap()).unwrap();
-        let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
-        let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());
-        (S2Pages::new(records, blocks), regions)
-    }
-
-    #[test]
-    fn a_record_is_eight_bytes_and_gives_back_every_state_that_was_stored() {
-        assert_eq!(size_of::<PageRecord>(), 8);
-        let (vm, gfn) = (VmId::new(0xffff), Gfn::new((1 << 36) - 1));
-        for state in [
-            PageState::Host,
-            PageState::Core,
-            PageState::Lent(1),
-            PageState::Lent(255),
-            PageState::Private { vm, gfn },
-            PageState::Shared { vm, gfn, count: 100 },
-            PageState::Shared { vm: VmId::new(1), gfn: Gfn::new(0), count: 1 },
-            PageState::Dma { vm },
-        ] {
-            assert_eq!(PageRecord::encode(state).decode(), state);
-        }
-        assert_eq!(PageRecord::encode(PageState::Host), PageRecord(0));
-    }
-
-    #[test]
-    fn a_new_page_is_the_hosts() {
-        let (pages, regions) = world();
-        let pfn = Pfn::new(0x4_0000);
-        assert_eq!(get_pfn_state(&pages, &regions, pfn), Some(PageState::Host));
-        assert_eq!(get_pfn_state(&pages, &regions, Pfn::new(0x3_ffff)), None);
-    }
-
-    #[test]
-    fn a_run_is_as_long_as_its_pages_are_in_one_state_and_in_one_block() {
-        let (mut pages, regions) = world();
-        let run = |pages: &S2Pages, pfn, most| get_pfn_run(pages, &regions, Pfn::new(pfn), most);
-        assert_eq!(run(&pages, 0x4_0000, 1024), Some((PageState::Host, 512)));
-        assert_eq!(run(&pages, 0x4_01ff, 1024), Some((PageState::Host, 1)));
-        assert_eq!(run(&pages, 0x3_ffff, 1024), None);
-        // Over the end of a block.
-        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_01fe), 4, PageState::Lent(2));
-        assert_eq!(run(&pages, 0x4_0000, 1024), Some((PageState::Host, 0x1fe)));
-        assert_eq!(run(&pages, 0x4_01fe, 1024), Some((PageState::Lent(2), 2)));
-        assert_eq!(run(&pages, 0x4_0200, 1), Some((PageState::Lent(2), 1)));
-        assert_eq!(run(&pages, 0x4_0200, 1024), Some((PageState::Lent(2), 2)));
-        assert_eq!(run(&pages, 0x4_0202, 3), Some((PageState::Host, 3)));
-    }
-
-    #[test]
-    fn a_vm_sees_the_pages_of_a_run_one_behind_the_other() {
-        let (mut pages, regions) = world();
-        let own = |n: u64| PageState::Private { vm: VmId::new(3), gfn: Gfn::new(0x1_2345 + n) };
-        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_01ff), 3, own(0));
-        let states = [0x1fe, 0x1ff, 0x200, 0x201, 0x202]
-            .map(|n| get_pfn_state(&pages, &regions, Pfn::new(0x4_0000 + n)).unwrap());
-        assert_eq!(states, [PageState::Host, own(0), own(1), own(2), PageState::Host]);
-        assert_eq!(pages.blocks[..3], [BlockRecord::split(1), BlockRecord::split(2), BlockRecord::HOST]);
-        let all = get_pfn_run(&pages, &regions, Pfn::new(0x4_0200), 512);
-        assert_eq!(all, Some((own(1), 2)));
-        // What is no RAM has no record, but a place in the run.
-        set_pfn_run(&mut pages, &regions, Pfn::new(0x3_ffff), 2, own(0));
-        assert_eq!(get_pfn_state(&pages, &regions, Pfn::new(0x4_0000)), Some(own(1)));
-    }
-
-    #[test]
-    fn the_host_may_access_a_block_only_while_it_may_access_all_its_pages() {
-        let (mut pages, regions) = world();
-        let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
-        let all = PhysRange::new(Pa::new(0x4000_0000), 4 * BLOCK_2M).unwrap();
-        let (a, b) = (Pfn::new(0x4_0201), Pfn::new(0x4_0202));
-        assert!(host_may_access_block(&pages, &regions, all));
-        set_pfn_state(&mut pages, &regions, a, PageState::Core);
-        let (vm, gfn) = (VmId::new(1), Gfn::new(0));
-        set_pfn_state(&mut pages, &regions, b, PageState::Private { vm, gfn });
-        set_pfn_state(&mut pages, &regions, b, PageState::Dma { vm });
-        assert!(
-            host_may_access_block(&pages, &regions, block(0)) && !host_may_access_block(&pages, &regions, block(1))
-        );
-        assert!(!host_may_access_block(&pages, &regions, all));
-        set_pfn_state(&mut pages, &regions, a, PageState::Host);
-        assert!(!host_may_access_block(&pages, &regions, block(1)));
-        set_pfn_state(&mut pages, &regions, b, PageState::Shared { vm, gfn, count: 1 });
-        assert!(host_may_access_block(&pages, &regions, all));
-        set_pfn_state(&mut pages, &regions, b, PageState::Lent(1));
-        set_pfn_state(&mut pages, &regions, b, PageState::Host);
-        assert!(host_may_access_block(&pages, &regions, all));
-    }
-
-    #[test]
-    fn a_block_has_one_record_until_one_of_its_pages_differs() {
-        let (mut pages, regions) = world();
-        let own = |n: u64| PageState::Private { vm: VmId::new(7), gfn: Gfn::new(0x800 + n) };
-        let state = |pages: &S2Pages, n: u64| get_pfn_state(pages, &regions, Pfn::new(0x4_0200 + n));
-        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_0200), 512, own(0));
-        assert_eq!(pages.blocks[1].decode(), Ok(PageRecord::encode(own(0))));
-        assert!(pages.records.iter().all(|record| *record == PageRecord::HOST), "not one of the pages' own");
-        assert_eq!((state(&pages, 0), state(&pages, 511)), (Some(own(0)), Some(own(511))));
-        assert_eq!(get_pfn_run(&pages, &regions, Pfn::new(0x4_0203), 1024), Some((own(3), 509)));
-        set_pfn_state(&mut pages, &regions, Pfn::new(0x4_0203), PageState::Host);
-        assert_eq!(pages.blocks[1], BlockRecord::split(511));
-        assert_eq!(
-            (state(&pages, 2), state(&pages, 3), state(&pages, 4)),
-            (Some(own(2)), Some(PageState::Host), Some(own(4)))
-        );
-        // Whole again as soon as it is set as a whole.
-        set_pfn_run(&mut pages, &regions, Pfn::new(0x4_0200), 512, PageState::Host);
-        assert_eq!(pages.blocks[1], BlockRecord::HOST);
-        assert_eq!(get_pfn_run(&pages, &regions, Pfn::new(0x4_0200), 512), Some((PageState::Host, 512)));
-    }
-
-    #[test]
-    fn a_block_that_leaves_its_bank_is_nobodys_block() {
-        let (pages, regions) = world();
-        assert!(!host_may_access_block(&pages, &regions, PhysRange::new(Pa::new(0x4060_0000), 2 * BLOCK_2M).unwrap()));
-        assert!(!host_may_access_block(&pages, &regions, PhysRange::new(Pa::new(0x4000_1000), BLOCK_2M).unwrap()));
-    }
-
-    #[test]
-    fn a_block_that_lies_in_two_banks_that_touch_is_nobodys_block() {
-        let mut regions = MemRegions::new();
-        regions.push_ram(PhysRange::new(Pa::new(0x4000_0000), 0x30_0000).unwrap()).unwrap();
-        regions.push_ram(PhysRange::new(Pa::new(0x4030_0000), 0x30_0000).unwrap()).unwrap();
-        let records = Box::leak(vec![PageRecord::HOST; regions.slots() as usize].into_boxed_slice());
-        let blocks = Box::leak(vec![BlockRecord::HOST; regions.blocks() as usize].into_boxed_slice());
-        let pages = S2Pages::new(records, blocks);
-        let block = |n| PhysRange::new(Pa::new(0x4000_0000 + n * BLOCK_2M), BLOCK_2M).unwrap();
-        assert_eq!([0, 1, 2].map(|n| host_may_access_block(&pages, &regions, block(n))), [true, false, true]);
-    }
-}
+mod tests;

@@ -55,7 +55,7 @@ pub fn map_largest_s2pt<M: Machine>(
             let table = npt_walk::prepare_npt(machine, &mut npt, ia, level);
             if let Ok(table) = table {
                 let count = npt_walk::free_slots(machine, table, ia, level, most);
-                npt_walk::set_free(machine, table, ia, level, count, leaf);
+                npt_walk::set_free(machine, table, ia, level, count, core::iter::once((leaf, count)));
             }
             machine.publish_tables();
             return table.map(|_| ());

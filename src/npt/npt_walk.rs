@@ -147,13 +147,23 @@ pub fn free_slots<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, most
     pt_walk::load_slots(machine, pt_walk::table_slot(table, ia, level), most, |desc| !desc.is_valid())
 }
 
-/// Puts `count` leaves of `level` at `ia` and behind it into `table`, which [`prepare_npt`] gave for `ia`, if nothing stands there. `leaf` is the first, the others' memory is
-/// behind its. Whether it did.
-pub fn set_free<M: Machine>(machine: &M, table: Pa, ia: Ia, level: Level, count: u64, leaf: Desc) -> bool {
-    // K §8.3 A5, A4.
-    let allowed = leaf.address().is_aligned(level.size()) && free_slots(machine, table, ia, level, count) == count;
+/// Puts `count` leaves of `level` at `ia` and behind it into `table`, which [`prepare_npt`] gave for `ia`, if nothing stands there: of each of `runs` as many as it says, of which the
+/// first is its leaf and the others' memory is behind that. Whether it did.
+#[inline]
+pub fn set_free<M: Machine>(
+    machine: &M,
+    table: Pa,
+    ia: Ia,
+    level: Level,
+    count: u64,
+    runs: impl Iterator<Item = (Desc, u64)> + Clone,
+) -> bool {
+    // K §8.3 A5: a page's leaf has no bits for anything else.
+    let aligned = level == Level::L3 || runs.clone().all(|(leaf, _)| leaf.address().is_aligned(level.size()));
+    // K §8.3 A4.
+    let allowed = aligned && free_slots(machine, table, ia, level, count) == count;
     if allowed {
-        pt_walk::store_leaves(machine, pt_walk::table_slot(table, ia, level), level, count, leaf);
+        pt_walk::store_leaves(machine, pt_walk::table_slot(table, ia, level), level, count, runs);
     }
     allowed
 }

@@ -141,14 +141,21 @@ pub fn load_slots<M: Machine>(machine: &M, slot: Pa, most: u64, mut fits: impl F
     machine.pt_load_run(slot, most, |raw| fits(Desc::from_raw(raw)))
 }
 
-/// Writes `count` leaves of `level` at this place and behind it, all in one table: the first is `leaf`, the others' memory is behind its.
-pub fn store_leaves<M: Machine>(machine: &M, slot: Pa, level: Level, count: u64, leaf: Desc) {
-    machine.pt_store_run(slot, count, leaf.raw(), level.size());
+/// Writes `count` leaves of `level` at this place and behind it, all in one table: of each of `runs` as many as it says, the first is its leaf, the others' memory is behind that.
+#[inline]
+pub fn store_leaves<M: Machine>(
+    machine: &M,
+    slot: Pa,
+    level: Level,
+    count: u64,
+    runs: impl Iterator<Item = (Desc, u64)>,
+) {
+    machine.pt_store_runs(slot, count, level.size(), runs.map(|(leaf, leaves)| (leaf.raw(), leaves)));
 }
 
 /// Writes nothing ([`Desc::INVALID`]) at this place and at `count` - 1 behind it, all in one table.
 pub fn clear_slots<M: Machine>(machine: &M, slot: Pa, count: u64) {
-    machine.pt_store_run(slot, count, Desc::INVALID.raw(), 0);
+    machine.pt_store_runs(slot, count, 0, core::iter::once((Desc::INVALID.raw(), count)));
 }
 
 fn step<M: Machine>(

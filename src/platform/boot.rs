@@ -23,7 +23,7 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange, Va, VmId};
 use crate::abstract_machine::cpu::{self, Cpu, el2, halt, pool};
 use crate::abstract_machine::per_cpu::Event;
-use crate::abstract_machine::regs::TrapFrame;
+use crate::abstract_machine::regs::{Hypercall, TrapFrame};
 use crate::memory::Memory;
 use crate::memory::mem_region::MemRegions;
 use crate::memory::memory_ops;
@@ -394,10 +394,10 @@ pub extern "C" fn trap_lower_sync(frame: &mut TrapFrame) {
     }
 }
 
-/// A hypercall of the host, with its x0 to x5: from boot/vectors.S.
-pub extern "C" fn trap_lower_hvc(args: &mut [u64; 6]) {
+/// A hypercall of the host, with its x0 to x17: from boot/vectors.S.
+pub extern "C" fn trap_lower_hvc(args: &mut Hypercall) {
     #[cfg(feature = "test-hooks")]
-    let asked = *args;
+    let asked = [args[0], args[1]];
     #[cfg(feature = "test-hooks")]
     failure::provoke::if_asked(args);
     let Some(core) = CORE.get() else { unreachable!("a hypercall, and there is no core yet") };

@@ -129,7 +129,7 @@ pub mod provoke {
     use super::entry;
     use crate::abstract_machine::Machine;
     use crate::abstract_machine::cpu::{self, digest::target_tests};
-    use crate::abstract_machine::regs::TrapFrame;
+    use crate::abstract_machine::regs::{Hypercall, TrapFrame};
     use crate::interface::HostCall;
     use crate::memory::{Memory, oracle};
 
@@ -145,14 +145,14 @@ pub mod provoke {
 
     /// After a call of the host: whether records and tables agree. Out of line: what it needs of the stack, a call that checks a signature has no room for. Not after VcpuRun, of which there are too many, and not after those that only tell something.
     #[inline(never)]
-    pub fn judge<M: Machine>(mem: &Memory<M>, asked: &[u64; 6]) {
+    pub fn judge<M: Machine>(mem: &Memory<M>, asked: &[u64; 2]) {
         use HostCall::{CoreLogRead, CoreStatistics, GetRegister, PageInfo, PoolInfo, VcpuRun, VmInfo};
         if let Some(VcpuRun | CoreStatistics | CoreLogRead | GetRegister | PageInfo | PoolInfo | VmInfo) =
             HostCall::from_function(asked[0])
         {
             return;
         }
-        if asked[..2] == [FAIL, FOR_THE_ORACLE] {
+        if *asked == [FAIL, FOR_THE_ORACLE] {
             oracle::plant(mem);
         }
         if let Err(broken) = oracle::check(mem) {
@@ -167,7 +167,7 @@ pub mod provoke {
     }
 
     /// Fails as the call asks for; returns if it does not ask.
-    pub fn if_asked([call, kind, first, second, ..]: &[u64; 6]) {
+    pub fn if_asked([call, kind, first, second, ..]: &Hypercall) {
         if *call != FAIL {
             return;
         }

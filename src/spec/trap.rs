@@ -111,7 +111,7 @@ pub fn exception_entry(mut t: Trapped, esr: u64) -> Trapped {
 fn hvc(s: State, immediate: u64, mut x: Frame) -> (State, Frame) {
     let s = s_count(s, Event::HostHypercall, |_| ());
     let answer: &[u64] = match (immediate, x[0]) {
-        (0, 0xc600_8000) => &[0x0001_0000],
+        (0, 0xc600_8000) => &[0x0001_0001],
         (0, 0xc600_8001) => match s.counts.get(usize::try_from(x[1]).unwrap_or(usize::MAX)) {
             Some(count) => &[0, *count],
             None => &[INVALID_PARAMETER],
@@ -119,7 +119,7 @@ fn hvc(s: State, immediate: u64, mut x: Frame) -> (State, Frame) {
         (0, 0xc600_8002) => &log_read(&s, x[1]),
         // 1d7ff4a1-6a4e-4b1c-9c55-c04e5150cafe: bytes in order, four to a register, the first lowest (DEN 0028 §6.2).
         (0, 0x8600_ff01) => &[0xa1f4_7f1d, 0x1c4b_4e6a, 0x4ec0_559c, 0xfeca_5051],
-        (0, 0x8600_ff03) => &[1, 0],
+        (0, 0x8600_ff03) => &[1, 1],
         _ => &[NOT_SUPPORTED],
     };
     x[..answer.len()].copy_from_slice(answer);

@@ -8,6 +8,8 @@
 //! names nothing; ids come back.
 #![forbid(unsafe_code)]
 
+mod memory;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::vec::Vec;
@@ -119,7 +121,7 @@ pub struct Manifest {
     pub entry: (u64, u64),
 }
 
-/// A call. Pages and gfns are numbers of pages.
+/// A call. Pages and gfns are numbers of pages, a run is its first page and how many it has: one of none is none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)]
 pub enum Call {
@@ -130,6 +132,7 @@ pub enum Call {
     RemapImagePages { vm: u64, image: u64, pfn: u64, pages: u64 },
     VerifyVm { vm: u64, manifest: Option<Manifest> },
     MapMemory { vm: u64, gfn: u64, pfn: u64, pages: u64 },
+    MapRuns { vm: u64, gfn: u64, runs: [(u64, u64); 4] },
     UnmapMemory { vm: u64, gfn: u64, pages: u64 },
     MapIo { vm: u64, gfn: u64, pfn: u64, pages: u64 },
     SetCntvoff { vm: u64, offset: u64 },
@@ -317,7 +320,7 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             (missing != 0).then_some(()).ok_or(CallError::WrongState)?;
             // A3: these pages, there, and nothing around them.
             until_refused(run_of(first + loaded, pfn, pages.min(missing)), |n| {
-                give(s, id, first + loaded + n, pfn + n)?;
+                memory::give(s, id, first + loaded + n, pfn + n)?;
                 s.vm(id, ALL).map(|vm| vm.images[image as usize].2 += 1)
             })
         }
@@ -340,43 +343,10 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             vm.state = VmState::Verified;
             Ok(Answer::Done)
         }
-        Call::MapMemory { vm: id, gfn, pfn, pages } => {
-            let vm = s.vm(id, BUILT)?;
-            vm.has(gfn, pages)?;
-            let protected = vm.protected;
-            let ends = [gfn, gfn + pages - 1];
-            if protected && !ends.iter().all(|page| (0x4_0000..0x400_0000).contains(page)) {
-                return Err(CallError::InvalidParameter); // K §3.5: a device stays one
-            }
-            until_refused(run_of(gfn, pfn, pages), |n| {
-                if protected { give(s, id, gfn + n, pfn + n) } else { lend(s, id, gfn + n, pfn + n) }
-            })
-        }
-        Call::UnmapMemory { vm: id, gfn, pages } => {
-            let vm = s.vm(id, BUILT)?;
-            if vm.protected {
-                return Err(CallError::WrongState);
-            }
-            vm.has(gfn, pages)?;
-            for at in gfn..gfn + pages.min(512) {
-                if let Some(Leaf::Ram(pfn)) = s.vms[&id].map.get(&at).copied() {
-                    s.vm(id, ALL)?.map.remove(&at);
-                    s.let_go(pfn);
-                }
-            }
-            Ok(Answer::Number(pages.min(512)))
-        }
-        Call::MapIo { vm: id, gfn, pfn, pages } => {
-            let vm = s.vm(id, &[VmState::Ready])?;
-            vm.has(gfn, pages)?;
-            if vm.protected && (gfn..gfn + pages).any(|page| (0x4_0000..0x400_0000).contains(&page)) {
-                return Err(CallError::InvalidParameter); // K §3.5: memory stays memory
-            }
-            if pfn < s.gicv.start || pfn + pages > s.gicv.end {
-                return Err(CallError::NotOwner); // A16
-            }
-            until_refused(pages, |n| put(s, id, gfn + n, Leaf::Window))
-        }
+        Call::MapMemory { vm, gfn, pfn, pages } => memory::map_memory(s, vm, gfn, pfn, pages),
+        Call::MapRuns { vm, gfn, runs } => memory::map_runs(s, vm, gfn, &runs),
+        Call::UnmapMemory { vm, gfn, pages } => memory::unmap_memory(s, vm, gfn, pages),
+        Call::MapIo { vm, gfn, pfn, pages } => memory::map_io(s, vm, gfn, pfn, pages),
         Call::SetCntvoff { vm, offset } => {
             // An ordinary VM's clock may be set later too.
             let vm = s.vm(vm, &[VmState::Ready, VmState::Verified])?;
@@ -470,30 +440,4 @@ fn transition(s: &mut Lives, call: Call) -> Outcome {
             Ok(Answer::Done)
         }
     }
-}
-
-/// `leaf` becomes what the VM has at `gfn`, where it has nothing (A4).
-fn put(s: &mut Lives, vm: u64, gfn: u64, leaf: Leaf) -> Result<(), CallError> {
-    let vm = s.vm(vm, ALL)?;
-    vm.has(gfn, 1)?;
-    if vm.map.contains_key(&gfn) {
-        return Err(CallError::Occupied);
-    }
-    vm.map.insert(gfn, leaf);
-    Ok(())
-}
-
-/// The host's page becomes the VM's own.
-fn give(s: &mut Lives, vm: u64, gfn: u64, pfn: u64) -> Result<(), CallError> {
-    s.expect_host(pfn)?;
-    put(s, vm, gfn, Leaf::Ram(pfn))?;
-    s.pages.insert(pfn, Page::Private(vm, gfn));
-    Ok(())
-}
-
-/// The host's page is lent to the VM.
-fn lend(s: &mut Lives, vm: u64, gfn: u64, pfn: u64) -> Result<(), CallError> {
-    s.clone().hold(pfn)?;
-    put(s, vm, gfn, Leaf::Ram(pfn))?;
-    s.hold(pfn)
 }

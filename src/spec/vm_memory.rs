@@ -5,12 +5,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
+use std::vec::Vec;
 
 use super::memory::{get_pfn_state, give_to_host, mem_region_search, set_pfn_state};
 use super::{State, Vm, npt};
 use crate::abstract_machine::addr::{Gfn, Pa, Pfn, VmId};
-use crate::memory::mem_manager::Denied;
 use crate::memory::mem_manager::protected::Scrub;
+use crate::memory::mem_manager::{Denied, Run};
 use crate::memory::page_manager::PageState;
 use crate::npt::descriptor::Stage2Access;
 use crate::npt::{Level, VM_SLOTS, VmKind};
@@ -336,6 +337,24 @@ pub fn prot_and_map_vm_s2pt(s: State, vm: VmId, gfn: Gfn, pfn: Pfn, pages: u64) 
 pub fn lend_pages_to_vm(s: State, vm: VmId, gfn: Gfn, pfn: Pfn, pages: u64, read_only: bool) -> After<u64> {
     let access = if read_only { Stage2Access::RamReadOnly } else { Stage2Access::Ram };
     in_blocks(s, gfn, pfn, pages, |s, gfn, pfn, level| lend(s, vm, gfn, pfn, level, access))
+}
+
+/// Pages that lie anywhere in one call: page by page, at most 64, up to the end of a table.
+fn in_runs(s: State, gfn: Gfn, runs: &[Run], mut one: impl FnMut(State, Gfn, Pfn) -> After<()>) -> After<u64> {
+    let pages: Vec<Pfn> = runs.iter().flat_map(|part| run(part.first, part.pages)).collect();
+    let count = (pages.len() as u64).min(64).min(512 - gfn.raw() % 512);
+    each(s, count, |s, n| one(s, Gfn::new(gfn.raw() + n), pages[n as usize]))
+}
+
+/// `assign_runs_to_vm`.
+pub fn assign_runs_to_vm(s: State, vm: VmId, gfn: Gfn, runs: &[Run]) -> After<u64> {
+    in_runs(s, gfn, runs, |s, gfn, pfn| assign(s, vm, gfn, pfn, Level::L3, Scrub::Zero))
+}
+
+/// `lend_runs_to_vm`.
+pub fn lend_runs_to_vm(s: State, vm: VmId, gfn: Gfn, runs: &[Run], read_only: bool) -> After<u64> {
+    let access = if read_only { Stage2Access::RamReadOnly } else { Stage2Access::Ram };
+    in_runs(s, gfn, runs, |s, gfn, pfn| lend(s, vm, gfn, pfn, Level::L3, access))
 }
 
 /// `take_back_lent`: page by page; a block that is not wholly meant is split first.

@@ -15,7 +15,7 @@ use crate::abstract_machine::shadow::ShadowReg;
 use crate::abstract_machine::sim::Sim;
 use crate::abstract_machine::{Machine, VgicInfo, Worlds};
 use crate::interface::boot::{MANIFEST_MAGIC, Manifest as Form};
-use crate::interface::calls::MAX_VMS;
+use crate::interface::calls::{ARGUMENTS, MAX_VMS};
 use crate::interface::{CallError, HostCall};
 use crate::memory::page_manager::PageState;
 use crate::npt::VmKind;
@@ -91,9 +91,9 @@ impl VmWorld {
         let id = |vm: u64| host_calls::vm(vm);
         let number = |n: u64| Ok(Answer::Number(n));
         let make = |call: HostCall, x: &[u64]| {
-            let mut all = [0; 5];
+            let mut all = [0; ARGUMENTS];
             all[..x.len()].copy_from_slice(x);
-            vm_call(vms, call, all)
+            vm_call(vms, call, &all)
         };
         // Made until it is decided: `Again`, or for a count that is not 0.
         let repeat = |call: HostCall, x: &[u64]| loop {
@@ -127,6 +127,12 @@ impl VmWorld {
             },
             Call::MapMemory { vm, gfn, pfn, pages } => {
                 number(make(HostCall::MapMemory, &[vm, gfn * PAGE, pfn * PAGE, pages])?[0])
+            }
+            Call::MapRuns { vm, gfn, runs } => {
+                let runs = runs.iter().filter(|(_, pages)| *pages != 0);
+                let runs: Vec<u64> = runs.map(|(pfn, pages)| (pfn * PAGE) | (pages - 1)).collect();
+                let x = [&[vm, gfn * PAGE, runs.len() as u64, 0], &runs[..]].concat();
+                number(make(HostCall::MapRuns, &x)?[0])
             }
             Call::UnmapMemory { vm, gfn, pages } => number(make(HostCall::UnmapMemory, &[vm, gfn * PAGE, pages])?[0]),
             Call::MapIo { vm, gfn, pfn, pages } => {

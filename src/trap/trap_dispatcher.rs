@@ -16,6 +16,7 @@ pub mod vm_exit;
 
 use super::Core;
 use crate::abstract_machine::per_cpu::Event;
+use crate::abstract_machine::regs::Hypercall;
 use crate::abstract_machine::{Machine, SmcOutcome};
 use crate::interface::{CORE_UID, CallError, HostCall, INTERFACE_VERSION};
 use crate::memory::memory_ops;
@@ -27,7 +28,7 @@ use crate::vm::host_calls;
 /// # Errors
 /// [`CallError::NotSupported`] for an unknown number, [`CallError::InvalidParameter`], and what the call says. Nothing has changed then.
 #[inline]
-pub fn host_hvc_dispatcher<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Result<[u64; 4], CallError> {
+pub fn host_hvc_dispatcher<M: Machine>(core: &Core<M>, args: &Hypercall) -> Result<[u64; 4], CallError> {
     let [function, x1, x2, x3, ..] = *args;
     // The null call is what a host measures: nothing else stands before it.
     if function == HostCall::CoreVersion.function() {
@@ -38,10 +39,11 @@ pub fn host_hvc_dispatcher<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Resul
 
 // Out of line, so that the null call pays for nothing of this.
 #[inline(never)]
-fn host_call<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Result<[u64; 4], CallError> {
-    let [function, x1, x2, x3, x4, x5] = *args;
+fn host_call<M: Machine>(core: &Core<M>, args: &Hypercall) -> Result<[u64; 4], CallError> {
+    let [function, arguments @ ..] = args;
+    let [x1, x2, x3, ..] = *arguments;
     // Neither CoreVersion nor VcpuRun: they were answered before.
-    match HostCall::from_function(function).ok_or(CallError::NotSupported)? {
+    match HostCall::from_function(*function).ok_or(CallError::NotSupported)? {
         HostCall::CoreStatistics => Ok([0, statistics(core, x1)?, x2, x3]),
         HostCall::CoreLogRead => {
             let (next, text) = log_read(core, x1);
@@ -50,7 +52,7 @@ fn host_call<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Result<[u64; 4], Ca
         HostCall::CallUid => Ok(CORE_UID),
         HostCall::CallRevision => Ok([INTERFACE_VERSION >> 16, INTERFACE_VERSION & 0xffff, x2, x3]),
         HostCall::CoreInfo => Ok(info(core)),
-        call => host_calls::vm_call(core.vms(), call, [x1, x2, x3, x4, x5]),
+        call => host_calls::vm_call(core.vms(), call, arguments),
     }
 }
 

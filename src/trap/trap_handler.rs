@@ -19,7 +19,7 @@
 use super::Core;
 use super::trap_handler_raw;
 use crate::abstract_machine::per_cpu::Event;
-use crate::abstract_machine::regs::{ExceptionClass, TrapFrame};
+use crate::abstract_machine::regs::{ExceptionClass, Hypercall, TrapFrame};
 use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::{ExitCode, Machine};
 use crate::interface::HostCall;
@@ -39,10 +39,10 @@ pub fn host_trap_handler<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
     }
 }
 
-/// The host made a hypercall, with these x0 to x5. boot/vectors.S comes here by a way of its own, a short one: a host
+/// The host made a hypercall, with these registers. boot/vectors.S comes here by a short way of its own, because a host
 /// may make many. K: `host_hvc_handler`.
 #[inline]
-pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {
+pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut Hypercall) {
     core.machine().check();
     if args[0] == HostCall::VcpuRun.function() {
         args[0] = host_vcpu_run_handler(core, args[1], args[2]);

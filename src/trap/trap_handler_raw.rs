@@ -23,7 +23,7 @@ use super::fault_handler::interrupts::handle_interrupt;
 use super::trap_dispatcher;
 use super::trap_dispatcher::vm_exit::vm_exit_dispatcher;
 use crate::abstract_machine::per_cpu::Event;
-use crate::abstract_machine::regs::{INSTRUCTION_SIZE, SPSR, TrapFrame};
+use crate::abstract_machine::regs::{Hypercall, INSTRUCTION_SIZE, SPSR, TrapFrame};
 use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::{ExitCode, Machine, SmcOutcome};
 use crate::interface::CallError;
@@ -33,9 +33,9 @@ use crate::vcpu::ctxt_switch::{self, Running};
 use crate::vm::vm_power::end_vm;
 use crate::vm::{Active, host_calls};
 
-/// The host made a hypercall, with these x0 to x5; x0 to x3 are the answer. K: `host_hvc_handler_raw`.
+/// The host made a hypercall, with these registers; x0 to x3 are the answer. K: `host_hvc_handler_raw`.
 #[inline]
-pub fn host_hvc_handler_raw<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {
+pub fn host_hvc_handler_raw<M: Machine>(core: &Core<M>, args: &mut Hypercall) {
     core.machine().count(Event::HostHypercall);
     // The interface is HVC #0; another immediate is another interface, which does not exist.
     let answer = match core.machine().read_esr_el2().immediate() {

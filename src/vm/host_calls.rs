@@ -15,20 +15,21 @@ use super::vm_memory::PageInfo;
 use super::{Vms, boot_ops, seal, vm_memory, vm_power};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
-use crate::interface::calls::{MAP_READ_ONLY, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
+use crate::interface::calls::{ARGUMENTS, MAP_READ_ONLY, MAX_RUNS, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
 use crate::interface::{CallError, HostCall};
+use crate::memory::memory_ops::Run;
 use crate::npt::VmKind;
 
 /// x0 to x3; what a call does not return is 0.
 pub type Answer = Result<[u64; 4], CallError>;
 
-/// Makes the host's call `call` with the arguments `x`, x1 to x5: every call about VMs but VcpuRun.
+/// Makes the host's call `call` with the arguments `x`, from x1 on: every call about VMs but VcpuRun.
 ///
 /// # Errors
 /// As the call; [`CallError::NotSupported`] for calls that are not about VMs.
 #[inline(never)]
-pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: [u64; 5]) -> Answer {
-    let [x1, x2, x3, x4, x5] = x;
+pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: &[u64; ARGUMENTS]) -> Answer {
+    let [x1, x2, x3, x4, x5, ..] = *x;
     match call {
         HostCall::RegisterVm => {
             let (kind, bits) = (kind_of(x1)?, u32::try_from(x2).map_err(|_| CallError::InvalidParameter)?);
@@ -48,12 +49,10 @@ pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: [u64; 5]) -> Answer 
             done(boot_ops::verify_and_load_images(vms, vm(x1)?, manifest))
         }
         HostCall::MapMemory => {
-            if x5 & !MAP_READ_ONLY != 0 {
-                return Err(CallError::InvalidParameter);
-            }
-            let read_only = x5 & MAP_READ_ONLY != 0;
+            let read_only = is_read_only(x5)?;
             count(vm_memory::map_memory(vms, vm(x1)?, gfn(x2)?, page(x3)?, x4, read_only))
         }
+        HostCall::MapRuns => map_runs(vms, x),
         HostCall::UnmapMemory => count(vm_memory::unmap_memory(vms, vm(x1)?, gfn(x2)?, x3)),
         HostCall::MapIo => count(vm_memory::map_io(vms, vm(x1)?, gfn(x2)?, page(x3)?.addr(), x4)),
         HostCall::SetCntvoff => done(boot_ops::set_cntvoff(vms, vm(x1)?, x2)),
@@ -87,6 +86,19 @@ pub fn vm_call<M: Machine>(vms: &Vms<M>, call: HostCall, x: [u64; 5]) -> Answer 
     }
 }
 
+/// Out of line, for its part of the stack.
+#[inline(never)]
+fn map_runs<M: Machine>(vms: &Vms<M>, x: &[u64; ARGUMENTS]) -> Answer {
+    let [x1, x2, x3, x4, named @ ..] = x;
+    let named = usize::try_from(*x3).ok().and_then(|count| named.get(..count)).unwrap_or_default();
+    let mut runs = [Run { first: Pfn::new(0), pages: 0 }; MAX_RUNS];
+    for (run, x) in runs.iter_mut().zip(named) {
+        *run = run_of(*x);
+    }
+    let runs = runs.get(..named.len()).filter(|runs| !runs.is_empty()).ok_or(CallError::InvalidParameter)?;
+    count(vm_memory::map_runs(vms, vm(*x1)?, gfn(*x2)?, runs, is_read_only(*x4)?))
+}
+
 fn done(result: Result<(), CallError>) -> Answer {
     result.map(|()| [0; 4])
 }
@@ -118,6 +130,16 @@ fn kind_of(x: u64) -> Result<VmKind, CallError> {
         VM_PROTECTED => Ok(VmKind::Protected),
         _ => Err(CallError::InvalidParameter),
     }
+}
+
+/// Flags of MapMemory and MapRuns.
+fn is_read_only(x: u64) -> Result<bool, CallError> {
+    if x & !MAP_READ_ONLY == 0 { Ok(x & MAP_READ_ONLY != 0) } else { Err(CallError::InvalidParameter) }
+}
+
+/// The run that the host calls `x`: the address of its first page, with as many more in bits 11:0.
+fn run_of(x: u64) -> Run {
+    Run { first: Pfn::containing(Pa::new(x)), pages: x % PAGE_SIZE + 1 }
 }
 
 fn page(x: u64) -> Result<Pfn, CallError> {

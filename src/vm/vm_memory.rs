@@ -3,7 +3,7 @@
 //! | primitive                          | VM state         | does                                                      | lock |
 //! |------------------------------------|------------------|-----------------------------------------------------------|------|
 //! | [`donate_pool`], [`pool_info`]     | Ready, Verified; any | pages for tables and contexts                         | Vm, below it S2Page, Npt |
-//! | [`map_memory`]                     | Ready, Verified  | memory for the VM: given, or lent                         | Vm, below it S2Page, Npt |
+//! | [`map_memory`], [`map_runs`]       | Ready, Verified  | memory for the VM: given, or lent                         | Vm, below it S2Page, Npt |
 //! | [`unmap_memory`]                   | Ready, Verified  | takes back what was lent                                  | Vm, below it S2Page, Npt |
 //! | [`map_io`]                         | Ready            | the GIC's virtual CPU interface                           | Vm, below it S2Page, Npt |
 //! | [`reclaim_vm`]                     | PowerOff         | its memory becomes the host's again                       | Vm, below it S2Page, Npt |
@@ -25,7 +25,8 @@ use crate::abstract_machine::{Machine, VgicWord};
 use crate::interface::CallError;
 use crate::interface::calls::MAX_PAGES;
 use crate::interface::mailbox::Register;
-use crate::memory::memory_ops::{self, Scrub};
+use crate::memory::Memory;
+use crate::memory::memory_ops::{self, Denied, Run, Scrub};
 use crate::memory::page_manager::PageState;
 use crate::npt::VmKind;
 
@@ -87,15 +88,40 @@ pub fn map_memory<M: Machine>(
     pages: u64,
     read_only: bool,
 ) -> Result<u64, CallError> {
+    map(vms, id, gfn, pages, read_only, |mem, kind| match kind {
+        VmKind::Protected => memory_ops::prot_and_map_vm_s2pt(mem, id, gfn, pfn, pages, Scrub::Zero),
+        VmKind::Ordinary => memory_ops::lend_pages_to_vm(mem, id, gfn, pfn, pages, read_only),
+    })
+}
+
+/// The same for pages that lie anywhere, one of `runs` behind the other: each page as by [`map_memory`], up to `PART` and to the end of a table. Pages mapped.
+///
+/// # Errors
+/// As [`map_memory`]; as [`memory_ops::assign_runs_to_vm`] or [`memory_ops::lend_runs_to_vm`], if the first page was refused.
+pub fn map_runs<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, runs: &[Run], read_only: bool) -> Result<u64, CallError> {
+    let pages = runs.iter().map(|run| run.pages).sum();
+    map(vms, id, gfn, pages, read_only, |mem, kind| match kind {
+        VmKind::Protected => memory_ops::assign_runs_to_vm(mem, id, gfn, runs, Scrub::Zero),
+        VmKind::Ordinary => memory_ops::lend_runs_to_vm(mem, id, gfn, runs, read_only),
+    })
+}
+
+/// `give`, if the VM may get `pages` pages at `gfn`.
+fn map<M: Machine>(
+    vms: &Vms<M>,
+    id: VmId,
+    gfn: Gfn,
+    pages: u64,
+    read_only: bool,
+    give: impl FnOnce(&Memory<M>, VmKind) -> Result<u64, Denied>,
+) -> Result<u64, CallError> {
     let vm = vms.vm(id)?;
     vm.in_state(BUILT)?;
     vm.has_range(gfn, pages)?;
-    let mem = vms.memory();
-    match vm.kind {
-        VmKind::Protected if read_only || !are_vm_memory(gfn, pages) => Err(CallError::InvalidParameter),
-        VmKind::Protected => Ok(memory_ops::prot_and_map_vm_s2pt(mem, id, gfn, pfn, pages, Scrub::Zero)?),
-        VmKind::Ordinary => Ok(memory_ops::lend_pages_to_vm(mem, id, gfn, pfn, pages, read_only)?),
+    if vm.kind == VmKind::Protected && (read_only || !are_vm_memory(gfn, pages)) {
+        return Err(CallError::InvalidParameter);
     }
+    Ok(give(vms.memory(), vm.kind)?)
 }
 
 /// Takes back what was lent to an ordinary VM in the `pages` pages from `gfn` on. Pages done, mapped or not.

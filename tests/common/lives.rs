@@ -52,9 +52,18 @@ impl Chooser<'_> {
         self.rng.pick(&[0, 1, 1, 1, 2, 3, 5, 40, 512, 513])
     }
 
+    /// Few pages or many, some of them twice.
+    fn runs(&mut self) -> [(u64, u64); 4] {
+        let twice = self.pfn();
+        [(); 4].map(|()| {
+            let first = if self.rng.below(6) == 0 { twice } else { self.pfn() };
+            (first, self.rng.pick(&[0, 1, 1, 1, 2, 5, 40, 512]))
+        })
+    }
+
     fn call(&mut self, world: &VmWorld) -> Call {
         let vm = self.vm(world);
-        match self.rng.below(29) {
+        match self.rng.below(32) {
             0 if world.spec.vms.len() < 5 => {
                 let bits = self.rng.pick(&[31, 32, 36, 39, 40, 40, 40, 41]);
                 Call::RegisterVm { protected: self.rng.below(2) == 0, bits, root: self.pfn() }
@@ -80,12 +89,13 @@ impl Chooser<'_> {
                     manifest: protected.then_some(Manifest { entry: (entry, self.rng.next()), ..manifest }),
                 }
             }
-            14..=17 => {
+            14..=16 => {
                 let (gfn, pfn) = (self.gfn(), self.pfn());
                 Call::MapMemory { vm, gfn, pfn, pages: self.pages() }
             }
+            17 => Call::MapRuns { vm, gfn: self.gfn(), runs: self.runs() },
             18 | 19 => Call::UnmapMemory { vm, gfn: self.gfn(), pages: self.pages() },
-            20 => {
+            20 | 28 => {
                 let pfn = GICV.raw() / PAGE + self.rng.below(3);
                 Call::MapIo { vm, gfn: self.gfn(), pfn, pages: self.rng.below(3) }
             }
@@ -94,7 +104,7 @@ impl Chooser<'_> {
             24 => Call::Started { vm, vcpu: self.vcpu() },
             25 => Call::Leave { vm, vcpu: self.vcpu() },
             26 => Call::CpuOff { vm, vcpu: self.vcpu() },
-            27 => Call::AffinityInfo { vm, target: self.vcpu() },
+            27 | 29 => Call::AffinityInfo { vm, target: self.vcpu() },
             _ => Call::CpuOn { vm, target: self.vcpu(), entry: self.rng.next(), context: self.rng.next() },
         }
     }
@@ -117,6 +127,7 @@ const WANTED: &[(&str, &[&str], &[&str])] = &[
     ("RemapImagePages", &["protected"], &["done", "refused"]),
     ("VerifyVm", &KINDS, &["done", "refused"]),
     ("MapMemory", &KINDS, &["done", "refused"]),
+    ("MapRuns", &KINDS, &["done", "refused"]),
     ("UnmapMemory", &["ordinary"], &["done", "refused"]),
     ("UnmapMemory", &["protected"], &["refused"]),
     ("MapIo", &KINDS, &["done", "refused"]),
@@ -145,6 +156,7 @@ fn vm_of(call: Call) -> Option<u64> {
         | Call::RemapImagePages { vm, .. }
         | Call::VerifyVm { vm, .. }
         | Call::MapMemory { vm, .. }
+        | Call::MapRuns { vm, .. }
         | Call::UnmapMemory { vm, .. }
         | Call::MapIo { vm, .. }
         | Call::SetCntvoff { vm, .. }

@@ -3,7 +3,7 @@
 
 use corevisor::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, VmId};
 use corevisor::abstract_machine::sim::walker::AccessKind;
-use corevisor::memory::memory_ops::Scrub;
+use corevisor::memory::memory_ops::{Run, Scrub};
 use corevisor::npt::VmKind;
 use corevisor::npt::descriptor::Stage2Access;
 use corevisor::spec::world::World;
@@ -55,7 +55,7 @@ pub fn step(world: &mut World, rng: &mut Rng, addrs: &[u64]) {
     let (gfn, pfn) = (Gfn::new(gpa >> 12), some_page(world, rng, addrs));
     let pages = rng.pick(&[1, 1, 2, 5, 512, 600]);
     let known = world.spec.vms.get(&vm).map(|found| (found.cut, found.kind));
-    match (rng.below(24), known) {
+    match (rng.below(26), known) {
         // A VM that is not there is made more often than anything else is asked of it, and gets a pool.
         (0..=12, None) => {
             let kind = rng.pick(&[VmKind::Ordinary, VmKind::Protected]);
@@ -122,6 +122,17 @@ pub fn step(world: &mut World, rng: &mut Rng, addrs: &[u64]) {
             world.limit_adoption(room);
         }
         (20, _) => _ = world.walk_vm(vm, gfn),
+        (21 | 22, known) => {
+            let mut runs: Vec<Run> = (0..1 + rng.below(5))
+                .map(|_| Run { first: some_page(world, rng, addrs), pages: rng.pick(&[1, 1, 1, 2, 9, 70, 600]) })
+                .collect();
+            // A page may stand there twice.
+            runs.extend_from_within(..rng.below(2) as usize);
+            match known {
+                Some((_, VmKind::Protected)) => _ = world.assign_runs_to_vm(vm, gfn, &runs),
+                _ => _ = world.lend_runs_to_vm(vm, gfn, &runs, rng.below(4) == 0),
+            }
+        }
         _ => {
             let kind = rng.pick(&[AccessKind::Read, AccessKind::Write, AccessKind::Execute]);
             for vm in VMS {

@@ -3,6 +3,7 @@
 use corevisor::abstract_machine::addr::{Pa, Pfn, PhysRange};
 use corevisor::abstract_machine::{Machine, VgicInfo};
 use corevisor::interface::boot::MANIFEST_MAGIC;
+use corevisor::interface::calls::ARGUMENTS;
 use corevisor::interface::{CallError, HostCall};
 use corevisor::npt::Level;
 use corevisor::spec::vm_world::GICV;
@@ -32,6 +33,13 @@ pub fn key(n: u8) -> KeyPair {
     KeyPair::from_seed(Seed::new([n; 32]))
 }
 
+/// x1 and on of a call.
+pub fn arguments(x: &[u64]) -> [u64; ARGUMENTS] {
+    let mut all = [0; ARGUMENTS];
+    all[..x.len()].copy_from_slice(x);
+    all
+}
+
 /// A machine whose owner trusts key 1, and its host.
 pub struct Host {
     pub world: World,
@@ -59,9 +67,7 @@ impl Drop for Host {
 
 impl Host {
     pub fn call(&self, call: HostCall, x: &[u64]) -> Result<[u64; 4], CallError> {
-        let mut all = [0; 5];
-        all[..x.len()].copy_from_slice(x);
-        vm_call(self.world.core.vms(), call, all)
+        vm_call(self.world.core.vms(), call, &arguments(x))
     }
 
     /// A call that returns nothing.

@@ -3,7 +3,7 @@
 use crate::common::vms::{Host, PAGE, TestManifest, image, key, layout};
 use crate::{GICV, SCRATCH};
 use corevisor::abstract_machine::addr::{VcpuId, VmId};
-use corevisor::interface::calls::{MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
+use corevisor::interface::calls::{MAX_RUNS, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::{CallError, HostCall};
 use corevisor::spec::vm::{Answer, Call};
 use corevisor::spec::vm_world::VmWorld;
@@ -68,6 +68,7 @@ fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
         (HostCall::RemapImagePages, &[1, 0, free, 1],        [none, no,  no,  no,  no ], [none, no,  no,  no,  no ]),
         (HostCall::VerifyVm,       &[1, 0],                  [none, bad, no,  no,  no ], [none, yes, no,  no,  no ]),
         (HostCall::MapMemory,      &[1, gpa, free, 1],       [none, yes, yes, no,  no ], [none, yes, yes, no,  no ]),
+        (HostCall::MapRuns,        &[1, gpa, 1, 0, free],    [none, yes, yes, no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::UnmapMemory,    &[1, gpa, 1],             [none, no,  no,  no,  no ], [none, yes, yes, no,  no ]),
         (HostCall::MapIo,          &[1, 0, GICV, 2],         [none, yes, no,  no,  no ], [none, yes, no,  no,  no ]),
         (HostCall::SetCntvoff,     &[1, 7],                  [none, yes, no,  no,  no ], [none, yes, yes, no,  no ]),
@@ -372,6 +373,70 @@ fn where_a_protected_vm_has_its_devices_the_host_puts_no_memory() {
     let (mut host, vm) = vm_in(VmState::Verified, VM_ORDINARY);
     let page = host.pages(1);
     assert_eq!(host.call(HostCall::MapMemory, &[vm, 0, page, 1]).unwrap()[0], 1);
+}
+
+#[test]
+fn a_call_with_runs_is_refused_whole_where_its_arguments_are_wrong() {
+    use CallError::{InUse, InvalidParameter, NoMemory, NoSuchObject, NotOwner, Occupied};
+    const GPA: u64 = 0x8000_0000;
+    for kind in [VM_PROTECTED, VM_ORDINARY] {
+        let (mut host, vm) = vm_in(VmState::Ready, kind);
+        let (page, own, mailbox) = (host.pages(4), host.pages(1), host.pages(1));
+        assert_eq!(host.call(HostCall::MapRuns, &[vm, GPA, 1, 0, own]), Ok([1, 0, 0, 0]));
+        let given = host.pages(1);
+        host.call(HostCall::DonatePool, &[vm, given, 1]).unwrap();
+        host.done(HostCall::RegisterVcpu, &[vm, 3, mailbox]).unwrap();
+        let at = GPA + PAGE;
+        // vm, gpa, runs, flags, the first run.
+        let mut cases = vec![
+            ([0, at, 1, 0, page], NoSuchObject),
+            ([MAX_VMS + 1, at, 1, 0, page], NoSuchObject),
+            ([vm, at + 1, 1, 0, page], InvalidParameter),
+            ([vm, 1 << 40, 1, 0, page], InvalidParameter),
+            ([vm, (1 << 40) - PAGE, 1, 0, page | 1], InvalidParameter),
+            ([vm, at, 0, 0, page], InvalidParameter),
+            ([vm, at, MAX_RUNS as u64 + 1, 0, page], InvalidParameter),
+            ([vm, at, u64::MAX, 0, page], InvalidParameter),
+            ([vm, at, 1, 2, page], InvalidParameter),
+            ([vm, at, 1, 1 << 63, page], InvalidParameter),
+            ([vm, GPA, 1, 0, page], Occupied),
+            ([vm, at, 1, 0, given], NotOwner),
+            ([vm, at, 1, 0, 0], NotOwner),
+            ([vm, at, 1, 0, 0x0900_0000], NotOwner),
+            ([vm, at, 1, 0, u64::MAX], NotOwner),
+        ];
+        if kind == VM_PROTECTED {
+            cases.extend([
+                ([vm, at, 1, 1, page], InvalidParameter),
+                ([vm, 0x3fff_f000, 1, 0, page | 1], InvalidParameter),
+                ([vm, 0x40_0000_0000 - PAGE, 2, 0, page], InvalidParameter),
+                ([vm, at, 1, 0, mailbox], InUse),
+                ([vm, at, 1, 0, own], NotOwner),
+            ]);
+        }
+        let all = |host: &Host| (host.call(HostCall::VmInfo, &[vm]), host.call(HostCall::PoolInfo, &[vm]));
+        let before = all(&host);
+        for (x, why) in cases {
+            // Of further runs nothing is done either.
+            assert_eq!(host.call(HostCall::MapRuns, &[&x[..], &[page + 2 * PAGE]].concat()), Err(why), "{x:x?}");
+            assert_eq!(all(&host), before, "{x:x?}");
+            assert_eq!(host.call(HostCall::PageInfo, &[vm, at]), Ok([0; 4]), "{x:x?}");
+        }
+        // As many runs as there can be; page by page, the last of them twice as long.
+        let first = host.pages(2 * MAX_RUNS as u64);
+        let mut x = vec![vm, at, MAX_RUNS as u64, 0];
+        x.extend((0..MAX_RUNS as u64).rev().map(|n| (first + 2 * n * PAGE) | u64::from(n == 0)));
+        assert_eq!(host.call(HostCall::MapRuns, &x), Ok([MAX_RUNS as u64 + 1, 0, 0, 0]));
+    }
+    // Without a table for them, and with it.
+    let mut host = Host::default();
+    let vm = host.vm(VM_ORDINARY, 1);
+    let page = host.pages(1);
+    assert_eq!(host.call(HostCall::MapRuns, &[vm, GPA, 1, 0, page]), Err(NoMemory));
+    let pool = host.pages(2);
+    host.call(HostCall::DonatePool, &[vm, pool, 2]).unwrap();
+    assert_eq!(host.call(HostCall::MapRuns, &[vm, GPA, 1, 1, page]), Ok([1, 0, 0, 0]));
+    assert_eq!(host.call(HostCall::PageInfo, &[vm, GPA]), Ok([0, 3, page, 0]));
 }
 
 #[test]

@@ -41,6 +41,8 @@ fn asked(call: Call) -> String {
             format!("l VerifyVm {vm} {} {} {}", u8::from(authentic), entry.0, entry.1)
         }
         Call::MapMemory { vm, gfn, pfn, pages } => format!("l MapMemory {vm} {gfn} {pfn} {pages}"),
+        // The model has none: it is a MapMemory for each page.
+        Call::MapRuns { .. } => unreachable!("{call:?}: nobody chooses it here"),
         Call::UnmapMemory { vm, gfn, pages } => format!("l UnmapMemory {vm} {gfn} {pages}"),
         Call::MapIo { vm, gfn, pfn, pages } => format!("l MapIo {vm} {gfn} {pfn} {pages}"),
         Call::SetCntvoff { vm, offset } => format!("l SetCntvoff {vm} {offset}"),

@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use crate::bench::{Bench, FLASH, RELEASED, SECRET, assert_none_shown, fill, random_trap, word_of};
-use crate::common::vms::PAGE;
+use crate::common::vms::{PAGE, arguments};
 use corevisor::abstract_machine::addr::Ipa;
 use corevisor::abstract_machine::per_cpu::Event;
 use corevisor::abstract_machine::regs::hpfar_of_ipa;
@@ -254,7 +254,7 @@ fn a_vm_that_another_cpu_switches_off_shows_nothing_of_its_last_exit() {
         threads.spawn(move || {
             run_as(1);
             asked.recv().unwrap();
-            vm_call(vms, HostCall::PowerOffVm, [vm, 0, 0, 0, 0]).unwrap();
+            vm_call(vms, HostCall::PowerOffVm, &arguments(&[vm])).unwrap();
             answer.send(()).unwrap();
         });
         assert_eq!(bench.run(), Ok(ExitReason::Stopped));

@@ -4,7 +4,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use crate::bench::{Bench, word_of};
-use crate::common::vms::Host;
+use crate::common::vms::{Host, arguments};
 use corevisor::abstract_machine::addr::{Pa, Pfn, VcpuId, VmId};
 use corevisor::abstract_machine::shadow::{BankReg, Context};
 use corevisor::abstract_machine::sim::run_as;
@@ -182,8 +182,8 @@ fn a7_no_table_goes_while_a_cpu_walks_it_on_its_way_out() {
         let other = threads.spawn(move || {
             run_as(1);
             asked.recv().unwrap();
-            vm_call(vms, HostCall::PowerOffVm, [vm, 0, 0, 0, 0]).unwrap();
-            let reclaimed = vm_call(vms, HostCall::ReclaimVm, [vm, 0, 0, 0, 0]);
+            vm_call(vms, HostCall::PowerOffVm, &arguments(&[vm])).unwrap();
+            let reclaimed = vm_call(vms, HostCall::ReclaimVm, &arguments(&[vm]));
             answer.send(()).unwrap();
             reclaimed
         });

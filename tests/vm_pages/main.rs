@@ -4,6 +4,7 @@
 //! |--------------|---------------------------------------------------------------|
 //! | [`give`]     | a VM is registered, gets pages and blocks, and leaves nothing |
 //! | [`rules`]    | the rules of K §8.3 by their numbers                          |
+//! | [`runs`]       | pages that lie anywhere, in one call                          |
 //! | [`share`]    | pages that are shared and lent, and how they are counted      |
 //! | [`limits`]   | empty pools, windows, addresses at the end, costs             |
 //! | [`bed`]      | the machine and the VMs that they stand on                    |
@@ -13,4 +14,5 @@ mod bed;
 mod give;
 mod limits;
 mod rules;
+mod runs;
 mod share;

@@ -3,8 +3,9 @@
 #ifndef COREVISOR_H
 #define COREVISOR_H
 
-#define CV_INTERFACE_VERSION 0x10000ULL
+#define CV_INTERFACE_VERSION 0x10001ULL
 #define CV_MAX_PAGES 0x200ULL
+#define CV_MAX_RUNS 0xdULL
 #define CV_MAX_VMS 0x7fULL
 #define CV_MAX_VCPUS 0x10ULL
 #define CV_MAX_IMAGES 0x5ULL
@@ -122,6 +123,13 @@
  * block, or up to `pages`); what is mapped already is refused (A4). State READY or VERIFIED.
  */
 #define CV_CALL_MAP_MEMORY 0xc6008017ULL
+
+/* (vm, gpa, runs, flags, run)
+ * The same for pages that lie anywhere: of the host's `runs` (1 to [`MAX_RUNS`]) runs of pages, in x5 and on, the VM sees one behind the other from `gpa` on. A run is the address of
+ * its first page, and in bits 11:0 how many more belong to it. Each page is mapped as by MapMemory, in order, none as a part of a block: a page that stands there twice is lent twice, or is
+ * not the host's the second time. x0 = pages mapped: up to the first that cannot be, [`MAX_RUN_PAGES`] at most, and none of another 2 MiB of the VM's than `gpa`. State READY or VERIFIED.
+ */
+#define CV_CALL_MAP_RUNS 0xc6008024ULL
 
 /* (vm, gpa, pages)
  * Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.

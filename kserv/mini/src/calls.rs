@@ -3,20 +3,40 @@
 
 use alloc::string::String;
 
-use corevisor_interface::calls::{CallError, HostCall};
+use corevisor_interface::calls::{ARGUMENTS, CallError, HostCall, MAX_RUNS};
 use corevisor_interface::mailbox::ExitReason;
 use kserv_model::vm::GicVersion;
 
-use crate::arch::call::hvc;
+use crate::arch::call::{hvc, hvc_long};
 use crate::arch::registers;
+use crate::pages::PAGE;
 
 /// Any call, any arguments: x0 to x3.
 ///
 /// # Errors
 /// What the core said.
 pub fn raw(call: HostCall, arguments: [u64; 5]) -> Result<[u64; 4], CallError> {
-    let x = hvc(call.function(), arguments);
+    named(hvc(call.function(), arguments))
+}
+
+fn named(x: [u64; 4]) -> Result<[u64; 4], CallError> {
     if (x[0] as i64) < 0 { Err(CallError::from_x0(x[0]).unwrap_or(CallError::NotSupported)) } else { Ok(x) }
+}
+
+/// The same, whatever the core makes of it. Of a MapRuns each further run is the one that is named, another two pages on.
+pub fn bare(call: HostCall, arguments: [u64; 5]) -> [u64; 4] {
+    if call != HostCall::MapRuns {
+        return hvc(call.function(), arguments);
+    }
+    let mut all = [0; ARGUMENTS];
+    let (named, further) = all.split_at_mut(arguments.len());
+    named.copy_from_slice(&arguments);
+    let mut run = arguments[4];
+    for x in further {
+        run = run.wrapping_add(2 * PAGE);
+        *x = run;
+    }
+    hvc_long(call.function(), all)
 }
 
 fn one(call: HostCall, arguments: [u64; 5]) -> Result<u64, CallError> {
@@ -109,6 +129,15 @@ pub fn verify_vm_filled(vm: u64, manifest: u64) -> Result<Result<(), CallError>,
 /// Memory for the VM: pages mapped.
 pub fn map_memory(vm: u64, gpa: u64, pa: u64, pages: u64, flags: u64) -> Result<u64, CallError> {
     one(HostCall::MapMemory, [vm, gpa, pa, pages, flags])
+}
+
+/// Memory that lies anywhere: pages mapped. `runs` are as the call takes them.
+pub fn map_runs(vm: u64, gpa: u64, runs: &[u64], flags: u64) -> Result<u64, CallError> {
+    let mut all = [0; ARGUMENTS];
+    let (named, places) = all.split_at_mut(ARGUMENTS - MAX_RUNS);
+    named.copy_from_slice(&[vm, gpa, runs.len() as u64, flags]);
+    places.iter_mut().zip(runs).for_each(|(place, run)| *place = *run);
+    self::named(hvc_long(HostCall::MapRuns.function(), all)).map(|x| x[0])
 }
 
 /// A window for the VM.

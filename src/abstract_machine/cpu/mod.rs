@@ -223,13 +223,18 @@ impl Machine for Cpu {
     }
 
     #[inline]
-    fn pt_store_run(&self, entry: Pa, count: u64, value: u64, step: u64) {
+    fn pt_store_runs(&self, entry: Pa, count: u64, step: u64, runs: impl Iterator<Item = (u64, u64)>) {
         expect_table_run(entry, count);
-        let mut value = value;
-        for n in 0..count as usize {
-            // SAFETY: as above, for each of them: they lie in one page.
-            unsafe { (entry.raw() as *mut u64).add(n).write_volatile(value) };
-            value = value.wrapping_add(step);
+        let (mut at, mut left) = (entry.raw() as *mut u64, count);
+        for (first, entries) in runs {
+            let mut value = first;
+            for _ in 0..entries.min(left) {
+                // SAFETY: as above, for each of them: they are `count` at most, and lie in one page.
+                unsafe { at.write_volatile(value) };
+                at = at.wrapping_add(1);
+                value = value.wrapping_add(step);
+            }
+            left = left.saturating_sub(entries);
         }
     }
 

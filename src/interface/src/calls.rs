@@ -1,7 +1,7 @@
 //! The host's calls, in one table: numbers, arguments, errors.
 //!
 //! They stand in the range of vendor-specific hypervisor services, from function number 0x8000 on, so that they never meet
-//! those that Linux's guests use (0 and up). x0 is the number, x1 to x5 the arguments; x0 is the result: 0 or a count, or a
+//! those that Linux's guests use (0 and up). x0 is the number, x1 to x5 the arguments, of [`HostCall::MapRuns`] x1 to x17; x0 is the result: 0 or a count, or a
 //! negative [`CallError`]. Results beyond x0 stand in x1 to x3. An unknown call returns [`CallError::NotSupported`]; the calls
 //! of Linux's EL2 boot stub (0 to 5) are unknown calls (K §8.3 A19).
 //!
@@ -9,13 +9,19 @@
 
 /// Version of this table: major in the upper 16 bits, minor in the lower. A call is never changed, only added (minor) or
 /// removed (major). Gone: 0x15, which took an image's pages one by one.
-pub const INTERFACE_VERSION: u64 = 1 << 16;
+pub const INTERFACE_VERSION: u64 = 1 << 16 | 1;
 
 /// SMCCC: fast call, 64 bit, vendor-specific hypervisor service, function 0x8000.
 const HOST_BASE: u64 = 0xc600_8000;
 
 /// Most pages of 4 KiB that one call works on: a 2 MiB block.
 pub const MAX_PAGES: u64 = 512;
+/// Registers that hold arguments: x1 to x17.
+pub const ARGUMENTS: usize = 17;
+/// Most runs of pages that one MapRuns works on.
+pub const MAX_RUNS: usize = ARGUMENTS - 4;
+/// Most pages that one MapRuns maps.
+pub const MAX_RUN_PAGES: u64 = 64;
 /// Most VMs at a time; VM ids are 1 to this. The host is 0.
 pub const MAX_VMS: u64 = 127;
 /// Most vCPUs of one VM; vCPU ids are 0 to one less.
@@ -106,6 +112,10 @@ calls! {
     /// elsewhere is for devices. Ordinary VM: they are lent to it. As blocks where both sides are aligned. x0 = pages mapped (a whole 2 MiB
     /// block, or up to `pages`); what is mapped already is refused (A4). State READY or VERIFIED.
     MapMemory(vm, gpa, pa, pages, flags) = HOST_BASE + 0x17,
+    /// The same for pages that lie anywhere: of the host's `runs` (1 to [`MAX_RUNS`]) runs of pages, in x5 and on, the VM sees one behind the other from `gpa` on. A run is the address of
+    /// its first page, and in bits 11:0 how many more belong to it. Each page is mapped as by MapMemory, in order, none as a part of a block: a page that stands there twice is lent twice, or is
+    /// not the host's the second time. x0 = pages mapped: up to the first that cannot be, [`MAX_RUN_PAGES`] at most, and none of another 2 MiB of the VM's than `gpa`. State READY or VERIFIED.
+    MapRuns(vm, gpa, runs, flags, run) = HOST_BASE + 0x24,
     /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.
     UnmapMemory(vm, gpa, pages) = HOST_BASE + 0x18,
     /// Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`; for a protected VM below 1 GiB or from 256 GiB on, never where it has memory. State
@@ -157,7 +167,7 @@ calls! {
 pub const VM_ORDINARY: u64 = 0;
 /// `kind` of RegisterVm: its memory is its own.
 pub const VM_PROTECTED: u64 = 1;
-/// Flag of MapMemory: an ordinary VM may only read and execute it (K §8.3 A24).
+/// Flag of MapMemory and MapRuns: an ordinary VM may only read and execute it (K §8.3 A24).
 pub const MAP_READ_ONLY: u64 = 1;
 
 /// The core's UID: 1d7ff4a1-6a4e-4b1c-9c55-c04e5150cafe, as four words of RFC 4122 order.

@@ -7,8 +7,8 @@ use core::mem::offset_of;
 
 use crate::boot::{MANIFEST_MAGIC, Manifest, OLD_MANIFEST_MAGIC};
 use crate::calls::{
-    CallError, HostCall, INTERFACE_VERSION, MAP_READ_ONLY, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS, VM_ORDINARY,
-    VM_PROTECTED,
+    CallError, HostCall, INTERFACE_VERSION, MAP_READ_ONLY, MAX_IMAGES, MAX_PAGES, MAX_RUNS, MAX_VCPUS, MAX_VMS,
+    VM_ORDINARY, VM_PROTECTED,
 };
 use crate::mailbox::{
     DIRECT_KICK, DIRECT_KICK_SGI_SHIFT, DIRECT_SGI_PRIORITY_SHIFT, DIRECT_SGIS, DIRECT_TIMER,
@@ -27,6 +27,7 @@ pub fn text() -> String {
     };
     define("INTERFACE_VERSION", INTERFACE_VERSION);
     define("MAX_PAGES", MAX_PAGES);
+    define("MAX_RUNS", MAX_RUNS as u64);
     define("MAX_VMS", MAX_VMS);
     define("MAX_VCPUS", MAX_VCPUS);
     define("MAX_IMAGES", MAX_IMAGES);

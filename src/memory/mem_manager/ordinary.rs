@@ -2,7 +2,7 @@
 //!
 //! | primitive                | transition                                                                     | lock             |
 //! |--------------------------|--------------------------------------------------------------------------------|------------------|
-//! | [`lend_pages_to_vm`]     | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)`, mapped                        | S2Page, then Npt |
+//! | [`lend_runs_to_vm`]      | `Host` -> `Lent(1)`, `Lent(n)` -> `Lent(n + 1)`, mapped                        | S2Page, then Npt |
 //! | [`lend_block_to_vm`]     | the same for 2 MiB                                                             | S2Page, then Npt |
 //! | [`take_back_leaves`]     | unmapped, `Lent(n)` -> `Lent(n - 1)`, `Lent(1)` -> `Host`                       | S2Page, then Npt |
 //! | [`map_vm_io`]            | none: a window of device registers is mapped                                   | S2Page, then Npt |
@@ -12,7 +12,10 @@
 //! What comes back holds what the VM wrote last, also around the caches: the host may copy it to another place, or to a disk, right away (A21).
 #![forbid(unsafe_code)]
 
-use super::{Denied, PART, by_runs, expect_live, expect_vm, lendable, lent_less, prepare};
+use super::{
+    Denied, PART, Place, Run, by_parts_of, by_runs, expect_live, expect_vm, fill, lend_more, lent_less, lent_more,
+    prepare,
+};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
@@ -23,8 +26,8 @@ use crate::npt::npt_ops::vm as vm_ops;
 use crate::npt::npt_walk::Walk;
 use crate::npt::{Level, VmKind};
 
-/// Lends pages of the host's, `pfn` and up to `most` in all behind one another, to the ordinary VM `vm`, which sees them from `gfn` on; `access` says whether it may
-/// write (K §8.3 A24). Pages lent: up to the first that cannot be, or at which the VM has something, or to the end of a table.
+/// Lends pages of the host's to the ordinary VM `vm`: those of `runs`, one run behind the other, which it sees from `gfn` on, [`PART`] at most; `access` says whether it may
+/// write (K §8.3 A24). Pages lent: up to the first that cannot be, or at which the VM has something, or to the end of a table. A page that stands in `runs` twice is lent twice.
 ///
 /// Initiator: `Host`, `Lent`.
 ///
@@ -32,21 +35,20 @@ use crate::npt::{Level, VmKind};
 /// If it is the first page: [`Denied::NoSuchVm`], [`Denied::WrongKind`], [`Denied::Busy`], [`Denied::PageZero`], [`Denied::NotDescribed`], [`Denied::NotOwner`], [`Denied::InUse`] if it is lent 255
 /// times, [`Denied::Occupied`] if something is mapped at `gfn` (A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`]. Nothing has changed then, but
 /// empty tables may have been added.
-pub fn lend_pages_to_vm<M: Machine>(
+pub fn lend_runs_to_vm<M: Machine>(
     mem: &Memory<M>,
     vm: VmId,
     gfn: Gfn,
-    pfn: Pfn,
-    most: u64,
+    runs: &[Run],
     access: Stage2Access,
 ) -> Result<u64, Denied> {
-    lend(mem, vm, gfn, pfn, Level::L3, most, access)
+    lend(mem, Place { vm, gfn, level: Level::L3 }, runs, access)
 }
 
 /// Lends the host's 2 MiB from `pfn` on, which the VM sees at `gfn` as one block.
 ///
 /// # Errors
-/// As [`lend_pages_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (A5); [`Denied::Occupied`] also if a table
+/// As [`lend_runs_to_vm`], for each page; [`Denied::Misaligned`] if `gfn` or `pfn` is not aligned to 2 MiB (A5); [`Denied::Occupied`] also if a table
 /// stands there.
 pub fn lend_block_to_vm<M: Machine>(
     mem: &Memory<M>,
@@ -55,49 +57,38 @@ pub fn lend_block_to_vm<M: Machine>(
     pfn: Pfn,
     access: Stage2Access,
 ) -> Result<(), Denied> {
-    lend(mem, vm, gfn, pfn, Level::L2, BLOCK_PAGES, access).map(|_| ())
+    lend(mem, Place { vm, gfn, level: Level::L2 }, &[Run { first: pfn, pages: BLOCK_PAGES }], access).map(|_| ())
 }
 
-fn lend<M: Machine>(
-    mem: &Memory<M>,
-    vm: VmId,
-    gfn: Gfn,
-    pfn: Pfn,
-    level: Level,
-    most: u64,
-    access: Stage2Access,
-) -> Result<u64, Denied> {
+fn lend<M: Machine>(mem: &Memory<M>, place: Place, runs: &[Run], access: Stage2Access) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
-    expect_vm(mem, vm, VmKind::Ordinary)?;
-    if !pfn.addr().is_aligned(level.size()) {
-        return Err(Denied::Misaligned); // K §8.3 A5
-    }
-    pfn.checked_add(most).ok_or(Denied::NotDescribed)?;
-    let mut first = None;
-    let fit = by_runs(pfn, most, |page, most| {
-        let (times, run) = lendable(mem, &pages, page, most)?;
-        first.get_or_insert((times, run));
-        Ok(run)
-    });
-    let (count, prepared) = prepare(mem, vm, gfn, level, most, fit)?;
+    expect_vm(mem, place.vm, VmKind::Ordinary)?;
+    let (most, prepared) = prepare(mem, place, runs, |first, count| lendable(mem, &pages, first, count))?;
 
-    // K §8.3 A21. For a VM that never goes around the caches only the instruction caches are left.
     let forced = mem.machine().forces_write_back();
+    let count = by_parts_of(runs, most, |page, most| {
+        let part = lend_more(mem, &mut pages, page, most)?;
+        if !forced {
+            mem.machine().sync_page_to_poc(PhysRange::of_pages(page, part));
+        }
+        Ok(part)
+    });
+    // K §8.3 A21. For a VM that never goes around the caches only the instruction caches are left.
     if forced {
         mem.machine().forget_instructions();
-    } else {
-        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count));
     }
-    match first {
-        // All in one state, as nearly always: they were looked at.
-        Some((times, run)) if run >= count => {
-            set_pfn_run(&mut pages, mem.regions(), pfn, count, PageState::Lent(times));
-        }
-        _ => once_more_lent(mem, &mut pages, pfn, count),
-    }
-    let leaf = Desc::of_vm(level, pfn.addr(), access, forced);
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, leaf);
+    fill(mem, place, access, runs, count, prepared);
     Ok(count)
+}
+
+/// Whether each of the `count` pages from `pfn` on can be lent once more.
+fn lendable<M: Machine>(mem: &Memory<M>, records: &S2Pages, pfn: Pfn, count: u64) -> Result<(), Denied> {
+    let lendable = by_runs(pfn, count, |page, most| {
+        let found = get_pfn_run(records, mem.regions(), page, most);
+        lent_more(page, found.map(|(state, _)| state))?;
+        Ok(found.map_or(0, |(_, run)| run))
+    });
+    lendable.1
 }
 
 /// Takes back what the ordinary VM `vm` has at `gfn`: its page and those behind it, [`PART`] in all; or its block if that lies wholly in the `pages` pages from `gfn` on; else the
@@ -152,16 +143,6 @@ fn to_the_end(gfn: Gfn, level: Level) -> u64 {
     count - gfn.raw() % count
 }
 
-/// One mapping of each of the `count` pages from `pfn` on is there, all of which can be lent.
-fn once_more_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, count: u64) {
-    // Nothing of it is refused.
-    let _ = by_runs(pfn, count, |page, most| {
-        let (times, run) = lendable(mem, records, page, most)?;
-        set_pfn_run(records, mem.regions(), page, run, PageState::Lent(times));
-        Ok(run)
-    });
-}
-
 /// One mapping of each of the `count` pages from `pfn` on is gone, as far as they are lent. The VM may have written around the caches, which can hold what was there before: unless it
 /// never does, they forget it.
 pub(super) fn less_lent<M: Machine>(mem: &Memory<M>, records: &mut S2Pages, pfn: Pfn, count: u64) {
@@ -195,7 +176,7 @@ pub fn map_vm_io<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pa: Pa) -> Res
     }
     let prepared = vm_ops::prepare_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, 1)?;
     let leaf = Desc::of_vm(Level::L3, pa, Stage2Access::Window, mem.machine().forces_write_back());
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, prepared, leaf);
+    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), Level::L3, (prepared, 1), core::iter::once((leaf, 1)));
     Ok(())
 }
 

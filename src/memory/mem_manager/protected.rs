@@ -2,7 +2,7 @@
 //!
 //! | primitive                | transition                                                                     | lock             |
 //! |--------------------------|--------------------------------------------------------------------------------|------------------|
-//! | [`assign_pfn_to_vm`], [`assign_pages_to_vm`] | `Host` -> `Private(vm, gfn)`, mapped there                 | S2Page, then Npt |
+//! | [`assign_pfn_to_vm`], [`assign_runs_to_vm`] | `Host` -> `Private(vm, gfn)`, mapped there                 | S2Page, then Npt |
 //! | [`assign_block_to_vm`]   | the same for 2 MiB                                                             | S2Page, then Npt |
 //! | [`grant_vm_page`]        | `Private` -> `Shared(1)`, `Shared(n)` -> `Shared(n + 1)`                       | S2Page, then Npt |
 //! | [`revoke_vm_page`]       | back; the host's mapping goes with the last                                    | S2Page, then Npt |
@@ -11,13 +11,15 @@
 //! caches, then the VM's (K §8.3 A18, A21). It is clean, too, before the VM shows it.
 #![forbid(unsafe_code)]
 
-use super::{Denied, expect_vm, host_pages, mapped_page, prepare, show_to_devices, take_from_host};
+use super::{
+    Denied, Place, Run, by_parts_of, expect_host, expect_host_pages, expect_vm, fill, first_of, mapped_page, prepare,
+    show_to_devices, take_from_host,
+};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Pfn, PhysRange, VmId};
 use crate::memory::Memory;
-use crate::memory::page_manager::{PageState, get_pfn_state, set_pfn_run, set_pfn_state};
-use crate::npt::descriptor::{Desc, Stage2Access};
-use crate::npt::npt_ops::vm as vm_ops;
+use crate::memory::page_manager::{PageState, change_pfn_run, get_pfn_state, set_pfn_state};
+use crate::npt::descriptor::Stage2Access;
 use crate::npt::{Level, VmKind};
 
 /// What becomes of the content of a page that a VM gets.
@@ -38,23 +40,22 @@ pub enum Scrub {
 /// the page is not the host's, [`Denied::InUse`] if it is lent, [`Denied::Occupied`] if something is mapped at `gfn` (K §8.3 A4), [`Denied::OutOfRange`], [`Denied::OutOfPool`].
 /// Nothing has changed then, but empty tables may have been added.
 pub fn assign_pfn_to_vm<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn, pfn: Pfn, scrub: Scrub) -> Result<(), Denied> {
-    assign(mem, vm, gfn, pfn, Level::L3, 1, scrub).map(|_| ())
+    assign(mem, Place { vm, gfn, level: Level::L3 }, &[Run { first: pfn, pages: 1 }], scrub).map(|_| ())
 }
 
-/// Gives pages of the host's, `pfn` and up to `most` in all behind one another, to the protected VM `vm`, which sees them from `gfn` on. Pages given: up to the
-/// first that cannot be, or at which the VM has something, or to the end of a table.
+/// Gives pages of the host's to the protected VM `vm`: those of `runs`, one run behind the other, which it sees from `gfn` on, `PART` at most. Pages given: up to the
+/// first that cannot be, or at which the VM has something, or to the end of a table. A page that stands in `runs` twice is not the host's the second time.
 ///
 /// # Errors
 /// As [`assign_pfn_to_vm`], if it is the first page.
-pub fn assign_pages_to_vm<M: Machine>(
+pub fn assign_runs_to_vm<M: Machine>(
     mem: &Memory<M>,
     vm: VmId,
     gfn: Gfn,
-    pfn: Pfn,
-    most: u64,
+    runs: &[Run],
     scrub: Scrub,
 ) -> Result<u64, Denied> {
-    assign(mem, vm, gfn, pfn, Level::L3, most, scrub)
+    assign(mem, Place { vm, gfn, level: Level::L3 }, runs, scrub)
 }
 
 /// Gives the host's 2 MiB from `pfn` on to the protected VM `vm`, which sees them at `gfn` as one block: unmapped from the host as one.
@@ -69,40 +70,39 @@ pub fn assign_block_to_vm<M: Machine>(
     pfn: Pfn,
     scrub: Scrub,
 ) -> Result<(), Denied> {
-    assign(mem, vm, gfn, pfn, Level::L2, BLOCK_PAGES, scrub).map(|_| ())
+    assign(mem, Place { vm, gfn, level: Level::L2 }, &[Run { first: pfn, pages: BLOCK_PAGES }], scrub).map(|_| ())
 }
 
-fn assign<M: Machine>(
-    mem: &Memory<M>,
-    vm: VmId,
-    gfn: Gfn,
-    pfn: Pfn,
-    level: Level,
-    most: u64,
-    scrub: Scrub,
-) -> Result<u64, Denied> {
+fn assign<M: Machine>(mem: &Memory<M>, place: Place, runs: &[Run], scrub: Scrub) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
+    let Place { vm, gfn: mut at, .. } = place;
     expect_vm(mem, vm, VmKind::Protected)?;
-    if !pfn.addr().is_aligned(level.size()) {
-        return Err(Denied::Misaligned); // K §8.3 A5
-    }
-    let fit = host_pages(mem, &pages, pfn, most);
-    let (count, prepared) = prepare(mem, vm, gfn, level, most, fit)?;
+    let may = |first, count| expect_host_pages(mem, &pages, first, count);
+    let (most, prepared) = prepare(mem, place, runs, may)?;
 
-    take_from_host(mem, pfn, count);
-    match scrub {
-        Scrub::Zero => {
-            scrub_for_vm(mem, PhysRange::of_pages(pfn, count));
-            // What is left are the instruction caches.
-            mem.machine().forget_instructions();
+    // Whose they are is nobody's to see before this is over.
+    let count = by_parts_of(runs, most, |page, most| {
+        let part = change_pfn_run(&mut pages, mem.regions(), page, most, |state| {
+            expect_host(page, state).map(|()| PageState::Private { vm, gfn: at })
+        })?;
+        // The table has room there.
+        at = at.checked_add(part).ok_or(Denied::OutOfRange)?;
+        Ok(part)
+    });
+    for Run { first, pages } in first_of(runs, count) {
+        take_from_host(mem, first, pages);
+        match scrub {
+            Scrub::Zero => scrub_for_vm(mem, PhysRange::of_pages(first, pages)),
+            // Also where the VM never goes around the caches: the host may have, and a line that holds something else than memory must not go between the check of the
+            // image and the VM's look at it.
+            Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(first, pages)),
         }
-        // Also where the VM never goes around the caches: the host may have, and a line that holds something else than memory must not go between the check of the
-        // image and the VM's look at it.
-        Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)),
     }
-    set_pfn_run(&mut pages, mem.regions(), pfn, count, PageState::Private { vm, gfn });
-    let leaf = Desc::of_vm(level, pfn.addr(), Stage2Access::Ram, mem.machine().forces_write_back());
-    vm_ops::fill_vm_s2pt(mem.npts(), vm, gfn.addr(), level, prepared, leaf);
+    if scrub == Scrub::Zero {
+        // What is left are the instruction caches.
+        mem.machine().forget_instructions();
+    }
+    fill(mem, place, Stage2Access::Ram, runs, count, prepared);
     Ok(count)
 }
 

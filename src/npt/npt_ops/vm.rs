@@ -161,12 +161,20 @@ pub fn prepare_vm_s2pt<M: Machine>(
     .unwrap_or(Err(SetNptError::OutOfRange))
 }
 
-/// Puts the leaves of `level` at `ipa` and behind it, where [`prepare_vm_s2pt`] made sure that they can be. `leaf` is the first; the others' memory is behind its.
-pub fn fill_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, level: Level, prepared: Prepared, leaf: Desc) {
-    let Prepared { table, leaves } = prepared;
+/// Puts `count` leaves of `level` at `ipa` and behind it, where [`prepare_vm_s2pt`] made sure that they can be, all of RAM or none: of each of `runs` as many as it says. The first is
+/// its leaf; the others' memory is behind that.
+pub fn fill_vm_s2pt<M: Machine>(
+    npts: &Npts<M>,
+    vm: VmId,
+    ipa: Ipa,
+    level: Level,
+    (prepared, count): (Prepared, u64),
+    runs: impl Iterator<Item = (Desc, u64)> + Clone,
+) {
     with_vm(npts, vm, |machine, vm| {
-        if npt_walk::set_free(machine, table, ipa.into(), level, leaves, leaf) {
-            vm.mapped += leaves * ram_pages(level, leaf);
+        let pages = runs.clone().next().map_or(0, |(leaf, _)| ram_pages(level, leaf));
+        if npt_walk::set_free(machine, prepared.table, ipa.into(), level, count, runs) {
+            vm.mapped += count * pages;
         }
         machine.publish_tables();
     });

@@ -9,7 +9,7 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, VmId};
 use crate::abstract_machine::sim::walker::AccessKind;
 use crate::memory::mem_manager::{self, Denied, ordinary, protected};
-use crate::memory::memory_ops::{self, Scrub};
+use crate::memory::memory_ops::{self, Run, Scrub};
 use crate::memory::page_manager::PageState;
 use crate::npt::descriptor::Stage2Access;
 use crate::npt::npt_ops::vm::vm_s2pt;
@@ -77,6 +77,18 @@ impl World {
     pub fn lend_pages_to_vm(&mut self, vm: VmId, gfn: Gfn, pfn: Pfn, pages: u64, read_only: bool) -> Step<u64> {
         let code = memory_ops::lend_pages_to_vm(self.mem(), vm, gfn, pfn, pages, read_only);
         self.agreed(code, |s| vm_memory::lend_pages_to_vm(s, vm, gfn, pfn, pages, read_only))
+    }
+
+    /// Pages that lie anywhere for a protected VM.
+    pub fn assign_runs_to_vm(&mut self, vm: VmId, gfn: Gfn, runs: &[Run]) -> Step<u64> {
+        let code = memory_ops::assign_runs_to_vm(self.mem(), vm, gfn, runs, Scrub::Zero);
+        self.agreed(code, |s| vm_memory::assign_runs_to_vm(s, vm, gfn, runs))
+    }
+
+    /// Pages that lie anywhere lent to an ordinary VM.
+    pub fn lend_runs_to_vm(&mut self, vm: VmId, gfn: Gfn, runs: &[Run], read_only: bool) -> Step<u64> {
+        let code = memory_ops::lend_runs_to_vm(self.mem(), vm, gfn, runs, read_only);
+        self.agreed(code, |s| vm_memory::lend_runs_to_vm(s, vm, gfn, runs, read_only))
     }
 
     /// 2 MiB lent to an ordinary VM.

@@ -76,7 +76,8 @@ pub fn hypercalls(bytes: &[u8]) {
         };
         let mut frame = TrapFrame { x: [0xaaaa; 31], sp: 0 };
         frame.x[0] = function.function();
-        frame.x[1..6].iter_mut().for_each(|x| *x = argument(rng));
+        let arguments = if function == HostCall::MapRuns { 17 } else { 5 };
+        frame.x[1..=arguments].iter_mut().for_each(|x| *x = argument(rng));
         let before = frame.x;
         host.world.sim().set_trapped(0, Trapped { esr: HVC, pc: 0x1000, pstate: 0x5, ..Trapped::default() });
         host_sync(&host.world.core, &mut frame);

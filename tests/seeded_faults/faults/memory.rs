@@ -39,14 +39,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "mem_manager: a lent page is given away",
         "src/memory/mem_manager.rs",
-        "        Some((PageState::Lent(_), _)) => Err(Denied::InUse),\n",
-        "        Some((PageState::Lent(_), run)) => Ok(run),\n",
+        "        Some(PageState::Lent(_)) => Err(Denied::InUse),\n",
+        "        Some(PageState::Lent(_)) => Ok(()),\n",
     ),
     fault(
         "mem_manager: page 0 given away",
         "src/memory/mem_manager.rs",
-        "    if pfn == Pfn::new(0) {\n        return (0, Err(Denied::PageZero)); // K §8.3 A15\n    }\n",
-        "",
+        "        _ if pfn == Pfn::new(0) => Err(Denied::PageZero), // K §8.3 A15\n        None => Err(Denied::NotDescribed),\n        Some(PageState::Host) => Ok(()),\n",
+        "        None => Err(Denied::NotDescribed),\n        Some(PageState::Host) => Ok(()),\n",
     ),
     fault("mem_manager: no scrub", "src/memory/mem_manager.rs", "    mem.machine().clear_phys_page(pfn);\n", ""),
     fault(
@@ -75,9 +75,27 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "mem_manager: pages are mapped behind one that the host may not give",
+        "src/memory/mem_manager/protected.rs",
+        "Stage2Access::Ram, runs, count, prepared)",
+        "Stage2Access::Ram, runs, most, prepared)",
+    ),
+    fault(
+        "mem_manager: of runs that are mapped together those behind a page that is refused come as well",
         "src/memory/mem_manager.rs",
-        "gfn.addr(), level, fit)?",
-        "gfn.addr(), level, most)?",
+        "        if part < run.pages {\n            break;\n        }\n",
+        "",
+    ),
+    fault(
+        "mem_manager: one call maps as many pages as it names",
+        "src/memory/mem_manager.rs",
+        "level, all.min(PART))?",
+        "level, all)?",
+    ),
+    fault(
+        "protected: all runs of a call are the VM's where the first is",
+        "src/memory/mem_manager/protected.rs",
+        "at.checked_add(part)",
+        "at.checked_add(part * 0)",
     ),
     fault(
         "page_manager: Dma is host accessible",
@@ -136,8 +154,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: donation without scrub",
         "src/memory/mem_manager/protected.rs",
-        "            scrub_for_vm(mem, PhysRange::of_pages(pfn, count));\n",
-        "",
+        "Scrub::Zero => scrub_for_vm(mem, PhysRange::of_pages(first, pages)),",
+        "Scrub::Zero => {}",
     ),
     fault(
         "vm: donation leaves the host's page mapped",
@@ -154,20 +172,20 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: instruction caches keep what the host left",
         "src/memory/mem_manager/protected.rs",
-        "            mem.machine().forget_instructions();\n",
+        "        mem.machine().forget_instructions();\n",
         "",
     ),
     fault(
         "vm: an image stays in the host's caches",
         "src/memory/mem_manager/protected.rs",
-        "Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count)),",
+        "Scrub::Keep => mem.machine().sync_page_to_poc(PhysRange::of_pages(first, pages)),",
         "Scrub::Keep => {}",
     ),
     fault(
         "vm: what is lent stays in the host's caches",
         "src/memory/mem_manager/ordinary.rs",
-        "    } else {\n        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count));\n",
-        "    } else {\n        mem.machine().forget_instructions();\n",
+        "        if !forced {\n",
+        "        if false {\n",
     ),
     fault(
         "vm: zeroes stay in the caches of a VM that may go around them",
@@ -203,8 +221,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: a second loan does not count",
         "src/memory/mem_manager.rs",
-        "Ok((count.checked_add(1).ok_or(Denied::InUse)?, run)),",
-        "Ok((count, run)),",
+        "Ok(PageState::Lent(count.checked_add(1).ok_or(Denied::InUse)?)),",
+        "Ok(PageState::Lent(count)),",
     ),
     fault(
         "vm: what is taken back is still counted",
@@ -214,8 +232,8 @@ pub const FAULTS: &[Fault] = &[
     ),
     fault(
         "vm: a misaligned block is donated",
-        "src/memory/mem_manager/protected.rs",
-        "    if !pfn.addr().is_aligned(level.size()) {",
+        "src/memory/mem_manager.rs",
+        "    if !first.addr().is_aligned(level.size()) {",
         "    if false {",
     ),
     fault(
@@ -276,7 +294,7 @@ pub const FAULTS: &[Fault] = &[
         "vm: read-only memory is writable",
         "src/memory/memory_ops.rs",
         "if read_only { Stage2Access::RamReadOnly }",
-        "if read_only && pages == 0 { Stage2Access::RamReadOnly }",
+        "if read_only && false { Stage2Access::RamReadOnly }",
     ),
     fault(
         "vm: an id is given out twice",
@@ -317,8 +335,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "protected: an image is cleaned before the host lost it",
         "src/memory/mem_manager/protected.rs",
-        "    take_from_host(mem, pfn, count);\n    match scrub {",
-        "    if scrub == Scrub::Keep {\n        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count));\n    }\n    take_from_host(mem, pfn, count);\n    match scrub {\n        Scrub::Keep => {}",
+        "        take_from_host(mem, first, pages);\n        match scrub {",
+        "        if scrub == Scrub::Keep {\n            mem.machine().sync_page_to_poc(PhysRange::of_pages(first, pages));\n        }\n        take_from_host(mem, first, pages);\n        match scrub {\n            Scrub::Keep => {}",
     ),
     fault(
         "protected: what a VM takes back is cleaned before the host lost it",

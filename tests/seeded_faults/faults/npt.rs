@@ -14,8 +14,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: all pages of a run are the first one's memory",
         "src/npt/pt_walk.rs",
-        "    machine.pt_store_run(slot, count, leaf.raw(), level.size());\n",
-        "    machine.pt_store_run(slot, count, leaf.raw(), level.size() * 0);\n",
+        "machine.pt_store_runs(slot, count, level.size(), runs",
+        "machine.pt_store_runs(slot, count, level.size() * 0, runs",
+    ),
+    fault(
+        "pt_walk: of runs that are mapped together each is the first one's memory",
+        "src/npt/pt_walk.rs",
+        "runs.map(|(leaf, leaves)| (leaf.raw(), leaves)));",
+        "core::iter::once((runs.map(|(leaf, _)| leaf.raw()).next().unwrap_or(0), count)));",
     ),
     fault(
         "npt_ops: the host keeps all pages of a run but the first",

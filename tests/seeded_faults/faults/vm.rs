@@ -24,6 +24,12 @@ pub const FAULTS: &[Fault] = &[
         "read_only || !are_vm_memory(gfn, pages) && pages == 0",
     ),
     fault(
+        "host_calls: of a run only the first page is mapped",
+        "src/vm/host_calls.rs",
+        "x % PAGE_SIZE + 1",
+        "x % PAGE_SIZE * 0 + 1",
+    ),
+    fault(
         "vm_memory: only the first page of a range is looked at",
         "src/vm/vm_memory.rs",
         "last.is_some_and(|last| is_vm_memory(last.addr()))",

@@ -4,6 +4,8 @@
 
 use core::arch::asm;
 
+use corevisor_interface::calls::ARGUMENTS;
+
 /// How PSCI is called.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Conduit {
@@ -24,6 +26,25 @@ pub fn hvc(function: u64, arguments: [u64; 5]) -> [u64; 4] {
             inout("x4") arguments[3] => _, inout("x5") arguments[4] => _,
             out("x6") _, out("x7") _, out("x8") _, out("x9") _, out("x10") _, out("x11") _, out("x12") _, out("x13") _,
             out("x14") _, out("x15") _, out("x16") _, out("x17") _,
+            options(nostack)
+        );
+    }
+    x
+}
+
+/// A hypercall with all registers that may hold arguments.
+pub fn hvc_long(function: u64, arguments: [u64; ARGUMENTS]) -> [u64; 4] {
+    let [x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15, x16, x17] = arguments;
+    let mut x = [function, x1, x2, x3];
+    // SAFETY: as in `hvc`.
+    unsafe {
+        asm!(
+            "hvc #0",
+            inout("x0") x[0], inout("x1") x[1], inout("x2") x[2], inout("x3") x[3],
+            inout("x4") x4 => _, inout("x5") x5 => _, inout("x6") x6 => _, inout("x7") x7 => _, inout("x8") x8 => _,
+            inout("x9") x9 => _, inout("x10") x10 => _, inout("x11") x11 => _, inout("x12") x12 => _,
+            inout("x13") x13 => _, inout("x14") x14 => _, inout("x15") x15 => _, inout("x16") x16 => _,
+            inout("x17") x17 => _,
             options(nostack)
         );
     }

@@ -4,13 +4,13 @@
 use alloc::string::String;
 
 use corevisor_interface::calls::{
-    CallError, HostCall, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED,
+    CallError, HostCall, MAX_IMAGES, MAX_PAGES, MAX_RUNS, MAX_VCPUS, MAX_VMS, VM_ORDINARY, VM_PROTECTED,
 };
 use kserv_model::layout::RAM_BASE;
 
 use super::{Bare, Context, ensure, page};
 use crate::arch::entry::{image, try_read};
-use crate::calls::{self, raw};
+use crate::calls::{self, bare};
 use crate::guest::{Failure, at};
 use crate::pages::{self, PAGE};
 
@@ -70,6 +70,17 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
         (C::MapMemory, [p, RAM_BASE + PAGE, mailbox, 1, 0], InUse),
         (C::MapMemory, [v, RAM_BASE, own, 1, !1], InvalidParameter),
         (C::MapMemory, [d, RAM_BASE, own, 1, 0], NoMemory),
+        (C::MapRuns, [p, RAM_BASE, 1, 0, own], Occupied),
+        (C::MapRuns, [p, RAM_BASE + 1, 1, 0, own], InvalidParameter),
+        (C::MapRuns, [p, 1 << 60, 1, 0, own], InvalidParameter),
+        (C::MapRuns, [p, RAM_BASE + PAGE, 0, 0, own], InvalidParameter),
+        (C::MapRuns, [p, RAM_BASE + PAGE, MAX_RUNS as u64 + 1, 0, own], InvalidParameter),
+        (C::MapRuns, [p, RAM_BASE + PAGE, 1, 1, own], InvalidParameter),
+        (C::MapRuns, [v, RAM_BASE, 1, !1, own], InvalidParameter),
+        (C::MapRuns, [p, RAM_BASE + PAGE, 2, 0, given], NotOwner),
+        (C::MapRuns, [p, RAM_BASE + PAGE, 2, 0, NOWHERE], NotOwner),
+        (C::MapRuns, [p, RAM_BASE + PAGE, 2, 0, mailbox], InUse),
+        (C::MapRuns, [d, RAM_BASE, 1, 0, own], NoMemory),
         (C::UnmapMemory, [p, RAM_BASE, 1, 0, 0], WrongState),
         (C::MapIo, [p, RAM_BASE, own, 1, 0], InvalidParameter),
         (C::MapIo, [p, 0x0900_0000, own, 1, 0], NotOwner),
@@ -92,7 +103,8 @@ pub fn calls(_: &Context<'_>) -> Result<String, Failure> {
     ];
     let mut wrong = 0;
     for (call, arguments, expected) in cases {
-        let got = raw(*call, *arguments);
+        let x = bare(*call, *arguments);
+        let got = CallError::from_x0(x[0]).map_or(Ok(x), Err);
         if got != Err(*expected) {
             crate::say!("{call:?} {arguments:x?}: {got:x?}, expected {expected:?}");
             wrong += 1;

@@ -4,7 +4,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use corevisor_interface::calls::{HostCall, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS};
+use corevisor_interface::calls::{HostCall, MAX_IMAGES, MAX_PAGES, MAX_RUNS, MAX_VCPUS, MAX_VMS};
 use kserv_model::layout::{GICC_BASE, RAM_BASE};
 
 use super::states::Place;
@@ -57,6 +57,8 @@ impl Places {
                 let around = [0, 30, 31, 40, 127, 128, 191, 192, 200, 208, 209, 211, 212, 255];
                 around.into_iter().chain([256, 1 << 32, u64::MAX]).collect()
             }
+            "runs" => vec![1, 0, 2, MAX_RUNS as u64, MAX_RUNS as u64 + 1, 1 << 32, u64::MAX],
+            "run" => self.physical(),
             "flags" => vec![0, 1, 2, 1 << 63, u64::MAX],
             "phase" => vec![0, 1, 2, 1 << 32, u64::MAX],
             // Offsets, events, sequence numbers, values of registers.
@@ -83,6 +85,8 @@ impl Places {
             "pa" if call == HostCall::MapIo => value == gicv || value == gicv + PAGE,
             // Whoever a page is lent to, it is this host's.
             "pa" if call == HostCall::MapMemory => whole && (self.is_free(value) || self.lent.contains(&value)),
+            "run" => self.is_free(value & !(PAGE - 1)) || self.lent.contains(&(value & !(PAGE - 1))),
+            "runs" => (1..=MAX_RUNS as u64).contains(&value),
             "mailbox" | "out" | "tag" | "data" => whole && (self.is_free(value) || self.lent.contains(&value)),
             "manifest" => value == 0 || whole && (self.is_free(value) || self.lent.contains(&value)),
             "pa" | "root" => whole && self.is_free(value),

@@ -16,6 +16,7 @@ use super::draw::{self, Places};
 use crate::arch::call::hvc;
 use crate::arch::cpu;
 use crate::arch::entry::{try_read, try_write};
+use crate::calls;
 use crate::pages::PAGE;
 use crate::sync::Mutex;
 
@@ -141,7 +142,7 @@ impl Storm {
     /// Makes a call, and remembers what it gave.
     fn make(&self, call: HostCall, arguments: [u64; 5]) -> Option<[u64; 4]> {
         count(&self.counts.calls);
-        let x = match victim::answer(call, &arguments, hvc(call.function(), arguments)) {
+        let x = match victim::answer(call, &arguments, calls::bare(call, arguments)) {
             Ok(answer) => answer.ok()?,
             Err(text) => {
                 self.fail(text);

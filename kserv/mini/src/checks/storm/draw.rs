@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use corevisor_interface::calls::{HostCall, MAX_IMAGES, MAX_PAGES, MAX_VCPUS, MAX_VMS};
+use corevisor_interface::calls::{HostCall, MAX_IMAGES, MAX_PAGES, MAX_RUNS, MAX_VCPUS, MAX_VMS};
 use kserv_model::layout::RAM_BASE;
 use kserv_model::random::Random;
 
@@ -27,7 +27,7 @@ pub struct Places {
 pub const fn weight(call: HostCall) -> u64 {
     match call {
         HostCall::MapMemory => 16,
-        HostCall::DonatePool => 10,
+        HostCall::DonatePool | HostCall::MapRuns => 10,
         HostCall::RegisterVcpu | HostCall::VerifyVm => 8,
         HostCall::UnmapMemory | HostCall::RemapImagePages => 6,
         HostCall::RegisterVm | HostCall::SetBootInfo => 4,
@@ -69,6 +69,8 @@ pub fn argument(random: &mut Random, places: &Places, known: &[u64], name: &str)
         "ipa_bits" => random.one_of(&[32, 36, 39, 40]),
         "image" => few(random, 2, MAX_IMAGES),
         "register" => random.below(200),
+        "runs" => random.one_of(&[1, 1, 2, 3, MAX_RUNS as u64, MAX_RUNS as u64 + 1]),
+        "run" => physical(random, places) | random.one_of(&[0, 0, 1, 2]),
         "flags" => random.one_of(&[0, 0, 0, 1, 2, !0]),
         "phase" => few(random, 2, 2),
         _ => {
