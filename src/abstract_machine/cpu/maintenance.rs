@@ -1,4 +1,6 @@
 //! TLB and cache maintenance. Arm ARM D8.16 (TLB), D7.5 (caches); the order of barriers is the point of each function.
+//!
+//! What is for all CPUs ends in [`wait_for_all`], and stands nowhere but here.
 
 use core::arch::asm;
 
@@ -12,6 +14,18 @@ use super::traps;
 pub fn publish() {
     barrier::dsb(barrier::ISHST);
     barrier::isb(barrier::SY);
+}
+
+/// Waits until TLB maintenance for all CPUs is done, on every CPU: no translation that it removed is used any more, and what was written through one is
+/// written. One DSB should do. On most newer Arm CPUs it does not wait for writes through what the TLBI before it removed (CVE-2025-10263, Linux's
+/// ARM64_ERRATUM_4118414: Cortex-A76 to X925, Neoverse N1 to V3, C1), and on some older ones not for the removal itself (1286807, 2441007,
+/// 2441009): it does behind a second TLBI, of whatever address.
+#[inline(always)]
+fn wait_for_all() {
+    // SAFETY: TLB invalidation only makes walks happen again.
+    unsafe {
+        asm!("dsb ish", "tlbi vale2is, xzr", "dsb ish", "isb", options(nostack, preserves_flags));
+    }
 }
 
 /// Runs `flush` with `root` in VTTBR_EL2: the stage-2 TLBI instructions act on the VMID that stands there.
@@ -55,8 +69,7 @@ pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
         unsafe {
             asm!("tlbi vmalle1is", options(nostack, preserves_flags));
         }
-        barrier::dsb(barrier::ISH);
-        barrier::isb(barrier::SY);
+        wait_for_all();
     });
 }
 
@@ -68,9 +81,30 @@ pub fn flush_vm(root: u64) {
         unsafe {
             asm!("tlbi vmalls12e1is", options(nostack, preserves_flags));
         }
-        barrier::dsb(barrier::ISH);
-        barrier::isb(barrier::SY);
+        wait_for_all();
     });
+}
+
+/// Forgets everything of EL1 on every CPU: of the host, and of all VMs.
+pub fn flush_all_vms() {
+    // SAFETY: TLB invalidation only makes walks happen again.
+    unsafe { asm!("dsb ishst", "tlbi alle1is", options(nostack, preserves_flags)) };
+    wait_for_all();
+}
+
+/// Forgets, on every CPU, the page at `at` of the core's own map, whose entry is gone.
+pub fn forget_own_page_for_all(at: Va) {
+    let page = at.raw() >> PAGE_SHIFT;
+    // SAFETY: translations are walked again; what is gone from the map is not in use any more.
+    unsafe { asm!("dsb ishst", "tlbi vae2is, {}", in(reg) page, options(nostack, preserves_flags)) };
+    wait_for_all();
+}
+
+/// Forgets the core's own map on every CPU.
+pub fn forget_own_map_for_all() {
+    // SAFETY: as above.
+    unsafe { asm!("dsb ishst", "tlbi alle2is", options(nostack, preserves_flags)) };
+    wait_for_all();
 }
 
 /// Forgets on this CPU what it remembers of the VMID in VTTBR_EL2 and of both its stages: a vCPU of it that ran elsewhere comes, or
