@@ -132,7 +132,7 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
     if features.pauth {
         save_pauth(bank);
     }
-    sysreg::CntvCtl::set(0);
+    sysreg::CntvCtl::clear();
 }
 
 /// Loads the registers: first all that stage-1 walks read, then SCTLR, at last TCR, which lets walks begin again
@@ -147,8 +147,8 @@ pub fn restore(context: &Context, features: &Features, is_host: bool) {
     if is_host {
         load_debug(bank);
     } else {
-        sysreg::Mdscr::set(0);
-        sysreg::Mdccint::set(0);
+        sysreg::Mdscr::clear();
+        sysreg::Mdccint::clear();
     }
     if features.ras {
         load_ras(bank);

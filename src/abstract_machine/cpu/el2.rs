@@ -81,24 +81,24 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     VTTBR_EL2.set(vttbr);
     HCR_EL2.set(features.host.hcr);
     if features.ras {
-        sysreg::Vdisr::set(0);
-        sysreg::Vsesr::set(0);
+        sysreg::Vdisr::clear();
+        sysreg::Vsesr::clear();
     }
     sysreg::Cptr::set(features.host.cptr);
     traps::write(&features, &features.host);
     if features.fgt != 0 && sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::AMU) != 0 {
-        sysreg::Hafgrtr::set(0);
+        sysreg::Hafgrtr::clear();
     }
     if features.mpam && sysreg::Mpamidr::get().is_set(sysreg::MPAMIDR_EL1::HAS_HCR) {
-        sysreg::Mpamhcr::set(0);
+        sysreg::Mpamhcr::clear();
     }
     barrier::isb(barrier::SY);
     vectors_for_host(&features);
     if features.trf {
-        sysreg::Trfcr::set(0);
+        sysreg::Trfcr::clear();
     }
     if features.spe {
-        sysreg::Pmscr2::set(0);
+        sysreg::Pmscr2::clear();
     }
     if features.brbe {
         sysreg::Brbcr2::set((sysreg::BRBCR_EL2::CC::SET + sysreg::BRBCR_EL2::MPRED::SET).value);
@@ -106,7 +106,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
     CNTVOFF_EL2.set(0);
     CNTHP_CTL_EL2.set(0);
-    sysreg::Hstr::set(0);
+    sysreg::Hstr::clear();
     // No write of EL1 to implementation-defined control registers: some switch coherency off.
     ACTLR_EL2.set(0);
     sysreg::Vpidr::set(MIDR_EL1.get());
@@ -309,18 +309,18 @@ pub fn reset_el1() {
     SP_EL1.set(0);
     TTBR0_EL1.set(0);
     TTBR1_EL1.set(0);
-    sysreg::Cpacr1::set(0);
+    sysreg::Cpacr1::clear();
     // What EL1 may use without asking (HCRX_EL2) is off until it does.
     let mmfr3 = sysreg::IdAa64mmfr3::get();
     if mmfr3.read(ID_AA64MMFR3::SCTLRX) != 0 {
-        sysreg::Sctlr2::set(0);
+        sysreg::Sctlr2::clear();
     }
     if mmfr3.read(ID_AA64MMFR3::TCRX) != 0 {
-        sysreg::Tcr2::set(0);
+        sysreg::Tcr2::clear();
     }
     if sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::GCS) != 0 {
-        sysreg::Gcscr1::set(0);
-        sysreg::Gcscre0::set(0);
+        sysreg::Gcscr1::clear();
+        sysreg::Gcscre0::clear();
     }
     barrier::isb(barrier::SY);
 }

@@ -199,6 +199,14 @@ macro_rules! registers {
                     tock_registers::LocalRegisterCopy::new(value)
                 }
 
+                /// Writes zero to the register.
+                pub fn clear() {
+                    // SAFETY: as `set`.
+                    unsafe {
+                        core::arch::asm!(concat!("msr ", $encoding, ", xzr"), options(nomem, nostack, preserves_flags));
+                    }
+                }
+
                 /// Writes the register.
                 pub fn set(value: u64) {
                     // SAFETY: these registers govern lower exception levels and counters; none changes how the core

@@ -88,7 +88,7 @@ pub fn prepare(world: &mut World) {
 fn off(version: u8) {
     match version {
         2 => gich_write(Gich::Hcr, 0, 0),
-        3 => sysreg::IchHcr::set(0),
+        3 => sysreg::IchHcr::clear(),
         _ => {}
     }
 }
