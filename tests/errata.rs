@@ -89,3 +89,44 @@ fn cve_2025_10263_what_tells_all_cpus_to_forget_waits_behind_a_second_tlbi() {
     }
     assert_eq!(told, 5, "functions that tell all CPUs");
 }
+
+#[test]
+fn walks_that_el1_began_are_over_before_its_tables_change() {
+    const TRAPS: &str = "src/abstract_machine/cpu/traps.rs";
+    let change = function(TRAPS, "pub fn change_stage2(");
+    let block: Vec<_> = change.split('"').skip(1).step_by(2).collect();
+    // Arm ARM R_LFHQG: a DSB. 1319537 and its like: TCR_EL1 before SCTLR_EL1, both before stage 2.
+    let wanted = [
+        "dsb nsh",
+        "msr tcr_el1",
+        "isb",
+        "msr sctlr_el1",
+        "isb",
+        "msr vtcr_el2",
+        "msr vttbr_el2",
+        "msr hcr_el2",
+        "isb",
+    ];
+    assert_order(&change, &wanted);
+    assert_eq!((block.first(), block.last()), (Some(&"dsb nsh"), Some(&"isb")), "{change}");
+    // AC04_CPU_23: nothing is loaded or stored around the write of HCR_EL2.
+    assert!(block.iter().all(|line| !line.starts_with("ld") && !line.starts_with("st")), "{change}");
+    assert_order(&function(TRAPS, "pub fn write_hcr("), &["\"dsb nsh\", \"msr hcr_el2, {}\", \"isb\""]);
+
+    for (file, text) in sources() {
+        let written = text.matches("HCR_EL2.set(").count() + text.matches("HCR_EL2.write(").count();
+        let others = text.matches("MPAMHCR_EL2.").count() + text.matches("ICH_HCR_EL2.").count();
+        assert_eq!(written, others, "{file} writes HCR_EL2 by itself");
+        let tables = text.matches("VTTBR_EL2.set(").count() + text.matches("msr vttbr_el2").count();
+        // The start of a CPU; the change; and the way back after a flush, when nothing of EL1 ran since the change.
+        let may = match file.as_str() {
+            "src/abstract_machine/cpu/el2.rs" | TRAPS | MAINTENANCE => 1,
+            _ => 0,
+        };
+        assert_eq!(tables, may, "{file} changes VTTBR_EL2");
+    }
+    assert_order(
+        &function(MAINTENANCE, "fn with_vttbr("),
+        &["VTCR_EL2.get()", "change_stage2(", "VTCR_EL2.set(vtcr)", "VTTBR_EL2.set(current)"],
+    );
+}

@@ -127,8 +127,8 @@ pub mod provoke {
     use core::sync::atomic::{AtomicU64, Ordering};
 
     use super::entry;
-    use crate::abstract_machine::Machine;
-    use crate::abstract_machine::cpu::{self, digest::target_tests};
+    use crate::abstract_machine::addr::{VcpuId, VmId};
+    use crate::abstract_machine::cpu::{self, Cpu, digest::target_tests, el2};
     use crate::abstract_machine::regs::TrapFrame;
     use crate::interface::HostCall;
     use crate::memory::{Memory, oracle};
@@ -229,12 +229,11 @@ pub mod provoke {
         let (ttbr0, hcr, elr, spsr) = (TTBR0_EL1.get(), HCR_EL2.get(), ELR_EL2.get(), SPSR_EL2.get());
         let threads = [TPIDR_EL0.get(), TPIDRRO_EL0.get()];
         TTBR0_EL1.set(NOTHING);
-        HCR_EL2.set(hcr & !HCR_EL2::VM::Enable.value);
-        barrier::isb(barrier::SY);
+        el2::write_hcr(hcr & !HCR_EL2::VM::Enable.value);
         let found = cpu::translate_stage1(0x1000);
         let trapped = ELR_EL2.get() != elr;
         TTBR0_EL1.set(ttbr0);
-        HCR_EL2.set(hcr);
+        el2::write_hcr(hcr);
         ELR_EL2.set(elr);
         SPSR_EL2.set(spsr);
         barrier::isb(barrier::SY);

@@ -136,7 +136,7 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
 }
 
 /// Loads the registers: first all that stage-1 walks read, then SCTLR, at last TCR, which lets walks begin again
-/// (`traps::no_walks` stopped them). What stands after the last ISB holds for who runs next: ERET is one, too (SCTLR_EL2.EOS, which boot sets).
+/// (`traps::change_stage2` stopped them). What stands after the last ISB holds for who runs next: ERET is one, too (SCTLR_EL2.EOS, which boot sets).
 #[inline(always)]
 pub fn restore(context: &Context, features: &Features, is_host: bool) {
     let bank = &context.bank;

@@ -19,7 +19,10 @@ use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
     ID_AA64MMFR2, ID_AA64MMFR3, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
 };
-use super::{bank, maintenance, traps, vgic, with_world};
+use super::{bank, fpsimd, maintenance, traps, vgic, with_world};
+
+#[cfg(feature = "test-hooks")]
+pub use traps::write_hcr;
 
 /// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
 pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
@@ -79,7 +82,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     (features.host_vttbr, features.host_vtcr) = (vttbr, vtcr(&features, shape));
     VTCR_EL2.set(features.host_vtcr);
     VTTBR_EL2.set(vttbr);
-    HCR_EL2.set(features.host.hcr);
+    traps::write_hcr(features.host.hcr);
     if features.ras {
         sysreg::Vdisr::clear();
         sysreg::Vsesr::clear();
@@ -128,6 +131,11 @@ pub fn vtcr(features: &Features, shape: Shape) -> u64 {
     // A form has 48 bits at most.
     let size = 64_u64.wrapping_sub(shape.ia_bits().into());
     features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(size)).value
+}
+
+/// The same by this CPU's own data.
+pub fn vtcr_of(shape: Shape) -> u64 {
+    with_world(|world| vtcr(&world.features, shape))
 }
 
 /// What this CPU has.
@@ -183,8 +191,7 @@ pub fn pend_host_serror(syndrome: Syndrome) {
     if with_world(|world| world.features.ras) {
         sysreg::Vsesr::set(syndrome.raw() & ISS);
     }
-    HCR_EL2.set(HCR_EL2.get() | HCR_EL2::VSE::SET.value);
-    barrier::isb(barrier::SY);
+    traps::write_hcr(HCR_EL2.get() | HCR_EL2::VSE::SET.value);
 }
 
 /// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts the host's own, extensions free. SErrors come to the core, for only so

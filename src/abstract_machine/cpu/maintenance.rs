@@ -5,10 +5,11 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, Readable, SCTLR_EL1, TCR_EL1, VTCR_EL2, VTTBR_EL2, Writeable};
 
 use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, PhysRange, Va};
-use super::traps;
+use super::super::shape::Stage2;
+use super::{el2, traps};
 
 /// DSB ISHST, ISB: table entries written before are seen by walks that start after.
 pub fn publish() {
@@ -28,18 +29,19 @@ fn wait_for_all() {
     }
 }
 
-/// Runs `flush` with `root` in VTTBR_EL2: the stage-2 TLBI instructions act on the VMID that stands there.
-fn with_vttbr(root: u64, flush: impl FnOnce()) {
+/// Runs `flush` with `table` in VTTBR_EL2, after what was stored in tables is seen by walks: the stage-2 TLBI instructions act on the VMID that stands there. VTCR_EL2 goes
+/// with it, or whatever walks meanwhile would take the table for one of another form, and a TLB keep what it found.
+fn with_vttbr(table: Stage2, flush: impl FnOnce()) {
+    barrier::dsb(barrier::ISHST);
     let current = VTTBR_EL2.get();
-    if current == root {
+    if current == table.vttbr {
         return flush();
     }
-    // The stage 1 that stands in EL1's registers is not that of `root`.
-    let (tcr, sctlr) = (TCR_EL1.get(), SCTLR_EL1.get());
-    traps::no_walks();
-    VTTBR_EL2.set(root);
-    barrier::isb(barrier::SY);
+    // The stage 1 that stands in EL1's registers is not that of `table`.
+    let (tcr, sctlr, vtcr) = (TCR_EL1.get(), SCTLR_EL1.get(), VTCR_EL2.get());
+    traps::change_stage2(el2::vtcr_of(table.shape), table.vttbr, HCR_EL2.get());
     flush();
+    VTCR_EL2.set(vtcr);
     VTTBR_EL2.set(current);
     barrier::isb(barrier::SY);
     SCTLR_EL1.set(sctlr);
@@ -51,14 +53,13 @@ fn with_vttbr(root: u64, flush: impl FnOnce()) {
 /// Of more pages than these a TLB forgets all of the VMID's stage 2 at once. What combines both stages goes in any case.
 const ONE_BY_ONE: u64 = 8;
 
-/// Forgets `pages` intermediate addresses of the VMID in `root` from `ipa` on, on every CPU: first stage-2 entries, then, after these are
+/// Forgets `pages` intermediate addresses of the VMID of `table` from `ipa` on, on every CPU: first stage-2 entries, then, after these are
 /// gone, entries that combine both stages, which are not found by intermediate address.
-pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
+pub fn flush_run(table: Stage2, ipa: Ipa, pages: u64) {
     if pages > ONE_BY_ONE {
-        return flush_vm(root);
+        return flush_vm(table);
     }
-    barrier::dsb(barrier::ISHST);
-    with_vttbr(root, || {
+    with_vttbr(table, || {
         let first = ipa.raw() >> PAGE_SHIFT;
         for page in first..first + pages {
             // SAFETY: TLB invalidation only makes walks happen again.
@@ -73,10 +74,9 @@ pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
     });
 }
 
-/// Forgets everything of the VMID in `root`, on every CPU.
-pub fn flush_vm(root: u64) {
-    barrier::dsb(barrier::ISHST);
-    with_vttbr(root, || {
+/// Forgets everything of the VMID of `table`, on every CPU.
+pub fn flush_vm(table: Stage2) {
+    with_vttbr(table, || {
         // SAFETY: TLB invalidation only makes walks happen again.
         unsafe {
             asm!("tlbi vmalls12e1is", options(nostack, preserves_flags));

@@ -42,6 +42,7 @@ use tock_registers::LocalRegisterCopy;
 use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::{Event, PerCpu, World};
 use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
+use super::shape::Stage2;
 use super::{ENTRY_SIZE, Machine, SmcOutcome};
 use crate::platform::{own_map, window};
 use sysreg::PAR_EL1;
@@ -249,12 +250,12 @@ impl Machine for Cpu {
         barrier::dsb(barrier::OSHST);
     }
 
-    fn tlb_flush_run(&self, _: VmId, root: u64, ipa: Ipa, pages: u64) {
-        maintenance::flush_run(root, ipa, pages);
+    fn tlb_flush_run(&self, _: VmId, table: Stage2, ipa: Ipa, pages: u64) {
+        maintenance::flush_run(table, ipa, pages);
     }
 
-    fn tlb_flush_vm(&self, _: VmId, root: u64) {
-        maintenance::flush_vm(root);
+    fn tlb_flush_vm(&self, _: VmId, table: Stage2) {
+        maintenance::flush_vm(table);
     }
 
     fn clear_phys_run(&self, pages: PhysRange) {

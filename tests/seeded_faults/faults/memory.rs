@@ -257,8 +257,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: of pages that go together one is forgotten",
         "src/npt/npt_ops/vm.rs",
-        "machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, pages);",
-        "machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, 1);",
+        "machine.tlb_flush_run(vm, table.npt.stage2(), ipa, pages);",
+        "machine.tlb_flush_run(vm, table.npt.stage2(), ipa, 1);",
     ),
     fault(
         "vm: a kind is as good as another",
