@@ -41,6 +41,7 @@ pub mod sim;
 use addr::{Ipa, Pa, Pfn, PhysRange, VmId};
 use regs::{El1Reg, Syndrome, SysregId};
 use sha256::Sha256;
+use shape::Stage2;
 pub use world::{ContextAt, ExitCode, VgicInfo, VgicWord, VirtualLines, Worlds};
 
 /// What the firmware, or the board in its place, did with a call that the core passed on or served.
@@ -135,16 +136,16 @@ pub trait Machine: Worlds {
 
     /// Forgets, on every CPU, what was cached for the `pages` pages from `ipa` of `vm` on, including combined stage-1 entries, and waits
     /// until it is done: DSB; TLBI IPAS2E1IS for each; DSB; TLBI VMALLE1IS; DSB; ISB. K §2 L8, Arm ARM D8.16.
-    /// `root` is the VM's VTTBR value.
-    fn tlb_flush_run(&self, vm: VmId, root: u64, ipa: Ipa, pages: u64);
+    /// `table` is the VM's.
+    fn tlb_flush_run(&self, vm: VmId, table: Stage2, ipa: Ipa, pages: u64);
 
     /// [`tlb_flush_run`](Self::tlb_flush_run) for one page.
-    fn tlb_flush_ipa(&self, vm: VmId, root: u64, ipa: Ipa) {
-        self.tlb_flush_run(vm, root, ipa, 1);
+    fn tlb_flush_ipa(&self, vm: VmId, table: Stage2, ipa: Ipa) {
+        self.tlb_flush_run(vm, table, ipa, 1);
     }
 
-    /// Forgets, on every CPU, all that was cached for `vm`. `root` is its VTTBR value.
-    fn tlb_flush_vm(&self, vm: VmId, root: u64);
+    /// Forgets, on every CPU, all that was cached for `vm`, whose table this is.
+    fn tlb_flush_vm(&self, vm: VmId, table: Stage2);
 
     /// Makes every SMMU forget what it cached for the `pages` pages from `at` on, and of the tables on the way to them, after earlier
     /// [`pt_store`](Self::pt_store)s are seen by it; and waits until that is done and devices' accesses that used it are over. On a machine without SMMUs: nothing.

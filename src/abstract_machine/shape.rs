@@ -1,6 +1,15 @@
 //! The form of a translation table: how many bits go in, and where a walk starts.
 #![forbid(unsafe_code)]
 
+/// A stage-2 table as a CPU is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stage2 {
+    /// VTTBR_EL2: the root, and the VMID.
+    pub vttbr: u64,
+    /// VTCR_EL2's part of it.
+    pub shape: Shape,
+}
+
 /// Form of a table's root. Arm ARM D8.2.2: with the 4 KiB granule a stage-2 table of up to 43 bits may start at level 1
 /// with up to 16 root pages side by side (concatenated); a larger one starts at level 0. CPUs with less than 44 physical address
 /// bits know only the first form.

@@ -133,7 +133,7 @@ pub trait Worlds: Sync {
     /// `false`, and nothing has changed, if that was so already.
     fn fpsimd_open(&self, ctxt: &Context) -> bool;
 
-    /// The VM's traps: HCR_EL2 with these lines, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters. K: `activate_traps`.
+    /// The VM's traps: these lines in HCR_EL2, CPTR_EL2, MDCR_EL2 and the rest; stops the host's performance counters. K: `activate_traps`.
     fn activate_traps(&self, lines: VirtualLines);
 
     /// Puts back what [`activate_traps`](Self::activate_traps) changed, except HCR_EL2. K: `deactivate_traps`.
@@ -148,7 +148,7 @@ pub trait Worlds: Sync {
     /// The host's stage 2 and HCR_EL2 on this CPU. K: `host_el2_restore_state`.
     fn host_el2_restore_state(&self);
 
-    /// The VM's stage 2 on this CPU; `flush`: the vCPU comes from another CPU, so what this one remembers of its VMID goes first.
+    /// The VM's stage 2 and HCR_EL2 on this CPU; `flush`: the vCPU comes from another CPU, so what this one remembers of its VMID goes first.
     /// K: `vm_el2_restore_state`.
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool);
 
@@ -196,7 +196,8 @@ pub trait Worlds: Sync {
     fn get_cur_cpu(&self) -> CpuId;
 
     /// Runs the vCPU. Each time it leaves, its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the context, and `exit` is asked:
-    /// with `None` the vCPU goes on from what stands there then, with a result it has left. Between these two nothing else of the CPU is
+    /// with `None` the vCPU goes on from what stands there then, with a result it has left; and if what it began is an SError by then, `exit` is asked once more,
+    /// with [`ExitCode::SError`]. Between these two nothing else of the CPU is
     /// touched but by list registers and CNTV_CTL ([`Self::set_list_register`], [`Self::set_cntv_ctl`]). K: `core_to_vm`, `vm_to_core`.
     fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, exit: F) -> R;
 

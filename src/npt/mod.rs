@@ -21,7 +21,7 @@ pub mod pt_walk;
 
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Gfn, PAGE_SIZE, Pa, VmId};
-pub use crate::abstract_machine::shape::Shape;
+pub use crate::abstract_machine::shape::{Shape, Stage2};
 use crate::interface::calls::MAX_VMS;
 use crate::locks::{Lock, Rank};
 use page_pool::PagePool;
@@ -119,6 +119,11 @@ impl Npt {
             TableOwner::Core => self.root.raw(),
             TableOwner::Stage2(vm) => self.root.raw() | u64::from(vm.raw()) << 48,
         }
+    }
+
+    /// What a CPU is told of the table, if it is one of stage 2.
+    pub fn stage2(&self) -> Stage2 {
+        Stage2 { vttbr: self.vttbr(), shape: self.shape }
     }
 }
 

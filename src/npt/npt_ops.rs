@@ -77,7 +77,7 @@ pub fn clear_run_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, count: u64) {
         done += pages;
     }
     if cleared {
-        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);
+        machine.tlb_flush_run(VmId::HOST, npt.stage2(), pfn.identity().addr(), count);
     }
 }
 
@@ -97,7 +97,7 @@ fn clear_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa, most: u64) -> (b
 /// The block that maps the host's `ipa` becomes leaves of the next smaller level. Whether it did: not if there is none, or no table.
 fn split_host<M: Machine>(machine: &M, npt: &mut Npt, ipa: Ipa) -> bool {
     let Ok(Some(split)) = npt_walk::split_npt(machine, npt, ipa.into()) else { return false };
-    machine.tlb_flush_ipa(VmId::HOST, npt.vttbr(), ipa);
+    machine.tlb_flush_ipa(VmId::HOST, npt.stage2(), ipa);
     npt_walk::finish_split(machine, split);
     machine.publish_tables();
     true
@@ -109,16 +109,16 @@ pub fn clear_block_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
     let machine = npts.machine();
     let ipa = pfn.identity().addr();
     let mut npt = npts.host().acquire();
-    let root = npt.vttbr();
+    let table = npt.stage2();
     if let Walk::Mapped(Level::L1, _) = npt_walk::walk_npt(machine, &mut npt, ipa.into()) {
         split_host(machine, &mut npt, ipa);
     }
     if let Some(unlinked) = npt_walk::unlink_npt(machine, &mut npt, ipa.into(), Level::L2) {
         // By address it would take one flush for each page that the table mapped.
-        machine.tlb_flush_vm(VmId::HOST, root);
+        machine.tlb_flush_vm(VmId::HOST, table);
         npt_walk::free_unlinked(machine, &mut npt, unlinked);
     } else if npt_walk::clear_npt(machine, &mut npt, ipa.into()).is_some() {
-        machine.tlb_flush_ipa(VmId::HOST, root, ipa);
+        machine.tlb_flush_ipa(VmId::HOST, table, ipa);
     }
 }
 
@@ -129,7 +129,7 @@ pub fn merge_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, level: Level) {
     let mut npt = npts.host().acquire();
     let Some(unlinked) = npt_walk::unlink_npt(machine, &mut npt, pfn.identity().addr().into(), level) else { return };
     // By address it would take one flush for each page that the table mapped.
-    machine.tlb_flush_vm(VmId::HOST, npt.vttbr());
+    machine.tlb_flush_vm(VmId::HOST, npt.stage2());
     npt_walk::free_unlinked(machine, &mut npt, unlinked);
 }
 
@@ -139,6 +139,6 @@ pub fn forget_host<M: Machine>(npts: &Npts<M>) {
     let machine = npts.machine();
     let mut npt = npts.host().acquire();
     npt_walk::park_all(machine, &mut npt);
-    machine.tlb_flush_vm(VmId::HOST, npt.vttbr());
+    machine.tlb_flush_vm(VmId::HOST, npt.stage2());
     npt_walk::free_parked(machine, &mut npt);
 }

@@ -121,11 +121,7 @@ pub fn release(pfn: Pfn) {
     let _ = npt_walk::clear_npt(&Cpu, &mut npt, Va::new(pfn.addr().raw()).into());
     // After the entry is gone: who looked before it went remembers the page under the old count.
     RELEASES.fetch_add(1, Ordering::AcqRel);
-    let at = pfn.addr().raw() >> PAGE_SHIFT;
-    // SAFETY: translations are walked again; the page is not in use any more.
-    unsafe {
-        core::arch::asm!("dsb ishst", "tlbi vae2is, {}", "dsb ish", "isb", in(reg) at, options(nostack, preserves_flags));
-    }
+    maintenance::forget_own_page_for_all(Va::new(pfn.addr().raw()));
 }
 
 fn page(pfn: Pfn) -> PhysRange {
@@ -189,9 +185,7 @@ pub fn unmap(range: PhysRange) {
         let step = npt_walk::clear_npt(&Cpu, &mut npt, Va::new(at).into()).map_or(PAGE_SIZE, |(level, _)| level.size());
         at += step;
     }
-    barrier::dsb(barrier::ISHST);
-    // SAFETY: translations are walked again; what was unmapped is not in use any more.
-    unsafe { core::arch::asm!("tlbi alle2is", "dsb ish", "isb", options(nostack, preserves_flags)) };
+    maintenance::forget_own_map_for_all();
 }
 
 /// Shows the bytes of `range`, memory of somebody else, to `look` and forgets them again.

@@ -15,7 +15,7 @@
 //! | CNTV_*                                      | switched; off while the core is between the two                            |
 //! | CNTP_*                                      | the host's stay: trap (CNTHCTL_EL2.EL1PCEN = 0)                            |
 //! | z0-z31, ZCR_EL1, SME                        | `fpsimd`                                                                   |
-//! | ICC_*_EL1                                   | a VM has ICV_* in their place (HCR_EL2.IMO, FMO); ICC_SRE_EL1: `vgic`      |
+//! | ICC_*_EL1                                   | a VM has ICV_* in their place (HCR_EL2.IMO, FMO); ICC_SRE_EL1: traps (`vgic`) |
 //! | MTE, SCXTNUM, LORegions, TPIDR2, PIR, POR, TCR2, SCTLR2, GCS, BRBE, ... | no access: HCR_EL2, HCRX_EL2, fine-grained traps |
 //!
 //! Source: Arm ARM (DDI 0487) D24.2 for each register, and of what traps.
@@ -90,7 +90,6 @@ moves!(
     (Contextidr, "contextidr_el1") + (TpidrEl0, "tpidr_el0"),
     (TpidrroEl0, "tpidrro_el0") + (TpidrEl1, "tpidr_el1"),
     (Amair, "amair_el1") + (Cntkctl, "cntkctl_el1"),
-    (Par, "par_el1"),
 );
 // These too, but they are loaded in an order of their own.
 moves!(
@@ -112,6 +111,9 @@ moves!(
     (ApgaKeyLo, "S3_0_C2_C3_0") + (ApgaKeyHi, "S3_0_C2_C3_1"),
 );
 
+// PAR_EL1 is saved by itself: no read of it close to a load of device memory, which another vCPU or the host may have on its way (Cortex-A77: erratum 1508412).
+moves!(save_par, load_par, (Par, "par_el1"));
+
 /// What of this CPU's host is never saved, for it does not change.
 pub fn init_host(context: &mut Context) {
     context.bank[BankReg::Mpidr as usize] = MPIDR_EL1.get();
@@ -121,6 +123,11 @@ pub fn init_host(context: &mut Context) {
 #[inline(always)]
 pub fn save(context: &mut Context, features: &Features, is_host: bool) {
     let bank = &mut context.bank;
+    if is_host {
+        // A VM's exit has a DSB of its own. What is loaded next is behind that of `traps::change_stage2`.
+        barrier::dmb(barrier::SY);
+    }
+    save_par(bank);
     save_plain(bank);
     save_in_order(bank);
     if is_host {
@@ -132,23 +139,24 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
     if features.pauth {
         save_pauth(bank);
     }
-    sysreg::CntvCtl::set(0);
+    sysreg::CntvCtl::clear();
 }
 
 /// Loads the registers: first all that stage-1 walks read, then SCTLR, at last TCR, which lets walks begin again
-/// (`traps::no_walks` stopped them). What stands after the last ISB holds for who runs next: ERET is one, too (SCTLR_EL2.EOS, which boot sets).
+/// (`traps::change_stage2` stopped them). What stands after the last ISB holds for who runs next: ERET is one, too (SCTLR_EL2.EOS, which boot sets).
 #[inline(always)]
 pub fn restore(context: &Context, features: &Features, is_host: bool) {
     let bank = &context.bank;
     load_plain(bank);
+    load_par(bank);
     load!(bank, (Mpidr, "vmpidr_el2"), (Csselr, "csselr_el1"));
     load!(bank, (Ttbr1, "ttbr1_el1"));
     load!(bank, (CntvCval, "cntv_cval_el0"));
     if is_host {
         load_debug(bank);
     } else {
-        sysreg::Mdscr::set(0);
-        sysreg::Mdccint::set(0);
+        sysreg::Mdscr::clear();
+        sysreg::Mdccint::clear();
     }
     if features.ras {
         load_ras(bank);

@@ -12,25 +12,48 @@ use aarch64_cpu::registers::{
 use spin::Once;
 use tock_registers::fields::FieldValue;
 
-use super::super::features::{Features, Parts, SeenIds, Traps, has_mpam};
+use super::super::features::{Common, Features, Parts, SeenIds, Traps, has_mpam};
 use super::super::regs::{MPIDR_AFFINITY, SCTLR_EL1_RESET, Syndrome};
+use super::super::shadow::Context;
 use super::super::shape::Shape;
 use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
-    ID_AA64MMFR2, ID_AA64MMFR3, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
+    ID_AA64MMFR2, ID_AA64MMFR3, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0, MPAM2_EL2,
 };
-use super::{bank, maintenance, traps, vgic, with_world};
+use super::{bank, fpsimd, maintenance, traps, vgic, with_world};
+
+#[cfg(feature = "test-hooks")]
+pub use traps::write_hcr;
 
 /// ID_AA64MMFR0_EL1.PARange, decoded.
 const PA_BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
 
 static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
-static FORCED_WRITE_BACK: Once<bool> = Once::new();
+static BOOT_CPU: Once<Common> = Once::new();
 
-/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU, and says what VMs' tables are like: once, on the boot CPU, before the first is made ready.
+/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU, and this CPU the one that others are measured by: once, on the boot CPU, before the first is
+/// made ready.
 pub fn set_host_stage2(vttbr: u64, shape: Shape) {
     HOST_STAGE2.call_once(|| (vttbr, shape));
-    FORCED_WRITE_BACK.call_once(has_forced_write_back);
+    let boot = BOOT_CPU.call_once(common);
+    maintenance::set_line_size(boot.line);
+}
+
+/// What of this CPU the others depend on.
+fn common() -> Common {
+    Common {
+        vhe: is_vhe(),
+        pa_bits: pa_bits(),
+        fwb: sysreg::IdAa64mmfr2::get().read(ID_AA64MMFR2::FWB) != 0,
+        line: maintenance::own_line_size(),
+        midr: MIDR_EL1.get(),
+        sme: sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::SME) != 0,
+    }
+}
+
+/// Why this CPU cannot run the host, whose table is of form `shape`.
+pub fn unfit(shape: Shape) -> Option<&'static str> {
+    BOOT_CPU.get().map_or(Some("no CPU has booted"), |boot| common().unfit(boot, shape.ia_bits()))
 }
 
 /// The host's stage 2: VTTBR_EL2 and the table's form; none before [`set_host_stage2`].
@@ -38,14 +61,9 @@ pub fn host_stage2() -> Option<(u64, Shape)> {
     HOST_STAGE2.get().copied()
 }
 
-/// Whether this CPU has FEAT_S2FWB.
-pub fn has_forced_write_back() -> bool {
-    sysreg::IdAa64mmfr2::get().read(ID_AA64MMFR2::FWB) != 0
-}
-
 /// Whether VMs run with HCR_EL2.FWB: as the boot CPU can, for all CPUs walk the same tables. See `Machine::forces_write_back`.
 pub fn vms_force_write_back() -> bool {
-    FORCED_WRITE_BACK.get().copied().unwrap_or(false)
+    BOOT_CPU.get().is_some_and(|boot| boot.fwb)
 }
 
 /// Affinity of this CPU.
@@ -75,26 +93,26 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     (features.host_vttbr, features.host_vtcr) = (vttbr, vtcr(&features, shape));
     VTCR_EL2.set(features.host_vtcr);
     VTTBR_EL2.set(vttbr);
-    HCR_EL2.set(features.host.hcr);
+    traps::write_hcr(features.host.hcr);
     if features.ras {
-        sysreg::Vdisr::set(0);
-        sysreg::Vsesr::set(0);
+        sysreg::Vdisr::clear();
+        sysreg::Vsesr::clear();
     }
     sysreg::Cptr::set(features.host.cptr);
     traps::write(&features, &features.host);
     if features.fgt != 0 && sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::AMU) != 0 {
-        sysreg::Hafgrtr::set(0);
+        sysreg::Hafgrtr::clear();
     }
     if features.mpam && sysreg::Mpamidr::get().is_set(sysreg::MPAMIDR_EL1::HAS_HCR) {
-        sysreg::Mpamhcr::set(0);
+        sysreg::Mpamhcr::clear();
     }
     barrier::isb(barrier::SY);
     vectors_for_host(&features);
     if features.trf {
-        sysreg::Trfcr::set(0);
+        sysreg::Trfcr::clear();
     }
     if features.spe {
-        sysreg::Pmscr2::set(0);
+        sysreg::Pmscr2::clear();
     }
     if features.brbe {
         sysreg::Brbcr2::set((sysreg::BRBCR_EL2::CC::SET + sysreg::BRBCR_EL2::MPRED::SET).value);
@@ -102,7 +120,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     CNTHCTL_EL2.write(CNTHCTL_EL2::EL1PCEN::SET + CNTHCTL_EL2::EL1PCTEN::SET);
     CNTVOFF_EL2.set(0);
     CNTHP_CTL_EL2.set(0);
-    sysreg::Hstr::set(0);
+    sysreg::Hstr::clear();
     // No write of EL1 to implementation-defined control registers: some switch coherency off.
     ACTLR_EL2.set(0);
     sysreg::Vpidr::set(MIDR_EL1.get());
@@ -111,6 +129,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     barrier::isb(barrier::SY);
     with_world(|world| {
         (world.features, world.ids) = (features, SeenIds::NONE);
+        world.host = Context::EMPTY;
         bank::init_host(&mut world.host);
         vgic::prepare(world);
     });
@@ -124,6 +143,11 @@ pub fn vtcr(features: &Features, shape: Shape) -> u64 {
     // A form has 48 bits at most.
     let size = 64_u64.wrapping_sub(shape.ia_bits().into());
     features.vtcr | (VTCR_EL2::SL0.val(start) + VTCR_EL2::T0SZ.val(size)).value
+}
+
+/// The same by this CPU's own data.
+pub fn vtcr_of(shape: Shape) -> u64 {
+    with_world(|world| vtcr(&world.features, shape))
 }
 
 /// What this CPU has.
@@ -179,8 +203,7 @@ pub fn pend_host_serror(syndrome: Syndrome) {
     if with_world(|world| world.features.ras) {
         sysreg::Vsesr::set(syndrome.raw() & ISS);
     }
-    HCR_EL2.set(HCR_EL2.get() | HCR_EL2::VSE::SET.value);
-    barrier::isb(barrier::SY);
+    traps::write_hcr(HCR_EL2.get() | HCR_EL2::VSE::SET.value);
 }
 
 /// HCR_EL2 while the host runs: stage 2 on, SMC trapped, interrupts the host's own, extensions free. SErrors come to the core, for only so
@@ -217,7 +240,8 @@ fn for_host(features: &Features) -> Traps {
         cptr: (CPTR_RES1 + absent).value,
         mdcr: mdcr.value | own_counters(features.pmu),
         hcrx: host_hcrx(),
-        mpam: 0,
+        // Linux writes MPAMSM_EL1 where there is SME. VMs have no MPAM at all.
+        mpam: MPAM2_EL2::EnMPAMSM.val(u64::from(features.sme)).value,
         fine_registers: EL1_REGISTERS,
         fine_instructions: INSTRUCTIONS,
         fine_debug_reads: DEBUG_READ,
@@ -259,7 +283,8 @@ fn vectors_for_host(features: &Features) {
     }
 }
 
-/// HCRX_EL2: every extension that EL1 could use without a hypervisor; bits of absent ones are RES0.
+/// HCRX_EL2: every extension that EL1 could use without a hypervisor; bits of absent ones are RES0. Not 128-bit tables (D128En): with them TTBR0_EL1, TTBR1_EL1 and PAR_EL1 are
+/// longer than what a world switch keeps.
 fn host_hcrx() -> u64 {
     (HCRX_EL2::EnAS0::SET
         + HCRX_EL2::EnALS::SET
@@ -267,7 +292,6 @@ fn host_hcrx() -> u64 {
         + HCRX_EL2::MSCEn::SET
         + HCRX_EL2::TCR2En::SET
         + HCRX_EL2::SCTLR2En::SET
-        + HCRX_EL2::D128En::SET
         + HCRX_EL2::EnSNERR::SET
         + HCRX_EL2::EnSDERR::SET
         + HCRX_EL2::EnIDCP128::SET
@@ -283,9 +307,17 @@ pub fn enable_gic_registers() -> bool {
     if sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::GIC) == 0 {
         return false;
     }
-    ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
+    set_gic_access(true);
     barrier::isb(barrier::SY);
     ICC_SRE_EL2.is_set(ICC_SRE_EL2::SRE)
+}
+
+/// The system registers for the GIC, and whether EL1 may touch ICC_SRE_EL1 (where the CPU has that bit): the host may, as on the bare machine; what a VM wrote there, SRE = 0, would be
+/// the host's as well. IHI 0069 12.2.24.
+#[inline(always)]
+pub fn set_gic_access(sre: bool) {
+    let enable = ICC_SRE_EL2::ENABLE.val(u64::from(sre));
+    ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + enable);
 }
 
 /// The GIC's system registers belong to EL1; the list registers, which only EL2 reaches, are off.
@@ -293,6 +325,15 @@ fn gic_for_host() {
     if enable_gic_registers() {
         ICH_HCR_EL2.set(0);
     }
+}
+
+/// Before the host is on this CPU for the first time, after [`init_for_host`]: all registers that VMs may have had in another life of the core are zero. A warm reset need not clear them, and scrubs
+/// no register.
+pub fn forget_registers() {
+    with_world(|world| {
+        bank::restore(&world.host, &world.features, true);
+        fpsimd::forget(world);
+    });
 }
 
 /// EL1 as a reset leaves it: MMU and caches off. What a reset leaves unknown is zero, so nothing of a former
@@ -305,18 +346,18 @@ pub fn reset_el1() {
     SP_EL1.set(0);
     TTBR0_EL1.set(0);
     TTBR1_EL1.set(0);
-    sysreg::Cpacr1::set(0);
+    sysreg::Cpacr1::clear();
     // What EL1 may use without asking (HCRX_EL2) is off until it does.
     let mmfr3 = sysreg::IdAa64mmfr3::get();
     if mmfr3.read(ID_AA64MMFR3::SCTLRX) != 0 {
-        sysreg::Sctlr2::set(0);
+        sysreg::Sctlr2::clear();
     }
     if mmfr3.read(ID_AA64MMFR3::TCRX) != 0 {
-        sysreg::Tcr2::set(0);
+        sysreg::Tcr2::clear();
     }
     if sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::GCS) != 0 {
-        sysreg::Gcscr1::set(0);
-        sysreg::Gcscre0::set(0);
+        sysreg::Gcscr1::clear();
+        sysreg::Gcscre0::clear();
     }
     barrier::isb(barrier::SY);
 }

@@ -10,7 +10,7 @@ use aarch64_cpu::asm::{barrier, wfi};
 use aarch64_cpu::registers::{CNTPCT_EL0, Readable};
 
 use super::super::addr::{PAGE_SIZE, Pa};
-use super::pool;
+use super::{maintenance, pool};
 
 static HALTED: AtomicBool = AtomicBool::new(false);
 static STAYING: AtomicUsize = AtomicUsize::new(0);
@@ -53,10 +53,8 @@ pub fn stop_others() {
         // time are inside the core and stop at their next `check`.
         unsafe { ((base + entry * 8) as *mut u64).write_volatile(0) };
     }
-    // SAFETY: TLB invalidation only makes walks happen again: the host's, and VMs', whose roots may be gone too.
-    unsafe {
-        core::arch::asm!("dsb ishst", "tlbi alle1is", "dsb ish", "isb", options(nostack, preserves_flags));
-    }
+    // The host's, and VMs', whose roots may be gone too.
+    maintenance::flush_all_vms();
 }
 
 /// For a loop that waits for another CPU: a hint (YIELD) that it may run instead.

@@ -1,12 +1,16 @@
 //! TLB and cache maintenance. Arm ARM D8.16 (TLB), D7.5 (caches); the order of barriers is the point of each function.
+//!
+//! What is for all CPUs ends in [`wait_for_all`], and stands nowhere but here.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1, VTTBR_EL2, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, Readable, SCTLR_EL1, TCR_EL1, VTCR_EL2, VTTBR_EL2, Writeable};
 
 use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, PhysRange, Va};
-use super::traps;
+use super::super::shape::Stage2;
+use super::{el2, traps};
 
 /// DSB ISHST, ISB: table entries written before are seen by walks that start after.
 pub fn publish() {
@@ -14,18 +18,31 @@ pub fn publish() {
     barrier::isb(barrier::SY);
 }
 
-/// Runs `flush` with `root` in VTTBR_EL2: the stage-2 TLBI instructions act on the VMID that stands there.
-fn with_vttbr(root: u64, flush: impl FnOnce()) {
+/// Waits until TLB maintenance for all CPUs is done, on every CPU: no translation that it removed is used any more, and what was written through one is
+/// written. One DSB should do. On most newer Arm CPUs it does not wait for writes through what the TLBI before it removed (CVE-2025-10263, Linux's
+/// ARM64_ERRATUM_4118414: Cortex-A76 to X925, Neoverse N1 to V3, C1), and on some older ones not for the removal itself (1286807, 2441007,
+/// 2441009): it does behind a second TLBI, of whatever address.
+#[inline(always)]
+fn wait_for_all() {
+    // SAFETY: TLB invalidation only makes walks happen again.
+    unsafe {
+        asm!("dsb ish", "tlbi vale2is, xzr", "dsb ish", "isb", options(nostack, preserves_flags));
+    }
+}
+
+/// Runs `flush` with `table` in VTTBR_EL2, after what was stored in tables is seen by walks: the stage-2 TLBI instructions act on the VMID that stands there. VTCR_EL2 goes
+/// with it, or whatever walks meanwhile would take the table for one of another form, and a TLB keep what it found.
+fn with_vttbr(table: Stage2, flush: impl FnOnce()) {
+    barrier::dsb(barrier::ISHST);
     let current = VTTBR_EL2.get();
-    if current == root {
+    if current == table.vttbr {
         return flush();
     }
-    // The stage 1 that stands in EL1's registers is not that of `root`.
-    let (tcr, sctlr) = (TCR_EL1.get(), SCTLR_EL1.get());
-    traps::no_walks();
-    VTTBR_EL2.set(root);
-    barrier::isb(barrier::SY);
+    // The stage 1 that stands in EL1's registers is not that of `table`.
+    let (tcr, sctlr, vtcr) = (TCR_EL1.get(), SCTLR_EL1.get(), VTCR_EL2.get());
+    traps::change_stage2(el2::vtcr_of(table.shape), table.vttbr, HCR_EL2.get());
     flush();
+    VTCR_EL2.set(vtcr);
     VTTBR_EL2.set(current);
     barrier::isb(barrier::SY);
     SCTLR_EL1.set(sctlr);
@@ -37,14 +54,13 @@ fn with_vttbr(root: u64, flush: impl FnOnce()) {
 /// Of more pages than these a TLB forgets all of the VMID's stage 2 at once. What combines both stages goes in any case.
 const ONE_BY_ONE: u64 = 8;
 
-/// Forgets `pages` intermediate addresses of the VMID in `root` from `ipa` on, on every CPU: first stage-2 entries, then, after these are
+/// Forgets `pages` intermediate addresses of the VMID of `table` from `ipa` on, on every CPU: first stage-2 entries, then, after these are
 /// gone, entries that combine both stages, which are not found by intermediate address.
-pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
+pub fn flush_run(table: Stage2, ipa: Ipa, pages: u64) {
     if pages > ONE_BY_ONE {
-        return flush_vm(root);
+        return flush_vm(table);
     }
-    barrier::dsb(barrier::ISHST);
-    with_vttbr(root, || {
+    with_vttbr(table, || {
         let first = ipa.raw() >> PAGE_SHIFT;
         for page in first..first + pages {
             // SAFETY: TLB invalidation only makes walks happen again.
@@ -55,22 +71,41 @@ pub fn flush_run(root: u64, ipa: Ipa, pages: u64) {
         unsafe {
             asm!("tlbi vmalle1is", options(nostack, preserves_flags));
         }
-        barrier::dsb(barrier::ISH);
-        barrier::isb(barrier::SY);
+        wait_for_all();
     });
 }
 
-/// Forgets everything of the VMID in `root`, on every CPU.
-pub fn flush_vm(root: u64) {
-    barrier::dsb(barrier::ISHST);
-    with_vttbr(root, || {
+/// Forgets everything of the VMID of `table`, on every CPU.
+pub fn flush_vm(table: Stage2) {
+    with_vttbr(table, || {
         // SAFETY: TLB invalidation only makes walks happen again.
         unsafe {
             asm!("tlbi vmalls12e1is", options(nostack, preserves_flags));
         }
-        barrier::dsb(barrier::ISH);
-        barrier::isb(barrier::SY);
+        wait_for_all();
     });
+}
+
+/// Forgets everything of EL1 on every CPU: of the host, and of all VMs.
+pub fn flush_all_vms() {
+    // SAFETY: TLB invalidation only makes walks happen again.
+    unsafe { asm!("dsb ishst", "tlbi alle1is", options(nostack, preserves_flags)) };
+    wait_for_all();
+}
+
+/// Forgets, on every CPU, the page at `at` of the core's own map, whose entry is gone.
+pub fn forget_own_page_for_all(at: Va) {
+    let page = at.raw() >> PAGE_SHIFT;
+    // SAFETY: translations are walked again; what is gone from the map is not in use any more.
+    unsafe { asm!("dsb ishst", "tlbi vae2is, {}", in(reg) page, options(nostack, preserves_flags)) };
+    wait_for_all();
+}
+
+/// Forgets the core's own map on every CPU.
+pub fn forget_own_map_for_all() {
+    // SAFETY: as above.
+    unsafe { asm!("dsb ishst", "tlbi alle2is", options(nostack, preserves_flags)) };
+    wait_for_all();
 }
 
 /// Forgets on this CPU what it remembers of the VMID in VTTBR_EL2 and of both its stages: a vCPU of it that ran elsewhere comes, or
@@ -103,8 +138,24 @@ pub fn flush_all_local() {
     }
 }
 
-/// Bytes of the smallest data cache line (CTR_EL0.DminLine).
+/// The shortest data cache line of all CPUs, once it is known.
+static LINE: AtomicU64 = AtomicU64::new(0);
+
+/// No CPU that runs the host has shorter data cache lines than `bytes`.
+pub fn set_line_size(bytes: u64) {
+    LINE.store(bytes, Ordering::Relaxed);
+}
+
+/// The step of cache maintenance by address, which concerns the lines of all CPUs.
 fn line_size() -> u64 {
+    match LINE.load(Ordering::Relaxed) {
+        0 => own_line_size(),
+        line => line,
+    }
+}
+
+/// Bytes of this CPU's shortest data cache line (CTR_EL0.DminLine).
+pub fn own_line_size() -> u64 {
     let ctr: u64;
     // SAFETY: reading an ID register.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };

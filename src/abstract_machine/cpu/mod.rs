@@ -42,6 +42,7 @@ use tock_registers::LocalRegisterCopy;
 use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::{Event, PerCpu, World};
 use super::regs::{El1Reg, Syndrome, SysregId, ipa_of_hpfar};
+use super::shape::Stage2;
 use super::{ENTRY_SIZE, Machine, SmcOutcome};
 use crate::platform::{own_map, window};
 use sysreg::PAR_EL1;
@@ -114,7 +115,7 @@ fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
 #[inline(always)]
 fn serving<R>(with: impl FnOnce(&mut World) -> R) -> R {
     let Some(cpu) = this_for_good() else { without_data() };
-    // SAFETY: as above.
+    // SAFETY: as in `with_world`; the data of a CPU that serves are its for good.
     with(unsafe { &mut *cpu.world() })
 }
 
@@ -122,6 +123,12 @@ fn serving<R>(with: impl FnOnce(&mut World) -> R) -> R {
 #[inline(never)]
 fn without_data() -> ! {
     unreachable!("a CPU without data serves nobody")
+}
+
+/// Whether a VM is on this CPU, or something of it may be: for a report of a trap of the core, which may have come at any place.
+pub fn has_vm() -> bool {
+    // SAFETY: this CPU's own; one word of it, which whoever has a reference to it may be about to write, but does not while this runs.
+    this().is_some_and(|cpu| unsafe { (&raw const (*cpu.world()).vm).read_volatile() } != VmId::HOST)
 }
 
 /// The page of `address` by EL1's own stage 1, as it stands in the CPU. `None` if there is none, or if the CPU took an exception for the attempt (boot/switch.S): ELR_EL2, SPSR_EL2
@@ -254,12 +261,12 @@ impl Machine for Cpu {
         barrier::dsb(barrier::OSHST);
     }
 
-    fn tlb_flush_run(&self, _: VmId, root: u64, ipa: Ipa, pages: u64) {
-        maintenance::flush_run(root, ipa, pages);
+    fn tlb_flush_run(&self, _: VmId, table: Stage2, ipa: Ipa, pages: u64) {
+        maintenance::flush_run(table, ipa, pages);
     }
 
-    fn tlb_flush_vm(&self, _: VmId, root: u64) {
-        maintenance::flush_vm(root);
+    fn tlb_flush_vm(&self, _: VmId, table: Stage2) {
+        maintenance::flush_vm(table);
     }
 
     fn clear_phys_run(&self, pages: PhysRange) {

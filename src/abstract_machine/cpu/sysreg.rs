@@ -40,7 +40,6 @@ mod fields {
             MSCEn OFFSET(11) NUMBITS(1) [],
             TCR2En OFFSET(14) NUMBITS(1) [],
             SCTLR2En OFFSET(15) NUMBITS(1) [],
-            D128En OFFSET(17) NUMBITS(1) [],
             EnSNERR OFFSET(18) NUMBITS(1) [],
             EnSDERR OFFSET(20) NUMBITS(1) [],
             EnIDCP128 OFFSET(21) NUMBITS(1) [],
@@ -68,6 +67,15 @@ mod fields {
         pub MPAMIDR_EL1 [
             /// MPAMHCR_EL2 is there.
             HAS_HCR OFFSET(17) NUMBITS(1) [],
+        ],
+        /// MPAM2_EL2: partitioning, as EL1 has it.
+        pub MPAM2_EL2 [
+            /// EL1 may use MPAMSM_EL1 (FEAT_SME).
+            EnMPAMSM OFFSET(50) NUMBITS(1) [],
+            /// MPAM1_EL1 traps.
+            TRAPMPAM1EL1 OFFSET(49) NUMBITS(1) [],
+            /// MPAM0_EL1 traps.
+            TRAPMPAM0EL1 OFFSET(48) NUMBITS(1) [],
         ],
         /// PMBIDR_EL1 and TRBIDR_EL1: a buffer of profiling or of trace.
         pub BUFFER_ID [
@@ -175,7 +183,7 @@ macro_rules! registers {
                 /// Reads the register.
                 pub fn get() -> tock_registers::LocalRegisterCopy<u64, $fields> {
                     let value: u64;
-                    // SAFETY: reading a system register of this CPU has no effect on memory; that the register
+                    // SAFETY: reading a system register of this CPU has no effect on memory (of ICC_IAR1_EL1: on the GIC, which is `vgic`'s to want); that the register
                     // exists is the caller's check of the ID registers (else an undefined-instruction trap stops the core).
                     unsafe {
                         core::arch::asm!(concat!("mrs {}, ", $encoding), out(reg) value, options(nomem, nostack, preserves_flags));
@@ -183,10 +191,19 @@ macro_rules! registers {
                     tock_registers::LocalRegisterCopy::new(value)
                 }
 
+                /// Writes zero to the register.
+                pub fn clear() {
+                    // SAFETY: as `set`.
+                    unsafe {
+                        core::arch::asm!(concat!("msr ", $encoding, ", xzr"), options(nomem, nostack, preserves_flags));
+                    }
+                }
+
                 /// Writes the register.
                 pub fn set(value: u64) {
-                    // SAFETY: these registers govern lower exception levels and counters; none changes how the core
-                    // itself runs or what its references mean.
+                    // SAFETY: none of these registers changes what the core's code and references mean. Most govern lower exception levels and counters.
+                    // Those that the core itself depends on are written where that is so: CPTR_EL2 and the lengths of vectors in `el2` and `fpsimd`,
+                    // before instructions that they govern; interrupts are masked at EL2 whatever the GIC's say.
                     unsafe {
                         core::arch::asm!(concat!("msr ", $encoding, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags));
                     }
@@ -234,7 +251,7 @@ registers! {
     /// Syndrome of the virtual SError that HCR_EL2.VSE makes pending.
     Vsesr: "S3_4_C5_C2_3", ();
     /// Memory partitioning, EL2.
-    Mpam2: "S3_4_C10_C5_0", ();
+    Mpam2: "S3_4_C10_C5_0", MPAM2_EL2::Register;
     /// Memory partitioning: what there is.
     Mpamidr: "S3_0_C10_C4_4", MPAMIDR_EL1::Register;
     /// Memory partitioning: virtual partitions, and a trap of the register before.
@@ -285,8 +302,6 @@ registers! {
     Brbcr2: "S2_4_C9_C0_0", BRBCR_EL2::Register;
     /// EL1's trace filter.
     Trfcr1: "S3_0_C1_C2_1", ();
-    /// The GIC CPU interface's system register enable.
-    IccSre1: "S3_0_C12_C12_5", ();
     /// GIC CPU interface: control.
     IccCtlr: "S3_0_C12_C12_4", ICC_CTLR::Register;
     /// Physical interrupts that wait.

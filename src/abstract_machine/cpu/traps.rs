@@ -4,19 +4,21 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, VTCR_EL2, VTTBR_EL2, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, Writeable};
 
 use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
+use super::super::shape::Shape;
 use super::super::world::VirtualLines;
-use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, PMCR_EL0};
+use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, MPAM2_EL2, PMCR_EL0};
 use super::{el2, maintenance};
 
-/// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
+/// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; no walks of stage 1 in device memory; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
 /// maintenance, implementation-defined registers, LORegions and error records trap; maintenance and barriers reach all CPUs of the inner
 /// domain. K: HCR_HYPSEC_VM_FLAGS.
 const HCR_VM: u64 = 1 // VM
     | 1 << 1 // SWIO
+    | 1 << 2 // PTW
     | 1 << 3 | 1 << 4 | 1 << 5 // FMO, IMO, AMO
     | 1 << 9 // FB
     | 0b01 << 10 // BSU: inner shareable
@@ -39,31 +41,47 @@ const HCR_FWB: u64 = 1 << 46;
 /// MDCR_EL2: performance counters, breakpoints, profiling and trace trap; BRK stays the VM's own.
 const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19; // TPMCR TPM TDA TDOSA TDRA TPMS TTRF
 const MDCR_TDCC: u64 = 1 << 27;
-/// MPAM2_EL2: TRAPMPAM0EL1, TRAPMPAM1EL1.
-const MPAM_TRAPS: u64 = 0b11 << 48;
 
-const TCR_EPD: u64 = 1 << 7 | 1 << 23;
+/// TCR_EL1.EPD0 and EPD1: no walks by TTBR0_EL1, none by TTBR1_EL1.
+const TCR_EPD: [u64; 2] = [1 << 7, 1 << 23];
 const SCTLR_M: u64 = 1;
 
-/// Lets no stage-1 walk of EL1 begin: between two worlds, stage 1 of one must not meet stage 2 of the other, not even by
-/// speculation (Cortex-A57, A72, A76 and others: errata 1319537, 1319367, 1165522, 1530923). TCR before SCTLR: with the MMU off, addresses
-/// would translate to themselves. The owner's values come back with `bank::restore`.
-pub fn no_walks() {
-    sysreg::Tcr1::set(sysreg::Tcr1::get().get() | TCR_EPD);
-    barrier::isb(barrier::SY);
-    sysreg::Sctlr1::set(sysreg::Sctlr1::get().get() | SCTLR_M);
-    barrier::isb(barrier::SY);
+/// The stage 2 at `vttbr`, of the form that `vtcr` says, with `hcr` in HCR_EL2, on this CPU; and no walk of EL1's stage 1 until `bank::restore` has its owner's values.
+///
+/// Walks that EL1 began may go on after an exception: the DSB waits for them (Arm ARM R_LFHQG). After it no walk begins: between two worlds, stage 1 of
+/// one must not meet stage 2 of the other, not even by speculation (Cortex-A57, A72, A76 and others: errata 1319537, 1319367, 1165522, 1530923). TCR before SCTLR: with
+/// the MMU off, addresses would translate to themselves. Between the DSB and the last ISB no memory is accessed: see [`write_hcr`], whose barriers these are as well.
+#[inline(always)]
+pub fn change_stage2(vtcr: u64, vttbr: u64, hcr: u64) {
+    // SAFETY: what EL1 uses changes, while the core runs: `vttbr` is a table of the layers', and HCR_EL2 one of `for_host` or `for_vm`, with E2H = 0.
+    unsafe {
+        asm!(
+            "dsb nsh",
+            "mrs {t}, tcr_el1",
+            "orr {t}, {t}, {epd0}",
+            "orr {t}, {t}, {epd1}",
+            "msr tcr_el1, {t}",
+            "isb",
+            "mrs {t}, sctlr_el1",
+            "orr {t}, {t}, {m}",
+            "msr sctlr_el1, {t}",
+            "isb",
+            "msr vtcr_el2, {vtcr}",
+            "msr vttbr_el2, {vttbr}",
+            "msr hcr_el2, {hcr}",
+            "isb",
+            t = out(reg) _, vtcr = in(reg) vtcr, vttbr = in(reg) vttbr, hcr = in(reg) hcr,
+            epd0 = const TCR_EPD[0], epd1 = const TCR_EPD[1], m = const SCTLR_M,
+            options(nostack, preserves_flags)
+        );
+    }
 }
 
-/// The stage 2 at `vttbr`, of the form that `vtcr` says, on this CPU.
-pub fn set_stage2(vtcr: u64, vttbr: u64, flush: bool) {
-    no_walks();
-    VTCR_EL2.set(vtcr);
-    VTTBR_EL2.set(vttbr);
-    barrier::isb(barrier::SY);
-    if flush {
-        maintenance::flush_vmid_local();
-    }
+/// HCR_EL2, in force. Nowhere but here and in [`change_stage2`] is it written: on some CPUs a write may corrupt the translation of what is loaded or stored
+/// at the same time (AmpereOne: erratum AC04_CPU_23), so nothing is.
+pub fn write_hcr(hcr: u64) {
+    // SAFETY: a value of `for_host` or `for_vm`, with E2H = 0: it governs EL1, and what comes to EL2.
+    unsafe { asm!("dsb nsh", "msr hcr_el2, {}", "isb", in(reg) hcr, options(nostack, preserves_flags)) };
 }
 
 /// While a VM runs. Profiling and trace buffers (E2PB, E2TB) are EL2's and off; memory copy instructions keep no state, and whatever else of HCRX_EL2 needs some
@@ -78,7 +96,7 @@ pub fn for_vm(features: &Features, amu: bool) -> Traps {
         cptr: (el2::CPTR_RES1 + traps).value,
         mdcr: el2::own_counters(features.pmu) | MDCR_TRAPS | if features.fgt != 0 { MDCR_TDCC } else { 0 },
         hcrx: sysreg::HCRX_EL2::MSCEn::SET.value,
-        mpam: MPAM_TRAPS,
+        mpam: (MPAM2_EL2::TRAPMPAM0EL1::SET + MPAM2_EL2::TRAPMPAM1EL1::SET).value,
         ..Traps::ZERO
     }
 }
@@ -122,25 +140,32 @@ fn write_common(features: &Features, traps: &Traps) {
     }
 }
 
-/// Traps for a VM; the host's counters stop. In force when `bank::restore` has come to its first ISB: until then nothing of EL1 is used, and the core
-/// itself uses nothing that they trap.
+/// Traps for a VM, but HCR_EL2, which came with its stage 2, except for `lines`; the host's counters stop. In force when `bank::restore` has come to its first ISB: until
+/// then nothing of EL1 is used, and the core itself uses nothing that they trap.
 pub fn activate(world: &mut World, lines: VirtualLines) {
     pause_host_counting(world);
-    let virq = if lines.virq { HCR_VI } else { 0 };
-    let vfiq = if lines.vfiq { HCR_VF } else { 0 };
-    HCR_EL2.set(world.features.vm.hcr | virq | vfiq);
+    if lines.virq || lines.vfiq {
+        let virq = if lines.virq { HCR_VI } else { 0 };
+        let vfiq = if lines.vfiq { HCR_VF } else { 0 };
+        write_hcr(world.features.vm.hcr | virq | vfiq);
+    }
     sysreg::Cptr::set(cptr_of_vm(world));
     write_common(&world.features, &world.features.vm);
 }
 
-/// What waits for the host is not for the VM, and waits on: to be called before [`activate`].
-pub fn keep_serror(world: &mut World) {
+/// A VM's stage 2 and HCR_EL2; `flush` as in `Machine::vm_el2_restore_state`. What waits for the host is not for the VM, and waits on.
+pub fn set_vm_stage2(world: &mut World, vttbr: u64, shape: Shape, flush: bool) {
     world.serror = HCR_EL2.get() & HCR_VSE;
+    change_stage2(el2::vtcr(&world.features, shape), vttbr, world.features.vm.hcr);
+    if flush {
+        maintenance::flush_vmid_local();
+    }
 }
 
-/// HCR_EL2 of the host, with the SError that waits for it ([`keep_serror`]).
-pub fn set_host_hcr(world: &World) {
-    HCR_EL2.set(world.features.host.hcr | world.serror);
+/// The host's, with the SError that waits for it.
+pub fn set_host_stage2(world: &World) {
+    let features = &world.features;
+    change_stage2(features.host_vtcr, features.host_vttbr, features.host.hcr | world.serror);
 }
 
 /// The host's features and counters again. Afterwards CNTV is off, too (`bank::save`), so that its offset may change.

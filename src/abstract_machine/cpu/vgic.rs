@@ -2,7 +2,7 @@
 //!
 //! Between VMs it is off, so the host, whose interrupts do not go through it, never sees a list register at work.
 //! A VM of GICv3 has the system register interface only: ICC_SRE_EL1 is one register for host and VMs, and on most CPUs cannot be
-//! written; where it can, it is put back after the VM. Source: GIC architecture (IHI 0069) 12.4, GICv2 (IHI 0048) 5.3.
+//! written; where it can, a VM's accesses trap (ICC_SRE_EL2.Enable). Source: GIC architecture (IHI 0069) 12.4, GICv2 (IHI 0048) 5.3.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use super::super::per_cpu::World;
 use super::super::regs::{FIRST_LPI, ICC_SGI1R};
 use super::super::shadow::Context;
 use super::super::world::{VgicInfo, VgicWord};
-use super::sysreg;
+use super::{el2, sysreg};
 
 static INFO: Once<VgicInfo> = Once::new();
 static GICH: AtomicU64 = AtomicU64::new(0);
@@ -26,7 +26,6 @@ const HCR_ENABLES: u64 = 0b1110;
 const HCR_LRENPIE: u64 = 1 << 2;
 /// Most list registers that a GIC has.
 pub const MOST_LRS: usize = 16;
-const SRE: u64 = 0b111;
 /// From here on a number says that there is no interrupt, up to those of LPIs.
 const SPECIAL: u64 = 1020;
 const AP0R: usize = VgicWord::Ap0r as usize;
@@ -84,11 +83,17 @@ pub fn prepare(world: &mut World) {
     world.list_registers = world.vgic.list_registers;
 }
 
+/// Whether this CPU has the list registers that every CPU is taken to have, its registers for the GIC being on. GICv2's interface is one for all.
+pub fn has_list_registers() -> bool {
+    let info = info();
+    info.version != 3 || list_registers(sysreg::IchVtr::get().get()) >= info.list_registers
+}
+
 /// Turns the interface of this CPU off.
 fn off(version: u8) {
     match version {
         2 => gich_write(Gich::Hcr, 0, 0),
-        3 => sysreg::IchHcr::set(0),
+        3 => sysreg::IchHcr::clear(),
         _ => {}
     }
 }
@@ -109,8 +114,7 @@ pub fn save(world: &World, context: &mut Context, used: usize) {
             words.iter_mut().take(used).enumerate().for_each(|(n, word)| *word = gich_read(Gich::Lr, n));
         }
         3 => {
-            // What the VM did through the interface is in the registers after this (IHI 0069 4.2.6).
-            barrier::dsb(barrier::SY);
+            // What the VM did through the interface is in the registers since its exit's DSB (boot/switch.S: vm_leave).
             if counts {
                 words[VgicWord::Hcr as usize] = sysreg::IchHcr::get().get();
             }
@@ -127,10 +131,8 @@ pub fn save(world: &World, context: &mut Context, used: usize) {
     }
     off(world.vgic.version);
     if world.vgic.version == 3 {
-        if sysreg::IccSre1::get().get() & SRE != SRE {
-            sysreg::IccSre1::set(SRE);
-        }
-        barrier::isb(barrier::SY);
+        // In force with the next ISB, long before the host is.
+        el2::set_gic_access(true);
     }
 }
 
@@ -161,7 +163,8 @@ pub fn restore(world: &mut World, context: &Context, used: usize) {
                 set_ich_ap1r(n, words[AP1R + n]);
             }
             sysreg::IchHcr::set(hcr);
-            barrier::isb(barrier::SY);
+            // Both are in force at the entry.
+            el2::set_gic_access(false);
         }
         _ => {}
     }

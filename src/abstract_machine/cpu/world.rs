@@ -11,7 +11,7 @@ use super::super::regs::{FaultKind, Syndrome, ipa_of_hpfar};
 use super::super::shadow::{Context, Shadow, ShadowReg};
 use super::super::shape::Shape;
 use super::super::world::{ContextAt, ExitCode, VgicInfo, VirtualLines, Worlds};
-use super::{Cpu, bank, el2, entropy, fpsimd, serving, sysreg, this_for_good, translate_stage1, traps, vgic};
+use super::{Cpu, bank, entropy, fpsimd, serving, sysreg, this_for_good, translate_stage1, traps, vgic};
 
 unsafe extern "C" {
     fn run_vm(
@@ -142,20 +142,11 @@ impl Worlds for Cpu {
 
     #[inline(always)]
     fn host_el2_restore_state(&self) {
-        serving(|world| {
-            let features = &world.features;
-            traps::set_stage2(features.host_vtcr, features.host_vttbr, false);
-            // In force after the first ISB of `bank::restore`, before the host's stage 1 is.
-            traps::set_host_hcr(world);
-        });
+        serving(|world| traps::set_host_stage2(world));
     }
 
     fn vm_el2_restore_state(&self, vttbr: u64, ia_bits: u32, flush: bool) {
-        let vtcr = serving(|world| {
-            traps::keep_serror(world);
-            el2::vtcr(&world.features, Shape::again(ia_bits))
-        });
-        traps::set_stage2(vtcr, vttbr, flush);
+        serving(|world| traps::set_vm_stage2(world, vttbr, Shape::again(ia_bits), flush));
     }
 
     fn vgic_save_state(&self, ctxt: &mut Context, lrs: usize) {

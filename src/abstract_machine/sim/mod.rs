@@ -40,6 +40,7 @@ use std::{format, vec};
 use super::addr::{Ipa, PAGE_SIZE, Pa, Pfn, PhysRange, VmId};
 use super::per_cpu::Event;
 use super::regs::{El1Reg, Syndrome, SysregId};
+use super::shape::Stage2;
 use super::{Machine, SmcOutcome};
 pub use sabotage::Sabotage;
 use tables::{LogEntry, Tables};
@@ -274,11 +275,17 @@ impl State {
         self.cpus.get_mut(cpu).unwrap_or_else(|| panic!("CPU {cpu} does not exist"))
     }
 
-    fn check_root(&mut self, vm: VmId, root: u64) {
-        if let Some(regime) = self.tables.regime(vm.raw())
-            && root != regime.root | u64::from(vm.raw()) << 48
-        {
-            self.tables.violation(format!("flush of VM {} with the VTTBR {root:#x} of another", vm.raw()));
+    fn check_root(&mut self, vm: VmId, table: Stage2) {
+        let Some(regime) = self.tables.regime(vm.raw()) else { return };
+        if table.vttbr != regime.root | u64::from(vm.raw()) << 48 {
+            self.tables.violation(format!("flush of VM {} with the VTTBR {:#x} of another", vm.raw(), table.vttbr));
+        }
+        if table.shape.ia_bits() != regime.ia_bits {
+            self.tables.violation(format!(
+                "flush of VM {} with the form of another table, {:?}",
+                vm.raw(),
+                table.shape
+            ));
         }
     }
 }
@@ -330,9 +337,9 @@ impl Machine for Sim {
         self.state().flush_smmu(at, pages);
     }
 
-    fn tlb_flush_run(&self, vm: VmId, root: u64, ipa: Ipa, pages: u64) {
+    fn tlb_flush_run(&self, vm: VmId, table: Stage2, ipa: Ipa, pages: u64) {
         let mut state = self.state();
-        state.check_root(vm, root);
+        state.check_root(vm, table);
         state.tables.publish();
         for at in (0..pages).map(|n| ipa.raw() + n * PAGE_SIZE) {
             match state.sabotage {
@@ -344,9 +351,9 @@ impl Machine for Sim {
         }
     }
 
-    fn tlb_flush_vm(&self, vm: VmId, root: u64) {
+    fn tlb_flush_vm(&self, vm: VmId, table: Stage2) {
         let mut state = self.state();
-        state.check_root(vm, root);
+        state.check_root(vm, table);
         state.tables.publish();
         let vm = if state.sabotage == Some(Sabotage::FlushOfHostOnly) { VmId::HOST } else { vm };
         if state.sabotage != Some(Sabotage::NoFlushVm) {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::abstract_machine::addr::PhysRange;
+use crate::abstract_machine::shape::Shape;
 
 const POOL: u64 = 0x8000_0000;
 // AF, S2AP, inner shareable, write-back; a block.
@@ -11,6 +12,16 @@ fn sim() -> (Sim, Pa) {
     sim.publish_tables();
     sim.load_stage2(VmId::HOST, root, 39, 40);
     (sim, root)
+}
+
+/// The host's table at `root`.
+fn host(root: Pa) -> Stage2 {
+    Stage2 { vttbr: root.raw(), shape: Shape::new(39) }
+}
+
+/// That of `VM`.
+fn of_vm(root: Pa) -> Stage2 {
+    Stage2 { vttbr: root.raw() | 7 << 48, ..host(root) }
 }
 
 fn slot(table: Pa, index: u64) -> Pa {
@@ -43,7 +54,7 @@ fn a_cpu_remembers_a_leaf_until_it_is_told_to_forget() {
     assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
     sim.pt_store(slot(root, 1), 0);
     assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok(), "not flushed");
-    sim.tlb_flush_ipa(VmId::HOST, root.raw(), Ipa::new(0x7fff_f000));
+    sim.tlb_flush_ipa(VmId::HOST, host(root), Ipa::new(0x7fff_f000));
     assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_err(), "flushed by any address of the block");
     assert!(
         violation_of(|sim, root| {
@@ -90,8 +101,11 @@ fn what_breaks_the_rules_of_the_architecture_is_written_down() {
         sim.publish_tables();
     });
     assert!(misaligned.contains("not aligned to its size"), "{misaligned}");
-    let other_root = violation_of(|sim, root| sim.tlb_flush_vm(VmId::HOST, root.raw() + 4096));
+    let other_root = violation_of(|sim, root| sim.tlb_flush_vm(VmId::HOST, host(Pa::new(root.raw() + 4096))));
     assert!(other_root.contains("of another"), "{other_root}");
+    let other_form =
+        violation_of(|sim, root| sim.tlb_flush_vm(VmId::HOST, Stage2 { shape: Shape::new(48), ..host(root) }));
+    assert!(other_form.contains("the form of another"), "{other_form}");
 }
 
 /// A level-2 table with one block, linked at 1 GiB.
@@ -115,8 +129,8 @@ fn a_table_may_be_freed_after_the_whole_vm_was_flushed_and_not_before() {
             sim.free_table(table, 0);
         })
     };
-    assert_eq!(act(|sim, root| sim.tlb_flush_vm(VmId::HOST, root.raw())), "");
-    assert!(act(|sim, root| sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G)).contains("freed while Stale"));
+    assert_eq!(act(|sim, root| sim.tlb_flush_vm(VmId::HOST, host(root))), "");
+    assert!(act(|sim, root| sim.tlb_flush_ipa(VmId::HOST, host(root), AT_1G)).contains("freed while Stale"));
     assert!(act(|_, _| ()).contains("freed while a walk cache remembers it"));
 }
 
@@ -126,7 +140,7 @@ fn a_block_over_pages_that_a_tlb_remembers_is_a_conflict() {
         let table = with_table(sim, root);
         assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
         sim.pt_store(slot(root, 1), 0);
-        sim.tlb_flush_ipa(VmId::HOST, root.raw(), Ipa::new(0x4020_0000));
+        sim.tlb_flush_ipa(VmId::HOST, host(root), Ipa::new(0x4020_0000));
         sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);
         sim.publish_tables();
         assert!(sim.host_access(1, Ipa::new(0x4020_0000), AccessKind::Read).is_ok());
@@ -208,9 +222,9 @@ fn a_vm_walks_its_own_table_and_its_entries_carry_its_id() {
     assert!(sim.host_access(0, AT_1G, AccessKind::Read).is_err());
     assert!(sim.vm_access(0, VmId::new(8), AT_1G, AccessKind::Read).is_err());
     sim.pt_store(slot(root, 1), 0);
-    sim.tlb_flush_ipa(VmId::HOST, sim.regime(VmId::HOST).unwrap().root, AT_1G);
+    sim.tlb_flush_ipa(VmId::HOST, host(Pa::new(sim.regime(VmId::HOST).unwrap().root)), AT_1G);
     assert!(sim.vm_access(0, VM, AT_1G, AccessKind::Read).is_ok(), "another's flush");
-    sim.tlb_flush_ipa(VM, root.raw() | 7 << 48, AT_1G);
+    sim.tlb_flush_ipa(VM, of_vm(root), AT_1G);
     assert!(sim.vm_access(0, VM, AT_1G, AccessKind::Read).is_err());
     // The VM ran between the store and its flush.
     assert_eq!(sim.violations(), ["0x40000000 was unmapped and never flushed"]);
@@ -231,7 +245,7 @@ fn an_adopted_page_is_released_only_when_nothing_leads_to_it() {
     assert!(act(|sim, root| sim.pt_store(slot(root, 1), 0)).contains("released while Stale"));
     let flushed = act(|sim, root| {
         sim.pt_store(slot(root, 1), 0);
-        sim.tlb_flush_vm(VM, root.raw() | 7 << 48);
+        sim.tlb_flush_vm(VM, of_vm(root));
     });
     assert_eq!(flushed, "");
 }
@@ -246,7 +260,7 @@ fn a_root_is_released_only_after_every_tlb_forgot_its_vm() {
         assert!(sim.vm_access(1, VM, AT_1G, AccessKind::Read).is_ok());
         sim.pt_store(slot(root, 1), 0);
         if flush {
-            sim.tlb_flush_vm(VM, root.raw() | 7 << 48);
+            sim.tlb_flush_vm(VM, of_vm(root));
         }
         sim.release_page(Pfn::containing(root));
         assert_eq!(sim.regime(VM), None);
@@ -390,12 +404,12 @@ fn a_page_that_the_host_reaches_is_neither_adopted_nor_released() {
         assert!(sim.host_access(1, AT_1G, AccessKind::Read).is_ok());
         unmap(&sim, root);
         act(&sim);
-        sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
+        sim.tlb_flush_ipa(VmId::HOST, host(root), AT_1G);
         sim.violations_at_rest().join("; ")
     };
     let unmap = |sim: &Sim, root| {
         sim.pt_store(slot(root, 1), 0);
-        sim.tlb_flush_ipa(VmId::HOST, root.raw(), AT_1G);
+        sim.tlb_flush_ipa(VmId::HOST, host(root), AT_1G);
     };
     let adopt: fn(&Sim) = |sim| assert!(sim.adopt_page(Pfn::new(0x4_0000)));
     let release: fn(&Sim) = |sim| sim.release_page(Pfn::new(0x4_0001));
@@ -419,7 +433,7 @@ fn what_becomes_a_vms_alone_is_cleaned_after_the_host_lost_it() {
     let clean = |sim: &Sim, _, _| sim.sync_page_to_poc(PhysRange::of_pages(Pfn::new(0x4_0005), 1));
     let take = |sim: &Sim, host: Pa, _| {
         sim.pt_store(slot(host, 1), 0);
-        sim.tlb_flush_ipa(VmId::HOST, host.raw(), AT_1G);
+        sim.tlb_flush_ipa(VmId::HOST, self::host(host), AT_1G);
     };
     let give = |sim: &Sim, _, root: Pa| {
         sim.pt_store(slot(root, 1), 1 << 30 | BLOCK);

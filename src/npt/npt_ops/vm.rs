@@ -189,7 +189,7 @@ pub fn clear_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa) {
     with_vm(npts, vm, |machine, table| {
         if let Some((level, leaf)) = npt_walk::clear_npt(machine, &mut table.npt, ipa.into()) {
             table.mapped -= ram_pages(level, leaf);
-            machine.tlb_flush_ipa(vm, table.npt.vttbr(), ipa);
+            machine.tlb_flush_ipa(vm, table.npt.stage2(), ipa);
         }
     });
 }
@@ -205,7 +205,7 @@ pub fn clear_run_vm_s2pt<'t, M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, tak
         let (found, pages) = npt_walk::clear_pages(machine, &mut table.npt, ipa.into(), most, go);
         let Walk::Mapped(..) = found else { return 0 };
         table.mapped -= pages;
-        machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, pages);
+        machine.tlb_flush_run(vm, table.npt.stage2(), ipa, pages);
         pages as usize
     });
     count.and_then(|count| taken.get(..count)).unwrap_or_default()
@@ -218,7 +218,7 @@ pub fn clear_run_vm_s2pt<'t, M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa, tak
 pub fn split_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId, ipa: Ipa) -> Result<(), OutOfTables> {
     with_vm(npts, vm, |machine, table| {
         if let Some(split) = npt_walk::split_npt(machine, &mut table.npt, ipa.into())? {
-            machine.tlb_flush_ipa(vm, table.npt.vttbr(), ipa);
+            machine.tlb_flush_ipa(vm, table.npt.stage2(), ipa);
             npt_walk::finish_split(machine, split);
             machine.publish_tables();
         }
@@ -233,7 +233,7 @@ pub fn cut_vm_s2pt<M: Machine>(npts: &Npts<M>, vm: VmId) {
     with_vm(npts, vm, |machine, table| {
         if table.is_live() {
             npt_walk::park_all(machine, &mut table.npt);
-            machine.tlb_flush_vm(vm, table.npt.vttbr());
+            machine.tlb_flush_vm(vm, table.npt.stage2());
             table.phase = Phase::Cut(Gfn::new(0));
         }
     });

@@ -202,14 +202,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: leaves are not made for FWB",
         "src/npt/descriptor.rs",
-        "        if !forced || access == Stage2Access::Window {",
-        "        if true || access == Stage2Access::Window {",
+        "            (_, true) => STAGE2::MEMATTR::ForcedWriteBack,",
+        "            (_, true) => return leaf,",
     ),
     fault(
         "vm: leaves are made for FWB where there is none",
         "src/npt/descriptor.rs",
-        "        if !forced || access == Stage2Access::Window {",
-        "        if access == Stage2Access::Window {",
+        "            (_, false) => return leaf,",
+        "            (_, false) => STAGE2::MEMATTR::ForcedWriteBack,",
     ),
     fault(
         "vm: the last revoke leaves the host's mapping",
@@ -275,8 +275,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: of pages that go together one is forgotten",
         "src/npt/npt_ops/vm.rs",
-        "machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, pages);",
-        "machine.tlb_flush_run(vm, table.npt.vttbr(), ipa, 1);",
+        "machine.tlb_flush_run(vm, table.npt.stage2(), ipa, pages);",
+        "machine.tlb_flush_run(vm, table.npt.stage2(), ipa, 1);",
     ),
     fault(
         "vm: a kind is as good as another",

@@ -69,25 +69,25 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: clear without flush",
         "src/npt/npt_ops.rs",
-        "        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n",
+        "        machine.tlb_flush_run(VmId::HOST, npt.stage2(), pfn.identity().addr(), count);\n",
         "",
     ),
     fault(
         "npt_ops: flush before clear",
         "src/npt/npt_ops.rs",
-        "    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);\n        cleared |= was_there;\n        done += pages;\n    }\n    if cleared {\n        machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    }\n",
-        "    machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);\n    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);\n        cleared |= was_there;\n        done += pages;\n    }\n    let _ = cleared;\n",
+        "    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);\n        cleared |= was_there;\n        done += pages;\n    }\n    if cleared {\n        machine.tlb_flush_run(VmId::HOST, npt.stage2(), pfn.identity().addr(), count);\n    }\n",
+        "    machine.tlb_flush_run(VmId::HOST, npt.stage2(), pfn.identity().addr(), count);\n    while let Some(page) = pfn.checked_add(done).filter(|_| done < count) {\n        let (was_there, pages) = clear_host(machine, &mut npt, page.identity().addr(), count - done);\n        cleared |= was_there;\n        done += pages;\n    }\n    let _ = cleared;\n",
     ),
     fault(
         "npt_ops: of a run the first page is flushed",
         "src/npt/npt_ops.rs",
-        "machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), count);",
-        "machine.tlb_flush_run(VmId::HOST, npt.vttbr(), pfn.identity().addr(), 1);",
+        "machine.tlb_flush_run(VmId::HOST, npt.stage2(), pfn.identity().addr(), count);",
+        "machine.tlb_flush_run(VmId::HOST, npt.stage2(), pfn.identity().addr(), 1);",
     ),
     fault(
         "npt_ops: split without flush",
         "src/npt/npt_ops.rs",
-        "    machine.tlb_flush_ipa(VmId::HOST, npt.vttbr(), ipa);\n    npt_walk::finish_split",
+        "    machine.tlb_flush_ipa(VmId::HOST, npt.stage2(), ipa);\n    npt_walk::finish_split",
         "    npt_walk::finish_split",
     ),
     fault(
@@ -99,13 +99,13 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "npt_ops: merge flushes one address",
         "src/npt/npt_ops.rs",
-        "    machine.tlb_flush_vm(VmId::HOST, npt.vttbr());\n    npt_walk::free_unlinked",
-        "    machine.tlb_flush_ipa(VmId::HOST, npt.vttbr(), pfn.identity().addr());\n    npt_walk::free_unlinked",
+        "    machine.tlb_flush_vm(VmId::HOST, npt.stage2());\n    npt_walk::free_unlinked",
+        "    machine.tlb_flush_ipa(VmId::HOST, npt.stage2(), pfn.identity().addr());\n    npt_walk::free_unlinked",
     ),
     fault(
         "npt_ops: forget without flush",
         "src/npt/npt_ops.rs",
-        "    machine.tlb_flush_vm(VmId::HOST, npt.vttbr());\n    npt_walk::free_parked",
+        "    machine.tlb_flush_vm(VmId::HOST, npt.stage2());\n    npt_walk::free_parked",
         "    npt_walk::free_parked",
     ),
     fault(
@@ -147,25 +147,25 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: cut without flush",
         "src/npt/npt_ops/vm.rs",
-        "            machine.tlb_flush_vm(vm, table.npt.vttbr());\n",
+        "            machine.tlb_flush_vm(vm, table.npt.stage2());\n",
         "",
     ),
     fault(
         "vm: flush before cut",
         "src/npt/npt_ops/vm.rs",
-        "            npt_walk::park_all(machine, &mut table.npt);\n            machine.tlb_flush_vm(vm, table.npt.vttbr());\n",
-        "            machine.tlb_flush_vm(vm, table.npt.vttbr());\n            npt_walk::park_all(machine, &mut table.npt);\n",
+        "            npt_walk::park_all(machine, &mut table.npt);\n            machine.tlb_flush_vm(vm, table.npt.stage2());\n",
+        "            machine.tlb_flush_vm(vm, table.npt.stage2());\n            npt_walk::park_all(machine, &mut table.npt);\n",
     ),
     fault(
         "vm: unmapped without flush",
         "src/npt/npt_ops/vm.rs",
-        "            machine.tlb_flush_ipa(vm, table.npt.vttbr(), ipa);\n        }\n    });\n",
+        "            machine.tlb_flush_ipa(vm, table.npt.stage2(), ipa);\n        }\n    });\n",
         "            let _ = (vm, ipa);\n        }\n    });\n",
     ),
     fault(
         "vm: split without flush",
         "src/npt/npt_ops/vm.rs",
-        "            machine.tlb_flush_ipa(vm, table.npt.vttbr(), ipa);\n            npt_walk::finish_split",
+        "            machine.tlb_flush_ipa(vm, table.npt.stage2(), ipa);\n            npt_walk::finish_split",
         "            npt_walk::finish_split",
     ),
     fault(
