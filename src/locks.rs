@@ -3,11 +3,8 @@
 //! | primitive                    | does                                                          |
 //! |------------------------------|---------------------------------------------------------------|
 //! | [`wait_lock`]                | joins the line and waits for its turn                         |
-//! | [`pass_lock`]                | serves the next in line                                       |
 //! | [`Lock::acquire`]            | [`wait_lock`], after a check of the lock order                |
-//! | drop of [`Guard`]            | as [`pass_lock`]                                              |
-//!
-//! [`pass_lock`] is the proof's; no caller in the core, whose guards do the same, but the test that explores interleavings.
+//! | drop of [`Guard`]            | serves the next in line: K's `pass_lock`                                              |
 //!
 //! The data of an object is reachable only through its guard, so "lock held, data pulled" of the proof is a
 //! type. Waiting is first come, first served.
@@ -54,11 +51,6 @@ pub fn wait_lock<T, W: Words>(turn: &Turn<T, W>) -> Held<'_, T, W> {
         }
         W::relax();
     }
-}
-
-/// Gives the turn to the next in line. K: `pass_lock`.
-pub fn pass_lock<T, W: Words>(held: Held<'_, T, W>) {
-    drop(held);
 }
 
 /// An object behind a ticket lock of a certain rank.

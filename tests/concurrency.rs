@@ -18,9 +18,8 @@ use corevisor::memory::memory_ops::{
 };
 use corevisor::npt::{Level, VmKind};
 use corevisor::spec::invariants::View;
-use corevisor::spec::world::{Layout, World};
+use corevisor::spec::world::{Layout, World, host_sync};
 use corevisor::trap::Core;
-use corevisor::trap::trap_handler::host_trap_handler;
 use corevisor_evidence::{Rng, factor, tell};
 
 const RAM: u64 = 0x4000_0000;
@@ -40,7 +39,7 @@ fn touch(core: &Core<Sim>, cpu: usize, at: u64) -> bool {
                 let start = Trapped { pc: PC, pstate: 5, vbar_el1: 0x8000, ..Trapped::default() };
                 core.machine().set_trapped(cpu, start);
                 core.machine().take_abort(cpu, Ipa::new(at), at, AccessKind::Read, fault);
-                host_trap_handler(core, &mut TrapFrame::default());
+                host_sync(core, &mut TrapFrame::default());
                 if core.machine().trapped(cpu).pc != PC {
                     return false;
                 }

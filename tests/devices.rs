@@ -9,7 +9,8 @@ use corevisor::memory::oracle::{self, Broken};
 use corevisor::memory::page_manager::PageState;
 use corevisor::npt::{Level, VmKind};
 use corevisor::spec::world::{Layout, World};
-use corevisor::spt::mmio_spt_ops::{map_spt, unmap_spt, walk_spt};
+use corevisor::spt::mmio_spt_ops::{map_spt, unmap_spt};
+use corevisor::spt::mmio_spt_walk::walk_smmu_pt;
 
 const RAM: u64 = 0x4000_0000;
 const WINDOW: u64 = 0x0900_0000;
@@ -55,7 +56,7 @@ fn device(world: &mut World, at: u64) -> bool {
 
 fn leaf(world: &World, at: u64) -> Option<Level> {
     let memory = world.core.memory();
-    walk_spt(memory.machine(), memory.spt().unwrap(), Ipa::new(at)).map(|(level, _)| level)
+    walk_smmu_pt(memory.machine(), &memory.spt().unwrap().acquire(), Ipa::new(at).into()).map(|(level, _)| level)
 }
 
 fn destroy(world: &mut World, vm: VmId) {

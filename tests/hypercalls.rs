@@ -22,7 +22,7 @@ use corevisor::npt::npt_ops::vm::vm_s2pt;
 use corevisor::spec::invariants::View;
 use corevisor::spec::vm::Vm;
 use corevisor::spec::vm_world::{GICV, abstract_vm};
-use corevisor::trap::trap_handler::host_trap_handler;
+use corevisor::spec::world::host_sync;
 use corevisor_evidence::{Rng, seeds, tell};
 
 const SEED: u64 = 41;
@@ -34,7 +34,7 @@ fn call(host: &Host, immediate: u64, x: [u64; 6]) -> [u64; 31] {
     frame.x[..6].copy_from_slice(&x);
     let sim = host.world.sim();
     sim.set_trapped(0, Trapped { esr: HVC | immediate, pc: 0x1000, pstate: 0x5, ..Trapped::default() });
-    host_trap_handler(&host.world.core, &mut frame);
+    host_sync(&host.world.core, &mut frame);
     assert_eq!(sim.get_cur_vmid().raw(), 0, "the host is back");
     frame.x
 }

@@ -1,7 +1,7 @@
 //! The ticket lock under an interleaving explorer (loom): every order of two CPUs, and every order with a bounded number of
 //! preemptions and polls of three, under the C11 memory model.
 //!
-//! The primitives under test are `wait_lock` and `pass_lock` over `Turn`; only the atomics are loom's: the orderings are `Counters`' own. The data is a cell
+//! The primitives under test are `wait_lock` and the drop of what it gives (K: `pass_lock`) over `Turn`; only the atomics are loom's: the orderings are `Counters`' own. The data is a cell
 //! that reports every access that is not ordered after the last one.
 #![forbid(unsafe_code)]
 
@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering as O};
 
 use corevisor::abstract_machine::turn::{Counters, Held, Ticket, Turn, Word, Words};
-use corevisor::locks::{pass_lock, wait_lock};
+use corevisor::locks::wait_lock;
 use corevisor::spec::locks::Line;
 use loom::cell::Cell;
 use loom::sync::Arc;
@@ -97,14 +97,14 @@ fn count_together<W: Words + Send + 'static>(cpus: usize, rounds: u32) {
     }
     let held = wait_lock(&turn);
     assert_eq!(held.get(), cpus as u32 * rounds);
-    pass_lock(held);
+    drop(held);
 }
 
 fn add<W: Words>(turn: &Turn<Cell<u32>, W>, rounds: u32) {
     for _ in 0..rounds {
         let held = wait_lock(turn);
         held.set(held.get() + 1);
-        pass_lock(held);
+        drop(held);
     }
 }
 
@@ -164,7 +164,7 @@ type Waiting = (u32, Ticket<'static, Data, Watched>);
 fn serve(me: u32, mut held: Held<'static, Data, Watched>) {
     held.cell.set(held.cell.get() + 1);
     held.served.push(me);
-    pass_lock(held);
+    drop(held);
 }
 
 /// CPU `me` takes a ticket and looks at most `polls` times whether it is its turn. An explorer cannot follow CPUs that
@@ -214,7 +214,7 @@ fn three_cpus_are_served_one_at_a_time_and_who_came_first_is_served_first() {
         let held = wait_lock(turn);
         assert_eq!(held.cell.get(), 3);
         assert_eq!(held.served, *places.lock().unwrap());
-        pass_lock(held);
+        drop(held);
     });
     let bounds = [("CPUs", 3), ("most preemptions", 4), ("most polls", POLLS as u64), ("interleavings", runs as u64)];
     tell("locks_explored: bounded interleavings", &bounds);

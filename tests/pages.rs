@@ -34,7 +34,7 @@ fn pfn(at: u64) -> Pfn {
 }
 
 fn level(world: &World, at: u64) -> Option<Level> {
-    npt_ops::get_level_s2pt(world.core.memory().npts(), Ipa::new(at))
+    npt_ops::walk_s2pt(world.core.memory().npts(), Ipa::new(at)).map(|(level, _)| level)
 }
 
 fn touch(world: &mut World, cpu: usize, at: u64) -> bool {

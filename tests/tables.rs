@@ -10,7 +10,7 @@ use corevisor::abstract_machine::addr::{BLOCK_1G, BLOCK_2M, Gfn, Ipa, Pa, Pfn, P
 use corevisor::abstract_machine::sim::Sim;
 use corevisor::abstract_machine::sim::walker::AccessKind;
 use corevisor::npt::descriptor::{Desc, Stage2Access};
-use corevisor::npt::npt_walk::SetNptError;
+use corevisor::npt::npt_walk::{SetNptError, set_npt};
 use corevisor::npt::pt_alloc::{OutOfTables, alloc_root};
 use corevisor::npt::{Level, Npts, Shape, TableOwner, VM_SLOTS, no_vm, npt_ops};
 use corevisor::spec::npt::{self, Leaf, Table};
@@ -31,8 +31,16 @@ fn ram(level: Level, at: u64) -> Desc {
     Desc::stage2(level, Pa::new(at), Stage2Access::Ram)
 }
 
+/// K: `map_s2pt`.
+fn map_s2pt(npts: &Npts<Sim>, ipa: Ipa, level: Level, leaf: Desc) -> Result<(), SetNptError> {
+    let set = set_npt(npts.machine(), &mut npts.host().acquire(), ipa.into(), level, leaf);
+    // Also after an error: tables may have been added on the way.
+    npts.machine().publish_tables();
+    set
+}
+
 fn map(npts: &Npts<Sim>, level: Level, at: u64) -> Result<(), SetNptError> {
-    npt_ops::map_s2pt(npts, Ipa::new(at), level, ram(level, at))
+    map_s2pt(npts, Ipa::new(at), level, ram(level, at))
 }
 
 fn reach(npts: &Npts<Sim>, cpu: usize, at: u64) -> bool {
@@ -53,7 +61,7 @@ fn every_shape_of_root_maps_its_first_and_its_last_page_and_no_more() {
         for beyond in [behind, behind + 4096, 1 << 52] {
             assert_eq!(map(&npts, Level::L3, beyond), Err(SetNptError::OutOfRange), "{bits} bits, {beyond:#x}");
             assert_eq!(npt_ops::walk_s2pt(&npts, Ipa::new(beyond)), None);
-            npt_ops::clear_pfn_host(&npts, Pfn::new(beyond >> 12));
+            npt_ops::clear_run_host(&npts, Pfn::new(beyond >> 12), 1);
             npt_ops::merge_host(&npts, Pfn::new(beyond >> 12), Level::L2);
         }
         assert!(reach(&npts, 1, 0) && reach(&npts, 1, last));
@@ -67,7 +75,7 @@ fn a5_a_block_that_is_not_aligned_is_refused() {
     for (level, at) in [(Level::L2, BLOCK_1G + 4096), (Level::L1, BLOCK_2M), (Level::L3, 0x800)] {
         assert_eq!(map(&npts, level, at), Err(SetNptError::Misaligned));
     }
-    let bent = npt_ops::map_s2pt(&npts, Ipa::new(BLOCK_2M), Level::L2, ram(Level::L2, BLOCK_2M + 4096));
+    let bent = map_s2pt(&npts, Ipa::new(BLOCK_2M), Level::L2, ram(Level::L2, BLOCK_2M + 4096));
     assert_eq!(bent, Err(SetNptError::Misaligned));
     assert_eq!(npts.host().acquire().table_pages(), 2, "the root, and nothing else");
 }
@@ -78,10 +86,10 @@ fn a4_a_leaf_is_never_overwritten_by_another() {
     for (level, at) in [(Level::L3, 0x1000), (Level::L2, BLOCK_2M), (Level::L1, BLOCK_1G)] {
         assert_eq!(map(&npts, level, at), Ok(()));
         assert_eq!(map(&npts, level, at), Ok(()), "the same leaf twice is one leaf");
-        let other = npt_ops::map_s2pt(&npts, Ipa::new(at), level, ram(level, at + level.size()));
+        let other = map_s2pt(&npts, Ipa::new(at), level, ram(level, at + level.size()));
         let window = Desc::stage2(level, Pa::new(at), Stage2Access::Window);
         assert_eq!(other, Err(SetNptError::Occupied));
-        assert_eq!(npt_ops::map_s2pt(&npts, Ipa::new(at), level, window), Err(SetNptError::Occupied));
+        assert_eq!(map_s2pt(&npts, Ipa::new(at), level, window), Err(SetNptError::Occupied));
         assert!(reach(&npts, 0, at));
     }
     assert_clean(&npts);
@@ -97,7 +105,7 @@ fn a_block_never_goes_over_a_table_nor_a_page_under_a_block() {
     assert_eq!(map(&npts, Level::L3, BLOCK_1G), Err(SetNptError::Occupied));
     assert_eq!(map(&npts, Level::L2, BLOCK_1G), Err(SetNptError::Occupied));
     // An empty table is a table.
-    npt_ops::clear_pfn_host(&npts, Pfn::new(1));
+    npt_ops::clear_run_host(&npts, Pfn::new(1), 1);
     assert_eq!(map(&npts, Level::L2, 0), Err(SetNptError::Occupied));
     assert_clean(&npts);
 }
@@ -108,11 +116,12 @@ fn a_split_keeps_everything_else_mapped_and_the_page_goes_on_every_cpu() {
     assert_eq!(map(&npts, Level::L1, BLOCK_1G), Ok(()));
     let gone = BLOCK_1G + 5 * BLOCK_2M + 7 * 4096;
     assert!(reach(&npts, 0, gone) && reach(&npts, 1, gone));
-    npt_ops::clear_pfn_host(&npts, Pfn::new(gone >> 12));
+    npt_ops::clear_run_host(&npts, Pfn::new(gone >> 12), 1);
     for at in (BLOCK_1G..2 * BLOCK_1G).step_by(4096) {
         assert_eq!((reach(&npts, 0, at), reach(&npts, 1, at)), (at != gone, at != gone), "{at:#x}");
     }
-    let levels = [gone, gone + 4096, BLOCK_1G].map(|at| npt_ops::get_level_s2pt(&npts, Ipa::new(at)));
+    let levels =
+        [gone, gone + 4096, BLOCK_1G].map(|at| npt_ops::walk_s2pt(&npts, Ipa::new(at)).map(|(level, _)| level));
     assert_eq!(levels, [None, Some(Level::L3), Some(Level::L2)]);
     assert_eq!(npts.host().acquire().table_pages(), 2 + 2);
     assert_clean(&npts);
@@ -162,8 +171,8 @@ fn when_the_pool_ends_a_page_still_goes_and_takes_its_block_with_it() {
     assert_eq!((map(&npts, Level::L2, BLOCK_2M), map(&npts, Level::L1, BLOCK_1G)), (Ok(()), Ok(())));
     let page = BLOCK_2M + 0x3000;
     assert!(reach(&npts, 0, page) && reach(&npts, 1, BLOCK_1G + page));
-    npt_ops::clear_pfn_host(&npts, Pfn::new(page >> 12));
-    npt_ops::clear_pfn_host(&npts, Pfn::new((BLOCK_1G + page) >> 12));
+    npt_ops::clear_run_host(&npts, Pfn::new(page >> 12), 1);
+    npt_ops::clear_run_host(&npts, Pfn::new((BLOCK_1G + page) >> 12), 1);
     for at in [page, BLOCK_2M, BLOCK_1G + page, BLOCK_1G] {
         assert!(!reach(&npts, 0, at) && !reach(&npts, 1, at), "{at:#x}");
     }
@@ -237,15 +246,14 @@ fn a_table_and_its_map_agree_after_every_random_operation() {
             let (gfn, pfn) = (Gfn::new(at >> 12), Pfn::new(output >> 12));
             match rng.below(8) {
                 0..=3 => {
-                    let code =
-                        npt_ops::map_s2pt(&npts, Ipa::new(at), level, Desc::stage2(level, Pa::new(output), access));
+                    let code = map_s2pt(&npts, Ipa::new(at), level, Desc::stage2(level, Pa::new(output), access));
                     let (table, free, result) = npt::set_npt(spec.0, spec.1, gfn, Leaf { pfn, level, access });
                     spec = (table, free);
                     assert_eq!(code, result, "seed {seed} step {n}: {level:?} at {at:#x}");
                     outcomes.insert(format!("{code:?}"));
                 }
                 4 | 5 => {
-                    npt_ops::clear_pfn_host(&npts, Pfn::new(at >> 12));
+                    npt_ops::clear_run_host(&npts, Pfn::new(at >> 12), 1);
                     spec = npt::clear_pfn_host(spec.0, spec.1, Pfn::new(at >> 12));
                 }
                 6 if level != Level::L3 => {
@@ -265,7 +273,7 @@ fn a_table_and_its_map_agree_after_every_random_operation() {
                 let expected =
                     spec.0.in_range(Gfn::new(at >> 12)).then(|| spec.0.translate(Gfn::new(at >> 12))).flatten();
                 assert_eq!(seen, expected.map(|(pfn, _)| pfn.addr()), "seed {seed} step {n}: {at:#x} on CPU {cpu}");
-                let level = npt_ops::get_level_s2pt(&npts, Ipa::new(at));
+                let level = npt_ops::walk_s2pt(&npts, Ipa::new(at)).map(|(level, _)| level);
                 assert_eq!(level, spec.0.walk(Gfn::new(at >> 12)).map(|(_, leaf)| leaf.level));
             }
             assert_eq!(npts.machine().free_pages(), spec.1);

@@ -31,8 +31,6 @@ mod fields {
             /// Exception class.
             EC OFFSET(26) NUMBITS(6) [
                 Unknown = 0x00,
-                TrappedWfx = 0x01,
-                SveAccess = 0x19,
                 Illegal = 0x0e,
                 Hvc64 = 0x16,
                 Smc64 = 0x17,
@@ -97,14 +95,8 @@ mod fields {
             TCO OFFSET(25) NUMBITS(1) [],
             /// Data-independent timing.
             DIT OFFSET(24) NUMBITS(1) [],
-            /// User access override.
-            UAO OFFSET(23) NUMBITS(1) [],
             /// Privileged access never.
             PAN OFFSET(22) NUMBITS(1) [],
-            /// Software step.
-            SS OFFSET(21) NUMBITS(1) [],
-            /// Illegal execution state.
-            IL OFFSET(20) NUMBITS(1) [],
             /// Speculative store bypass is safe.
             SSBS OFFSET(12) NUMBITS(1) [],
             /// Masks of debug, SError, IRQ and FIQ.
@@ -116,7 +108,6 @@ mod fields {
                 EL0t = 0b0_0000,
                 EL1t = 0b0_0100,
                 EL1h = 0b0_0101,
-                EL2h = 0b0_1001,
             ],
         ],
 

@@ -169,8 +169,6 @@ pub enum ShadowReg {
     Cntvoff,
     /// Number of exits.
     Exits,
-    /// The CPU that it ran on last, plus 1.
-    LastCpu,
     /// What the core may deliver by itself in this run (the interface's `Mailbox::direct`).
     Direct,
     /// Which list registers are in use, and whose ([`LISTS`](super::regs::LISTS)).
@@ -199,8 +197,8 @@ pub struct Context {
     pub pstate: u64,
     /// ESR_EL2, FAR_EL2, HPFAR_EL2 of the last exit.
     pub syndrome: [u64; 3],
-    /// Dirty, Flags, Cntvoff, Exits, LastCpu, Direct, Lists.
-    pub control: [u64; 7],
+    /// Dirty, Flags, Cntvoff, Exits, Direct, Lists.
+    pub control: [u64; 6],
     /// By [`BankReg`].
     pub bank: [u64; BANK_REGS],
     /// q0 to q31, low half first.
@@ -227,9 +225,8 @@ macro_rules! place {
             ShadowReg::Flags => $context.control.$get(1),
             ShadowReg::Cntvoff => $context.control.$get(2),
             ShadowReg::Exits => $context.control.$get(3),
-            ShadowReg::LastCpu => $context.control.$get(4),
-            ShadowReg::Direct => $context.control.$get(5),
-            ShadowReg::Lists => $context.control.$get(6),
+            ShadowReg::Direct => $context.control.$get(4),
+            ShadowReg::Lists => $context.control.$get(5),
             ShadowReg::Bank(reg) => $context.bank.$get(reg as usize),
             ShadowReg::Q(n) => $context.q.$get(usize::from(n)),
             ShadowReg::Fpsr => $context.fp_control.$get(0),
@@ -246,7 +243,7 @@ impl Context {
         pc: 0,
         pstate: 0,
         syndrome: [0; 3],
-        control: [0; 7],
+        control: [0; 6],
         bank: [0; BANK_REGS],
         q: [0; 64],
         fp_control: [0; 2],

@@ -14,7 +14,7 @@
 //! | [`ordinary`]               | an ordinary VM's memory: `Host` <-> `Lent`     | S2Page, then Npt |
 //! | [`reclaim`]                | all of a VM's memory -> `Host`                 | S2Page, then Npt |
 //!
-//! [`return_page_to_host`] is the proof's; no caller in the core, but the specification's tests.
+//! [`return_page_to_host`] is the proof's; the core never gives a page of its own back, so it is there for the specification's tests only.
 //!
 //! No two Npt locks are held at once; what was checked in one table stays true while S2Page is held, because nobody changes a table without it.
 //!
@@ -165,6 +165,7 @@ pub fn assign_page_to_core<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), 
 ///
 /// # Errors
 /// [`Denied::NotDescribed`] if the page is no RAM, [`Denied::NotOwner`] if it is not in state `Core`.
+#[cfg(not(target_os = "none"))]
 pub fn return_page_to_host<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
     expect_state(mem, &pages, pfn, PageState::Core)?;

@@ -4,9 +4,6 @@
 //! |------------------------------------------------------------------|-----------------------------------|--------|
 //! | [`get_pfn_state`], [`set_pfn_state`]                             | the whole record                  | S2Page |
 //! | [`get_pfn_run`], [`set_pfn_run`]                                 | those of many pages at once       | S2Page |
-//! | [`get_pfn_owner`]                                                | who owns a page; the proof's, no caller in the core | S2Page |
-//! | [`get_pfn_count`]                                                | how often it is lent or shared; likewise            | S2Page |
-//! | [`get_pfn_map`]                                                  | where its owner sees it; likewise                   | S2Page |
 //! | [`for_each_foreign_run`]                                         | all pages that are not the host's | S2Page |
 //! | [`host_may_access_block`]                                        | whether the host may access all of a 2 MiB or 1 GiB block | S2Page |
 //! | [`host_blocks`]                                                  | how many 2 MiB blocks behind one another it may access all of | S2Page |
@@ -87,15 +84,6 @@ impl PageState {
     pub const fn host_may_access(self) -> bool {
         matches!(self, Self::Host | Self::Lent(_) | Self::Shared { .. })
     }
-}
-
-/// Owner of a page of RAM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PageOwner {
-    /// The core.
-    Core,
-    /// The host or a VM.
-    Vm(VmId),
 }
 
 /// The record of one page: 8 bytes.
@@ -304,31 +292,6 @@ pub fn for_each_foreign_run(pages: &S2Pages, regions: &MemRegions, mut act: impl
     }
 }
 
-/// Owner of `pfn`, or `None` if it is no page of RAM. K: `get_pfn_owner`.
-pub fn get_pfn_owner(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<PageOwner> {
-    Some(match get_pfn_state(pages, regions, pfn)? {
-        PageState::Host | PageState::Lent(_) => PageOwner::Vm(VmId::HOST),
-        PageState::Core => PageOwner::Core,
-        PageState::Private { vm, .. } | PageState::Shared { vm, .. } | PageState::Dma { vm } => PageOwner::Vm(vm),
-    })
-}
-
-/// How often `pfn` is lent or shared, or `None` if it is no page of RAM. K: `get_pfn_count`.
-pub fn get_pfn_count(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<u8> {
-    Some(match get_pfn_state(pages, regions, pfn)? {
-        PageState::Lent(count) | PageState::Shared { count, .. } => count,
-        _ => 0,
-    })
-}
-
-/// Where a VM that owns `pfn` sees it, or `None` if no VM owns it. K: `get_pfn_map`.
-pub fn get_pfn_map(pages: &S2Pages, regions: &MemRegions, pfn: Pfn) -> Option<Gfn> {
-    match get_pfn_state(pages, regions, pfn)? {
-        PageState::Private { gfn, .. } | PageState::Shared { gfn, .. } => Some(gfn),
-        _ => None,
-    }
-}
-
 /// Whether the host may access every page of `range`, whole 2 MiB blocks within one bank of RAM.
 pub fn host_may_access_block(pages: &S2Pages, regions: &MemRegions, range: PhysRange) -> bool {
     !range.is_empty() && host_blocks(pages, regions, range) == range.size() / BLOCK_2M
@@ -387,8 +350,7 @@ mod tests {
         let (pages, regions) = world();
         let pfn = Pfn::new(0x4_0000);
         assert_eq!(get_pfn_state(&pages, &regions, pfn), Some(PageState::Host));
-        assert_eq!(get_pfn_owner(&pages, &regions, pfn), Some(PageOwner::Vm(VmId::HOST)));
-        assert_eq!(get_pfn_owner(&pages, &regions, Pfn::new(0x3_ffff)), None);
+        assert_eq!(get_pfn_state(&pages, &regions, Pfn::new(0x3_ffff)), None);
     }
 
     #[test]

@@ -32,7 +32,6 @@ register_bitfields! {u64,
         AF OFFSET(10) NUMBITS(1) [],
         /// Shareability.
         SH OFFSET(8) NUMBITS(2) [
-            Non = 0b00,
             Inner = 0b11,
         ],
         /// Access permission.
@@ -42,7 +41,6 @@ register_bitfields! {u64,
         ],
         /// Memory attributes. With HCR_EL2.FWB their encoding is another one, in which 0b1111 is reserved and 0b0101 means the same.
         MEMATTR OFFSET(2) NUMBITS(4) [
-            DeviceNGnRE = 0b0001,
             NormalNonCacheable = 0b0101,
             ForcedWriteBack = 0b0110,
             NormalWriteBack = 0b1111,
@@ -57,7 +55,6 @@ register_bitfields! {u64,
         AF OFFSET(10) NUMBITS(1) [],
         /// Shareability.
         SH OFFSET(8) NUMBITS(2) [
-            Non = 0b00,
             Inner = 0b11,
         ],
         /// Access permission: AP[2:1]; AP[1] is RES1 in a regime without EL0.

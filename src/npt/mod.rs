@@ -93,11 +93,6 @@ pub struct Npt {
 }
 
 impl Npt {
-    /// Whose table this is.
-    pub const fn owner(&self) -> TableOwner {
-        self.owner
-    }
-
     /// The form of the table.
     pub const fn shape(&self) -> Shape {
         self.shape

@@ -2,17 +2,13 @@
 //!
 //! | primitive                | does                                                               | lock      |
 //! |--------------------------|--------------------------------------------------------------------|-----------|
-//! | [`get_level_s2pt`]       | level of the leaf at an address                                    | takes Npt |
 //! | [`walk_s2pt`]            | the leaf at an address                                             | takes Npt |
-//! | [`map_s2pt`]             | puts one leaf where nothing is                                     | takes Npt |
-//! | [`map_largest_s2pt`]     | the same, of the largest size that both table and owner allow      | takes Npt |
-//! | [`clear_pfn_host`], [`clear_run_host`] | the host no longer reaches a page, or some, and no TLB says otherwise | takes Npt |
+//! | [`map_largest_s2pt`]     | puts a leaf where nothing is, of the largest size that both table and owner allow | takes Npt |
+//! | [`clear_run_host`]       | the host no longer reaches some pages, and no TLB says otherwise | takes Npt |
 //! | [`merge_host`]           | the tables in the place of one block go                            | takes Npt |
 //! | [`clear_block_host`]     | the same for a block of 2 MiB                                      | takes Npt |
 //! | [`forget_host`]          | all tables of the host below the root go                           | takes Npt |
 //! | [`vm`]                   | the same for the tables of VMs                                     | takes Npt |
-//!
-//! [`get_level_s2pt`], [`map_s2pt`] and [`clear_pfn_host`] are the proof's; no caller in the core, but the specification's tests.
 //!
 //! What one critical section makes valid is one leaf, or leaves behind one another in one table where nothing stood: a walk meets one of them, so it gives what it gave
 //! before or what it gives after, in whatever order they are seen (K §6.1 17; the proof has one leaf only). What was valid is unmapped by: invalid entry, DSB, TLBI by
@@ -29,12 +25,6 @@ use super::{Level, Npt, Npts};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Ia, Ipa, Pfn, VmId};
 
-/// Level of the leaf that maps the host's `ipa`. K: `get_level_s2pt`.
-pub fn get_level_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa) -> Option<Level> {
-    let mut npt = npts.host().acquire();
-    npt_walk::get_npt_level(npts.machine(), &mut npt, ipa.into())
-}
-
 /// The leaf that maps the host's `ipa`. K: `walk_s2pt`.
 pub fn walk_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa) -> Option<(Level, Desc)> {
     let mut npt = npts.host().acquire();
@@ -42,18 +32,6 @@ pub fn walk_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa) -> Option<(Level, Desc)> 
         Walk::Mapped(level, leaf) => Some((level, leaf)),
         Walk::Hole(_) => None,
     }
-}
-
-/// Maps the host's `ipa` by `leaf` of `level`. K: `map_s2pt`.
-///
-/// # Errors
-/// See [`SetNptError`]; nothing that translates has changed.
-pub fn map_s2pt<M: Machine>(npts: &Npts<M>, ipa: Ipa, level: Level, leaf: Desc) -> Result<(), SetNptError> {
-    let mut npt = npts.host().acquire();
-    let set = npt_walk::set_npt(npts.machine(), &mut npt, ipa.into(), level, leaf);
-    // Also after an error: tables may have been added on the way.
-    npts.machine().publish_tables();
-    set
 }
 
 /// Maps the host's `ipa` by the largest leaf that fits into the table and for which `leaf_of` has one; `leaf_of` is
@@ -86,14 +64,9 @@ pub fn map_largest_s2pt<M: Machine>(
     Err(SetNptError::Occupied)
 }
 
-/// Makes the host's stage 2 forget `pfn`: afterwards no CPU holds a translation to it. A block around the page is split,
-/// so the rest of it stays mapped. If the pool has no page for the split, the whole block goes: the host's table only
+/// Makes the host's stage 2 forget the `count` pages from `pfn` on: afterwards no CPU holds a translation to them. All entries go first, then there is one flush. A block around
+/// a page is split, so the rest of it stays mapped. If the pool has no page for the split, the whole block goes: the host's table only
 /// repeats what the page records say, so the rest comes back when the host touches it. K: `clear_pfn_host`.
-pub fn clear_pfn_host<M: Machine>(npts: &Npts<M>, pfn: Pfn) {
-    clear_run_host(npts, pfn, 1);
-}
-
-/// [`clear_pfn_host`] for the `count` pages from `pfn` on: all entries first, then one flush.
 pub fn clear_run_host<M: Machine>(npts: &Npts<M>, pfn: Pfn, count: u64) {
     let machine = npts.machine();
     let mut npt = npts.host().acquire();

@@ -139,9 +139,6 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
         log::warn!("{} CPUs are more than the core drives and stay off", description.cpus_ignored);
     }
 
-    if el2::is_vhe() {
-        return Err(BootError::VheOnly);
-    }
     let smmus = smmu::take(description)?;
     let mediated = gic_tables::mediate(description)?;
     let description: &'static MachineDescription = description;

@@ -34,8 +34,6 @@ pub enum BootError {
     OutOfTables,
     /// The core's own memory could not be taken from the host.
     Protect(Denied),
-    /// The CPU has no E2H = 0.
-    VheOnly,
 }
 
 impl fmt::Display for BootError {
@@ -60,9 +58,6 @@ impl fmt::Display for BootError {
                 write!(f, "the core was loaded to {range}, which the device tree does not call RAM")
             }
             Self::NoRoomFor(what, size) => write!(f, "no {size} bytes of free RAM for {what}"),
-            Self::VheOnly => {
-                f.write_str("this CPU cannot leave HCR_EL2.E2H = 1; the core needs a CPU that runs EL2 with E2H = 0")
-            }
             Self::Protect(reason) => write!(f, "the core's own memory could not be protected: {reason:?}"),
         }
     }

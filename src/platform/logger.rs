@@ -5,7 +5,6 @@
 //! | `log::info!` etc.   | [`Logger`]'s, for one record, console output included   |
 //! | [`read_from`]       | the same, for one copy                                  |
 //! | [`panic_writer`]    | tried for a bounded time, then by-passed                |
-//! | [`force_write`]     | none                                                    |
 //!
 //! Before [`enable_locking`] no lock is taken at all: an exclusive access may fail for ever, or fault, while the MMU is
 //! off, and only the boot CPU runs then. A `Display` that is logged may not log itself (the lock is held).
@@ -144,13 +143,6 @@ fn set_level(level: LevelFilter) {
 /// not be called while something is being logged on this CPU; `buf` is the core's own memory.
 pub fn read_from(seq: u64, buf: &mut [u8]) -> ReadOut {
     LOGGER.with_history(|history| history.read_from(seq, buf))
-}
-
-/// Writes raw text to the console alone: no lock, no prefix, MMU on or off, any CPU, at any time.
-pub fn force_write(text: &[u8]) {
-    if let Some(console) = LOGGER.console() {
-        console.force_write(text);
-    }
 }
 
 /// A writer for the panic path, which cannot dead-lock: it waits a bounded time for the lock and writes to the console

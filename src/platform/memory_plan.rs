@@ -27,11 +27,6 @@ fn find_in_bank(bank: PhysRange, taken: &[PhysRange], size: u64, align: u64) -> 
     }
 }
 
-/// Whether `range` lies in one bank of `ram` and overlaps none of `taken`.
-pub fn is_free(ram: &[PhysRange], taken: &[PhysRange], range: PhysRange) -> bool {
-    ram.iter().any(|bank| bank.contains_range(range)) && !taken.iter().any(|r| !r.is_empty() && r.overlaps(range))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,12 +54,5 @@ mod tests {
         let ram = [range(0, 0x40_0000), range(0x4000_0000, 0x4010_0000)];
         assert_eq!(find_top(&ram, &[], 0x20_0000, 0x20_0000), Some(range(0x20_0000, 0x40_0000)));
         assert_eq!(find_top(&ram, &[range(0, 0x40_0000)], 0x20_0000, 0x20_0000), None);
-    }
-
-    #[test]
-    fn a_range_across_two_banks_is_not_free() {
-        let ram = [range(0, 0x1000), range(0x1000, 0x2000)];
-        assert!(is_free(&ram, &[], range(0, 0x1000)) && !is_free(&ram, &[], range(0x800, 0x1800)));
-        assert!(!is_free(&ram, &[range(0, 1)], range(0, 0x1000)));
     }
 }

@@ -11,7 +11,7 @@ use spin::Once;
 use super::host_start::CoreMemory;
 use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, PhysRange, Va};
-use crate::abstract_machine::cpu::{self, maintenance, pool};
+use crate::abstract_machine::cpu::{self, maintenance};
 use crate::abstract_machine::per_cpu::PerCpu;
 use crate::npt::Level;
 use crate::npt::descriptor::{CoreAccess, Desc};
@@ -196,12 +196,8 @@ pub fn write(pfn: Pfn, first_word: usize, words: &[u64]) {
 
 /// See `Machine::clear_phys_run`.
 pub fn clear(pages: PhysRange) {
-    // The core's own pages are in no window. Pages that it adopted may be: their other address has the same attributes, so it finds the zeroes there.
-    if pool::holds(pages.base()) && !pages.is_empty() {
-        maintenance::zero_to_poc(pages);
-    } else {
-        show_all(pages, maintenance::zero_to_poc);
-    }
+    // Pages that the core adopted are among them: their other address has the same attributes, so it finds the zeroes there.
+    show_all(pages, maintenance::zero_to_poc);
 }
 
 /// See `Machine::zero_phys_run`.

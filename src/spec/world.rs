@@ -14,7 +14,7 @@ use super::invariants::View;
 use super::{Region, State, memory, npt, spt, trap};
 use crate::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
 use crate::abstract_machine::per_cpu::Event;
-use crate::abstract_machine::regs::TrapFrame;
+use crate::abstract_machine::regs::{ExceptionClass, TrapFrame};
 use crate::abstract_machine::sim::walker::{AccessKind, Fault, Leaf, TableAt};
 use crate::abstract_machine::sim::{Sim, Trapped, run_as};
 use crate::abstract_machine::{Machine, SmcOutcome};
@@ -30,7 +30,7 @@ use crate::spt::Spt;
 use crate::spt::mmio_pt_alloc::pages_for;
 use crate::spt::mmio_spt_ops::init_spt;
 use crate::trap::Core;
-use crate::trap::trap_handler::{host_serror_handler, host_trap_handler};
+use crate::trap::trap_handler::{host_hvc_handler, host_serror_handler, host_trap_handler};
 use crate::vm;
 
 /// What a test machine looks like.
@@ -90,6 +90,14 @@ pub struct World {
     pub secret: u64,
     /// Where each gfn of a protected VM was mapped to, ever since (K §6.4 f).
     placed: RefCell<BTreeMap<(VmId, Gfn), Pfn>>,
+}
+
+/// A synchronous exception of the host, as boot/vectors.S hands it on.
+pub fn host_sync(core: &Core<Sim>, frame: &mut TrapFrame) {
+    match core.machine().read_esr_el2().class() {
+        ExceptionClass::Hvc64 => host_hvc_handler(core, frame.hypercall_registers()),
+        _ => host_trap_handler(core, frame),
+    }
 }
 
 impl World {
@@ -223,7 +231,7 @@ impl World {
         self.sim().set_trapped(cpu, trapped);
         self.spec.cpus[cpu] = trapped;
         let mut frame = TrapFrame { x, sp: 0 };
-        host_trap_handler(&self.core, &mut frame);
+        host_sync(&self.core, &mut frame);
         let code = (self.sim().trapped(cpu), frame.x);
         self.agreed(code, |s| {
             let (s, x) = trap::host_trap(s, cpu, x, &firmware);

@@ -3,25 +3,24 @@
 //! | primitive        | does                                                                     | lock      |
 //! |------------------|--------------------------------------------------------------------------|-----------|
 //! | [`init_spt`]     | a table of all RAM, and of the pages that take interrupts; at boot       | none yet  |
-//! | [`walk_spt`]     | the leaf at an address                                                   | takes Spt |
 //! | [`walk_spt_block`] | which pages of a block devices reach                                   | takes Spt |
 //! | [`map_spt`]      | devices reach some pages                                                 | takes Spt |
 //! | [`unmap_spt`]    | devices no longer reach some pages, and no TLB of an SMMU says otherwise  | takes Spt |
 //!
-//! [`walk_spt`] is the proof's; no caller in the core, but the specification's tests. Unlike the proof's, [`unmap_spt`] makes the SMMUs forget, and waits for accesses that are on their way (K §8.3 A6). None of them can fail.
+//! Unlike the proof's, [`unmap_spt`] makes the SMMUs forget, and waits for accesses that are on their way (K §8.3 A6). None of them can fail.
 //!
 //! Below: MmioSPTWalk. Above: MemManager. Specification: `spec::spt`. Source: SeKVM layer MmioSPTOps; K §2 L12.
 #![forbid(unsafe_code)]
 
 use super::Spt;
 use super::mmio_pt_alloc::{Reserve, alloc_smmu_root};
-use super::mmio_spt_walk::{Part, add_smmu_pt, clear_smmu_pt, set_smmu_pt, walk_smmu_block, walk_smmu_pt};
+use super::mmio_spt_walk::{Part, add_smmu_pt, clear_smmu_pt, set_smmu_pt, walk_smmu_block};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Ipa, Pfn, PhysRange};
 use crate::abstract_machine::shape::Shape;
 use crate::locks::{Lock, Rank};
 use crate::npt::Level;
-use crate::npt::descriptor::{Desc, Stage2Access};
+use crate::npt::descriptor::Stage2Access;
 use crate::npt::pt_alloc::OutOfTables;
 
 /// A table in which devices reach all of `ram`, by leaves of at most `largest` ([`Level::L2`] or [`Level::L3`]), and all of `doorbells`. It stands in `tables`: zeroed memory of the
@@ -47,11 +46,6 @@ pub fn init_spt<M: Machine>(
     }
     machine.publish_to_smmus();
     Ok(Lock::new(Rank::Spt, spt))
-}
-
-/// The leaf that maps a device's access to `at`. K: `walk_spt`.
-pub fn walk_spt<M: Machine>(machine: &M, spt: &Lock<Spt>, at: Ipa) -> Option<(Level, Desc)> {
-    walk_smmu_pt(machine, &spt.acquire(), at.into())
 }
 
 /// Which pages of the 2 MiB block around `at` devices reach, each at its own address: a bit for each. `None` for an address that no device has.

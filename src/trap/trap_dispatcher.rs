@@ -40,8 +40,8 @@ pub fn host_hvc_dispatcher<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Resul
 #[inline(never)]
 fn host_call<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Result<[u64; 4], CallError> {
     let [function, x1, x2, x3, x4, x5] = *args;
+    // Neither CoreVersion nor VcpuRun: they were answered before.
     match HostCall::from_function(function).ok_or(CallError::NotSupported)? {
-        HostCall::CoreVersion => Ok([INTERFACE_VERSION, x1, x2, x3]),
         HostCall::CoreStatistics => Ok([0, statistics(core, x1)?, x2, x3]),
         HostCall::CoreLogRead => {
             let (next, text) = log_read(core, x1);
@@ -50,7 +50,6 @@ fn host_call<M: Machine>(core: &Core<M>, args: &[u64; 6]) -> Result<[u64; 4], Ca
         HostCall::CallUid => Ok(CORE_UID),
         HostCall::CallRevision => Ok([INTERFACE_VERSION >> 16, INTERFACE_VERSION & 0xffff, x2, x3]),
         HostCall::CoreInfo => Ok(info(core)),
-        HostCall::VcpuRun => Err(CallError::NotSupported),
         call => host_calls::vm_call(core.vms(), call, [x1, x2, x3, x4, x5]),
     }
 }

@@ -27,18 +27,19 @@ use crate::vcpu::Action;
 use crate::vcpu::ctxt_switch::Running;
 use crate::vm::Active;
 
-/// A synchronous exception of the host.
+/// A synchronous exception of the host. A hypercall does not come here, but to [`host_hvc_handler`].
 pub fn host_trap_handler<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
     core.machine().check();
     match core.machine().read_esr_el2().class() {
-        ExceptionClass::Hvc64 => host_hvc_handler(core, frame.hypercall_registers()),
         ExceptionClass::DataAbort | ExceptionClass::InstrAbort => host_npt_handler(core, frame),
         ExceptionClass::Smc64 => host_smc_handler(core, frame),
-        ExceptionClass::Sys64 | ExceptionClass::Other(_) => trap_handler_raw::host_undefined_raw(core),
+        ExceptionClass::Hvc64 | ExceptionClass::Sys64 | ExceptionClass::Other(_) => {
+            trap_handler_raw::host_undefined_raw(core)
+        }
     }
 }
 
-/// The host made a hypercall, with these x0 to x5. boot/vectors.S comes here by a short way of its own, because a host
+/// The host made a hypercall, with these x0 to x5. boot/vectors.S comes here by a way of its own, a short one: a host
 /// may make many. K: `host_hvc_handler`.
 #[inline]
 pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut [u64; 6]) {

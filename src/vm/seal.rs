@@ -264,7 +264,7 @@ pub fn unseal_page<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, data: Pfn, tag:
 
 // ---- vCPUs ----------------------------------------------------------------------------------------------------------------
 
-/// Every register of a context but the CPU that it ran on last.
+/// Every register of a context but what is of one run only.
 fn registers() -> impl Iterator<Item = ShadowReg> {
     use ShadowReg::{Cntvoff, Dirty, EsrEl2, Exits, FarEl2, Flags, Fpcr, Fpsr, HpfarEl2, Pc, Pstate};
     let control = [Pc, Pstate, EsrEl2, FarEl2, HpfarEl2, Dirty, Flags, Cntvoff, Exits, Fpsr, Fpcr];

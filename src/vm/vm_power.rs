@@ -4,10 +4,7 @@
 //! |------------------------|--------------------------------------------------|------|
 //! | [`set_vm_poweroff`]    | no vCPU of the VM enters any more                | Vm   |
 //! | [`end_vm`]             | the same, and nobody makes it go on from a snapshot | Vm |
-//! | [`get_vm_poweron`]     | whether the VM is not powered off                | Vm   |
 //! | [`vm_kind`]            | whose memory the VM runs in                      | Vm   |
-//!
-//! [`get_vm_poweron`] is the proof's; no caller in the core, but the specification's tests.
 //!
 //! The host may power off any VM (K §8.3 A10: otherwise one that was killed could never be reclaimed), and a VM itself. There is
 //! no way back: only destroying the VM makes its id free again.
@@ -46,11 +43,6 @@ pub fn end_vm<M: Machine>(vms: &Vms<M>, vm: VmId) -> Result<(), CallError> {
     switch_off(&mut vm);
     vm.resumable = false;
     Ok(())
-}
-
-/// Whether `vm` exists and is not powered off. K: `get_vm_poweron`.
-pub fn get_vm_poweron<M: Machine>(vms: &Vms<M>, vm: VmId) -> bool {
-    vms.vm(vm).is_ok_and(|vm| matches!(vm.state, VmState::Ready | VmState::Verified))
 }
 
 /// Whose memory `vm` runs in.

@@ -76,7 +76,7 @@ fn step(world: &mut World, rng: &mut Rng, layout: &Layout, addrs: &[u64], taken:
             world.trap(cpu, regs, std::array::from_fn(|_| rng.next()));
         }
         _ => {
-            npt_ops::clear_pfn_host(world.core.memory().npts(), pfn);
+            npt_ops::clear_run_host(world.core.memory().npts(), pfn, 1);
             let (table, free) = (world.spec.host.clone(), world.spec.free_tables);
             (world.spec.host, world.spec.free_tables) = corevisor::spec::npt::clear_pfn_host(table, free, pfn);
         }

@@ -117,7 +117,6 @@ fn d3_d11_each_call_is_allowed_in_exactly_the_states_of_its_row() {
                 no
             };
             assert_eq!(runs, expected, "VcpuRun in state {state:?}");
-            assert_eq!(vm_power::get_vm_poweron(vms, id), matches!(state, Ready | Verified));
         }
     }
 }

@@ -121,7 +121,8 @@ fn a_gibibyte_of_the_hosts_is_split_where_a_block_of_it_is_given_away_and_whole_
     for n in 0..4 {
         assert_eq!(world.donate_pool_page(A, pfn(2 * BLOCK_1G + 0x2_2000 + n * 0x1000)), Ok(()));
     }
-    let level = |world: &World, at| npt_ops::get_level_s2pt(world.core.memory().npts(), Ipa::new(at));
+    let level =
+        |world: &World, at| npt_ops::walk_s2pt(world.core.memory().npts(), Ipa::new(at)).map(|(level, _)| level);
     assert!(host(&mut world, 0, BLOCK_1G) && level(&world, BLOCK_1G) == Some(Level::L1));
     assert_eq!(world.prot_and_map_vm_s2pt(A, gfn(GUEST), pfn(BLOCK_1G + 7 * BLOCK_2M), 512), Ok(512));
     assert!(level(&world, BLOCK_1G) == Some(Level::L2) && !host(&mut world, 1, BLOCK_1G + 7 * BLOCK_2M));

@@ -57,7 +57,7 @@ pub fn affinity() -> u64 {
     aarch64_cpu::registers::MPIDR_EL1.get() & MPIDR_AFFINITY
 }
 
-/// Whether EL2 runs with E2H = 1 although boot/entry.S wrote 0: a CPU without FEAT_E2H0.
+/// Whether EL2 runs with E2H = 1 although boot/entry.S wrote 0: a CPU without FEAT_E2H0. For secondaries: the boot CPU does not come out of entry.S so.
 pub fn is_vhe() -> bool {
     HCR_EL2.matches_all(HCR_EL2::E2H::EnableOsAtEl2)
 }

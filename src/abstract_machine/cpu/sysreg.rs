@@ -13,12 +13,8 @@ mod fields {
     register_bitfields! {u64,
         /// Architectural feature trap register, E2H = 0. RES1 bits are written as one.
         pub CPTR_EL2 [
-            /// RES1.
-            RES1_A OFFSET(0) NUMBITS(8) [],
             /// SVE traps; RES1 without SVE.
             TZ OFFSET(8) NUMBITS(1) [],
-            /// RES1.
-            RES1_B OFFSET(9) NUMBITS(1) [],
             /// FP and SIMD trap.
             TFP OFFSET(10) NUMBITS(1) [],
             /// SME traps; RES1 without SME.
@@ -27,8 +23,6 @@ mod fields {
             TTA OFFSET(20) NUMBITS(1) [],
             /// Activity monitors trap.
             TAM OFFSET(30) NUMBITS(1) [],
-            /// RES1.
-            RES1_C OFFSET(13) NUMBITS(1) [],
         ],
         /// SVE vector length control: the longest that the CPU has.
         pub ZCR_EL2 [ LEN OFFSET(0) NUMBITS(9) [] ],
@@ -113,7 +107,6 @@ mod fields {
         pub ID_AA64MMFR0 [
             PARange OFFSET(0) NUMBITS(4) [],
             FGT OFFSET(56) NUMBITS(4) [],
-            ECV OFFSET(60) NUMBITS(4) [],
         ],
         /// ID_AA64MMFR1_EL1.
         pub ID_AA64MMFR1 [
@@ -167,15 +160,6 @@ mod fields {
         pub PMCR_EL0 [
             N OFFSET(11) NUMBITS(5) [],
             E OFFSET(0) NUMBITS(1) [],
-        ],
-        /// PMEVTYPER<n>_EL0.
-        pub PMEVTYPER [
-            P OFFSET(31) NUMBITS(1) [],
-            U OFFSET(30) NUMBITS(1) [],
-            NSK OFFSET(29) NUMBITS(1) [],
-            NSU OFFSET(28) NUMBITS(1) [],
-            NSH OFFSET(27) NUMBITS(1) [],
-            EVENT OFFSET(0) NUMBITS(16) [ InstRetired = 0x08 ],
         ],
     }
 }
@@ -327,14 +311,6 @@ registers! {
     IchVmcr: "S3_4_C12_C11_7", ();
     /// Performance monitors control.
     Pmcr: "pmcr_el0", PMCR_EL0::Register;
-    /// Counter selection.
-    Pmselr: "pmselr_el0", ();
-    /// Event of the selected counter.
-    Pmxevtyper: "pmxevtyper_el0", PMEVTYPER::Register;
-    /// Count of the selected counter.
-    Pmxevcntr: "pmxevcntr_el0", ();
-    /// Counter enable set.
-    Pmcntenset: "pmcntenset_el0", ();
     /// Feature registers.
     IdAa64pfr0: "id_aa64pfr0_el1", ID_AA64PFR0::Register;
     /// Feature registers.

@@ -191,13 +191,6 @@ impl Console {
     }
 }
 
-impl core::fmt::Write for &Console {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        self.write(text.as_bytes());
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod fake;
 

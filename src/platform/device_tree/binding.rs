@@ -1,7 +1,7 @@
 //! Which node is what: `compatible` strings and names that the core knows. Nothing else may compare such strings.
 #![forbid(unsafe_code)]
 
-use super::description::{ModuleKind, PsciVersion, SmmuVersion};
+use super::description::{ModuleKind, SmmuVersion};
 use crate::platform::console::soc::SocUart;
 
 /// What a node's `compatible` says it is. Where several strings match, the greatest role wins.
@@ -13,7 +13,7 @@ pub(super) enum Role {
     Its,
     /// A GICv2m frame: devices raise interrupts by writing to it.
     MsiFrame,
-    Psci(PsciVersion),
+    Psci,
     Timer,
     Ns16550,
     /// As [`Role::Ns16550`], its registers words unless the node says otherwise.
@@ -44,9 +44,9 @@ const ROLES: &[(&str, Role)] = &[
     ("arm,cortex-a9-gic", Role::GicV2),
     ("arm,cortex-a7-gic", Role::GicV2),
     ("qcom,msm-qgic2", Role::GicV2),
-    ("arm,psci", Role::Psci(PsciVersion::V0_1)),
-    ("arm,psci-0.2", Role::Psci(PsciVersion::V0_2)),
-    ("arm,psci-1.0", Role::Psci(PsciVersion::V1_0)),
+    ("arm,psci", Role::Psci),
+    ("arm,psci-0.2", Role::Psci),
+    ("arm,psci-1.0", Role::Psci),
     ("arm,pl011", Role::Pl011),
     ("arm,sbsa-uart", Role::SbsaUart),
     ("ns16550", Role::Ns16550),
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn the_most_telling_compatible_string_decides_in_any_order() {
         assert_eq!(Role::of(b"multiboot,module\0multiboot,kernel\0"), Role::KernelModule);
-        assert_eq!(Role::of(b"arm,psci-0.2\0arm,psci-1.0\0arm,psci\0"), Role::Psci(PsciVersion::V1_0));
+        assert_eq!(Role::of(b"arm,psci-0.2\0arm,psci-1.0\0arm,psci\0"), Role::Psci);
         assert_eq!(Role::of(b"arm,pl011\0arm,primecell\0"), Role::Pl011);
         assert_eq!(Role::of(b""), Role::Other);
         assert_eq!(Role::of(b"qcom,coresight-tpdm\0arm,primecell\0"), Role::Debug);

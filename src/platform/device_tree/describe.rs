@@ -9,8 +9,8 @@ use super::binding::{self, Role, Section};
 use super::blob::be32;
 use super::bus::{Path, number};
 use super::description::{
-    BootModule, Chosen, Console, Cpu, EnableMethod, MachineDescription, Mpidr, Psci, PsciConduit, PsciFunctions,
-    PsciVersion, Reserved, Smmu, TextRange,
+    BootModule, Chosen, Console, Cpu, EnableMethod, MachineDescription, Mpidr, Psci, PsciConduit, Reserved, Smmu,
+    TextRange,
 };
 use super::error::{DeviceTreeError, Reason};
 use super::interrupts;
@@ -229,7 +229,7 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
                 // A port beyond the last place cannot become the console: the boot loader's choice comes early.
                 let _ = console(node, path).map(|console| self.consoles.push((this.name, console)));
             }
-            Role::Psci(version) if enabled && self.out.psci.is_none() => self.out.psci = Some(psci(node, version)?),
+            Role::Psci if enabled && self.out.psci.is_none() => self.out.psci = Some(psci(node)?),
             Role::BcmPower => self.out.bcm_power = path.register(0).map(|range| range.base()),
             Role::Smmu(version) if enabled => {
                 let range = path.register(0).ok_or(Reason::BadProperty("reg"))?;
@@ -340,20 +340,14 @@ fn text(tree: &DeviceTree, node: FdtNode, name: &'static str) -> Result<Option<T
 }
 
 /// Linux `arm/psci.yaml`.
-fn psci(node: FdtNode, version: PsciVersion) -> Result<Psci, Reason> {
+fn psci(node: FdtNode) -> Result<Psci, Reason> {
     let method = node.property("method").map(|method| binding::without_nul(method.value));
     let conduit = match method.and_then(|method| binding::position(method, &["smc", "hvc"])) {
         Some(0) => PsciConduit::Smc,
         Some(1) => PsciConduit::Hvc,
         _ => return Err(Reason::BadProperty("method")),
     };
-    let function = |name| be32(node.property(name)?.value, 0);
-    let functions = PsciFunctions {
-        cpu_suspend: function("cpu_suspend"),
-        cpu_off: function("cpu_off"),
-        cpu_on: function("cpu_on"),
-    };
-    Ok(Psci { conduit, version, functions })
+    Ok(Psci { conduit })
 }
 
 /// The serial port at this node, if the core can drive it (Linux `serial/8250.yaml`, `serial/pl011.yaml` and those of SoC makers).

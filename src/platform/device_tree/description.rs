@@ -211,37 +211,11 @@ pub enum PsciConduit {
     Hvc,
 }
 
-/// Version that the firmware's `compatible` claims.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum PsciVersion {
-    /// `arm,psci`: function numbers come from the tree.
-    V0_1,
-    /// `arm,psci-0.2`.
-    V0_2,
-    /// `arm,psci-1.0` or later.
-    V1_0,
-}
-
-/// Function numbers of PSCI 0.1; later versions have fixed ones.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PsciFunctions {
-    /// `cpu_suspend`.
-    pub cpu_suspend: Option<u32>,
-    /// `cpu_off`.
-    pub cpu_off: Option<u32>,
-    /// `cpu_on`.
-    pub cpu_on: Option<u32>,
-}
-
 /// Power firmware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Psci {
     /// How it is called.
     pub conduit: PsciConduit,
-    /// What it claims to be.
-    pub version: PsciVersion,
-    /// Numbers from the tree, for version 0.1.
-    pub functions: PsciFunctions,
 }
 
 /// The interrupt controller's frames, byte-exact, as the CPU addresses them.

@@ -225,7 +225,7 @@ impl<'x> Editor<'x, '_> {
             (_, Role::Debug) => Kind::Dropped,
             (_, Role::Smmu(_)) if self.edits.smmus_taken => Kind::Dropped,
             (_, Role::BesideSmmus) if self.edits.smmus_taken && !facts.behind_smmu => Kind::Dropped,
-            (_, Role::Psci(_)) => {
+            (_, Role::Psci) => {
                 self.seen.psci = true;
                 Kind::Psci
             }

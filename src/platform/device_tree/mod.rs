@@ -33,7 +33,7 @@ mod withheld;
 pub use describe::describe;
 pub use description::{
     BootModule, Chosen, Console, Cpu, EnableMethod, Gic, MAX_CPUS, MAX_WINDOWS, MAX_WITHHELD, MachineDescription,
-    ModuleKind, Mpidr, Psci, PsciConduit, PsciFunctions, PsciVersion, Reserved, Smmu, SmmuVersion, TextRange, Timer,
+    ModuleKind, Mpidr, Psci, PsciConduit, Reserved, Smmu, SmmuVersion, TextRange, Timer,
 };
 pub use edit::{HostEdits, host_device_tree, host_tree_size};
 pub use error::{DeviceTreeError, NodePath, Reason};

@@ -88,8 +88,7 @@ const EXTENDED_STATE_ID: u32 = 1 << 1;
 const AFFINITY_OFF: u32 = 1;
 
 impl SmcFirmware {
-    /// Asks the firmware what it can do. `entry` is where it shall start CPUs in the core: it gets x0 = the dense
-    /// [`CpuId`] there, with MMU and caches off.
+    /// Asks the firmware what it can do. `entry` is where it shall start CPUs in the core: MMU and caches are off there.
     ///
     /// # Errors
     /// [`ProbeError::TooOld`].

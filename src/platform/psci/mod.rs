@@ -19,8 +19,8 @@
 //! for each other CPU: psci.add_cpu(mpidr)? == its CpuId      // numbered 1, 2, ... in this order
 //! ```
 //! On a spin-table board they are added by `await_cpu` instead; the core then starts each secondary by its release address (clean the line, SEV) and waits
-//! until they are in `wait_for_start`, or for a bounded time: the host can start those that arrived. Their entry has no argument, so it finds its number by
-//! MPIDR. From PSCI firmware x0 is the number.
+//! until they are in `wait_for_start`, or for a bounded time: the host can start those that arrived. Entry has no argument: a CPU finds its number by
+//! MPIDR. The context id that PSCI firmware gives it, in x0, is the number too, and is not looked at.
 //!
 //! Secondary entry, and return from a power-down state: own stack, MMU and caches on, then the same on every board:
 //! ```text

@@ -239,11 +239,6 @@ impl<M: Machine, const N: usize> Psci<M, N> {
         (0..table.count()).filter(|index| power(*index) == Some(CpuPower::On)).count()
     }
 
-    /// Ends the run at the core's own wish, for its panic path: takes no lock. Comes back if that fails.
-    pub fn end(&self, how: SystemEnd) {
-        self.below.end(&self.machine, how);
-    }
-
     fn cpu_on(&self, cpu: CpuId, target: u64, start: impl Fn() -> Result<Start, PsciError>) -> Result<u64, PsciError> {
         let target = self.find_cpu(target).ok_or(PsciError::InvalidParameters)?;
         let start = start()?;

@@ -6,7 +6,7 @@ use corevisor::abstract_machine::regs::TrapFrame;
 use corevisor::abstract_machine::sim::{Trapped, run_as};
 use corevisor::interface::calls::{MAX_PAGES, VM_ORDINARY, VM_PROTECTED};
 use corevisor::interface::{CallError, HostCall};
-use corevisor::trap::trap_handler::host_trap_handler;
+use corevisor::spec::world::host_sync;
 use corevisor::vm::VmState;
 
 use crate::common::driver::{Machines, run_with};
@@ -79,7 +79,7 @@ pub fn hypercalls(bytes: &[u8]) {
         frame.x[1..6].iter_mut().for_each(|x| *x = argument(rng));
         let before = frame.x;
         host.world.sim().set_trapped(0, Trapped { esr: HVC, pc: 0x1000, pstate: 0x5, ..Trapped::default() });
-        host_trap_handler(&host.world.core, &mut frame);
+        host_sync(&host.world.core, &mut frame);
         let x0 = frame.x[0];
         assert!((x0 as i64) >= 0 || CallError::from_x0(x0).is_some(), "{function:?} gave {x0:#x}");
         assert_eq!(frame.x[4..], before[4..], "{function:?}: no result stands there");

@@ -149,7 +149,7 @@ pub const FAULTS: &[Fault] = &[
         "vm: donation of a block unmaps its first page",
         "src/memory/mem_manager.rs",
         "npt_ops::clear_block_host(mem.npts(), pfn)",
-        "npt_ops::clear_pfn_host(mem.npts(), pfn)",
+        "npt_ops::clear_run_host(mem.npts(), pfn, 1)",
     ),
     fault(
         "vm: instruction caches keep what the host left",

@@ -24,12 +24,6 @@ pub const FAULTS: &[Fault] = &[
         "last.is_some()",
     ),
     fault(
-        "vm_power: a VM that is switched off still counts as on",
-        "src/vm/vm_power.rs",
-        "VmState::Ready | VmState::Verified)",
-        "VmState::Ready | VmState::Verified | VmState::PowerOff)",
-    ),
-    fault(
         "vm_power: a VM whose tables go may be reclaimed once more",
         "src/vm/vm_power.rs",
         "    if vm.state != VmState::Dying {",

@@ -11,7 +11,7 @@ fn virt_with_gicv2_is_read_in_full() {
     let cpu = |mpidr| Cpu { mpidr: Mpidr::new(mpidr), enable_method: EnableMethod::Psci };
     assert_eq!(*machine.cpus, [cpu(0), cpu(1)]);
     let psci = machine.psci.unwrap();
-    assert_eq!((psci.conduit, psci.version), (PsciConduit::Smc, PsciVersion::V1_0));
+    assert_eq!(psci.conduit, PsciConduit::Smc);
     let Some(Gic::V2 { gicd, gicc, gich, gicv }) = machine.gic else { panic!("{:?}", machine.gic) };
     assert_eq!((gicd, gicc), (range(0x800_0000, 0x801_0000), range(0x801_0000, 0x802_0000)));
     assert_eq!((gich, gicv), (Some(range(0x803_0000, 0x804_0000)), Some(range(0x804_0000, 0x805_0000))));
