@@ -77,7 +77,7 @@ pub trait PageDigester {
 }
 
 /// Bytes of a page-table entry.
-const ENTRY_SIZE: u64 = 8;
+pub const ENTRY_SIZE: u64 = 8;
 
 /// The machine, as the layers see it.
 ///
@@ -243,6 +243,12 @@ pub trait Machine: Worlds {
 
     /// Sum of the events of this kind over all CPUs.
     fn counted(&self, event: per_cpu::Event) -> u64;
+
+    /// One more of this event, and how loud to tell it: the first [`TOLD`](per_cpu::TOLD) are warnings.
+    fn count_to_tell(&self, event: per_cpu::Event) -> log::Level {
+        self.count(event);
+        if self.counted(event) <= per_cpu::TOLD { log::Level::Warn } else { log::Level::Trace }
+    }
 
     /// Stops this CPU for good if the machine was halted by a failure. K: `check`.
     fn check(&self);

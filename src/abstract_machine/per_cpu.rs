@@ -87,6 +87,9 @@ events! {
     HostMmio = "host accesses to mediated registers",
 }
 
+/// Events of a kind that are told on the console; the rest is only counted, or a host could drown every other line.
+pub const TOLD: u64 = 32;
+
 /// Where this CPU's memory of a page is empty. No page has this address or number, so no wrong value of a layer's is taken for one that was found; page 0
 /// would be the likeliest wrong value of all.
 const NOTHING: u64 = u64::MAX;

@@ -21,6 +21,13 @@ pub fn ones(mask: u64, below: u8) -> impl Iterator<Item = u8> {
     })
 }
 
+/// Size of an A64 instruction.
+pub const INSTRUCTION_SIZE: u64 = 4;
+/// SCTLR_EL1 at reset, of the host's CPUs and of VMs': RES1 bits, MMU and caches off, little endian. Arm ARM D24.2.
+pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
+/// The affinity fields of MPIDR_EL1: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in bits 23:0. Arm ARM D24.2.117.
+pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
 #[allow(missing_docs, reason = "the macro's own items cannot carry any")]
 mod fields {
     use tock_registers::register_bitfields;

@@ -168,7 +168,11 @@ pub fn assign_page_to_core<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), 
 #[cfg(not(target_os = "none"))]
 pub fn return_page_to_host<M: Machine>(mem: &Memory<M>, pfn: Pfn) -> Result<(), Denied> {
     let mut pages = mem.s2page().acquire();
-    expect_state(mem, &pages, pfn, PageState::Core)?;
+    match get_pfn_state(&pages, mem.regions(), pfn) {
+        None => return Err(Denied::NotDescribed),
+        Some(PageState::Core) => {}
+        Some(_) => return Err(Denied::NotOwner),
+    }
     mem.machine().clear_phys_page(pfn);
     give_to_host(mem, &mut pages, pfn, 1);
     Ok(())
@@ -342,15 +346,6 @@ fn mapped_page<M: Machine>(mem: &Memory<M>, vm: VmId, gfn: Gfn) -> Option<Pfn> {
     let Walk::Mapped(level, leaf) = npt_ops::vm::walk_vm_s2pt(mem.npts(), vm, gfn.addr())? else { return None };
     let within = gfn.addr().raw() & (level.size() - 1);
     leaf.address().checked_add(within).map(Pfn::containing)
-}
-
-/// Whether `pfn` is a page of RAM in the state that a transition starts from.
-fn expect_state<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, state: PageState) -> Result<(), Denied> {
-    match get_pfn_state(pages, mem.regions(), pfn) {
-        None => Err(Denied::NotDescribed),
-        Some(found) if found == state => Ok(()),
-        Some(_) => Err(Denied::NotOwner),
-    }
 }
 
 /// The naturally aligned block of `level` around `pa`, unless it runs past the end of the address space.

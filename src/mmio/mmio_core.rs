@@ -15,9 +15,9 @@
 use super::its::{Its, Itt};
 use super::its_command::{self, Command, WORDS};
 use super::mmio_raw::{Access, merge, part_of};
-use super::refused;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn};
+use crate::abstract_machine::per_cpu::Event;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
 
@@ -123,7 +123,7 @@ fn run_commands<M: Machine>(mem: &Memory<M>, its: &mut Its) {
         }
         let done = read_command(mem, its).and_then(|words| run_command(mem.machine(), its, words));
         if done.is_none() {
-            let level = refused(mem.machine());
+            let level = mem.machine().count_to_tell(Event::HostAccessDenied);
             log::log!(level, "host: the ITS at {} stalls at command {:#x}", its.setup.frame, its.host_reader);
             its.stalled = true;
             return;
@@ -156,7 +156,11 @@ fn run_command<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> O
     match Command::decode(words) {
         Command::Plain => give(machine, its, words),
         Command::Unknown => {
-            log::log!(refused(machine), "host: command {:#x} is none of the ITS's", words.first()?);
+            log::log!(
+                machine.count_to_tell(Event::HostAccessDenied),
+                "host: command {:#x} is none of the ITS's",
+                words.first()?
+            );
             Some(())
         }
         Command::MapDevice { device, event_bits } => {

@@ -12,9 +12,9 @@
 #![forbid(unsafe_code)]
 
 use super::mmio_raw::Access;
-use super::refused;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn, PhysRange};
+use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::FIRST_LPI;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
@@ -55,7 +55,7 @@ pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits:
                 false
             };
             if !lent {
-                let level = refused(machine);
+                let level = machine.count_to_tell(Event::HostAccessDenied);
                 log::log!(
                     level,
                     "host: the tables of the redistributor at {page} are not all its own, in use or too large: no LPIs there"

@@ -11,11 +11,8 @@ use super::Mediated;
 use super::mmio_ops_aux::handle_host_mmio;
 use super::mmio_raw::{Registers, host_access, host_dispatch_mmio_data};
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::regs::Syndrome;
+use crate::abstract_machine::regs::{INSTRUCTION_SIZE, Syndrome};
 use crate::memory::Memory;
-
-/// Bytes of an instruction.
-const INSTRUCTION_SIZE: u64 = 4;
 
 /// Serves the host's access of `syndrome`, if it is one to a page of `mediated`. `None`: it is to none. `Some(false)`: it is, but nothing that registers are for. K: `emulate_mmio`.
 pub fn emulate_mmio<M: Machine>(

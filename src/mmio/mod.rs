@@ -24,9 +24,7 @@ pub mod mmio_ops;
 pub mod mmio_ops_aux;
 pub mod mmio_raw;
 
-use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa};
-use crate::abstract_machine::per_cpu::Event;
 use crate::locks::{Lock, Rank};
 use its::Its;
 
@@ -51,15 +49,6 @@ pub struct Frame {
     pub at: Pa,
     /// What it is.
     pub kind: FrameKind,
-}
-
-/// Refusals that are told on the console; the rest is only counted.
-const TOLD: u64 = 32;
-
-/// The host asked for what it cannot have: counted. How loud to say so.
-fn refused<M: Machine>(machine: &M) -> log::Level {
-    machine.count(Event::HostAccessDenied);
-    if machine.counted(Event::HostAccessDenied) <= TOLD { log::Level::Warn } else { log::Level::Trace }
 }
 
 /// What the host has said of the ITSs so far.

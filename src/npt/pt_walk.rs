@@ -18,8 +18,8 @@
 use super::descriptor::{Desc, Kind};
 use super::pt_alloc::{self, OutOfTables};
 use super::{Level, Npt};
-use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Ia, PAGE_SIZE, Pa};
+use crate::abstract_machine::{ENTRY_SIZE, Machine};
 
 /// Whether a step may add a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,7 +30,6 @@ pub enum Alloc {
     No,
 }
 
-const ENTRY_SIZE: u64 = 8;
 const INDEX_BITS: u32 = 9;
 const ENTRIES: u64 = 1 << INDEX_BITS;
 

@@ -105,7 +105,8 @@ pub fn early_description(dtb: Pa) -> Option<MachineDescription> {
     // SAFETY: with the MMU off every address can be read; the blob's header says how long it is, and it is the boot
     // loader's promise that x0 points to one. Nothing else uses the rest of the core's block.
     unsafe {
-        let size = device_tree::total_size(slice::from_raw_parts(dtb.raw() as *const u8, 64)).ok()?;
+        let header = slice::from_raw_parts(dtb.raw() as *const u8, HEADER_LOOKED_AT as usize);
+        let size = device_tree::total_size(header).ok()?;
         let bytes = slice::from_raw_parts(dtb.raw() as *const u8, size);
         let buffer = slice::from_raw_parts_mut(free.base().raw() as *mut u8, MAX_TREE);
         let tree = DeviceTree::normalise(bytes, buffer).ok()?;
@@ -157,7 +158,7 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
         "{} CPUs, {} MiB of RAM; the core keeps {} KiB",
         cpus.len(),
         (description.ram.iter().map(|bank| bank.size()).sum::<u64>() + description.set_aside) >> 20,
-        core_memory.iter().map(|range| range.size()).sum::<u64>() >> 10,
+        core_memory.ranges().iter().map(|range| range.size()).sum::<u64>() >> 10,
     );
     if description.set_aside != 0 {
         log::info!("firmware and drivers keep {} KiB, as the device tree says", description.set_aside >> 10);
@@ -200,12 +201,16 @@ fn erase(blob: PhysRange) -> bool {
     written.is_ok() && own_map::with_bytes(blob, |bytes| bytes.iter().all(|byte| *byte == 0)) == Ok(true)
 }
 
+/// Bytes at the start of the boot loader's blob that are looked at for its size: its header has 40.
+const HEADER_LOOKED_AT: u64 = 64;
+
 /// What the boot loader's blob says, and where it is.
 type Read = (DeviceTree<'static>, &'static mut MachineDescription, PhysRange);
 
 /// Maps the boot loader's blob, checks it and reads it.
 fn read_tree(dtb: Pa) -> Result<Read, BootError> {
-    let header = PhysRange::new(dtb, PAGE_SIZE / 8).ok_or(BootError::Map(MapError::OutOfTables))?;
+    // What says how long the blob is stands in its first words.
+    let header = PhysRange::new(dtb, HEADER_LOOKED_AT).ok_or(BootError::TreeTooLarge(HEADER_LOOKED_AT as usize))?;
     let size = own_map::with_bytes(header, device_tree::total_size)??;
     let blob = PhysRange::new(dtb, size as u64).ok_or(BootError::TreeTooLarge(size))?;
     let tree = own_map::with_bytes(blob, |bytes| {
@@ -272,7 +277,7 @@ fn build_core(
     let are_few = blocks_bytes <= BLOCKS_IN_POOL;
     let records_size = (pages_bytes + if are_few { 0 } else { blocks_bytes }).div_ceil(BLOCK_2M) * BLOCK_2M;
     let records = plan.place("the records of all pages", records_size, BLOCK_2M)?;
-    plan.core[1] = records;
+    plan.core.records = records;
     own_map::map(records, CoreAccess::ReadWrite)?;
     cpu::maintenance::zero(records);
     let blocks = if are_few {
@@ -297,13 +302,13 @@ fn build_core(
     let mut spt = None;
     if let Some(smmus) = smmus {
         let (memory, table) = smmu::build_table(smmus, description, &regions, shape, plan)?;
-        plan.core[2] = memory;
+        plan.core.smmu_table = memory;
         spt = Some(table);
     }
     let memory = Memory::new(Npts::new(Cpu, host, tables), regions, pages, spt);
     let core = CORE.call_once(|| Core::new(memory, vms).with_mediated(mediated));
     core.vms().set_keys(description.chosen.public_keys.iter().copied());
-    for range in plan.core {
+    for range in plan.core.ranges() {
         memory_ops::protect_el2_mem(core.memory(), range)?;
     }
     CORE_MEMORY.call_once(|| plan.core);
@@ -424,7 +429,7 @@ pub fn end_run(leave: &Leave) -> bool {
     }
     if let (Some(core), Some(own)) = (CORE.get(), CORE_MEMORY.get()) {
         let before = halt::staying();
-        let scrubbed = memory_ops::scrub_for_end(core.memory(), own, |vms| stop_others(vms, before));
+        let scrubbed = memory_ops::scrub_for_end(core.memory(), &own.ranges(), |vms| stop_others(vms, before));
         if scrubbed != 0 {
             log::info!("{scrubbed} pages that were not the host's are zero");
         }

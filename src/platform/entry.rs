@@ -12,7 +12,7 @@ use super::{boot, el3, failure};
 use crate::abstract_machine::addr::{BLOCK_2M, CpuId, Pa, PhysRange};
 use crate::abstract_machine::cpu::{self, el2};
 use crate::abstract_machine::per_cpu::PerCpu;
-use crate::abstract_machine::regs::{ESR, SPSR, TrapFrame};
+use crate::abstract_machine::regs::{ESR, MPIDR_AFFINITY, SPSR, TrapFrame};
 use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::world::ExitCode;
 use crate::npt::Level;
@@ -81,7 +81,7 @@ global_asm!(
     BOOT_STACK_SIZE_4K = const BOOT_STACK_SIZE / 4096,
     CORE_BLOCK_SIZE_4K = const BLOCK_2M / 4096,
     SECONDARY_TABLE = sym SECONDARY_TABLE,
-    MPIDR_AFFINITY = const el2::MPIDR_AFFINITY,
+    MPIDR_AFFINITY = const MPIDR_AFFINITY,
     PERCPU_STACK_TOP = const offset_of!(PerCpu, stack_top),
     build_early_map = sym build_early_map,
     primary_main = sym boot::primary_main,

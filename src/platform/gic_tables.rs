@@ -4,7 +4,7 @@
 
 use super::boot::in_pool;
 use super::boot_error::BootError;
-use super::device_tree::{Gic, MachineDescription};
+use super::device_tree::{Gic, MAX_CPUS, MachineDescription};
 use super::own_map;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange};
@@ -15,7 +15,7 @@ use crate::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
 use crate::npt::descriptor::CoreAccess;
 
 /// Most pages of registers: for each redistributor two.
-const MOST_FRAMES: usize = 128 + MOST_ITS;
+const MOST_FRAMES: usize = 2 * MAX_CPUS + MOST_ITS;
 
 /// Distances within a redistributor.
 const VLPI_BASE: u64 = 0x2_0000;

@@ -11,8 +11,26 @@ use super::{entry, memory_plan, own_map};
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange};
 use crate::abstract_machine::cpu;
 
-/// The core's own memory: its block, the records of all pages, and the SMMUs' table, where there is one.
-pub type CoreMemory = [PhysRange; 3];
+/// The core's own memory.
+#[derive(Clone, Copy)]
+pub struct CoreMemory {
+    /// The block that it was loaded to.
+    pub block: PhysRange,
+    /// The records of all pages.
+    pub records: PhysRange,
+    /// The SMMUs' table; empty where there is none.
+    pub smmu_table: PhysRange,
+}
+
+impl CoreMemory {
+    /// Number of its parts.
+    pub const PARTS: usize = 3;
+
+    /// All of it.
+    pub const fn ranges(&self) -> [PhysRange; Self::PARTS] {
+        [self.block, self.records, self.smmu_table]
+    }
+}
 
 /// RAM, and what of it is spoken for.
 pub struct Plan<'d> {
@@ -34,7 +52,8 @@ impl<'d> Plan<'d> {
             return Err(BootError::NotInRam(block));
         }
         let nothing = PhysRange::default();
-        let mut plan = Self { ram, taken: List::new(nothing), core: [block, nothing, nothing] };
+        let mut plan =
+            Self { ram, taken: List::new(nothing), core: CoreMemory { block, records: nothing, smmu_table: nothing } };
         plan.take(block)?;
         for reserved in description.reserved.iter() {
             plan.take(reserved.range)?;
@@ -145,10 +164,9 @@ pub fn hand_over_tree(
     smmus_taken: bool,
     plan: &mut Plan<'_>,
 ) -> Result<Pa, BootError> {
-    let mut holes =
-        List::<_, { size_of::<CoreMemory>() / size_of::<PhysRange>() + MAX_WITHHELD }>::new(PhysRange::default());
-    for range in core_memory.iter().chain(description.withheld.iter()) {
-        holes.push(*range).map_err(|_| BootError::NoRoomFor("the list of reserved memory", 0))?;
+    let mut holes = List::<_, { CoreMemory::PARTS + MAX_WITHHELD }>::new(PhysRange::default());
+    for range in core_memory.ranges().into_iter().chain(description.withheld.iter().copied()) {
+        holes.push(range).map_err(|_| BootError::NoRoomFor("the list of reserved memory", 0))?;
     }
     let edits = HostEdits {
         core_memory: &holes,

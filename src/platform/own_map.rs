@@ -41,7 +41,7 @@ impl From<OutOfTables> for MapError {
     }
 }
 
-/// Replaces the map of boot by the final one: the image in its parts, its free rest, and the device tree blob.
+/// Replaces the map of boot by the final one: the image in its parts, and its free rest. The device tree blob is mapped while it is read (`with_bytes`).
 ///
 /// # Errors
 /// [`MapError`].

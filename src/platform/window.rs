@@ -79,7 +79,7 @@ impl Drop for Window {
 /// Whether a window may show these pages: RAM of one bank that is not the core's.
 fn is_foreign(pages: PhysRange) -> bool {
     MEMORY.get().is_some_and(|(ram, core)| {
-        ram.iter().any(|bank| bank.contains_range(pages)) && !core.iter().any(|range| range.overlaps(pages))
+        ram.iter().any(|bank| bank.contains_range(pages)) && !core.ranges().iter().any(|range| range.overlaps(pages))
     })
 }
 

@@ -65,12 +65,8 @@ pub fn handle_host_stage2_fault<M: Machine>(core: &Core<M>, x: &mut Registers) {
     }
 }
 
-/// Denied accesses that are told on the console; the rest is only counted, or a host could drown every other line.
-const TOLD: u64 = 32;
-
 fn deny<M: Machine>(machine: &M, syndrome: Syndrome, reason: Denied) {
-    machine.count(Event::HostAccessDenied);
-    let level = if machine.counted(Event::HostAccessDenied) <= TOLD { log::Level::Warn } else { log::Level::Trace };
+    let level = machine.count_to_tell(Event::HostAccessDenied);
     // What the host made of an external abort of its own is one for it, too.
     let is_fixable = syndrome.class() == ExceptionClass::DataAbort
         && syndrome.fault_kind() != FaultKind::Other
@@ -93,6 +89,5 @@ fn deny<M: Machine>(machine: &M, syndrome: Syndrome, reason: Denied) {
 
 /// Makes the host take an undefined-instruction exception for the instruction that trapped.
 pub fn inject_undefined<M: Machine>(machine: &M) {
-    machine.count(Event::HostUndefined);
     take_undefined(&mut Host(machine));
 }

@@ -23,7 +23,7 @@ use super::fault_handler::interrupts::handle_interrupt;
 use super::trap_dispatcher;
 use super::trap_dispatcher::vm_exit::vm_exit_dispatcher;
 use crate::abstract_machine::per_cpu::Event;
-use crate::abstract_machine::regs::{SPSR, TrapFrame};
+use crate::abstract_machine::regs::{INSTRUCTION_SIZE, SPSR, TrapFrame};
 use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::{ExitCode, Machine, SmcOutcome};
 use crate::interface::CallError;
@@ -32,10 +32,6 @@ use crate::vcpu::Action;
 use crate::vcpu::ctxt_switch::{self, Running};
 use crate::vm::vm_power::end_vm;
 use crate::vm::{Active, host_calls};
-
-const INSTRUCTION_SIZE: u64 = 4;
-/// Undefined instructions that are told on the console; the rest is only counted.
-const TOLD: u64 = 32;
 
 /// The host made a hypercall, with these x0 to x5; x0 to x3 are the answer. K: `host_hvc_handler_raw`.
 #[inline]
@@ -147,8 +143,7 @@ pub fn host_npt_handler_raw<M: Machine>(core: &Core<M>, frame: &mut TrapFrame) {
 #[inline(never)]
 pub fn host_serror_raw<M: Machine>(core: &Core<M>) {
     let (machine, syndrome) = (core.machine(), core.machine().read_esr_el2());
-    machine.count(Event::HostSError);
-    let level = if machine.counted(Event::HostSError) < TOLD { log::Level::Warn } else { log::Level::Trace };
+    let level = machine.count_to_tell(Event::HostSError);
     log::log!(
         level,
         "SError while the host ran, ESR_EL2 {:#x}, pc {:#x}: the host takes it",
@@ -163,7 +158,7 @@ pub fn host_serror_raw<M: Machine>(core: &Core<M>) {
 #[inline(never)]
 pub fn host_undefined_raw<M: Machine>(core: &Core<M>) {
     let machine = core.machine();
-    let level = if machine.counted(Event::HostUndefined) < TOLD { log::Level::Warn } else { log::Level::Trace };
+    let level = machine.count_to_tell(Event::HostUndefined);
     log::log!(level, "host trap {:?} at pc {:#x} undefined", machine.read_esr_el2().class(), machine.host_pc());
     fault_handler::inject_undefined(machine);
 }

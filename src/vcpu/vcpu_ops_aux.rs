@@ -24,20 +24,18 @@ use super::el1::El1State;
 use super::exposure;
 use crate::abstract_machine::ForeignPage;
 use crate::abstract_machine::addr::{PAGE_SIZE, VcpuId};
-use crate::abstract_machine::regs::{ESR, El1Reg, ExceptionClass, SCTLR_EL1_ENTRY, SPSR, Syndrome, ipa_of_hpfar, ones};
+use crate::abstract_machine::regs::{
+    ESR, El1Reg, ExceptionClass, INSTRUCTION_SIZE, SCTLR_EL1_ENTRY, SCTLR_EL1_RESET, SPSR, Syndrome, ipa_of_hpfar, ones,
+};
 use crate::abstract_machine::shadow::{BankReg, Context, DIRTY_PC, ShadowReg, VGIC_WORDS};
 use crate::interface::guest::{SUCCESS, psci};
 use crate::interface::mailbox::{ExitReason, Mailbox, START_PSTATE};
 
-/// Size of an A64 instruction.
-pub const INSTRUCTION_SIZE: u64 = 4;
 /// Bit of `Flags`: the host may end the last access with an abort.
 pub const FLAG_ABORTABLE: u64 = 1 << 0;
 /// Bit of `Flags`: the core has masked the VM's timer at the CPU.
 pub const FLAG_TIMER_MASKED: u64 = 1 << 1;
 
-/// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian. Arm ARM D24.2.
-const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
 /// MPIDR_EL1: bit 31 is RES1.
 const MPIDR_RES1: u64 = 1 << 31;
 

@@ -218,10 +218,10 @@ pub fn set_vcpu_active<M: Machine>(vms: &Vms<M>, id: VmId, vcpu: VcpuId) -> Resu
 
     place.state = VcpuState::Active;
     // Two vCPUs of a VM may mean different things by one address and ASID: what one left in a CPU's TLB is not the other's.
-    let here = vms.machine().get_cur_cpu().index() as u16 + 1;
+    let here = Some(vms.machine().get_cur_cpu());
     let flush = place.last_cpu != here;
     if flush {
-        vm.vcpus.iter_mut().filter(|other| other.last_cpu == here).for_each(|other| other.last_cpu = 0);
+        vm.vcpus.iter_mut().filter(|other| other.last_cpu == here).for_each(|other| other.last_cpu = None);
         vm.vcpu(vcpu)?.last_cpu = here;
     }
     vm.active += 1;

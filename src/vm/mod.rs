@@ -35,7 +35,7 @@ use mmio_guard::MmioGuard;
 use spin::Once;
 
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{Gfn, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
+use crate::abstract_machine::addr::{CpuId, Gfn, PAGE_SHIFT, PAGE_SIZE, Pa, Pfn, VcpuId, VmId};
 use crate::abstract_machine::sha256::Sha256;
 use crate::abstract_machine::shadow::Shadow;
 use crate::interface::CallError;
@@ -151,8 +151,8 @@ pub struct Vcpu {
     pub(crate) power: Power,
     pub(crate) shadow: Shadow,
     pub(crate) mailbox: Pfn,
-    /// The CPU, plus 1, on which it ran last and none of the VM's other vCPUs since; else 0.
-    pub(crate) last_cpu: u16,
+    /// The CPU on which it ran last and none of the VM's other vCPUs since.
+    pub(crate) last_cpu: Option<CpuId>,
     /// SGIs that the VM's other vCPUs have sent to it while it runs, one bit each; and [`Vcpu::KICKED`]. One word, for an exit takes all of it.
     pub(crate) posted: u32,
 }
@@ -163,7 +163,7 @@ impl Vcpu {
         power: Power::Never,
         shadow: Shadow::new(Pa::new(0)),
         mailbox: Pfn::new(0),
-        last_cpu: 0,
+        last_cpu: None,
         posted: 0,
     };
     /// Bit of `posted`: its CPU was kicked because of them, since it entered and since it looked last.

@@ -163,21 +163,30 @@ fn register_of(register: u64) -> Option<ShadowReg> {
     let n = u8::try_from(register).ok()?;
     const EL1: u8 = Register::El1 as u8;
     const Q0: u8 = Register::Q0 as u8;
+    const SP_EL0: u8 = Register::SpEl0 as u8;
+    const PC: u8 = Register::Pc as u8;
+    const PSTATE: u8 = Register::Pstate as u8;
+    const SP_EL1: u8 = Register::SpEl1 as u8;
+    const FPSR: u8 = Register::Fpsr as u8;
+    const FPCR: u8 = Register::Fpcr as u8;
     const VMCR: u8 = Register::Vmcr as u8;
+    const AP0R: u8 = Register::Ap0r as u8;
+    const AP1R3: u8 = AP0R + 7;
+    const SYNDROME: u8 = Register::Syndrome as u8;
+    const FAULT_ADDRESS: u8 = Register::FaultAddress as u8;
     Some(match n {
-        0..=30 => ShadowReg::X(n),
-        31 => ShadowReg::Bank(BankReg::SpEl0),
-        32 => ShadowReg::Pc,
-        33 => ShadowReg::Pstate,
-        34 => ShadowReg::Bank(BankReg::SpEl1),
-        192 => ShadowReg::Fpsr,
-        193 => ShadowReg::Fpcr,
+        0..SP_EL0 => ShadowReg::X(n),
+        SP_EL0 => ShadowReg::Bank(BankReg::SpEl0),
+        PC => ShadowReg::Pc,
+        PSTATE => ShadowReg::Pstate,
+        SP_EL1 => ShadowReg::Bank(BankReg::SpEl1),
+        FPSR => ShadowReg::Fpsr,
+        FPCR => ShadowReg::Fpcr,
         VMCR => VgicWord::Vmcr.reg(),
-        // Active priorities: AP0R0 to 3, AP1R0 to 3.
-        201..=208 => ShadowReg::Vgic(VgicWord::Ap0r as u8 + (n - VMCR - 1)),
-        210 => ShadowReg::EsrEl2,
-        211 => ShadowReg::FarEl2,
-        Q0..192 => ShadowReg::Q(n - Q0),
+        AP0R..=AP1R3 => ShadowReg::Vgic(VgicWord::Ap0r as u8 + (n - AP0R)),
+        SYNDROME => ShadowReg::EsrEl2,
+        FAULT_ADDRESS => ShadowReg::FarEl2,
+        Q0..FPSR => ShadowReg::Q(n - Q0),
         EL1..Q0 => ShadowReg::Bank(*BankReg::ALL.get(usize::from(n - EL1))?),
         _ => return None,
     })

@@ -173,7 +173,7 @@
 #define CV_CALL_DESTROY_VM 0xc6008020ULL
 
 /* (vm)
- * x0 = 0, x1 = state (`vm_power::VmState`), x2 = pages private or shared, x3 = kind.
+ * x0 = 0, x1 = state (`vm::VmState`), x2 = pages private or shared, x3 = kind.
  */
 #define CV_CALL_VM_INFO 0xc6008021ULL
 

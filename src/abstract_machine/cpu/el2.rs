@@ -13,7 +13,7 @@ use spin::Once;
 use tock_registers::fields::FieldValue;
 
 use super::super::features::{Features, Parts, SeenIds, Traps, has_mpam};
-use super::super::regs::Syndrome;
+use super::super::regs::{MPIDR_AFFINITY, SCTLR_EL1_RESET, Syndrome};
 use super::super::shape::Shape;
 use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
@@ -21,10 +21,6 @@ use super::sysreg::{
 };
 use super::{bank, maintenance, traps, vgic, with_world};
 
-/// SCTLR_EL1 at reset: RES1 bits, MMU and caches off, little endian.
-pub const SCTLR_EL1_RESET: u64 = 0x30d0_0800;
-/// MPIDR_EL1.{Aff3, Aff2, Aff1, Aff0}.
-pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 /// ID_AA64MMFR0_EL1.PARange, decoded.
 const PA_BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
 

@@ -15,7 +15,7 @@ use tock_registers::registers::{ReadOnly, ReadWrite};
 use tock_registers::{register_bitfields, register_structs};
 
 use super::super::addr::{Ipa, PAGE_SHIFT, PAGE_SIZE, Pa, PhysRange};
-use super::super::per_cpu::Event;
+use super::super::per_cpu::{Event, TOLD};
 use super::super::shape::Shape;
 use super::super::stream_table::{SPLIT, StreamTable};
 use super::super::turn::{CpuWords, Words};
@@ -440,9 +440,7 @@ pub fn flush(at: Ipa, pages: u64) {
     }
 }
 
-/// Refused accesses of devices that are told on the console; the rest is only counted.
-const TOLD: u64 = 32;
-/// Those of one look at the queues.
+/// Most refused accesses that are told of one look at the queues.
 const TOLD_AT_ONCE: usize = 4;
 
 /// Events to tell once `UNITS` is free: a console takes milliseconds for a line, and whoever takes memory from devices waits for `UNITS`.

@@ -128,7 +128,7 @@ calls! {
     ReclaimVm(vm) = HOST_BASE + 0x1f,
     /// The VM is gone: pool, root and id are free again. Needs all memory reclaimed, else [`CallError::Busy`]. In steps: [`CallError::Again`].
     DestroyVm(vm) = HOST_BASE + 0x20,
-    /// x0 = 0, x1 = state (`vm_power::VmState`), x2 = pages private or shared, x3 = kind.
+    /// x0 = 0, x1 = state (`vm::VmState`), x2 = pages private or shared, x3 = kind.
     VmInfo(vm) = HOST_BASE + 0x21,
     /// Whether the VM's page at `gpa` is: x0 = 0, x1 = 0 not mapped, 1 private, 2 shared, 3 lent, 4 window; x2 = its physical address if it is shared or lent.
     PageInfo(vm, gpa) = HOST_BASE + 0x22,

@@ -29,7 +29,7 @@ pub enum ExitReason {
     /// The VM's virtual timer fired, and the core did not deliver its interrupt; the core has masked it at the CPU (CNTV_CTL.IMASK) until the next entry at which the host shows the
     /// interrupt as active, pending or no longer asserted. See [`Mailbox::cntv_ctl`].
     Timer = 1,
-    /// WFI or WFE.
+    /// WFI; WFE does not trap. Or a call that waits as it does.
     Wfx = 2,
     /// A load from where the VM has no memory and none can be: below its RAM or not mapped.
     MmioRead = 3,
@@ -182,7 +182,7 @@ impl Mailbox {
 /// The only processor state that a vCPU may start in: EL1h, D, A, I and F masked.
 pub const START_PSTATE: u64 = 0x3c5;
 
-/// Registers of GetRegister and SetRegister: number of the register file of `vcpu::shadow` (`ShadowReg`).
+/// Registers of GetRegister and SetRegister: number of the register file of `abstract_machine::shadow` (`ShadowReg`).
 /// 0 to 30: x0 to x30; the rest by name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
@@ -197,7 +197,7 @@ pub enum Register {
     Pstate = 33,
     /// SP_EL1.
     SpEl1 = 34,
-    /// The others start here: 40 + position in `vcpu::shadow::ShadowReg`'s list of EL1 registers.
+    /// The others start here: 40 + position in `abstract_machine::shadow::BankReg`'s list of EL1 registers.
     El1 = 40,
     /// Low and high halves of q0 and on: 128 + 2 * n and 129 + 2 * n.
     Q0 = 128,

@@ -9,6 +9,7 @@ use super::error::DeviceTreeError;
 use super::list::List;
 use super::windows;
 use crate::abstract_machine::addr::{Pa, PhysRange};
+use crate::abstract_machine::regs::MPIDR_AFFINITY;
 pub use crate::platform::console::ConsoleDevice as Console;
 use crate::vm::keys::{MAX_KEYS, PublicKey};
 
@@ -157,14 +158,14 @@ pub struct Reserved {
     pub phandle: Option<u32>,
 }
 
-/// Affinity fields of MPIDR_EL1 (Aff3 in bits 39:32, Aff2..Aff0 in bits 23:0), nothing else (Arm ARM D24.2.117).
+/// Affinity fields of MPIDR_EL1, nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mpidr(u64);
 
 impl Mpidr {
     /// The affinity fields of `raw`; other bits of the register are dropped.
     pub const fn new(raw: u64) -> Self {
-        Self(raw & 0xff_00ff_ffff)
+        Self(raw & MPIDR_AFFINITY)
     }
 
     /// The fields, in the register's places.

@@ -14,9 +14,7 @@
 
 use super::call::PsciError;
 use crate::abstract_machine::addr::{CpuId, Ipa};
-
-/// The affinity fields of MPIDR_EL1: Aff3 in bits 39:32, Aff2, Aff1, Aff0 in bits 23:0.
-pub const AFFINITY: u64 = 0xff_00ff_ffff;
+use crate::abstract_machine::regs::MPIDR_AFFINITY;
 
 /// Where and with what in x0 a CPU begins to run the host, at EL1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,7 +75,7 @@ impl<const N: usize> PowerTable<N> {
     pub const fn new(boot_mpidr: u64) -> Self {
         const { assert!(N > 0 && N <= u16::MAX as usize) };
         let mut slots = [Slot { affinity: 0, power: CpuPower::Off }; N];
-        slots[0] = Slot { affinity: boot_mpidr & AFFINITY, power: CpuPower::On };
+        slots[0] = Slot { affinity: boot_mpidr & MPIDR_AFFINITY, power: CpuPower::On };
         Self { slots, count: 1 }
     }
 
@@ -91,14 +89,14 @@ impl<const N: usize> PowerTable<N> {
         }
         let slot = self.slots.get_mut(self.count).ok_or(AddCpuError::TableFull)?;
         let power = if here { CpuPower::Off } else { CpuPower::Absent };
-        *slot = Slot { affinity: mpidr & AFFINITY, power };
+        *slot = Slot { affinity: mpidr & MPIDR_AFFINITY, power };
         self.count += 1;
         Ok(CpuId::new((self.count - 1) as u16))
     }
 
     /// The CPU with the affinity in `mpidr`; its other bits do not count.
     pub fn find(&self, mpidr: u64) -> Option<CpuId> {
-        let index = self.known().iter().position(|slot| slot.affinity == mpidr & AFFINITY)?;
+        let index = self.known().iter().position(|slot| slot.affinity == mpidr & MPIDR_AFFINITY)?;
         Some(CpuId::new(index as u16))
     }
 

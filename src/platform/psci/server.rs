@@ -14,8 +14,9 @@ use spin::{Mutex, MutexGuard};
 
 use super::call::{self, Call, PsciError, SmcCall, id};
 use super::firmware::{Below, Machine, SystemEnd, sign_extend};
-use super::power::{AFFINITY, AddCpuError, CpuPower, PowerTable, Start};
+use super::power::{AddCpuError, CpuPower, PowerTable, Start};
 use crate::abstract_machine::addr::{CpuId, Ipa};
+use crate::abstract_machine::regs::MPIDR_AFFINITY;
 
 const SUCCESS: u64 = 0;
 /// AFFINITY_INFO's answers, and the highest affinity level.
@@ -296,10 +297,10 @@ impl<M: Machine, const N: usize> Psci<M, N> {
     /// DEN0022 §5.7: the CPUs whose affinity agrees with `target` from `level` on; one that is on counts most.
     fn affinity_info(&self, target: u64, level: u32) -> Result<u64, PsciError> {
         let mask = match level {
-            0 => AFFINITY,
-            1 => AFFINITY & !0xff,
-            2 => AFFINITY & !0xffff,
-            HIGHEST_LEVEL => AFFINITY & !0xff_ffff,
+            0 => MPIDR_AFFINITY,
+            1 => MPIDR_AFFINITY & !0xff,
+            2 => MPIDR_AFFINITY & !0xffff,
+            HIGHEST_LEVEL => MPIDR_AFFINITY & !0xff_ffff,
             _ => return Err(PsciError::InvalidParameters),
         };
         let mut answer = None;

@@ -27,7 +27,7 @@ use super::super::Core;
 use super::trng::core_handle_trng;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, VcpuId, VmId};
-use crate::abstract_machine::regs::Syndrome;
+use crate::abstract_machine::regs::{INSTRUCTION_SIZE, Syndrome};
 use crate::abstract_machine::shadow::{Context, ShadowReg};
 use crate::interface::guest::{
     HYPSEC_SET_DESC_PFN, HYPSEC_UNSET_DESC_PFN, INVALID_PARAMETER, KVM_FEATURES, KVM_HYP_MEMINFO, KVM_MEM_SHARE,
@@ -39,7 +39,6 @@ use crate::memory::mem_manager::Denied;
 use crate::memory::memory_ops::{grant_vm_page, revoke_vm_page};
 use crate::npt::VmKind;
 use crate::vcpu::Action;
-use crate::vcpu::vcpu_ops_aux::INSTRUCTION_SIZE;
 use crate::vm::boot_ops::{PsciResult, psci_affinity_info, psci_cpu_off, psci_cpu_on};
 use crate::vm::vm_power::{end_vm, vm_kind};
 use crate::vm::{Active, mmio_guard};

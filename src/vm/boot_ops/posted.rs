@@ -31,7 +31,8 @@ pub fn post_sgi<M: Machine>(vms: &Vms<M>, vm: VmId, targets: u16, sgi: u8, kick:
         // One is on its way until the vCPU looks or leaves, and then finds this as well.
         if vcpu.posted & Vcpu::KICKED == 0 {
             vcpu.posted |= Vcpu::KICKED;
-            kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));
+            // It runs, so there is one.
+            vcpu.last_cpu.map(&kick);
         }
     }
     true

@@ -92,8 +92,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "posted: nobody tells the receiver's CPU",
         "src/vm/boot_ops/posted.rs",
-        "            kick(CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
-        "            let _ = (&kick, CpuId::new(vcpu.last_cpu.wrapping_sub(1)));\n",
+        "            vcpu.last_cpu.map(&kick);\n",
+        "            let _ = &kick;\n",
     ),
     fault(
         "interrupts: affinities are not looked at",

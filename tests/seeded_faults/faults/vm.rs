@@ -110,12 +110,12 @@ pub const FAULTS: &[Fault] = &[
         "boot_ops: a vCPU that moved to another CPU meets that CPU's TLB",
         "src/vm/boot_ops.rs",
         "let flush = place.last_cpu != here;",
-        "let flush = place.last_cpu == 0;",
+        "let flush = place.last_cpu.is_none();",
     ),
     fault(
         "boot_ops: a vCPU meets what another one left in the TLB",
         "src/vm/boot_ops.rs",
-        ".for_each(|other| other.last_cpu = 0);",
+        ".for_each(|other| other.last_cpu = None);",
         ".for_each(|_| {});",
     ),
     fault(
