@@ -2,7 +2,6 @@
 //!
 //! | primitive          | does                                                                  | lock |
 //! |--------------------|-----------------------------------------------------------------------|------|
-//! | [`get_npt_level`]  | level of the leaf that maps an address                                | Npt  |
 //! | [`walk_npt`]       | that leaf, or the largest one that would fit into the hole            | Npt  |
 //! | [`set_npt`]        | puts a leaf where nothing is                                          | Npt  |
 //! | [`prepare_npt`]    | makes sure that a leaf can be put there                               | Npt  |
@@ -96,14 +95,6 @@ fn find<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia, table: &mut Option<Pa>) 
     match pte.kind(Some(Level::L3)) {
         Kind::Leaf(_) => Walk::Mapped(Level::L3, pte),
         _ => Walk::Hole(Level::L3),
-    }
-}
-
-/// Level of the leaf that maps `ia`. K: `get_npt_level`.
-pub fn get_npt_level<M: Machine>(machine: &M, npt: &mut Npt, ia: Ia) -> Option<Level> {
-    match walk_npt(machine, npt, ia) {
-        Walk::Mapped(level, _) => Some(level),
-        Walk::Hole(_) => None,
     }
 }
 

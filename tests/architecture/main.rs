@@ -2,6 +2,7 @@
 //! bottom; each layer's file says what it is.
 #![forbid(unsafe_code)]
 
+mod callers;
 mod source;
 
 use std::collections::BTreeSet;

@@ -110,7 +110,12 @@ fn closed(tokens: &[Token], mut n: usize) -> usize {
 
 /// The tokens without what `#[cfg(test)]` covers.
 pub fn without_tests(tokens: Vec<Token>) -> Vec<Token> {
-    let start: Vec<Token> = self::tokens("#[cfg(test)]");
+    without(tokens, "#[cfg(test)]")
+}
+
+/// The tokens without what this attribute covers.
+pub fn without(tokens: Vec<Token>, attribute: &str) -> Vec<Token> {
+    let start: Vec<Token> = self::tokens(attribute);
     let is = |n: usize, mark| tokens.get(n) == Some(&Token::Mark(mark));
     let (mut n, mut out) = (0, vec![]);
     while n < tokens.len() {
