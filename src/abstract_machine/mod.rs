@@ -189,6 +189,9 @@ pub trait Machine: Worlds {
     /// caches of all CPUs: for memory that changes hands (K A21).
     fn sync_page_to_poc(&self, range: PhysRange);
 
+    /// Drops everything from the instruction caches of all CPUs: what is left of [`sync_page_to_poc`](Self::sync_page_to_poc) for memory that is clean.
+    fn forget_instructions(&self);
+
     /// Syndrome of the trap that this CPU serves. K: `read_esr_el2`.
     fn read_esr_el2(&self) -> Syndrome;
 

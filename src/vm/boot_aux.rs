@@ -19,7 +19,7 @@ use super::authenticate::Manifest;
 use super::{Vm, Vms};
 use crate::abstract_machine::addr::{PAGE_SIZE, Pfn, PhysRange, VmId};
 use crate::abstract_machine::sha256::Sha256;
-use crate::abstract_machine::{Machine, PageDigester};
+use crate::abstract_machine::{ForeignPage, Machine, PageDigester};
 use crate::interface::CallError;
 use crate::memory::memory_ops::{self, Scrub};
 
@@ -68,10 +68,10 @@ pub fn load_image_pages<M: Machine>(
 /// Zeroes the page from byte `used` on.
 fn zero_tail<M: Machine>(machine: &M, pfn: Pfn, used: usize) {
     let (word, bytes) = (used / 8, used % 8);
-    let mut first = [0];
-    machine.read_page(pfn, word, &mut first);
-    machine.write_page(pfn, word, &[first[0] & ((1 << (bytes * 8)) - 1)]);
-    (word + 1..PAGE_WORDS).for_each(|word| machine.write_page(pfn, word, &[0]));
+    let page = machine.open_page(pfn);
+    page.write(word, page.read(word) & ((1 << (bytes * 8)) - 1));
+    (word + 1..PAGE_WORDS).for_each(|word| page.write(word, 0));
+    drop(page);
     if let Some(range) = PhysRange::new(pfn.addr(), PAGE_SIZE) {
         machine.sync_page_to_poc(range);
     }
@@ -83,11 +83,8 @@ fn zero_tail<M: Machine>(machine: &M, pfn: Pfn, used: usize) {
 /// As [`memory_ops::hold_mailbox`]: the page must be the host's own.
 pub fn read_manifest<M: Machine>(vms: &Vms<M>, pfn: Pfn, manifest: &mut Manifest) -> Result<(), CallError> {
     vms.with_host_page(pfn, |machine| {
-        for n in 0..Manifest::WORDS {
-            let mut word = [0];
-            machine.read_page(pfn, n, &mut word);
-            manifest.set_word(n, word[0]);
-        }
+        let page = machine.open_page(pfn);
+        (0..Manifest::WORDS).for_each(|n| manifest.set_word(n, page.read(n)));
     })
 }
 

@@ -25,9 +25,9 @@ use chacha20poly1305::{ChaCha20Poly1305, Key, Nonce, Tag};
 use super::boot_core::gen_snapshot;
 use super::mmio_guard::{MAX_RANGES, MmioGuard};
 use super::{Power, Snapshot, VcpuState, Vm, VmState, Vms};
-use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, PAGE_SIZE, Pfn, PhysRange, VcpuId, VmId};
 use crate::abstract_machine::shadow::{BankReg, Shadow, ShadowReg, VGIC_WORDS};
+use crate::abstract_machine::{ForeignPage, Machine};
 use crate::interface::CallError;
 use crate::memory::memory_ops::{self, Scrub};
 use crate::memory::page_manager::PageState;
@@ -173,17 +173,17 @@ fn check_restore(vm: &Vm) -> Result<(), CallError> {
 
 #[inline(never)]
 fn read_words<M: Machine>(vms: &Vms<M>, pfn: Pfn, first: usize, bytes: &mut [u8]) {
+    let page = vms.machine().open_page(pfn);
     for (n, bytes) in bytes.as_chunks_mut().0.iter_mut().enumerate() {
-        let mut word = [0];
-        vms.machine().read_page(pfn, first + n, &mut word);
-        *bytes = word[0].to_le_bytes();
+        *bytes = page.read(first + n).to_le_bytes();
     }
 }
 
 #[inline(never)]
 fn write_words<M: Machine>(vms: &Vms<M>, pfn: Pfn, first: usize, bytes: &[u8]) {
+    let page = vms.machine().open_page(pfn);
     for (n, bytes) in bytes.as_chunks().0.iter().enumerate() {
-        vms.machine().write_page(pfn, first + n, &[u64::from_le_bytes(*bytes)]);
+        page.write(first + n, u64::from_le_bytes(*bytes));
     }
 }
 

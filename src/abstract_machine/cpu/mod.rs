@@ -277,6 +277,10 @@ impl Machine for Cpu {
         window::sync(range);
     }
 
+    fn forget_instructions(&self) {
+        maintenance::invalidate_icache_all();
+    }
+
     fn adopt_page(&self, pfn: Pfn) -> bool {
         own_map::adopt(pfn)
     }

@@ -375,6 +375,10 @@ impl Machine for Sim {
         self.state().sync(range);
     }
 
+    fn forget_instructions(&self) {
+        self.state().sync(PhysRange::default());
+    }
+
     fn adopt_page(&self, pfn: Pfn) -> bool {
         self.state().adopt(pfn)
     }

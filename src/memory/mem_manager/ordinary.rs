@@ -83,7 +83,11 @@ fn lend<M: Machine>(
 
     // K §8.3 A21. For a VM that never goes around the caches only the instruction caches are left.
     let forced = mem.machine().forces_write_back();
-    mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, if forced { 0 } else { count }));
+    if forced {
+        mem.machine().forget_instructions();
+    } else {
+        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count));
+    }
     match first {
         // All in one state, as nearly always: they were looked at.
         Some((times, run)) if run >= count => {

@@ -94,7 +94,7 @@ fn assign<M: Machine>(
         Scrub::Zero => {
             scrub_for_vm(mem, PhysRange::of_pages(pfn, count));
             // What is left are the instruction caches.
-            mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 0));
+            mem.machine().forget_instructions();
         }
         // Also where the VM never goes around the caches: the host may have, and a line that holds something else than memory must not go between the check of the
         // image and the VM's look at it.

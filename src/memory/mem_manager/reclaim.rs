@@ -30,7 +30,7 @@ pub fn clear_vm_step<M: Machine>(mem: &Memory<M>, vm: VmId) -> Result<u64, Denie
     if live {
         vm_ops::cut_vm_s2pt(mem.npts(), vm);
         // From now on no CPU fetches anything of the VM's memory. What it fetched before goes, once for all of it: the host executes none of that where its own pages are next.
-        mem.machine().sync_page_to_poc(PhysRange::of_pages(Pfn::new(0), 0));
+        mem.machine().forget_instructions();
     }
     match vm_ops::take_apart_vm_s2pt(mem.npts(), vm) {
         None | Some((_, Apart::Nothing)) => Ok(0),

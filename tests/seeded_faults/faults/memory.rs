@@ -154,7 +154,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: instruction caches keep what the host left",
         "src/memory/mem_manager/protected.rs",
-        "            mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, 0));\n",
+        "            mem.machine().forget_instructions();\n",
         "",
     ),
     fault(
@@ -166,8 +166,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: what is lent stays in the host's caches",
         "src/memory/mem_manager/ordinary.rs",
-        "PhysRange::of_pages(pfn, if forced { 0 } else { count })",
-        "PhysRange::of_pages(pfn, 0)",
+        "    } else {\n        mem.machine().sync_page_to_poc(PhysRange::of_pages(pfn, count));\n",
+        "    } else {\n        mem.machine().forget_instructions();\n",
     ),
     fault(
         "vm: zeroes stay in the caches of a VM that may go around them",

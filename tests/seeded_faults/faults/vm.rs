@@ -255,7 +255,7 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "reclaim: the host executes what a VM left in instruction caches",
         "src/memory/mem_manager/reclaim.rs",
-        "        mem.machine().sync_page_to_poc(PhysRange::of_pages(Pfn::new(0), 0));\n",
+        "        mem.machine().forget_instructions();\n",
         "",
     ),
     fault(
