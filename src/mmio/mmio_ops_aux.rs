@@ -7,8 +7,8 @@
 //! Below: MmioCore. Above: MmioOps. Specification: `spec::mmio`. Source: SeKVM layer MmioOpsAux; K §2 L25.
 #![forbid(unsafe_code)]
 
-use super::mmio_core::handle_gits_access;
-use super::mmio_core_aux::handle_gicr_access;
+use super::gic_its::handle_gits_access;
+use super::gic_redistributor::handle_gicr_access;
 use super::mmio_raw::Access;
 use super::{FrameKind, GicState};
 use crate::abstract_machine::Machine;

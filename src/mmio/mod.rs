@@ -1,14 +1,14 @@
 //! Layers 22-26: registers that the host does not reach itself, but through the core.
 //!
-//! | layer | module            | holds                                                                       |
-//! |-------|-------------------|-----------------------------------------------------------------------------|
-//! | 22    | [`mmio_raw`]      | which access: address, size, value, the register that it is for             |
-//! | 23    | [`mmio_core_aux`] | a redistributor's registers                                                 |
-//! | -     | [`its`]           | what the core knows of an ITS                                               |
-//! | -     | [`its_command`]   | which commands an ITS gets, and in which form                               |
-//! | 24    | [`mmio_core`]     | an ITS's registers, and its commands                                        |
-//! | 25    | [`mmio_ops_aux`]  | whose register it is                                                        |
-//! | 26    | [`mmio_ops`]      | the same under the lock                                                     |
+//! | layer | module                | K            | holds                                                                       |
+//! |-------|-----------------------|--------------|-----------------------------------------------------------------------------|
+//! | 22    | [`mmio_raw`]          | MmioRaw      | which access: address, size, value, the register that it is for             |
+//! | 23    | [`gic_redistributor`] | MmioCoreAux  | a redistributor's registers                                                 |
+//! | -     | [`its`]               | -            | what the core knows of an ITS                                               |
+//! | -     | [`its_command`]       | -            | which commands an ITS gets, and in which form                               |
+//! | 24    | [`gic_its`]           | MmioCore     | an ITS's registers, and its commands                                        |
+//! | 25    | [`mmio_ops_aux`]      | MmioOpsAux   | whose register it is                                                        |
+//! | 26    | [`mmio_ops`]          | MmioOps      | the same under the lock                                                     |
 //!
 //! The proof emulates the registers of an SMMU here. This host has no SMMU (`spt`); what it has is a GICv3, and with that it could write memory that it does not reach: a
 //! redistributor writes pending bits where GICR_PENDBASER says, and an ITS its tables where GITS_BASER and its commands say. So the pages with these registers are the
@@ -16,10 +16,10 @@
 //! and the host's queue is read, command by command. Everything else in these pages goes through.
 #![forbid(unsafe_code)]
 
+pub mod gic_its;
+pub mod gic_redistributor;
 pub mod its;
 pub mod its_command;
-pub mod mmio_core;
-pub mod mmio_core_aux;
 pub mod mmio_ops;
 pub mod mmio_ops_aux;
 pub mod mmio_raw;

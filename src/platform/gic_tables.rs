@@ -9,8 +9,8 @@ use super::own_map;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange};
 use crate::abstract_machine::cpu::{Cpu, pool};
+use crate::mmio::gic_its::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_CWRITER, GITS_TYPER};
 use crate::mmio::its::{Its, Setup};
-use crate::mmio::mmio_core::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_CWRITER, GITS_TYPER};
 use crate::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
 use crate::npt::descriptor::CoreAccess;
 
