@@ -275,17 +275,13 @@ impl State {
         self.cpus.get_mut(cpu).unwrap_or_else(|| panic!("CPU {cpu} does not exist"))
     }
 
-    fn check_root(&mut self, vm: VmId, table: Stage2) {
+    fn check_root(&mut self, vm: VmId, Stage2 { vttbr, shape }: Stage2) {
         let Some(regime) = self.tables.regime(vm.raw()) else { return };
-        if table.vttbr != regime.root | u64::from(vm.raw()) << 48 {
-            self.tables.violation(format!("flush of VM {} with the VTTBR {:#x} of another", vm.raw(), table.vttbr));
+        if vttbr != regime.root | u64::from(vm.raw()) << 48 {
+            self.tables.violation(format!("flush of {vm:?} with the VTTBR {vttbr:#x} of another"));
         }
-        if table.shape.ia_bits() != regime.ia_bits {
-            self.tables.violation(format!(
-                "flush of VM {} with the form of another table, {:?}",
-                vm.raw(),
-                table.shape
-            ));
+        if shape.ia_bits() != regime.ia_bits {
+            self.tables.violation(format!("flush of {vm:?} with the form of another table, {shape:?}"));
         }
     }
 }
