@@ -51,14 +51,14 @@ pub fn cases() -> Vec<Case> {
         ),
         new(
             "a trap of the core while it has a VM's registers shows none of them",
-            "13",
+            "d",
             &["SError in the core", "registers: not shown, a VM is on this CPU"],
         ),
         Case::new("failure", "an SError while the host runs is the host's, which judges it", hosts_serror),
         Case::new(
             "failure",
             "an SError that a VM left behind is taken where it is expected, and the core goes on",
-            |bed| goes_on(bed, "12", "an SError where a VM's is expected is taken there"),
+            |bed| goes_on(bed, "c", "an SError where a VM's is expected is taken there"),
         ),
         Case::new("failure", "a translation for a VM that traps in the core is one that failed, no more", |bed| {
             goes_on(bed, "8", "a translation that trapped is one that failed")
