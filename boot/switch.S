@@ -21,8 +21,7 @@ run_vm:
     stp     x23, x24, [sp, #(8 * 10)]
     stp     x25, x26, [sp, #(8 * 12)]
     stp     x27, x28, [sp, #(8 * 14)]
-    adrp    x9, vm_vectors
-    add     x9, x9, :lo12:vm_vectors
+    adr     x9, vm_vectors
     msr     vbar_el2, x9
     b       vm_enter
 
@@ -58,17 +57,47 @@ vm_enter:
     dsb     nsh                         // no speculation past the entry
     isb
 
+    // It stays away. All that it began comes to its end here; if an SError comes of that, it is the VM's: it is taken here, and why the VM left. Behind the
+    // barrier the virtual CPU interface says what the VM did (IHI 0069 4.2.6). Later ones are the core's own, and come to its vector.
 vm_leave:
-    adrp    x2, vectors
-    add     x2, x2, :lo12:vectors
+    dsb     sy
+    isb                                 // ISR_EL1 is not read before
+    mrs     x2, isr_el1
+    tbnz    x2, #{ISR_A}, vm_serror
+vm_left:
+    adr     x2, vectors
     msr     vbar_el2, x2
-    unmask_serror x2
     ldp     x19, x20, [sp, #(8 * 6)]
     ldp     x21, x22, [sp, #(8 * 8)]
     ldp     x23, x24, [sp, #(8 * 10)]
     ldp     x25, x26, [sp, #(8 * 12)]
     ldp     x27, x28, [sp, #(8 * 14)]
     ldp     x29, x30, [sp], #128
+    msr     daifclr, #{DAIF_A}          // last: nothing of the VM stands in x19-x30 any more
+    ret
+
+vm_serror:
+    bl      take_serror
+    mov     x0, #{EXIT_SERROR}
+    ldp     x1, x2, [sp, #(8 * 2)]
+    ldr     x9, [sp, #(8 * 4)]
+    mov     x29, sp
+    blr     x9                          // it stays away in any case
+    b       vm_left
+
+// take_serror(): takes the SError that is pending. It comes before or behind one instruction, where `core_trap` knows it, and lets this go on.
+// What a trap of the core uses on its way (from_core) is EL1's, and stays so. Clobbers x0, x1, x9, x10.
+    .globl  take_serror, serror_at, serror_behind
+take_serror:
+    mrs     x9, tpidr_el0
+    mrs     x10, tpidrro_el0
+    msr     daifclr, #{DAIF_A}
+serror_at:
+    isb
+serror_behind:
+    msr     daifset, #{DAIF_A}
+    msr     tpidr_el0, x9
+    msr     tpidrro_el0, x10
     ret
 
 // translate_stage1(x0 = virtual address) -> x0 = PAR_EL1 after a load's translation by EL1's stage 1; 1 (F) if the CPU took an exception for it instead: the walk
@@ -109,7 +138,7 @@ vm_vectors:
     from_core {CORE_SYNC}
     from_core 5
     from_core 6
-    from_core 7
+    from_core {CORE_SERROR}
     from_vm {EXIT_TRAP}
     from_vm {EXIT_IRQ}
     from_vm {EXIT_IRQ}

@@ -1,6 +1,6 @@
 // Exception vectors of EL2 and the way back. A trap of the host saves x0-x30 into a TrapFrame on this CPU's
 // stack, calls Rust with a pointer to it, and returns with what stands in it then: nothing else of the host
-// is touched. A trap of the core itself never returns, but of one instruction (boot/switch.S: translate_at).
+// is touched. A trap of the core itself never returns, but of one instruction (boot/switch.S: translate_at), and an SError at another (serror_at).
 
     // x2-x30 to and from 31 words at `base`: a TrapFrame, or a Context. Volatile is what Rust does not keep, but x0, x1, x18 and x30.
     .macro  save_volatile base
@@ -107,7 +107,7 @@ vectors:
     from_core {CORE_SYNC}               // current EL: synchronous
     from_core 5                         // IRQ: masked, so never
     from_core 6                         // FIQ
-    from_core 7                         // SError
+    from_core {CORE_SERROR}             // SError
     from_host_sync
     from_host {trap_lower_irq}
     from_host {trap_lower_irq}
@@ -144,13 +144,21 @@ return_volatile:
 
     .globl  core_trap
 core_trap:
-    cmp     x1, #{CORE_SYNC}
-    b.ne    1f
     mrs     x0, elr_el2
+    cmp     x1, #{CORE_SYNC}
+    b.ne    3f
     adr     x1, translate_at
     cmp     x0, x1
     b.eq    2f
     mov     x1, #{CORE_SYNC}
+    b       1f
+3:  cmp     x1, #{CORE_SERROR}
+    b.ne    1f
+    adr     x1, serror_at
+    sub     x0, x0, x1
+    cmp     x0, #4                      // before the instruction, or behind it
+    b.ls    4f
+    mov     x1, #{CORE_SERROR}
 1:  mrs     x0, tpidr_el2
     ldr     x0, [x0, #{PERCPU_EMERGENCY_TOP}]
     // x0 = top of the emergency stack, x1 = kind; the trapped SP goes into the frame's last slot.
@@ -176,8 +184,10 @@ core_trap:
     bl      {core_trapped}
     b       .
 
-2:  adr     x0, translate_trapped       // expected: x0 and x1 are nobody's there
-    msr     elr_el2, x0
+4:  adr     x0, serror_behind           // expected: x0 and x1 are nobody's there
+    b       5f
+2:  adr     x0, translate_trapped
+5:  msr     elr_el2, x0
     eret
     dsb     nsh
     isb

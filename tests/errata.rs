@@ -130,3 +130,16 @@ fn walks_that_el1_began_are_over_before_its_tables_change() {
         &["VTCR_EL2.get()", "change_stage2(", "VTCR_EL2.set(vtcr)", "VTTBR_EL2.set(current)"],
     );
 }
+
+#[test]
+fn an_serror_that_a_vm_caused_is_looked_for_before_anything_of_the_core_takes_it() {
+    let switch = without_comments(&read("boot/switch.S"));
+    let leave = &switch[switch.find("vm_leave:").unwrap()..];
+    let leave = &leave[..leave.find("    ret").unwrap()];
+    let masked = ["dsb     sy", "isb", "isr_el1", "vm_serror", "msr     vbar_el2", "ldp     x29, x30, [sp], #128"];
+    assert_order(leave, &[&masked[..], &["msr     daifclr"]].concat());
+    assert_eq!(leave.matches("daifclr").count(), 1, "{leave}");
+    // One instruction, whose address `core_trap` knows.
+    let take = &switch[switch.find("take_serror:").unwrap()..];
+    assert_order(take, &["msr     daifclr", "serror_at:\n    isb\nserror_behind:\n    msr     daifset"]);
+}

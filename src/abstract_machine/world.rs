@@ -196,7 +196,8 @@ pub trait Worlds: Sync {
     fn get_cur_cpu(&self) -> CpuId;
 
     /// Runs the vCPU. Each time it leaves, its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the context, and `exit` is asked:
-    /// with `None` the vCPU goes on from what stands there then, with a result it has left. Between these two nothing else of the CPU is
+    /// with `None` the vCPU goes on from what stands there then, with a result it has left; and if what it began is an SError by then, `exit` is asked once more,
+    /// with [`ExitCode::SError`]. Between these two nothing else of the CPU is
     /// touched but by list registers and CNTV_CTL ([`Self::set_list_register`], [`Self::set_cntv_ctl`]). K: `core_to_vm`, `vm_to_core`.
     fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, exit: F) -> R;
 

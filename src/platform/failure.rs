@@ -19,6 +19,9 @@ const MAX_FRAMES: usize = 24;
 /// What stands for a vector when something came to EL3 on a board that left that level to the core (boot/entry.S).
 pub const CORE_EL3: u32 = 16;
 
+/// In place of x0 to x30, as long as a VM is on the CPU: some of them may be its own still.
+const NOT_SHOWN: &str = "registers: not shown, a VM is on this CPU";
+
 /// An assertion of the core did not hold.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
     let frame_pointer: u64;
@@ -53,7 +56,10 @@ pub extern "C" fn core_trapped(frame: &TrapFrame, kind: u32) -> ! {
             SPSR_EL2.get()
         );
         let _ = writeln!(out, "  pc {:#x}  sp {:#x}", ELR_EL2.get(), frame.sp);
-        for (n, pair) in frame.x.chunks(2).enumerate() {
+        if cpu::has_vm() {
+            let _ = writeln!(out, "  {NOT_SHOWN}");
+        }
+        for (n, pair) in frame.x.chunks(2).enumerate().filter(|_| !cpu::has_vm()) {
             let (first, second) = (pair.first().copied().unwrap_or(0), pair.get(1).copied());
             let _ = match second {
                 Some(second) => writeln!(out, "  x{:<2} {first:#018x}  x{:<2} {second:#018x}", 2 * n, 2 * n + 1),
@@ -130,6 +136,7 @@ pub mod provoke {
     use crate::abstract_machine::addr::{VcpuId, VmId};
     use crate::abstract_machine::cpu::{self, Cpu, digest::target_tests, el2};
     use crate::abstract_machine::regs::TrapFrame;
+    use crate::abstract_machine::{Machine, Worlds};
     use crate::interface::HostCall;
     use crate::memory::{Memory, oracle};
 
@@ -186,6 +193,11 @@ pub mod provoke {
             }
             FOR_THE_ORACLE => {}
             8 => translate_through_nothing(),
+            12 => vms_serror(),
+            13 => {
+                Cpu.set_per_cpu(VmId::new(1), VcpuId::new(0));
+                serror();
+            }
             10 => target_tests::compare(*first, *second),
             11 => target_tests::forgo(*first != 0),
             // SAFETY: SMC, which nobody answers: entered at EL3, the report is the test.
@@ -219,6 +231,30 @@ pub mod provoke {
                 pc = out(reg) _, pstate = in(reg) 0x2c9_u64, esr = in(reg) SERROR
             );
         }
+    }
+
+    /// The same for the SError that a VM left behind, at the two places where hardware may take it (boot/switch.S: take_serror): the core goes on, and the registers of EL1 stay
+    /// as they are.
+    fn vms_serror() {
+        let (elr, spsr) = (ELR_EL2.get(), SPSR_EL2.get());
+        let threads = [TPIDR_EL0.get(), TPIDRRO_EL0.get()];
+        for behind in [0_u64, 4] {
+            // SAFETY: the core's own vector, which comes back to the window, and that by x30 to here; PSTATE is put back.
+            unsafe {
+                core::arch::asm!(
+                    "mrs {masks}, daif", "mrs x9, tpidr_el0", "mrs x10, tpidrro_el0",
+                    "adr {pc}, serror_at", "add {pc}, {pc}, {behind}", "msr elr_el2, {pc}", "msr spsr_el2, {pstate}", "msr esr_el2, {esr}",
+                    "mrs {pc}, vbar_el2", "add {pc}, {pc}, #0x380", "adr x30, 2f", "br {pc}",
+                    "2:", "msr daif, {masks}",
+                    masks = out(reg) _, pc = out(reg) _, behind = in(reg) behind, pstate = in(reg) 0x2c9_u64, esr = in(reg) SERROR,
+                    out("x0") _, out("x1") _, out("x9") _, out("x10") _, out("x30") _
+                );
+            }
+            assert!(threads == [TPIDR_EL0.get(), TPIDRRO_EL0.get()], "registers of EL1 have changed");
+        }
+        ELR_EL2.set(elr);
+        SPSR_EL2.set(spsr);
+        log::warn!("an SError where a VM's is expected is taken there");
     }
 
     /// The core translates an address of EL1 by tables where no memory is, which QEMU answers as hardware may: by an exception of AT itself. The registers of EL1 stay

@@ -49,8 +49,20 @@ pub fn cases() -> Vec<Case> {
             "7",
             &["panic: oracle: HostIso", "judge"],
         ),
+        new(
+            "a trap of the core while it has a VM's registers shows none of them",
+            "d",
+            &["SError in the core", "registers: not shown, a VM is on this CPU"],
+        ),
         Case::new("failure", "an SError while the host runs is the host's, which judges it", hosts_serror),
-        Case::new("failure", "a translation for a VM that traps in the core is one that failed, no more", translation),
+        Case::new(
+            "failure",
+            "an SError that a VM left behind is taken where it is expected, and the core goes on",
+            |bed| goes_on(bed, "c", "an SError where a VM's is expected is taken there"),
+        ),
+        Case::new("failure", "a translation for a VM that traps in the core is one that failed, no more", |bed| {
+            goes_on(bed, "8", "a translation that trapped is one that failed")
+        }),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
     ]
 }
@@ -82,6 +94,9 @@ fn fails(bed: &Bed, run: Run, cpus: usize, kind: &str, texts: &[&str]) -> Result
     check(report.matches("FATAL").count() == 0, "the core fails more than once")?;
     check(!report.contains("the host goes on"), "the host goes on")?;
     let named = symbolized(bed, report)?;
+    let shows = report.contains("  x0  0x");
+    let hides = report.contains("registers: not shown");
+    check(!(shows && hides), format!("the report shows registers all the same:\n{named}"))?;
     for text in texts {
         check(named.contains(text), format!("the report should say {text:?}:\n{named}"))?;
     }
@@ -105,11 +120,12 @@ fn hosts_serror(bed: &Bed) -> Result<(), Failure> {
     )
 }
 
-/// The core's test build translates an address through tables where no memory is. QEMU makes this an exception of the core's own.
-fn translation(bed: &Bed) -> Result<(), Failure> {
+/// The core's test build traps, as it may: it translates an address through tables where no memory is, which QEMU makes an exception of the core's own; it comes to its vector as for a VM's
+/// SError. It says so, and host and core go on.
+fn goes_on(bed: &Bed, kind: &str, says: &str) -> Result<(), Failure> {
     let script = format!(
         "{FUNCTIONS}insmod /lib/corevisor_test.ko || fail \"the test module does not load\"\n\
-         echo 'hvc c6008fff 8' > /proc/corevisor\nif complaints; then fail \"the kernel complains\"; fi\nexit 0\n"
+         echo 'hvc c6008fff {kind}' > /proc/corevisor\nif complaints; then fail \"the kernel complains\"; fi\nexit 0\n"
     );
     let hooks = bed.project.root().join("target/test/corevisor-hooks.bin");
     for cpu in ["cortex-a72", "max"] {
@@ -117,7 +133,7 @@ fn translation(bed: &Bed) -> Result<(), Failure> {
         let done =
             run.core(&hooks).file("/lib/corevisor_test.ko", made::module(bed)?).script(script.as_str()).finish()?;
         done.succeeded()?;
-        done.says("a translation that trapped is one that failed")?;
+        done.says(says)?;
     }
     Ok(())
 }

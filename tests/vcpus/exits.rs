@@ -237,6 +237,22 @@ fn a_vm_that_was_switched_off_while_it_ran_leaves_and_shows_nothing() {
 }
 
 #[test]
+fn an_serror_that_comes_when_a_vm_has_left_already_is_the_vms_and_ends_it() {
+    let bench = Bench::started(VM_PROTECTED);
+    // A load from a device: what the exit would show is not shown.
+    bench.next(|context| {
+        fill(&mut Rng::new(1), context);
+        let load = 0x24 << 26 | 1 << 25 | 1 << 24 | 3 << 22 | 5 << 16 | 1 << 15 | 5;
+        context.syndrome = [load, 0, 0x900_0000 >> 8];
+        ExitCode::Trap
+    });
+    bench.host.world.sim().set_late_serror();
+    assert_eq!(bench.run(), Ok(ExitReason::Failed));
+    assert_none_shown(&bench.mailbox(), &[], "failed");
+    assert_eq!(bench.run(), Err(CallError::WrongState), "it runs on");
+}
+
+#[test]
 fn a_vm_that_another_cpu_switches_off_shows_nothing_of_its_last_exit() {
     let bench = Bench::started(VM_PROTECTED);
     let (vm, vms) = (bench.vm, bench.host.world.core.vms());

@@ -125,6 +125,12 @@ fn without_data() -> ! {
     unreachable!("a CPU without data serves nobody")
 }
 
+/// Whether a VM is on this CPU, or something of it may be: for a report of a trap of the core, which may have come at any place.
+pub fn has_vm() -> bool {
+    // SAFETY: this CPU's own; one word of it, which whoever has a reference to it may be about to write, but does not while this runs.
+    this().is_some_and(|cpu| unsafe { (&raw const (*cpu.world()).vm).read_volatile() } != VmId::HOST)
+}
+
 /// The page of `address` by EL1's own stage 1, as it stands in the CPU. `None` if there is none, or if the CPU took an exception for the attempt (boot/switch.S): ELR_EL2, SPSR_EL2
 /// and the syndrome registers are not the caller's any more then.
 pub fn translate_stage1(address: u64) -> Option<Pfn> {

@@ -109,8 +109,7 @@ pub fn save(world: &World, context: &mut Context, used: usize) {
             words.iter_mut().take(used).enumerate().for_each(|(n, word)| *word = gich_read(Gich::Lr, n));
         }
         3 => {
-            // What the VM did through the interface is in the registers after this (IHI 0069 4.2.6).
-            barrier::dsb(barrier::SY);
+            // What the VM did through the interface is in the registers since its exit's DSB (boot/switch.S: vm_leave).
             if counts {
                 words[VgicWord::Hcr as usize] = sysreg::IchHcr::get().get();
             }

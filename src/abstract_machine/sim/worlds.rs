@@ -75,6 +75,8 @@ pub(super) struct WorldState {
     cpus: BTreeMap<usize, Registers>,
     log: Vec<(usize, Switch)>,
     script: Option<Script>,
+    /// An SError comes of what a VM began, when it has left already.
+    late_serror: bool,
     leaving: Option<Box<dyn FnMut() + Send>>,
     pub(super) raced: BTreeSet<Pfn>,
     vgic: VgicInfo,
@@ -115,6 +117,11 @@ impl Sim {
 
     pub(super) fn forget_context(&self, pfn: Pfn) {
         self.worlds().forget(pfn);
+    }
+
+    /// What the next VM that leaves for the host began ends in an SError, which comes when it has left.
+    pub fn set_late_serror(&self) {
+        self.worlds().late_serror = true;
     }
 
     /// What every VM does from now on.
@@ -422,7 +429,8 @@ impl Worlds for Sim {
         loop {
             let code = self.run_once(ctxt);
             if let Some(result) = exit(ctxt, code) {
-                return result;
+                let late = core::mem::take(&mut self.worlds().late_serror);
+                return late.then(|| exit(ctxt, ExitCode::SError)).flatten().unwrap_or(result);
             }
         }
     }
