@@ -315,7 +315,7 @@ impl World {
     pub fn check(&self) {
         let view = View::of(self.mem());
         assert_eq!(
-            abstract_table(&view.leaves, &view.tables, self.spec.host.ia_bits),
+            abstract_table(&view.leaves, &view.tables, self.spec.host.ia_bits, HOST_WINDOW),
             Ok(self.spec.host.clone()),
             "host stage 2"
         );
@@ -335,14 +335,18 @@ impl World {
     }
 }
 
-/// The table in memory, as the specification describes one.
-fn abstract_table(leaves: &[Leaf], tables: &[TableAt], ia_bits: u32) -> Result<npt::Table, String> {
+/// Attributes of a window of the host, which chooses the memory type by its stage 1: Normal, not cacheable; and of one of a VM: Device-nGnRE. Never executed.
+const HOST_WINDOW: u64 = 0x0040_0000_0000_07d4;
+const VM_WINDOW: u64 = 0x0040_0000_0000_04c4;
+
+/// The table in memory, whose windows have these attributes, as the specification describes one.
+fn abstract_table(leaves: &[Leaf], tables: &[TableAt], ia_bits: u32, window: u64) -> Result<npt::Table, String> {
     let mut table = npt::Table::new(ia_bits);
     for leaf in leaves {
         let access = match (leaf.raw & 0xfff0_0000_0000_0ffc, leaf.level) {
             (0x0000_0000_0000_07fc | 0x0000_0000_0000_07d8, 1..=3) => Stage2Access::Ram,
             (0x0000_0000_0000_077c | 0x0000_0000_0000_0758, 1..=3) => Stage2Access::RamReadOnly,
-            (0x0040_0000_0000_07d4, 1..=3) => Stage2Access::Window,
+            (other, 1..=3) if other == window => Stage2Access::Window,
             (other, _) => return Err(format!("a leaf with the attributes {other:#x}")),
         };
         let level = Level::ALL[leaf.level as usize - 1];

@@ -177,7 +177,7 @@ fn a21_a_vm_that_never_goes_around_the_caches_gets_nothing_cleaned_but_images() 
     let seen = [0, 0x1000].map(|at| world.sim().vm_load(0, A, Ipa::new(GUEST + at)));
     assert_eq!(seen, [Ok(0), Ok(left)]);
     let attributes = |vm| world.sim().enumerate(vm).0.into_iter().map(|leaf| leaf.mem_attr()).collect::<Vec<_>>();
-    assert_eq!((attributes(A), attributes(B)), (vec![0b0101, 0b0110, 0b0110], vec![0b0110; 3]));
+    assert_eq!((attributes(A), attributes(B)), (vec![0b0001, 0b0110, 0b0110], vec![0b0110; 3]));
     assert!(world.sim().enumerate(VmId::HOST).0.iter().all(|leaf| leaf.mem_attr() != 0b0110));
     world.check();
 }

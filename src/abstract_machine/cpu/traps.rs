@@ -13,11 +13,12 @@ use super::super::world::VirtualLines;
 use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, PMCR_EL0};
 use super::{el2, maintenance};
 
-/// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
+/// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; no walks of stage 1 in device memory; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
 /// maintenance, implementation-defined registers, LORegions and error records trap; maintenance and barriers reach all CPUs of the inner
 /// domain. K: HCR_HYPSEC_VM_FLAGS.
 const HCR_VM: u64 = 1 // VM
     | 1 << 1 // SWIO
+    | 1 << 2 // PTW
     | 1 << 3 | 1 << 4 | 1 << 5 // FMO, IMO, AMO
     | 1 << 9 // FB
     | 0b01 << 10 // BSU: inner shareable

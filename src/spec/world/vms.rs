@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::vec::Vec;
 
-use super::{World, abstract_table};
+use super::{VM_WINDOW, World, abstract_table};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, Pa, Pfn, VmId};
 use crate::abstract_machine::sim::walker::AccessKind;
@@ -173,7 +173,7 @@ impl World {
         assert!(ids.eq(self.spec.vms.keys().copied()), "VMs that have a table");
         for (vm, spec) in &self.spec.vms {
             let own = &view.vms[vm];
-            let code = abstract_table(&own.leaves, &own.tables, spec.table.ia_bits);
+            let code = abstract_table(&own.leaves, &own.tables, spec.table.ia_bits, VM_WINDOW);
             assert_eq!(code, Ok(spec.table.clone()), "stage 2 of {vm:?}");
             let root: BTreeSet<Pfn> = own.root.clone();
             let expected: BTreeSet<Pfn> =

@@ -184,14 +184,14 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm: leaves are not made for FWB",
         "src/npt/descriptor.rs",
-        "        if !forced || access == Stage2Access::Window {",
-        "        if true || access == Stage2Access::Window {",
+        "            (_, true) => STAGE2::MEMATTR::ForcedWriteBack,",
+        "            (_, true) => return leaf,",
     ),
     fault(
         "vm: leaves are made for FWB where there is none",
         "src/npt/descriptor.rs",
-        "        if !forced || access == Stage2Access::Window {",
-        "        if access == Stage2Access::Window {",
+        "            (_, false) => return leaf,",
+        "            (_, false) => STAGE2::MEMATTR::ForcedWriteBack,",
     ),
     fault(
         "vm: the last revoke leaves the host's mapping",
