@@ -77,14 +77,29 @@ _start:
 9:
     .endm
 
-// Leaves the MMU off and HCR_EL2 with E2H = 0, whatever stood there: in this order, for E2H says of which form the tables are. Clobbers x9.
+// Leaves the MMU off and HCR_EL2 with E2H = 0, whatever stood there: in this order, for E2H says of which form the tables are. Then EL2's own
+// extensions, which mean zero where they are not known: another form of tables and of permissions (TCR2_EL2: D128, PIE), guarded returns. A reset leaves them unknown, and
+// a loader may have used them. Clobbers x9.
     .macro  plain_el2
     ldr     x9, =0x30c50830
     msr     sctlr_el2, x9
     isb
     mov     x9, #{HCR_EL2_RW}
+    dsb     nsh                         // AmpereOne: erratum AC04_CPU_23
     msr     hcr_el2, x9
     isb
+    mrs     x9, S3_0_C0_C7_3            // ID_AA64MMFR3_EL1
+    tst     x9, #0xf                    // TCRX
+    b.eq    5f
+    msr     S3_4_C2_C0_3, xzr           // TCR2_EL2
+5:  tst     x9, #0xf0                   // SCTLRX
+    b.eq    6f
+    msr     S3_4_C1_C0_3, xzr           // SCTLR2_EL2
+6:  mrs     x9, id_aa64pfr1_el1
+    tst     x9, #(0xf << 44)            // GCS
+    b.eq    7f
+    msr     S3_4_C2_C5_0, xzr           // GCSCR_EL2
+7:  isb
     .endm
 
 // Turns the core's own translation on: MAIR, TCR, TTBR0 from MMU_SETTINGS. Clobbers x9-x12.

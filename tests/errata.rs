@@ -143,3 +143,19 @@ fn an_serror_that_a_vm_caused_is_looked_for_before_anything_of_the_core_takes_it
     let take = &switch[switch.find("take_serror:").unwrap()..];
     assert_order(take, &["msr     daifclr", "serror_at:\n    isb\nserror_behind:\n    msr     daifset"]);
 }
+
+#[test]
+fn extensions_of_el2_that_a_loader_may_have_used_are_off_where_the_cpu_has_them() {
+    let entry = without_comments(&read("boot/entry.S"));
+    let plain = &entry[entry.find(".macro  plain_el2").unwrap()..];
+    let plain = &plain[..plain.find(".endm").unwrap()];
+    // ID_AA64MMFR3_EL1.TCRX, SCTLRX and ID_AA64PFR1_EL1.GCS; TCR2_EL2, SCTLR2_EL2, GCSCR_EL2.
+    let wanted = [
+        ["S3_0_C0_C7_3", "#0xf ", "S3_4_C2_C0_3, xzr"],
+        ["", "#0xf0", "S3_4_C1_C0_3, xzr"],
+        ["id_aa64pfr1_el1", "0xf << 44", "S3_4_C2_C5_0, xzr"],
+    ];
+    assert_order(plain, wanted.as_flattened());
+    assert_order(plain, &["dsb     nsh", "msr     hcr_el2", "isb"]);
+    assert!(entry.find("3:  plain_el2").unwrap() < entry.find("\n    mmu_on\n").unwrap());
+}
