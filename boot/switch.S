@@ -108,6 +108,7 @@ serror_behind:
 translate_stage1:
     mrs     x9, tpidr_el0
     mrs     x10, tpidrro_el0
+    dmb     sy                          // no read of PAR_EL1 close to a load of device memory (Cortex-A77: erratum 1508412)
     mrs     x11, par_el1
 translate_at:
     at      s1e1r, x0
@@ -116,7 +117,8 @@ translate_at:
     b       1f
 translate_trapped:
     mov     x0, #1
-1:  msr     tpidr_el0, x9
+1:  dmb     sy                          // the same
+    msr     tpidr_el0, x9
     msr     tpidrro_el0, x10
     msr     par_el1, x11
     ret

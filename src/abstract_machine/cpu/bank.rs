@@ -90,7 +90,6 @@ moves!(
     (Contextidr, "contextidr_el1") + (TpidrEl0, "tpidr_el0"),
     (TpidrroEl0, "tpidrro_el0") + (TpidrEl1, "tpidr_el1"),
     (Amair, "amair_el1") + (Cntkctl, "cntkctl_el1"),
-    (Par, "par_el1"),
 );
 // These too, but they are loaded in an order of their own.
 moves!(
@@ -112,6 +111,9 @@ moves!(
     (ApgaKeyLo, "S3_0_C2_C3_0") + (ApgaKeyHi, "S3_0_C2_C3_1"),
 );
 
+// PAR_EL1 is saved by itself: no read of it close to a load of device memory, which another vCPU or the host may have on its way (Cortex-A77: erratum 1508412).
+moves!(save_par, load_par, (Par, "par_el1"));
+
 /// What of this CPU's host is never saved, for it does not change.
 pub fn init_host(context: &mut Context) {
     context.bank[BankReg::Mpidr as usize] = MPIDR_EL1.get();
@@ -121,6 +123,11 @@ pub fn init_host(context: &mut Context) {
 #[inline(always)]
 pub fn save(context: &mut Context, features: &Features, is_host: bool) {
     let bank = &mut context.bank;
+    if is_host {
+        // A VM's exit has a DSB of its own. What is loaded next is behind that of `traps::change_stage2`.
+        barrier::dmb(barrier::SY);
+    }
+    save_par(bank);
     save_plain(bank);
     save_in_order(bank);
     if is_host {
@@ -141,6 +148,7 @@ pub fn save(context: &mut Context, features: &Features, is_host: bool) {
 pub fn restore(context: &Context, features: &Features, is_host: bool) {
     let bank = &context.bank;
     load_plain(bank);
+    load_par(bank);
     load!(bank, (Mpidr, "vmpidr_el2"), (Csselr, "csselr_el1"));
     load!(bank, (Ttbr1, "ttbr1_el1"));
     load!(bank, (CntvCval, "cntv_cval_el0"));
