@@ -137,6 +137,7 @@ fn sysreg(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
         (3, 0, 0, 1..=7, _) if read => around.id,
         (3, 0, 12, 11, 5..=7) if !read && around.gicv3 => return (v, Next::Host(SYSREG)),
         (3, 0, 1, 0, 1) => 0,
+        (3, 0, 12, 12, 5) => 7,
         (3, 0 | 3, 9, 12..=14, _) | (3, 3, 14, 8..=15, _) => 0,
         (2, 0, 1, 1, 4) => 8,
         (2, 0 | 3, _, _, _) => 0,

@@ -15,7 +15,7 @@
 //! | CNTV_*                                      | switched; off while the core is between the two                            |
 //! | CNTP_*                                      | the host's stay: trap (CNTHCTL_EL2.EL1PCEN = 0)                            |
 //! | z0-z31, ZCR_EL1, SME                        | `fpsimd`                                                                   |
-//! | ICC_*_EL1                                   | a VM has ICV_* in their place (HCR_EL2.IMO, FMO); ICC_SRE_EL1: `vgic`      |
+//! | ICC_*_EL1                                   | a VM has ICV_* in their place (HCR_EL2.IMO, FMO); ICC_SRE_EL1: traps (`vgic`) |
 //! | MTE, SCXTNUM, LORegions, TPIDR2, PIR, POR, TCR2, SCTLR2, GCS, BRBE, ... | no access: HCR_EL2, HCRX_EL2, fine-grained traps |
 //!
 //! Source: Arm ARM (DDI 0487) D24.2 for each register, and of what traps.

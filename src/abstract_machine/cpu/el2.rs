@@ -294,9 +294,17 @@ pub fn enable_gic_registers() -> bool {
     if sysreg::IdAa64pfr0::get().read(ID_AA64PFR0::GIC) == 0 {
         return false;
     }
-    ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + ICC_SRE_EL2::ENABLE::SET);
+    set_gic_access(true);
     barrier::isb(barrier::SY);
     ICC_SRE_EL2.is_set(ICC_SRE_EL2::SRE)
+}
+
+/// The system registers for the GIC, and whether EL1 may touch ICC_SRE_EL1 (where the CPU has that bit): the host may, as on the bare machine; what a VM wrote there, SRE = 0, would be
+/// the host's as well. IHI 0069 12.2.24.
+#[inline(always)]
+pub fn set_gic_access(sre: bool) {
+    let enable = ICC_SRE_EL2::ENABLE.val(u64::from(sre));
+    ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::DFB::SET + ICC_SRE_EL2::DIB::SET + enable);
 }
 
 /// The GIC's system registers belong to EL1; the list registers, which only EL2 reaches, are off.

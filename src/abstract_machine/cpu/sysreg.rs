@@ -309,8 +309,6 @@ registers! {
     Brbcr2: "S2_4_C9_C0_0", BRBCR_EL2::Register;
     /// EL1's trace filter.
     Trfcr1: "S3_0_C1_C2_1", ();
-    /// The GIC CPU interface's system register enable.
-    IccSre1: "S3_0_C12_C12_5", ();
     /// GIC CPU interface: control.
     IccCtlr: "S3_0_C12_C12_4", ICC_CTLR::Register;
     /// Physical interrupts that wait.

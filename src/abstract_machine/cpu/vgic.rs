@@ -2,7 +2,7 @@
 //!
 //! Between VMs it is off, so the host, whose interrupts do not go through it, never sees a list register at work.
 //! A VM of GICv3 has the system register interface only: ICC_SRE_EL1 is one register for host and VMs, and on most CPUs cannot be
-//! written; where it can, it is put back after the VM. Source: GIC architecture (IHI 0069) 12.4, GICv2 (IHI 0048) 5.3.
+//! written; where it can, a VM's accesses trap (ICC_SRE_EL2.Enable). Source: GIC architecture (IHI 0069) 12.4, GICv2 (IHI 0048) 5.3.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use super::super::per_cpu::World;
 use super::super::regs::{FIRST_LPI, ICC_SGI1R};
 use super::super::shadow::Context;
 use super::super::world::{VgicInfo, VgicWord};
-use super::sysreg;
+use super::{el2, sysreg};
 
 static INFO: Once<VgicInfo> = Once::new();
 static GICH: AtomicU64 = AtomicU64::new(0);
@@ -26,7 +26,6 @@ const HCR_ENABLES: u64 = 0b1110;
 const HCR_LRENPIE: u64 = 1 << 2;
 /// Most list registers that a GIC has.
 pub const MOST_LRS: usize = 16;
-const SRE: u64 = 0b111;
 /// From here on a number says that there is no interrupt, up to those of LPIs.
 const SPECIAL: u64 = 1020;
 const AP0R: usize = VgicWord::Ap0r as usize;
@@ -126,10 +125,8 @@ pub fn save(world: &World, context: &mut Context, used: usize) {
     }
     off(world.vgic.version);
     if world.vgic.version == 3 {
-        if sysreg::IccSre1::get().get() & SRE != SRE {
-            sysreg::IccSre1::set(SRE);
-        }
-        barrier::isb(barrier::SY);
+        // In force with the next ISB, long before the host is.
+        el2::set_gic_access(true);
     }
 }
 
@@ -160,7 +157,8 @@ pub fn restore(world: &mut World, context: &Context, used: usize) {
                 set_ich_ap1r(n, words[AP1R + n]);
             }
             sysreg::IchHcr::set(hcr);
-            barrier::isb(barrier::SY);
+            // Both are in force at the entry.
+            el2::set_gic_access(false);
         }
         _ => {}
     }

@@ -43,6 +43,9 @@ pub enum Outcome {
 /// OSLSR_EL1: the lock is there (OSLM), and open.
 const OS_LOCK_OPEN: u64 = 0b1000;
 
+/// ICC_SRE_EL1: system registers, and no way around them (SRE, DFB, DIB).
+const GIC_REGISTERS_ONLY: u64 = 0b111;
+
 /// What becomes of an access to `reg` from EL1.
 pub const fn outcome(reg: SysregId) -> Outcome {
     match (reg.op0, reg.op1, reg.crn, reg.crm, reg.op2) {
@@ -52,6 +55,8 @@ pub const fn outcome(reg: SysregId) -> Outcome {
         // ICC_SGI1R_EL1; ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
         (3, 0, 12, 11, 5) => Outcome::Sgi1,
         (3, 0, 12, 11, 6..=7) => Outcome::HostSgi,
+        // ICC_SRE_EL1 (traps where there is a GICv3 for VMs).
+        (3, 0, 12, 12, 5) => Outcome::Fixed(GIC_REGISTERS_ONLY),
         // CNTP_TVAL_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0.
         (3, 3, 14, 2, 0..=2) => Outcome::Host,
         // Performance counters: the ID register says that there are none; some systems write them all the same.
