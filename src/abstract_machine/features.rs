@@ -2,6 +2,8 @@
 //! costs little; decoding half a dozen of them at every exit and entry of a VM does not. Arm ARM (DDI 0487) D24.2.
 #![forbid(unsafe_code)]
 
+use tock_registers::{LocalRegisterCopy, register_bitfields};
+
 use super::regs::SysregId;
 
 /// Values of the registers that decide what EL1 and EL0 may do, for whoever runs there. One of an extension that the CPU does not
@@ -181,6 +183,65 @@ impl Parts {
     }
 }
 
+/// What the CPUs of a machine must have in common, for what one does is for all: as one CPU has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Common {
+    /// EL2 is always with E2H.
+    pub vhe: bool,
+    /// Bits of a physical address.
+    pub pa_bits: u32,
+    /// FEAT_S2FWB.
+    pub fwb: bool,
+    /// Bytes of the smallest data cache line (CTR_EL0.DminLine).
+    pub line: u64,
+    /// MIDR_EL1.
+    pub midr: u64,
+    /// FEAT_SME.
+    pub sme: bool,
+}
+
+impl Common {
+    /// Why a CPU like this cannot run the host on a machine whose boot CPU is `boot`, and whose host has a table for `host_bits` bits of address; `None` if it can.
+    pub fn unfit(&self, boot: &Self, host_bits: u32) -> Option<&'static str> {
+        if self.vhe {
+            Some("its EL2 cannot be without VHE")
+        } else if self.pa_bits < host_bits {
+            Some("its physical addresses are shorter than the boot CPU's")
+        } else if boot.fwb && !self.fwb {
+            Some("it has no FEAT_S2FWB, with which VMs' tables are made")
+        } else if self.line < boot.line {
+            // What the others cleaned by their line would be every second one of this CPU's.
+            Some("its data cache lines are shorter than the boot CPU's")
+        } else if self.sme && writes_after_tlbi(self.midr) {
+            Some("accesses by SME outlive TLB maintenance on it (erratum 4193714)")
+        } else {
+            None
+        }
+    }
+}
+
+register_bitfields! {u64,
+    /// MIDR_EL1. Arm ARM D24.2.122.
+    MIDR [
+        /// Who designed the CPU.
+        IMPLEMENTER OFFSET(24) NUMBITS(8) [ Arm = 0x41 ],
+        /// The r of its revision.
+        VARIANT OFFSET(20) NUMBITS(4) [],
+        /// Which of his it is.
+        PART OFFSET(4) NUMBITS(12) [ C1Pro = 0xd8b ],
+        /// The p.
+        REVISION OFFSET(0) NUMBITS(4) [],
+    ],
+}
+
+/// Whether a CPU's SME unit may go on writing to a page that TLB maintenance of another CPU took away: C1-Pro up to r1p2 (CVE-2026-0995, erratum 4193714). Only firmware could
+/// make it stop.
+fn writes_after_tlbi(midr: u64) -> bool {
+    let midr = LocalRegisterCopy::<u64, MIDR::Register>::new(midr);
+    midr.matches_all(MIDR::IMPLEMENTER::Arm + MIDR::PART::C1Pro)
+        && (midr.read(MIDR::VARIANT), midr.read(MIDR::REVISION)) <= (1, 2)
+}
+
 /// Whether a CPU has FEAT_MPAM, by ID_AA64PFR0_EL1.MPAM and ID_AA64PFR1_EL1.MPAM_frac: version 0.1 has a zero in the first. Arm ARM D24.2.84.
 pub const fn has_mpam(version: u64, fraction: u64) -> bool {
     version != 0 || fraction != 0
@@ -249,6 +310,37 @@ mod tests {
         assert_eq!(of(|f| f.fgt = 1), [false, false, true, false, false]);
         assert_eq!(of(|f| f.fgt = 2), [false, false, true, true, false]);
         assert_eq!(of(|f| f.mpam = true), [false, false, false, false, true]);
+    }
+
+    const BOOT: Common = Common { vhe: false, pa_bits: 40, fwb: true, line: 64, midr: 0x410f_d8b0, sme: false };
+
+    #[test]
+    fn a_cpu_that_is_like_the_boot_cpu_or_has_more_runs_the_host() {
+        let more = Common { pa_bits: 48, line: 128, ..BOOT };
+        let without = Common { fwb: false, ..BOOT };
+        assert_eq!([BOOT.unfit(&BOOT, 40), more.unfit(&BOOT, 40), BOOT.unfit(&without, 40)], [None; 3]);
+        assert_eq!(without.unfit(&without, 40), None);
+    }
+
+    #[test]
+    fn a_cpu_that_lacks_what_the_boot_cpu_has_stays_off() {
+        for (cpu, why) in [
+            (Common { vhe: true, ..BOOT }, "VHE"),
+            (Common { pa_bits: 36, ..BOOT }, "addresses"),
+            (Common { fwb: false, ..BOOT }, "S2FWB"),
+            (Common { line: 32, ..BOOT }, "lines"),
+            (Common { sme: true, ..BOOT }, "4193714"),
+        ] {
+            assert!(cpu.unfit(&BOOT, 40).unwrap().contains(why), "{cpu:?}");
+        }
+    }
+
+    #[test]
+    fn c1_pro_with_sme_is_refused_up_to_r1p2() {
+        let refused = |midr| Common { midr, sme: true, ..BOOT }.unfit(&BOOT, 40).is_some();
+        // r0p0, r0p9, r1p0, r1p2; r1p3, r2p0; C1-Ultra; another implementer's.
+        assert!([0x410f_d8b0, 0x410f_d8b9, 0x411f_d8b0, 0x411f_d8b2].into_iter().all(refused));
+        assert!(![0x411f_d8b3, 0x412f_d8b0, 0x410f_d8c0, 0x610f_d8b0].into_iter().any(refused));
     }
 
     #[test]

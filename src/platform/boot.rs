@@ -363,22 +363,26 @@ fn add_regions(regions: &mut MemRegions, description: &MachineDescription, shape
     }
 }
 
-/// Makes EL2 of this CPU ready for the host. A CPU that cannot walk the host's table, or those of VMs, never gets the host.
+/// Makes EL2 of this CPU ready for the host. One that cannot do what the others rely on stays off.
 pub fn ready_for_host() {
     let Some((vttbr, shape)) = el2::host_stage2() else { halt::stay() };
-    let walks_vms_tables = el2::has_forced_write_back() || !el2::vms_force_write_back();
-    if el2::is_vhe() || el2::pa_bits() < shape.ia_bits() || !walks_vms_tables {
-        log::error!(
-            "CPU with MPIDR {:#x} is too different from the boot CPU (address size, VHE or S2FWB): it stays off",
-            el2::affinity()
-        );
-        halt::stay();
+    if let Some(why) = el2::unfit(shape) {
+        stay_off(why);
     }
     el2::init_for_host(vttbr, shape);
-    if !cpu::fpsimd::prepare() {
-        log::error!("no memory for the vectors of CPU {:#x}: it stays off", el2::affinity());
-        halt::stay();
+    if !cpu::vgic::has_list_registers() {
+        stay_off("it has fewer list registers than the boot CPU");
     }
+    if !cpu::fpsimd::prepare() {
+        stay_off("there is no memory for its vectors");
+    }
+    el2::forget_registers();
+}
+
+/// This CPU never gets the host.
+fn stay_off(why: &str) -> ! {
+    log::error!("CPU with MPIDR {:#x} stays off: {why}", el2::affinity());
+    halt::stay()
 }
 
 // ---- while the host runs --------------------------------------------------------------------------------------------

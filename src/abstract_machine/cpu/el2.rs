@@ -12,8 +12,9 @@ use aarch64_cpu::registers::{
 use spin::Once;
 use tock_registers::fields::FieldValue;
 
-use super::super::features::{Features, Parts, SeenIds, Traps, has_mpam};
+use super::super::features::{Common, Features, Parts, SeenIds, Traps, has_mpam};
 use super::super::regs::Syndrome;
+use super::super::shadow::Context;
 use super::super::shape::Shape;
 use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
@@ -32,12 +33,31 @@ pub const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 const PA_BITS: [u32; 8] = [32, 36, 40, 42, 44, 48, 52, 56];
 
 static HOST_STAGE2: Once<(u64, Shape)> = Once::new();
-static FORCED_WRITE_BACK: Once<bool> = Once::new();
+static BOOT_CPU: Once<Common> = Once::new();
 
-/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU, and says what VMs' tables are like: once, on the boot CPU, before the first is made ready.
+/// Makes the table at `vttbr` of form `shape` the host's stage 2 on every CPU, and this CPU the one that others are measured by: once, on the boot CPU, before the first is
+/// made ready.
 pub fn set_host_stage2(vttbr: u64, shape: Shape) {
     HOST_STAGE2.call_once(|| (vttbr, shape));
-    FORCED_WRITE_BACK.call_once(has_forced_write_back);
+    let boot = BOOT_CPU.call_once(common);
+    maintenance::set_line_size(boot.line);
+}
+
+/// What of this CPU the others depend on.
+fn common() -> Common {
+    Common {
+        vhe: is_vhe(),
+        pa_bits: pa_bits(),
+        fwb: sysreg::IdAa64mmfr2::get().read(ID_AA64MMFR2::FWB) != 0,
+        line: maintenance::own_line_size(),
+        midr: MIDR_EL1.get(),
+        sme: sysreg::IdAa64pfr1::get().read(ID_AA64PFR1::SME) != 0,
+    }
+}
+
+/// Why this CPU cannot run the host, whose table is of form `shape`.
+pub fn unfit(shape: Shape) -> Option<&'static str> {
+    BOOT_CPU.get().map_or(Some("no CPU has booted"), |boot| common().unfit(boot, shape.ia_bits()))
 }
 
 /// The host's stage 2: VTTBR_EL2 and the table's form; none before [`set_host_stage2`].
@@ -45,14 +65,9 @@ pub fn host_stage2() -> Option<(u64, Shape)> {
     HOST_STAGE2.get().copied()
 }
 
-/// Whether this CPU has FEAT_S2FWB.
-pub fn has_forced_write_back() -> bool {
-    sysreg::IdAa64mmfr2::get().read(ID_AA64MMFR2::FWB) != 0
-}
-
 /// Whether VMs run with HCR_EL2.FWB: as the boot CPU can, for all CPUs walk the same tables. See `Machine::forces_write_back`.
 pub fn vms_force_write_back() -> bool {
-    FORCED_WRITE_BACK.get().copied().unwrap_or(false)
+    BOOT_CPU.get().is_some_and(|boot| boot.fwb)
 }
 
 /// Affinity of this CPU.
@@ -118,6 +133,7 @@ pub fn init_for_host(vttbr: u64, shape: Shape) {
     barrier::isb(barrier::SY);
     with_world(|world| {
         (world.features, world.ids) = (features, SeenIds::NONE);
+        world.host = Context::EMPTY;
         bank::init_host(&mut world.host);
         vgic::prepare(world);
     });
@@ -312,6 +328,15 @@ fn gic_for_host() {
     if enable_gic_registers() {
         ICH_HCR_EL2.set(0);
     }
+}
+
+/// Before the host is on this CPU for the first time, after [`init_for_host`]: all registers that VMs may have had in another life of the core are zero. A warm reset need not clear them, and scrubs
+/// no register.
+pub fn forget_registers() {
+    with_world(|world| {
+        bank::restore(&world.host, &world.features, true);
+        fpsimd::forget(world);
+    });
 }
 
 /// EL1 as a reset leaves it: MMU and caches off. What a reset leaves unknown is zero, so nothing of a former

@@ -59,6 +59,11 @@ pub fn prepare() -> bool {
     })
 }
 
+/// q0-q31, FPSR and FPCR become those of the host's empty context, and with SVE what is above them zero. VMs have no more of these registers.
+pub fn forget(world: &World) {
+    restore(&world.host);
+}
+
 /// Saves the VM's q0-q31, FPSR, FPCR, if they are in the CPU. The VM's CPTR_EL2 stands, open then.
 #[inline(always)]
 pub fn save_vm(world: &World, context: &mut Context) {

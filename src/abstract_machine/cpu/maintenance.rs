@@ -3,6 +3,7 @@
 //! What is for all CPUs ends in [`wait_for_all`], and stands nowhere but here.
 
 use core::arch::asm;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{HCR_EL2, Readable, SCTLR_EL1, TCR_EL1, VTCR_EL2, VTTBR_EL2, Writeable};
@@ -137,8 +138,24 @@ pub fn flush_all_local() {
     }
 }
 
-/// Bytes of the smallest data cache line (CTR_EL0.DminLine).
+/// The shortest data cache line of all CPUs, once it is known.
+static LINE: AtomicU64 = AtomicU64::new(0);
+
+/// No CPU that runs the host has shorter data cache lines than `bytes`.
+pub fn set_line_size(bytes: u64) {
+    LINE.store(bytes, Ordering::Relaxed);
+}
+
+/// The step of cache maintenance by address, which concerns the lines of all CPUs.
 fn line_size() -> u64 {
+    match LINE.load(Ordering::Relaxed) {
+        0 => own_line_size(),
+        line => line,
+    }
+}
+
+/// Bytes of this CPU's shortest data cache line (CTR_EL0.DminLine).
+pub fn own_line_size() -> u64 {
     let ctr: u64;
     // SAFETY: reading an ID register.
     unsafe { asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };

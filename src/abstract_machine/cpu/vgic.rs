@@ -83,6 +83,12 @@ pub fn prepare(world: &mut World) {
     world.list_registers = world.vgic.list_registers;
 }
 
+/// Whether this CPU has the list registers that every CPU is taken to have, its registers for the GIC being on. GICv2's interface is one for all.
+pub fn has_list_registers() -> bool {
+    let info = info();
+    info.version != 3 || list_registers(sysreg::IchVtr::get().get()) >= info.list_registers
+}
+
 /// Turns the interface of this CPU off.
 fn off(version: u8) {
     match version {
