@@ -18,7 +18,7 @@ use super::super::shadow::Context;
 use super::super::shape::Shape;
 use super::sysreg::{
     self, BUFFER_ID, CPTR_EL2, HCRX_EL2, ID_AA64DFR0, ID_AA64ISAR1, ID_AA64ISAR2, ID_AA64MMFR0, ID_AA64MMFR1,
-    ID_AA64MMFR2, ID_AA64MMFR3, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0,
+    ID_AA64MMFR2, ID_AA64MMFR3, ID_AA64PFR0, ID_AA64PFR1, ID_AA64PFR2, ID_AA64SMFR0, MPAM2_EL2,
 };
 use super::{bank, fpsimd, maintenance, traps, vgic, with_world};
 
@@ -244,7 +244,8 @@ fn for_host(features: &Features) -> Traps {
         cptr: (CPTR_RES1 + absent).value,
         mdcr: mdcr.value | own_counters(features.pmu),
         hcrx: host_hcrx(),
-        mpam: 0,
+        // Linux writes MPAMSM_EL1 where there is SME. VMs have no MPAM at all.
+        mpam: MPAM2_EL2::EnMPAMSM.val(u64::from(features.sme)).value,
         fine_registers: EL1_REGISTERS,
         fine_instructions: INSTRUCTIONS,
         fine_debug_reads: DEBUG_READ,
@@ -286,7 +287,8 @@ fn vectors_for_host(features: &Features) {
     }
 }
 
-/// HCRX_EL2: every extension that EL1 could use without a hypervisor; bits of absent ones are RES0.
+/// HCRX_EL2: every extension that EL1 could use without a hypervisor; bits of absent ones are RES0. Not 128-bit tables (D128En): with them TTBR0_EL1, TTBR1_EL1 and PAR_EL1 are
+/// longer than what a world switch keeps.
 fn host_hcrx() -> u64 {
     (HCRX_EL2::EnAS0::SET
         + HCRX_EL2::EnALS::SET
@@ -294,7 +296,6 @@ fn host_hcrx() -> u64 {
         + HCRX_EL2::MSCEn::SET
         + HCRX_EL2::TCR2En::SET
         + HCRX_EL2::SCTLR2En::SET
-        + HCRX_EL2::D128En::SET
         + HCRX_EL2::EnSNERR::SET
         + HCRX_EL2::EnSDERR::SET
         + HCRX_EL2::EnIDCP128::SET

@@ -46,7 +46,6 @@ mod fields {
             MSCEn OFFSET(11) NUMBITS(1) [],
             TCR2En OFFSET(14) NUMBITS(1) [],
             SCTLR2En OFFSET(15) NUMBITS(1) [],
-            D128En OFFSET(17) NUMBITS(1) [],
             EnSNERR OFFSET(18) NUMBITS(1) [],
             EnSDERR OFFSET(20) NUMBITS(1) [],
             EnIDCP128 OFFSET(21) NUMBITS(1) [],
@@ -74,6 +73,15 @@ mod fields {
         pub MPAMIDR_EL1 [
             /// MPAMHCR_EL2 is there.
             HAS_HCR OFFSET(17) NUMBITS(1) [],
+        ],
+        /// MPAM2_EL2: partitioning, as EL1 has it.
+        pub MPAM2_EL2 [
+            /// EL1 may use MPAMSM_EL1 (FEAT_SME).
+            EnMPAMSM OFFSET(50) NUMBITS(1) [],
+            /// MPAM1_EL1 traps.
+            TRAPMPAM1EL1 OFFSET(49) NUMBITS(1) [],
+            /// MPAM0_EL1 traps.
+            TRAPMPAM0EL1 OFFSET(48) NUMBITS(1) [],
         ],
         /// PMBIDR_EL1 and TRBIDR_EL1: a buffer of profiling or of trace.
         pub BUFFER_ID [
@@ -258,7 +266,7 @@ registers! {
     /// Syndrome of the virtual SError that HCR_EL2.VSE makes pending.
     Vsesr: "S3_4_C5_C2_3", ();
     /// Memory partitioning, EL2.
-    Mpam2: "S3_4_C10_C5_0", ();
+    Mpam2: "S3_4_C10_C5_0", MPAM2_EL2::Register;
     /// Memory partitioning: what there is.
     Mpamidr: "S3_0_C10_C4_4", MPAMIDR_EL1::Register;
     /// Memory partitioning: virtual partitions, and a trap of the register before.

@@ -10,7 +10,7 @@ use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
 use super::super::shape::Shape;
 use super::super::world::VirtualLines;
-use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, PMCR_EL0};
+use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, MPAM2_EL2, PMCR_EL0};
 use super::{el2, maintenance};
 
 /// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; no walks of stage 1 in device memory; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
@@ -41,8 +41,6 @@ const HCR_FWB: u64 = 1 << 46;
 /// MDCR_EL2: performance counters, breakpoints, profiling and trace trap; BRK stays the VM's own.
 const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19; // TPMCR TPM TDA TDOSA TDRA TPMS TTRF
 const MDCR_TDCC: u64 = 1 << 27;
-/// MPAM2_EL2: TRAPMPAM0EL1, TRAPMPAM1EL1.
-const MPAM_TRAPS: u64 = 0b11 << 48;
 
 /// TCR_EL1.EPD0 and EPD1: no walks by TTBR0_EL1, none by TTBR1_EL1.
 const TCR_EPD: [u64; 2] = [1 << 7, 1 << 23];
@@ -98,7 +96,7 @@ pub fn for_vm(features: &Features, amu: bool) -> Traps {
         cptr: (el2::CPTR_RES1 + traps).value,
         mdcr: el2::own_counters(features.pmu) | MDCR_TRAPS | if features.fgt != 0 { MDCR_TDCC } else { 0 },
         hcrx: sysreg::HCRX_EL2::MSCEn::SET.value,
-        mpam: MPAM_TRAPS,
+        mpam: (MPAM2_EL2::TRAPMPAM0EL1::SET + MPAM2_EL2::TRAPMPAM1EL1::SET).value,
         ..Traps::ZERO
     }
 }
