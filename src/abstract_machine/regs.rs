@@ -344,17 +344,17 @@ impl Syndrome {
         self.0.read(ESR::EC) as u8
     }
 
-    /// Whether the syndrome of the abort says what the instruction was.
+    /// Whether the syndrome of the abort says what the instruction was, and it is one of 4 bytes: it can be stepped over. Thumb's of 2 bytes (IL = 0) cannot.
     pub fn is_described(self) -> bool {
-        self.0.is_set(ESR::ISV)
+        self.0.matches_all(ESR::ISV::SET + ESR::IL::SET)
     }
 
     /// Whether the abort is a load's or store's that the syndrome describes, to an address at which nothing is mapped: neither of a table walk nor of cache maintenance.
     #[inline]
     pub fn is_access_to_nothing(self) -> bool {
         const MAPPED: u64 = 0b11_1000; // FSC from 0b001000 on is no fault of translation, but for level -1
-        let is_load_or_store =
-            self.0.matches_all(ESR::EC::DataAbortLowerEl + ESR::ISV::SET + ESR::S1PTW::CLEAR + ESR::CM::CLEAR);
+        let described = ESR::EC::DataAbortLowerEl + ESR::IL::SET + ESR::ISV::SET;
+        let is_load_or_store = self.0.matches_all(described + ESR::S1PTW::CLEAR + ESR::CM::CLEAR);
         is_load_or_store && self.0.read(ESR::FSC) & MAPPED == 0
     }
 

@@ -111,10 +111,10 @@ pub fn bed() -> Bed {
 }
 
 impl Bed {
-    /// The host's access with this syndrome: x0 to x30 afterwards, and whether it went on (not: it took an abort).
+    /// The host's access with this syndrome, by an instruction of 4 bytes, or with bit 25 (IL) of 2: x0 to x30 afterwards, and whether it went on (not: it took an abort).
     pub fn trap(&mut self, at: u64, iss: u64, x: [u64; 31]) -> ([u64; 31], bool) {
         run_as(0);
-        let esr = 0x24 << 26 | 1 << 25 | iss | 0b00_0111;
+        let esr = 0x24 << 26 | (iss ^ 1 << 25) | 0b00_0111;
         let far = 0xffff_0000_0000_0000 | at;
         let trapped =
             Trapped { esr, far, hpfar: at & !0xfff, pc: PC, pstate: 0x5, vbar_el1: VBAR, ..Trapped::default() };

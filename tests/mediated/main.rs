@@ -34,12 +34,17 @@ fn registers_are_reached_by_words_and_doublewords_and_by_nothing_else() {
     for size in [1, 2] {
         assert!(!bed.trap(GICR + 0x14, described(size, 3, true), x).1, "{size} bytes");
     }
-    // A pair of registers, a fetch's walk, a doubleword that is not aligned.
-    for (at, iss) in [(0x10, 0), (0x10, described(8, 3, false) | 1 << 7), (0x14, described(8, 3, true))] {
+    // A pair of registers, an instruction of 2 bytes, a fetch's walk, a doubleword that is not aligned.
+    for (at, iss) in [
+        (0x10, 0),
+        (0x10, described(8, 3, false) | 1 << 25),
+        (0x10, described(8, 3, false) | 1 << 7),
+        (0x14, described(8, 3, true)),
+    ] {
         assert!(!bed.trap(GICR + at, iss, x).1, "{iss:#x}");
     }
     assert_eq!(bed.registers.lock().unwrap().stores, []);
-    assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 5);
+    assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 6);
 }
 
 #[test]

@@ -261,7 +261,7 @@ fn a_vm_that_another_cpu_switches_off_shows_nothing_of_its_last_exit() {
     bench.next(move |context| {
         fill(&mut Rng::new(1), context);
         // A store to a device, which would show its register.
-        context.syndrome = [0x24 << 26 | 1 << 24 | 2 << 22 | 1 << 6 | 0b00_0111, 0, 0x0900_0000 >> 8];
+        context.syndrome = [0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 1 << 6 | 0b00_0111, 0, 0x0900_0000 >> 8];
         ask.send(()).unwrap();
         answered.recv().unwrap();
         ExitCode::Trap
@@ -378,6 +378,8 @@ fn a_store_to_flash_memory_is_an_access_to_a_device_and_nothing_of_the_kind_in_a
     assert_eq!(ordinary.mailbox()[word_of("ipa")], FLASH);
     // One that the syndrome does not describe.
     assert_eq!(write(&ordinary, store & !(1 << 24)).0, ExitReason::MemoryFault);
+    // IL: an instruction of two bytes, which PC + 4 would step over too far.
+    assert_eq!(write(&ordinary, store & !(1 << 25)).0, ExitReason::MemoryFault);
     let protected = Bench::started(VM_PROTECTED);
     let denied = protected.host.world.sim().counted(Event::VmAccessDenied);
     assert_eq!(write(&protected, store).0, ExitReason::Irq);
@@ -392,7 +394,7 @@ fn the_mmio_guard_hides_every_device_that_the_vm_has_not_named() {
         ran[0].x[0]
     };
     let load = |page: u64| {
-        let esr = 0x24 << 26 | 1 << 24 | 2 << 22 | 0b00_0111;
+        let esr = 0x24 << 26 | 1 << 25 | 1 << 24 | 2 << 22 | 0b00_0111;
         bench.trap(esr, move |context| (context.syndrome[1], context.syndrome[2]) = (0, page >> 8)).0
     };
     assert_eq!(load(0x0900_0000), ExitReason::MmioRead);
