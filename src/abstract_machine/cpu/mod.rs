@@ -115,7 +115,7 @@ fn with_world<R>(with: impl FnOnce(&mut World) -> R) -> R {
 #[inline(always)]
 fn serving<R>(with: impl FnOnce(&mut World) -> R) -> R {
     let Some(cpu) = this_for_good() else { without_data() };
-    // SAFETY: as above.
+    // SAFETY: as in `with_world`; the data of a CPU that serves are its for good.
     with(unsafe { &mut *cpu.world() })
 }
 

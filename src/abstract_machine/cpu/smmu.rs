@@ -184,6 +184,8 @@ pub enum Unfit {
     Preset,
     /// There are fewer registers than there should be.
     Small,
+    /// Its command queue is too short for a flush and what waits for it.
+    ShortQueue,
 }
 
 /// What an SMMU can do.
@@ -198,6 +200,8 @@ pub struct Abilities {
 /// Commands in a page, log 2, and events.
 const COMMANDS_LOG2: u32 = PAGE_SHIFT - 4;
 const EVENTS_LOG2: u32 = PAGE_SHIFT - 5;
+/// Four places: two commands and the one that waits for them ([`start`]), and one that stays free.
+const LEAST_COMMANDS_LOG2: u32 = 2;
 /// VMID of all streams: the host's, whose devices they are.
 const HOST: u64 = 0;
 /// Bit of an index that says that the queue has overflown.
@@ -253,6 +257,9 @@ pub unsafe fn look_at(range: PhysRange) -> Result<Abilities, Unfit> {
     if !registers.idr1.matches_all(IDR1::PRESET::None) {
         return Err(Unfit::Preset);
     }
+    if registers.idr1.read(IDR1::CMDQS) < LEAST_COMMANDS_LOG2 {
+        return Err(Unfit::ShortQueue);
+    }
     let bits = match idr5.read(IDR5::OAS) {
         0 => 32,
         1 => 36,
@@ -271,6 +278,9 @@ pub unsafe fn look_at(range: PhysRange) -> Result<Abilities, Unfit> {
 pub unsafe fn start(range: PhysRange, root: Pa, shape: Shape) -> Option<()> {
     // SAFETY: the caller's promise.
     let registers = unsafe { registers(range) };
+    // First: one that runs must be one that `flush` reaches.
+    let mut units = UNITS.lock();
+    let place = units.iter_mut().find(|place| place.is_none())?;
     refuse_all(registers);
     let (stream_table, layout) = write_stream_table(registers, stage2_entry(registers, root, shape))?;
     let unit = Unit {
@@ -304,8 +314,7 @@ pub unsafe fn start(range: PhysRange, root: Pa, shape: Shape) -> Option<()> {
     switch(registers, (checked + CR0::CMDQEN::SET).value);
     unit.run(&[[COMMAND::CODE::CfgiAll.value, ALL_STREAMS], [COMMAND::CODE::TlbiNsnhAll.value, 0]]);
     switch(registers, (checked + CR0::CMDQEN::SET + CR0::EVENTQEN::SET + CR0::SMMUEN::SET).value);
-    let mut units = UNITS.lock();
-    *units.iter_mut().find(|place| place.is_none())? = Some(unit);
+    *place = Some(unit);
     ANY.store(true, Ordering::Release);
     Some(())
 }
@@ -374,7 +383,7 @@ fn write_stream_table(registers: &Registers, entry: Entry) -> Option<(Pa, u32)> 
 }
 
 impl Unit {
-    /// Gives these commands and a CMD_SYNC to the SMMU, fewer than its queue has places, and waits until it is done with all: then it has forgotten, and accesses that used what it
+    /// Gives these commands and a CMD_SYNC to the SMMU, together fewer than its queue has places, and waits until it is done with all: then it has forgotten, and accesses that used what it
     /// forgot are over. Nothing else waits in the queue.
     fn run(&self, commands: &[[u64; 2]]) {
         let sync = [COMMAND::CODE::Sync.value, 0];
@@ -382,7 +391,8 @@ impl Unit {
         let mut at = self.registers.cmdq_prod.get() & wrap;
         for command in commands.iter().chain([&sync]) {
             let index = at as usize & ((1 << self.commands_log2) - 1);
-            // SAFETY: within the queue's page, of which the SMMU reads only what is before PROD.
+            // SAFETY: within the queue's page, which only the holder of `UNITS` writes; the SMMU reads what is before PROD, and these places are behind it:
+            // nothing else waits.
             unsafe { (self.commands.raw() as *mut [u64; 2]).add(index).write_volatile(*command) };
             at = (at + 1) & wrap;
         }
@@ -416,9 +426,12 @@ impl Unit {
         let wrap = (2 << self.events_log2) - 1;
         let (mut at, end) = (self.registers.eventq_cons.get() & wrap, self.registers.eventq_prod.get());
         let mut count = 0;
+        // No event is read before PROD said that it is there.
+        barrier::dmb(barrier::LD);
         while at != end & wrap {
             let index = at as usize & ((1 << self.events_log2) - 1);
-            // SAFETY: within the queue's page; the SMMU has written what is before PROD.
+            // SAFETY: within the queue's page; the SMMU has written what is before PROD (IHI 0070 3.5.2), and the barrier keeps this load behind PROD's. It does not write
+            // there again before CONS has passed.
             let event = unsafe { (self.events.raw() as *const [u64; 4]).add(index).read_volatile() };
             if count < tell {
                 let (code, stream) = (EVENT::CODE.read(event[0]), EVENT::STREAM.read(event[0]));

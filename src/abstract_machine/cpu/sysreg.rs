@@ -199,7 +199,7 @@ macro_rules! registers {
                 /// Reads the register.
                 pub fn get() -> tock_registers::LocalRegisterCopy<u64, $fields> {
                     let value: u64;
-                    // SAFETY: reading a system register of this CPU has no effect on memory; that the register
+                    // SAFETY: reading a system register of this CPU has no effect on memory (of ICC_IAR1_EL1: on the GIC, which is `vgic`'s to want); that the register
                     // exists is the caller's check of the ID registers (else an undefined-instruction trap stops the core).
                     unsafe {
                         core::arch::asm!(concat!("mrs {}, ", $encoding), out(reg) value, options(nomem, nostack, preserves_flags));
@@ -217,8 +217,9 @@ macro_rules! registers {
 
                 /// Writes the register.
                 pub fn set(value: u64) {
-                    // SAFETY: these registers govern lower exception levels and counters; none changes how the core
-                    // itself runs or what its references mean.
+                    // SAFETY: none of these registers changes what the core's code and references mean. Most govern lower exception levels and counters.
+                    // Those that the core itself depends on are written where that is so: CPTR_EL2 and the lengths of vectors in `el2` and `fpsimd`,
+                    // before instructions that they govern; interrupts are masked at EL2 whatever the GIC's say.
                     unsafe {
                         core::arch::asm!(concat!("msr ", $encoding, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags));
                     }
