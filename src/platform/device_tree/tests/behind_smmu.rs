@@ -71,7 +71,7 @@ fn the_hosts_tree_says_of_devices_and_of_the_gic_each_by_itself_whether_they_are
     let nothing = HostEdits { gic_taken: false, ..NO_EDITS };
     let both = HostEdits { gic_taken: true, ..TAKEN };
     for (edits, said) in [
-        (nothing, std::format!("/hypervisor: compatible version")),
+        (nothing, std::string::String::from("/hypervisor: compatible version")),
         (TAKEN, std::format!("/hypervisor: compatible version {CONFINED}")),
         (HostEdits { gic_taken: true, ..NO_EDITS }, std::format!("/hypervisor: compatible version {GIC_CONFINED}")),
         (both, std::format!("/hypervisor: compatible version {CONFINED} {GIC_CONFINED}")),
