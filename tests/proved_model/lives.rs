@@ -195,7 +195,9 @@ fn the_proved_model_and_the_specification_of_lives_agree() {
         }
     }
     report("lives", "5 VMs with 3 vCPUs", &seeds, STEPS, counts.values().sum());
-    let lacking = lives::lacking(&counts, 5);
+    // The model has no MapRuns, which is a MapMemory for each page.
+    let lacking = lives::lacking(&counts, 5).into_iter().filter(|what| !what.starts_with("MapRuns"));
+    let lacking: Vec<_> = lacking.collect();
     assert!(lacking.is_empty() || seeds.len() == 1, "what seldom happens tests little: {lacking:#?}\nof {counts:#?}");
     let all = [VmState::Ready, VmState::Verified, VmState::PowerOff].map(|state| format!("{state:?}"));
     assert!(all.iter().all(|state| states.contains(state)) || seeds.len() == 1, "states seen: {states:?}");
