@@ -12,7 +12,7 @@ build_driver_object() { # OBJECT
     # Kernel modules are relocated when they are loaded; the kernel has no unwinder for us, but it walks frame pointers.
     # Made fast, not small, as the mini host is: every exit of every VM goes through it.
     (cd "$root" && CARGO_PROFILE_RELEASE_OPT_LEVEL=3 RUSTFLAGS="-Crelocation-model=static -Cforce-frame-pointers=yes \
-        -Ctarget-feature=+fix-cortex-a53-835769 -Awarnings" \
+        ${for_a53[*]}" \
         no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package kserv-linux-model --target-dir "$build")
     if [ "$object" -nt "$library" ] && [ "$object" -nt "$header" ] && [ "$object" -nt "${BASH_SOURCE[0]}" ]; then return 0; fi
     mapfile -t roots < <(driver_object_functions "$header")

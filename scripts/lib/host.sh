@@ -51,7 +51,6 @@ get_host() { # SERIES
         die "$package holds no plain arm64 Image: take another series"
     mv "${image/%vmlinuz*/config${image##*vmlinuz}}" "$new/config"
     mv "$image" "$new/Image"
-    find "$new/tree" -name bcm2711-rpi-4-b.dtb -exec cp {} "$new/" \;
     modules=$(find "$new/tree" -path "*/lib/modules/$release" -type d | head -n 1)
     depmod -b "${modules%/lib/modules/*}" "$release" || die "depmod failed for the modules of $release: see above"
     mv "$modules" "$new/modules"
@@ -92,8 +91,8 @@ get_dkms() { get_file dkms './usr/sbin/dkms' "$host/dkms" "building the driver a
 
 have_rpi_dtb() { [ -e "$host/bcm2711-rpi-4-b.dtb" ]; }
 get_rpi_dtb() {
-    have_host 6.12 || get_host 6.12
-    cp "$host/6.12/bcm2711-rpi-4-b.dtb" "$host/bcm2711-rpi-4-b.dtb.new"
+    have_dtbs || get_dtbs
+    cp "$host/dtbs/broadcom/bcm2711-rpi-4-b.dtb" "$host/bcm2711-rpi-4-b.dtb.new"
     mv "$host/bcm2711-rpi-4-b.dtb.new" "$host/bcm2711-rpi-4-b.dtb"
 }
 

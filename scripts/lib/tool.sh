@@ -85,14 +85,14 @@ build_core_with_hooks() {
 
 # Cortex-A53's erratum 835769: a 64-bit multiply-accumulate right behind a load or store may compute wrong. LLVM keeps them apart if it is asked to. rustc passes the request on
 # and warns that it does not know the name, for each crate, at each build; hence no warnings here: scripts/test lint shows all others.
-for_a53=(--config 'target.aarch64-unknown-none-softfloat.rustflags=["-Ctarget-feature=+fix-cortex-a53-835769", "-Awarnings"]')
+for_a53=(-Ctarget-feature=+fix-cortex-a53-835769 -Awarnings)
 
 build_flat() { # TARGET-DIR FLAT-IMAGE CARGO-ARGUMENT...
     local target=$1 flat=$2 elf=$1/aarch64-unknown-none-softfloat/release/corevisor
     shift 2
     [ -e "$elf" ] || echo "${0##*/}: building the core (once)" >&2
     (cd "$root" && no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package corevisor \
-        "${for_a53[@]}" --target-dir "$target" "$@") || return 1
+        --config "target.aarch64-unknown-none-softfloat.rustflags=[$(printf '"%s",' "${for_a53[@]}")]" --target-dir "$target" "$@") || return 1
     if [ "$flat" -nt "$elf" ]; then return 0; fi
     flat "$elf" "$flat"
 }
@@ -119,7 +119,7 @@ build_mini() {
     # A static PIE like the core, but linked by a script of its own, and made fast, not small: its size is nobody's concern.
     (cd "$root" && CARGO_PROFILE_RELEASE_OPT_LEVEL=3 CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=false RUSTFLAGS="-Crelocation-model=pie -Cforce-frame-pointers=yes -Clink-arg=-T$root/kserv/mini/linker.ld -Clink-arg=-pie \
         -Clink-arg=-znotext -Clink-arg=--pack-dyn-relocs=relr -Clink-arg=--no-dynamic-linker -Clink-arg=-zmax-page-size=4096 \
-        -Ctarget-feature=+fix-cortex-a53-835769 -Awarnings" \
+        ${for_a53[*]}" \
         no_input cargo build --quiet --release --target aarch64-unknown-none-softfloat --package kserv-mini --target-dir "$target") || return 1
     if [ "$flat" -nt "$elf" ]; then return 0; fi
     flat "$elf" "$flat"

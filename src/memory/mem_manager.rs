@@ -378,19 +378,26 @@ fn expect_vm<M: Machine>(mem: &Memory<M>, vm: VmId, kind: VmKind) -> Result<(), 
 
 /// Whether the host may give the `count` pages from `pfn` on away: all RAM, all plainly its own, page 0 not among them.
 fn expect_host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, count: u64) -> Result<(), Denied> {
-    host_pages(mem, pages, pfn, count).1
+    if pfn.checked_add(count).is_none() {
+        return Err(Denied::NotDescribed);
+    }
+    expect_pages(mem, pages, pfn, count, expect_host)
 }
 
-/// How many of the `count` pages from `pfn` on the host may give away, as [`expect_host_pages`], and why not the one behind them.
-fn host_pages<M: Machine>(mem: &Memory<M>, pages: &S2Pages, pfn: Pfn, count: u64) -> (u64, Result<(), Denied>) {
-    if pfn.checked_add(count).is_none() {
-        return (0, Err(Denied::NotDescribed));
-    }
-    by_runs(pfn, count, |page, most| {
+/// Whether each of the `count` pages from `pfn` on is in a state that `may` lets pass; it is asked of each run of pages in one state, of the first of them.
+fn expect_pages<M: Machine, T>(
+    mem: &Memory<M>,
+    pages: &S2Pages,
+    pfn: Pfn,
+    count: u64,
+    may: impl Fn(Pfn, Option<PageState>) -> Result<T, Denied>,
+) -> Result<(), Denied> {
+    let passed = by_runs(pfn, count, |page, most| {
         let found = get_pfn_run(pages, mem.regions(), page, most);
-        expect_host(page, found.map(|(state, _)| state))?;
+        may(page, found.map(|(state, _)| state))?;
         Ok(found.map_or(0, |(_, run)| run))
-    })
+    });
+    passed.1
 }
 
 /// Whether the host may give `pfn` away, which is in `state`.

@@ -131,19 +131,23 @@ fn blocks_of(range: PhysRange) -> u64 {
 
 /// The region that holds the byte at `addr`; `None` if nothing is described there. K: `mem_region_search`.
 pub fn mem_region_search(regions: &MemRegions, addr: Pa) -> Option<&MemRegion> {
-    regions.as_slice().get(number_of(regions, addr)?).filter(|region| region.range.contains(addr))
+    region_at(regions, number_of(regions, addr)?, addr)
 }
 
 /// The same, where `near` is the number of the region that was found last: what comes next is mostly there, too.
 pub fn mem_region_near<'r>(regions: &'r MemRegions, addr: Pa, near: &Cell<usize>) -> Option<&'r MemRegion> {
-    let last = regions.as_slice().get(near.get()).filter(|last| last.range.contains(addr));
-    last.or_else(|| {
+    region_at(regions, near.get(), addr).or_else(|| {
         near.set(number_of(regions, addr)?);
-        mem_region_search(regions, addr)
+        region_at(regions, near.get(), addr)
     })
 }
 
-/// Number of the region that holds `addr`, if any does.
+/// Region `number`, if it holds `addr`.
+fn region_at(regions: &MemRegions, number: usize, addr: Pa) -> Option<&MemRegion> {
+    regions.as_slice().get(number).filter(|region| region.range.contains(addr))
+}
+
+/// Number of the region that holds `addr`, if any does: the last that begins at it or before.
 fn number_of(regions: &MemRegions, addr: Pa) -> Option<usize> {
     regions.as_slice().partition_point(|region| region.range.base() <= addr).checked_sub(1)
 }

@@ -58,16 +58,22 @@ pub extern "C" fn core_trapped(frame: &TrapFrame, kind: u32) -> ! {
         let _ = writeln!(out, "  pc {:#x}  sp {:#x}", ELR_EL2.get(), frame.sp);
         if cpu::has_vm() {
             let _ = writeln!(out, "  {NOT_SHOWN}");
-        }
-        for (n, pair) in frame.x.chunks(2).enumerate().filter(|_| !cpu::has_vm()) {
-            let (first, second) = (pair.first().copied().unwrap_or(0), pair.get(1).copied());
-            let _ = match second {
-                Some(second) => writeln!(out, "  x{:<2} {first:#018x}  x{:<2} {second:#018x}", 2 * n, 2 * n + 1),
-                None => writeln!(out, "  x{:<2} {first:#018x}", 2 * n),
-            };
+        } else {
+            show_registers(out, frame);
         }
         backtrace(out, Some(ELR_EL2.get()), frame.x[29]);
     })
+}
+
+/// The general registers, two a line.
+fn show_registers(out: &mut dyn Write, frame: &TrapFrame) {
+    for (n, pair) in frame.x.chunks(2).enumerate() {
+        let (first, second) = (pair.first().copied().unwrap_or(0), pair.get(1).copied());
+        let _ = match second {
+            Some(second) => writeln!(out, "  x{:<2} {first:#018x}  x{:<2} {second:#018x}", 2 * n, 2 * n + 1),
+            None => writeln!(out, "  x{:<2} {first:#018x}", 2 * n),
+        };
+    }
 }
 
 /// A physical interrupt came to EL2, although they are the host's.

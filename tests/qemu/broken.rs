@@ -2,13 +2,14 @@
 
 use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure},
-    placed::{Placed, set, whole},
+    placed::{Placed, whole},
     runner::Case,
 };
 use corevisor_tool::{
     bundle::{HEADER_OFFSET, KERNEL_OFFSET},
     machine::Machine,
     outcome::Outcome,
+    raspi::set,
     run::Boot,
 };
 use dtoolkit::model::{DeviceTree, DeviceTreeNode};

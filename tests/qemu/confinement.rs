@@ -3,11 +3,11 @@
 use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure, check},
     made,
-    placed::{Placed, set},
+    placed::Placed,
     runner::Case,
 };
 use corevisor::{abstract_machine::per_cpu::Event, interface::INTERFACE_VERSION};
-use corevisor_tool::{machine::Machine, outcome::Finished, run::Run};
+use corevisor_tool::{machine::Machine, outcome::Finished, raspi::set, run::Run};
 use dtoolkit::{memreserve::MemoryReservation, model::DeviceTreeNode};
 
 /// So many refused accesses the core tells of.

@@ -2,10 +2,10 @@
 
 use crate::{
     bed::{Bed, Checks, Failure, check},
-    placed::{Placed, set},
+    placed::Placed,
     runner::Case,
 };
-use corevisor_tool::{machine::Machine, outcome::Finished, raspi};
+use corevisor_tool::{machine::Machine, outcome::Finished, raspi, raspi::set};
 use dtoolkit::{
     fdt::Fdt,
     model::{DeviceTree, DeviceTreeNode},

@@ -7,12 +7,10 @@ use corevisor_tool::{
     initrd::{self, Extra},
     machine::Machine,
     project::Kernel,
+    raspi::set,
     run::{Boot, Run},
 };
-use dtoolkit::{
-    fdt::Fdt,
-    model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty},
-};
+use dtoolkit::{fdt::Fdt, model::DeviceTree};
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
@@ -140,10 +138,4 @@ fn qemu_tree(bed: &Bed, machine: &str, cpus: u32, dir: &Path) -> Result<DeviceTr
     let bytes = std::fs::read(&file).map_err(|_| Failure::new(String::from_utf8_lossy(&done.stderr)))?;
     let fdt = Fdt::new(&bytes).map_err(|error| Failure::new(format!("QEMU's device tree: {error}")))?;
     Ok(DeviceTree::from_fdt(&fdt))
-}
-
-/// Gives a node a property.
-pub fn set(node: &mut DeviceTreeNode, name: &str, value: &[u8]) {
-    node.remove_property(name);
-    node.add_property(DeviceTreeProperty::new_unchecked(name, value.to_vec()));
 }

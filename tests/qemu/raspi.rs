@@ -6,10 +6,9 @@
 use crate::{
     bed::{Bed, Checks, Failure, LIMIT, check, healthy},
     host_life::HOTPLUG,
-    placed::set,
     runner::Case,
 };
-use corevisor_tool::{machine::Machine, raspi, run::Boot};
+use corevisor_tool::{machine::Machine, raspi, raspi::set, run::Boot};
 use dtoolkit::{fdt::Fdt, model::DeviceTree};
 use std::process::{Command, Stdio};
 

@@ -344,8 +344,18 @@ impl Its {
     /// ICH_LR<n>_EL2). What a vCPU has stays there.
     fn raise<const V: usize, const S: usize>(&self, place: usize, around: &mut Around<'_, V, S>) {
         let lpi = self.entries[place].lpi;
-        let at = self.places_of(lpi).find(|other| around.irqs.is_lpi_held(*other)).unwrap_or(place);
-        self.places_of(lpi).filter(|other| *other != at).for_each(|other| around.irqs.clear_lpi(other, false));
+        let mut held = None;
+        for other in self.places_of(lpi) {
+            if held.is_none() && around.irqs.is_lpi_held(other) {
+                held = Some(other);
+            } else if other != place {
+                around.irqs.clear_lpi(other, false);
+            }
+        }
+        let at = held.unwrap_or(place);
+        if at != place {
+            around.irqs.clear_lpi(place, false);
+        }
         around.irqs.raise_lpi(at);
     }
 

@@ -1,38 +1,21 @@
 //! What no program for a Cortex-A53 may have in its code.
 
-use crate::error::{FileError, read};
+use crate::error::{ElfError, read};
 use object::{Object, ObjectSection, SectionKind};
 use std::path::Path;
-use thiserror::Error;
-
-/// A program cannot be looked at.
-#[derive(Debug, Error)]
-pub enum ErratumError {
-    /// It cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// It is no ELF file.
-    #[error("{path}: {error}")]
-    Elf {
-        /// The file.
-        path: String,
-        /// Why.
-        error: object::Error,
-    },
-}
 
 /// Places of erratum 835769 in a program's code: a load or store right before a 64-bit multiply-accumulate, which may then compute wrong (Cortex-A53 MPCore Software
 /// Developers Errata Notice). Dependent pairs, which are harmless, count too: the compiler keeps these apart as well.
 ///
 /// # Errors
-/// [`ErratumError`].
-pub fn places(elf: &Path) -> Result<Vec<u64>, ErratumError> {
+/// [`ElfError`].
+pub fn places(elf: &Path) -> Result<Vec<u64>, ElfError> {
     let bytes = read(elf)?;
-    let wrong = |error| ErratumError::Elf { path: elf.display().to_string(), error };
-    let file = object::File::parse(&*bytes).map_err(wrong)?;
+    let wrong = ElfError::at(elf);
+    let file = object::File::parse(&*bytes).map_err(&wrong)?;
     let mut places = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
-        let code = section.data().map_err(wrong)?.as_chunks::<4>().0;
+        let code = section.data().map_err(&wrong)?.as_chunks::<4>().0;
         let pairs = (section.address()..).step_by(4).zip(code.windows(2));
         let found = pairs.filter(|(_, pair)| is_pair(u32::from_le_bytes(pair[0]), u32::from_le_bytes(pair[1])));
         places.extend(found.map(|(at, _)| at));

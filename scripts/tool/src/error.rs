@@ -44,6 +44,29 @@ impl FileError {
     }
 }
 
+/// A program cannot be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum ElfError {
+    /// It cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// It is no ELF file.
+    #[error("{path}: {error}")]
+    Elf {
+        /// The file.
+        path: String,
+        /// Why.
+        error: object::Error,
+    },
+}
+
+impl ElfError {
+    /// For `map_err`: names the program.
+    pub fn at(elf: &Path) -> impl Fn(object::Error) -> Self {
+        move |error| Self::Elf { path: elf.display().to_string(), error }
+    }
+}
+
 /// Reads a file whole.
 ///
 /// # Errors

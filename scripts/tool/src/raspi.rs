@@ -114,16 +114,18 @@ fn has_text(list: &[u8], wanted: &[&str]) -> bool {
     list.split(|byte| *byte == 0).any(|text| wanted.iter().any(|wanted| text == wanted.as_bytes()))
 }
 
-pub(crate) fn set_cells(node: &mut DeviceTreeNode, name: &str, cells: &[u32]) {
+/// Gives a node a property, in place of the one that it has by that name.
+pub fn set(node: &mut DeviceTreeNode, name: &str, value: &[u8]) {
     node.remove_property(name);
-    let value = cells.iter().flat_map(|cell| cell.to_be_bytes()).collect::<Vec<_>>();
     node.add_property(DeviceTreeProperty::new_unchecked(name, value));
 }
 
+pub(crate) fn set_cells(node: &mut DeviceTreeNode, name: &str, cells: &[u32]) {
+    set(node, name, &cells.iter().flat_map(|cell| cell.to_be_bytes()).collect::<Vec<_>>());
+}
+
 pub(crate) fn set_text(node: &mut DeviceTreeNode, name: &str, text: &str) {
-    node.remove_property(name);
-    let value = [text.as_bytes(), b"\0"].concat();
-    node.add_property(DeviceTreeProperty::new_unchecked(name, value));
+    set(node, name, &[text.as_bytes(), b"\0"].concat());
 }
 
 #[cfg(test)]

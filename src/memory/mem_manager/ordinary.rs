@@ -13,8 +13,8 @@
 #![forbid(unsafe_code)]
 
 use super::{
-    Denied, PART, Place, Run, by_parts_of, by_runs, expect_live, expect_vm, fill, lend_more, lent_less, lent_more,
-    prepare,
+    Denied, PART, Place, Run, by_parts_of, by_runs, expect_live, expect_pages, expect_vm, fill, lend_more, lent_less,
+    lent_more, prepare,
 };
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{BLOCK_PAGES, Gfn, Ipa, Pa, Pfn, PhysRange, VmId};
@@ -63,7 +63,8 @@ pub fn lend_block_to_vm<M: Machine>(
 fn lend<M: Machine>(mem: &Memory<M>, place: Place, runs: &[Run], access: Stage2Access) -> Result<u64, Denied> {
     let mut pages = mem.s2page().acquire();
     expect_vm(mem, place.vm, VmKind::Ordinary)?;
-    let (most, prepared) = prepare(mem, place, runs, |first, count| lendable(mem, &pages, first, count))?;
+    let (most, prepared) =
+        prepare(mem, place, runs, |first, count| expect_pages(mem, &pages, first, count, lent_more))?;
 
     let forced = mem.machine().forces_write_back();
     let count = by_parts_of(runs, most, |page, most| {
@@ -79,16 +80,6 @@ fn lend<M: Machine>(mem: &Memory<M>, place: Place, runs: &[Run], access: Stage2A
     }
     fill(mem, place, access, runs, count, prepared);
     Ok(count)
-}
-
-/// Whether each of the `count` pages from `pfn` on can be lent once more.
-fn lendable<M: Machine>(mem: &Memory<M>, records: &S2Pages, pfn: Pfn, count: u64) -> Result<(), Denied> {
-    let lendable = by_runs(pfn, count, |page, most| {
-        let found = get_pfn_run(records, mem.regions(), page, most);
-        lent_more(page, found.map(|(state, _)| state))?;
-        Ok(found.map_or(0, |(_, run)| run))
-    });
-    lendable.1
 }
 
 /// Takes back what the ordinary VM `vm` has at `gfn`: its page and those behind it, [`PART`] in all; or its block if that lies wholly in the `pages` pages from `gfn` on; else the

@@ -1,9 +1,8 @@
 //! What the core's image is made of.
 
-use crate::error::{FileError, read};
+use crate::error::{ElfError, read};
 use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 use std::path::Path;
-use thiserror::Error;
 
 /// A section that takes memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,30 +26,13 @@ pub struct Sizes {
     pub symbols: Vec<(String, u64)>,
 }
 
-/// The core's files cannot be measured.
-#[derive(Debug, Error)]
-pub enum SizesError {
-    /// A file cannot be read.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// It is no ELF file.
-    #[error("{path}: {error}")]
-    Elf {
-        /// The file.
-        path: String,
-        /// Why.
-        error: object::Error,
-    },
-}
-
 /// Measures the core.
 ///
 /// # Errors
-/// [`SizesError`].
-pub fn measure(flat: &Path, elf: &Path) -> Result<Sizes, SizesError> {
+/// [`ElfError`].
+pub fn measure(flat: &Path, elf: &Path) -> Result<Sizes, ElfError> {
     let bytes = read(elf)?;
-    let file =
-        object::File::parse(&*bytes).map_err(|error| SizesError::Elf { path: elf.display().to_string(), error })?;
+    let file = object::File::parse(&*bytes).map_err(ElfError::at(elf))?;
     let mut sections: Vec<_> = file
         .sections()
         .filter(|section| section.size() != 0 && is_loaded(section.flags()))

@@ -11,14 +11,13 @@ pub mod table;
 mod vms;
 
 use crate::{
-    error::{FileError, create_dir, read},
+    error::{ElfError, FileError, create_dir, read},
     kvm::KvmError,
     machine::{Board, Machine},
     project::Project,
     run::{Boot, Finished, Run, RunError},
     sign::SignError,
 };
-use image::SizesError;
 use profile::{Count, HOST_STARTS, NoSymbols, Profile, ProfileError, Symbols, Whose};
 use serde_json::{Value, json};
 use std::{
@@ -94,7 +93,7 @@ pub enum BenchError {
     Run(#[from] RunError),
     /// The core's image cannot be measured.
     #[error(transparent)]
-    Sizes(#[from] SizesError),
+    Sizes(#[from] ElfError),
     /// The counters cannot be read.
     #[error(transparent)]
     Profile(#[from] ProfileError),
