@@ -6,8 +6,9 @@
  * of the slot stays the VMM's; it is only where the images are copied from when the VM starts. So nothing that the VMM or this kernel does to it
  * (swap, fork, core dump, a read) meets an external abort.
  *
- * The manifest (scripts/sign) lists the images with their addresses and sizes, and where the VM starts: nothing needs to be guessed from what the
- * VMM has put into memory, nor from the registers that it has set.
+ * The manifest (scripts/sign) lists the images with their addresses and sizes, and where the VM starts: these pages go to the core. What the VMM itself
+ * has loaded is found by the Image header at PC, the device tree at x0 and the initrd that /chosen names: where that is not what was signed, the core
+ * refuses the VM, and the administrator is told what differs.
  */
 #include <linux/debugfs.h>
 #include <linux/slab.h>
@@ -149,6 +150,26 @@ static int give_image(struct cv_vm *vm, const struct manifest_image *image)
 	return 0;
 }
 
+static bool read_vm(void *context, u64 gpa, void *to, size_t size)
+{
+	return !cv_memory_access(context, gpa, to, size, false);
+}
+
+/* In what the VMM has loaded differs from the manifest; where the difference is not in the places, it is in the bytes. */
+static const char *difference(struct cv_vm *vm)
+{
+	struct kserv_boot found, expected;
+	struct cv_vcpu *first = vm->vcpus[0];
+	const char *wrong;
+
+	wrong = kserv_boot_of_manifest(vm->manifest, CV_MANIFEST_SIZE, &expected);
+	if (!wrong && first)
+		wrong = kserv_boot_infer(read_vm, vm, *cv_mailbox(first, CV_MAILBOX_PC), *cv_mailbox(first, CV_MAILBOX_X0), &found);
+	if (!wrong && first)
+		wrong = kserv_boot_explain(&found, &expected);
+	return wrong ?: "all images are where they should be, so their bytes or the key are others";
+}
+
 /* All images go to the core, and are checked there. */
 int cv_protected_verify(struct cv_vm *vm)
 {
@@ -170,7 +191,8 @@ int cv_protected_verify(struct cv_vm *vm)
 		result = cv_call2(CV_CALL_VERIFY_VM, vm->id, virt_to_phys(manifest));
 	} while (result == CV_ERR_AGAIN);
 	if (result == CV_ERR_NOT_AUTHENTIC)
-		pr_err_ratelimited("corevisor_kvm: the core refuses a protected VM: its images are not what the manifest says, or its key is not trusted\n");
+		pr_err_ratelimited("corevisor_kvm: the core refuses a protected VM: its images are not what the manifest says, or its key is not trusted (%s)\n",
+				   difference(vm));
 	return cv_errno(result);
 }
 

@@ -175,7 +175,9 @@ fn call(mut v: Vcpu, around: Around) -> (Vcpu, Next) {
     v.x[0] = match v.x[0] & 0xffff_ffff {
         0x8400_0000 | 0x8000_0000 => 0x1_0001,
         0x8400_000a if smccc || PSCI_CALLS.contains(&asked) => 0,
-        0x8000_0001 if smccc => 0,
+        // The test machine's firmware has this workaround, and not 0x8000_3fff.
+        0x8000_0001 if smccc || asked == 0x8000_8000 => 0,
+        0x8000_8000 => 0,
         0x8400_0006 => 2,
         0xc400_0001 => {
             v.regs.pc = v.regs.pc.wrapping_sub(4);

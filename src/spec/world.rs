@@ -54,11 +54,13 @@ pub struct Layout {
 const SMMU_TABLES: u64 = 0x6000_0000_0000;
 
 /// The firmware of the test machine: CPU_ON (0xc400_0003) asks whether the entry point is the host's memory, CPU_SUSPEND
-/// (0xc400_0001) starts again there, everything else is unknown.
+/// (0xc400_0001) starts again there; of workarounds it has SMCCC_ARCH_WORKAROUND_1 (0x8000_8000), which this CPU does not need. Everything else is unknown.
 pub fn firmware(args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutcome {
     match args[0] {
         0xc400_0003 if is_host_memory(Ipa::new(args[2])) => SmcOutcome::Return([0, args[1], args[2], args[3]]),
         0xc400_0003 => SmcOutcome::Return([-9i64 as u64, args[1], args[2], args[3]]),
+        0x8000_0001 if args[1] == 0x8000_8000 => SmcOutcome::Return([1, args[1], args[2], args[3]]),
+        0x8000_8000 => SmcOutcome::Return(args),
         0xc400_0001 => SmcOutcome::Restart { entry: Ipa::new(args[2]), context: args[3] },
         _ => SmcOutcome::Return([-1i64 as u64, args[1], args[2], args[3]]),
     }

@@ -85,9 +85,9 @@ static void sha256_block(uint32_t state[8], const unsigned char *block)
         uint32_t e = s[4], a = s[0];
         uint32_t one = s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + k[n] + w[n];
         uint32_t two = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-        memmove(s + 1, s, 7 * sizeof *s);
-        s[4] += one;
-        s[0] = one + two;
+        /* Written out: the C library has another memmove for CPUs with SVE, which guests do not have. */
+        s[7] = s[6], s[6] = s[5], s[5] = s[4], s[4] = s[3] + one;
+        s[3] = s[2], s[2] = s[1], s[1] = s[0], s[0] = one + two;
     }
     for (int n = 0; n < 8; n++)
         state[n] += s[n];

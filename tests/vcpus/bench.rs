@@ -203,6 +203,8 @@ pub fn random_trap(rng: &mut Rng, c: &mut Context) {
             psci::CPU_SUSPEND,
             0x8000_0000,
             0x8000_0001,
+            0x8000_8000,
+            0x8000_3fff,
             0x8600_ff01,
             0x8600_0000,
             0xc600_0002,

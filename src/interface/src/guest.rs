@@ -11,6 +11,10 @@ pub const HYPSEC_UNSET_DESC_PFN: u64 = 0x82000;
 pub const SMCCC_VERSION: u64 = 0x8000_0000;
 /// SMCCC: `ARM_SMCCC_ARCH_FEATURES_FUNC_ID`.
 pub const SMCCC_ARCH_FEATURES: u64 = 0x8000_0001;
+/// SMCCC: `ARM_SMCCC_ARCH_WORKAROUND_1`, against branch target injection; there if the machine's firmware has it.
+pub const SMCCC_ARCH_WORKAROUND_1: u64 = 0x8000_8000;
+/// SMCCC: `ARM_SMCCC_ARCH_WORKAROUND_3`, the same against injection of branch history.
+pub const SMCCC_ARCH_WORKAROUND_3: u64 = 0x8000_3fff;
 /// KVM's UID by `CALL_UID`: 28b46fb6-2ec5-11e9-a9ca-4b564d003a74, for Linux's protected-guest driver.
 pub const VENDOR_CALL_UID: u64 = 0x8600_ff01;
 /// The words of that UID, w0 to w3.

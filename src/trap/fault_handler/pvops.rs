@@ -11,6 +11,7 @@
 //! | CPU_OFF                                                     | exit Psci; the vCPU does not run again until CPU_ON             |
 //! | CPU_SUSPEND                                                 | exit Wfx; then x0 = 0                                           |
 //! | SYSTEM_OFF, SYSTEM_RESET, SYSTEM_RESET2                     | exit SystemOff; the VM never runs again                         |
+//! | SMCCC_ARCH_WORKAROUND_1 and 3                               | passed on, if the machine's firmware has them                   |
 //! | random numbers (TRNG)                                       | served ([`super::trng`])                                        |
 //! | UID and features of KVM's guest services                    | served                                                          |
 //! | share and unshare, HypSec's and KVM's; MMIO guard           | served in a protected VM; NOT_SUPPORTED in an ordinary one, as KVM does |
@@ -25,14 +26,15 @@
 
 use super::super::Core;
 use super::trng::core_handle_trng;
-use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{Gfn, Ipa, PAGE_SIZE, VcpuId, VmId};
 use crate::abstract_machine::regs::{INSTRUCTION_SIZE, Syndrome};
 use crate::abstract_machine::shadow::{Context, ShadowReg};
+use crate::abstract_machine::{Machine, SmcOutcome};
 use crate::interface::guest::{
     HYPSEC_SET_DESC_PFN, HYPSEC_UNSET_DESC_PFN, INVALID_PARAMETER, KVM_FEATURES, KVM_HYP_MEMINFO, KVM_MEM_SHARE,
     KVM_MEM_UNSHARE, KVM_MMIO_GUARD_ENROLL, KVM_MMIO_GUARD_INFO, KVM_MMIO_GUARD_MAP, KVM_MMIO_GUARD_UNMAP, KVM_UID,
-    NOT_SUPPORTED, SMCCC_ARCH_FEATURES, SMCCC_VERSION, SUCCESS, VENDOR_CALL_UID, psci, trng,
+    NOT_SUPPORTED, SMCCC_ARCH_FEATURES, SMCCC_ARCH_WORKAROUND_1, SMCCC_ARCH_WORKAROUND_3, SMCCC_VERSION, SUCCESS,
+    VENDOR_CALL_UID, psci, trng,
 };
 use crate::interface::mailbox::ExitReason;
 use crate::memory::mem_manager::Denied;
@@ -62,7 +64,9 @@ pub fn core_handle_pvops<M: Machine>(core: &Core<M>, vmid: VmId, vcpuid: VcpuId,
     let [x0, x1, x2, x3, ..] = ctxt.x;
     let function = x0 & u64::from(u32::MAX);
     let result = match function {
+        SMCCC_ARCH_FEATURES if is_workaround(x1) => firmware(core, SMCCC_ARCH_FEATURES, x1 & u64::from(u32::MAX)),
         psci::FEATURES | SMCCC_ARCH_FEATURES => features(function, x1),
+        SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3 => firmware(core, function, 0),
         psci::MIGRATE_INFO_TYPE => NO_TRUSTED_OS,
         psci::AFFINITY_INFO => psci_affinity_info(core.vms(), vmid, x1).x0(),
         psci::CPU_ON => match psci_cpu_on(core.vms(), vmid, x1, x2, x3) {
@@ -124,7 +128,21 @@ fn is_protected<M: Machine>(core: &Core<M>, vmid: VmId) -> bool {
     vm_kind(core.vms(), vmid) == Ok(VmKind::Protected)
 }
 
-/// PSCI_FEATURES and SMCCC_ARCH_FEATURES: whether there is a call. Workarounds of firmware are not among them.
+/// Workarounds that have neither arguments nor a state, so that a VM may make firmware do them. (SMCCC_ARCH_WORKAROUND_2 switches one on and off for the CPU.)
+fn is_workaround(function: u64) -> bool {
+    matches!(function & u64::from(u32::MAX), SMCCC_ARCH_WORKAROUND_1 | SMCCC_ARCH_WORKAROUND_3)
+}
+
+/// Whether firmware has done a call that the host may make too. A VM wanders between CPUs that may not all need a workaround: so "not required here" (1) is told
+/// as "there", and the calls themselves give nothing back (Arm DEN 0028 §7).
+fn firmware<M: Machine>(core: &Core<M>, function: u64, argument: u64) -> u64 {
+    match core.machine().host_smc([function, argument, 0, 0], &|_| false) {
+        SmcOutcome::Return([x0, ..]) if x0 != NOT_SUPPORTED => SUCCESS,
+        _ => NOT_SUPPORTED,
+    }
+}
+
+/// PSCI_FEATURES and SMCCC_ARCH_FEATURES: whether there is a call that the core itself serves.
 fn features(call: u64, function: u64) -> u64 {
     let is_there = match function & u64::from(u32::MAX) {
         SMCCC_VERSION | SMCCC_ARCH_FEATURES => true,

@@ -3,8 +3,9 @@
 //! The payload is the mini host's, tests/guests/src/bin/bench.rs; its VMM is tests/host-programs/kvm-probe. Then Debian's QEMU boots Debian.
 
 use super::{
-    Bench, BenchError, plugin_argument,
-    profile::{self, Profile},
+    BOOTED, Bench, BenchError, DONE, PARTS as WORKS, plugin_argument,
+    profile::{self, Count, Profile},
+    steady::{self, Steady},
     table::{Budget, Row, Table},
     vms::{GICV2_CPU, MEMORY, PATHS, Path, cost, least},
 };
@@ -84,10 +85,18 @@ impl Measured {
         cost(path, &profile, said_in(&self.console, part)?, least(&profile, 0)?)
     }
 
-    /// Instructions of the guests' boots: all, and in the core.
-    fn boots(&self) -> impl Iterator<Item = (u64, u64)> {
-        let steps = self.profile.marks().windows(2).filter(|two| two[0].0 == BEFORE && two[1].0 == AFTER);
-        steps.map(|two| two[1].1 - two[0].1).map(|count| (count.all, count.core))
+    /// The marks of each Debian guest, with those around it.
+    fn guests(&self) -> impl Iterator<Item = &[(u32, Count)]> {
+        let guests = self.profile.marks().split_inclusive(|(mark, _)| *mark == AFTER);
+        guests.filter_map(|marks| marks.get(marks.iter().position(|(mark, _)| *mark == BEFORE)?..))
+    }
+
+    /// Instructions of such a guest, all and in the core, from QEMU's start to its end without the work in between; and the work.
+    fn guest(&self, number: usize) -> Option<(Count, Steady)> {
+        let marks = self.guests().nth(number)?;
+        let at = |mark: u32| Some(marks.iter().find(|(number, _)| *number == mark)?.1);
+        let (whole, work) = (at(AFTER)? - at(BEFORE)?, at(DONE)? - at(BOOTED)?);
+        Some((whole - work, Steady::of(marks)?))
     }
 }
 
@@ -110,6 +119,7 @@ impl Bench {
         for host in hosts.iter().take(if self.quick { 1 } else { 2 }) {
             let own = self.run_host(project, host, false, progress)?;
             let driver = self.run_host(project, host, true, progress)?;
+            let bare = self.bare(project, (host.gic(), host.cpu), &guest_line(), progress)?;
             for (part, kind) in [(ORDINARY, "ordinary"), (PROTECTED, "protected")] {
                 table.heading(&format!(
                     "VMs of a Linux host, {kind}, GICv{}, {}, in instructions: core and driver, KVM nVHE, ratio",
@@ -124,13 +134,23 @@ impl Bench {
                         rows.ok_or_else(|| BenchError::NotSaid { name: driver.name.clone(), what: name })?;
                     push(table, Row::new(&id(name), what, all), core, of_own);
                 }
-                // The driver's host boots an ordinary guest, then a protected one.
-                let boots = (driver.boots().nth(usize::from(part == PROTECTED)), own.boots().next());
-                let (Some((all, core)), Some((of_own, _))) = boots else {
-                    return Err(BenchError::NotSaid { name: driver.name.clone(), what: "the guest's boot" });
+                // The driver's host has an ordinary guest, then a protected one.
+                let guests = (driver.guest(usize::from(part == PROTECTED)), own.guest(0));
+                let (Some((boot, steady)), Some((of_own, own_steady))) = guests else {
+                    return Err(BenchError::NotSaid { name: driver.name.clone(), what: "the guest's boot and work" });
                 };
-                let row = Row::count(&id("boot"), "Debian in QEMU, from QEMU's start to its end", all);
-                push(table, row, Some(core as f64), of_own as f64);
+                let row = Row::count(&id("boot"), "Debian in QEMU, from QEMU's start to its end", boot.all);
+                push(table, row, Some(boot.core as f64), of_own.all as f64);
+                let what = "its steady work, all rounds";
+                let row = Row::count(&id("steady"), what, steady.all);
+                push(table, row, Some(steady.core as f64), own_steady.all as f64);
+                for ((what, _), (here, there)) in WORKS.iter().zip(steady.least.into_iter().zip(own_steady.least)) {
+                    let id = id(&format!("steady.{what}"));
+                    table.push(Row::compared(&id, &format!("  the round that took the least: {what}"), here, there));
+                }
+                let what = "  slow-down beside the same work without a hypervisor, in percent";
+                let row = Row::percent(&id("steady.slowdown"), what, steady.slow_down(&bare));
+                table.push(row.beside(own_steady.slow_down(&bare)));
             }
         }
         Ok(())
@@ -157,9 +177,12 @@ impl Bench {
             .timeout(LIMIT);
         let key = || Key::from_seed(SEED);
         let module = if driver { Driver::Module(project.driver(&self.kernel)) } else { Driver::Own };
-        let mut guest = KvmHost::new(project, &self.kernel, module).guest_script("exit 0\n");
+        let mut guest = KvmHost::new(project, &self.kernel, module)
+            .guest_file("/bin/workload", read(&dir.join("workload"))?)
+            .guest_script(self.work() + "exit 0\n");
         if driver {
-            let shape = GuestShape { vcpus: 1, memory: "256M".into(), gic: host.guest_gic(), append: QUIET.to_owned() };
+            let shape =
+                GuestShape { vcpus: 1, memory: steady::MEMORY.into(), gic: host.guest_gic(), append: guest_line() };
             guest = guest.protected(shape, key());
         } else {
             run = run.append("kvm-arm.mode=nvhe");
@@ -191,6 +214,11 @@ fn push(table: &mut Table, row: Row, core: Option<f64>, own: f64) {
     }
 }
 
+/// The end of a Debian guest's command line.
+fn guest_line() -> String {
+    format!("{QUIET} {}", super::QUIET)
+}
+
 /// What the payload finds in x0: the mini host's tree.
 pub fn payload_tree(gic: GuestGic) -> Vec<u8> {
     let gic = if gic == GuestGic::V3 { GicVersion::V3 } else { GicVersion::V2 };
@@ -207,10 +235,12 @@ fn script(host: &Host<'_>, driver: bool) -> String {
     let gic = host.gic();
     let probe =
         |kind: &str| format!("kvm-probe bench{kind} /bench/payload /bench/tree {gic} || no_kvm \"the payload\"\n");
-    let guest = "kvm-probe mark before; vm_of_script || no_kvm \"the guest\"; kvm-probe mark after\n";
+    // Nothing of the host's own meanwhile.
+    let guest = "kvm-probe mark before; vm < /dev/null > /tmp/guest; kvm-probe mark after
+cat /tmp/guest; grep -q 'script ended with status 0' /tmp/guest || no_kvm \"the guest\"\n";
     // Not every CPU has a source of random numbers: until the kernel has made some itself, each system call hashes for 9,000 instructions, and QEMU
     // would wait for a second or two.
-    let mut script = format!("{USE}GIC={gic} APPEND='{QUIET}'\nhead -c 16 /dev/random > /dev/null\n");
+    let mut script = format!("{USE}GIC={gic} APPEND='{}'\nhead -c 16 /dev/random > /dev/null\n", guest_line());
     if driver {
         // The guest that is signed comes last: until then there is no signed one.
         let debugfs = "/sys/kernel/debug/corevisor_kvm/manifest";
@@ -241,7 +271,8 @@ mod tests {
     fn the_rows_of_each_vm_are_its_own() {
         let marks = "mark 100 0 0\nmark 0 0 0\nmark 1 64 0\nmark 2 100 0\nmark 3 3364 64\n\
                      mark 101 4000 64\nmark 0 4000 64\nmark 1 4064 64\nmark 2 5000 64\nmark 3 11464 3264\n\
-                     mark 102 20000 4000\nmark 103 30000 4500\nmark 102 31000 5000\nmark 103 51000 6000\nmark 257 60000 6000\n";
+                     mark 102 20000 4000\nmark 103 30000 4500\nmark 102 31000 5000\nmark 1 32000 5100\nmark 3 33000 5100\nmark 9 33001 5100\n\
+                       mark 10 33003 5100\nmark 11 33006 5100\nmark 12 33010 5100\nmark 4 34000 5200\nmark 103 51000 6000\nmark 257 60000 6000\n";
         let console = "probe: an ordinary VM, GICv2\nguest bench: frequency 62500000\nguest bench: row timer_wfi 32/32\n\
                        probe: vCPU 0 ends with exit 24\nprobe: a protected VM, GICv2\nguest bench: frequency 62500000\n\
                        guest bench: row timer_wfi 64/32\nprobe: vCPU 0 ends with exit 24\n";
@@ -252,7 +283,9 @@ mod tests {
         assert_eq!(row(PROTECTED, "psci_version"), Some((200.0, Some(100.0))));
         assert_eq!((row(ORDINARY, "timer_wfi"), row(PROTECTED, "timer_wfi")), (Some((16.0, None)), Some((32.0, None))));
         assert_eq!(row(ORDINARY, "ipi"), None);
-        assert_eq!(run.boots().collect::<Vec<_>>(), [(10_000, 500), (20_000, 1000)]);
+        assert_eq!((run.guests().count(), run.guest(0)), (2, None));
+        let steady = Steady { all: 1000, core: 100, least: [1, 2, 3, 4] };
+        assert_eq!(run.guest(1), Some((Count { all: 18_000, core: 900 }, steady)));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod image;
 pub mod kvm;
 pub mod profile;
+mod steady;
 pub mod table;
 mod vms;
 
