@@ -10,9 +10,12 @@
 
 // run_vm(x0 = Context, x1 = for x2, x2 = left(ExitCode, Context, x1) -> w0 = whether it stays away). EL2 is set up for the VM.
 // The frame of run_vm, of 16 words: x29, x30; x0 to x2; x19 to x28 from word 6 on. An exit for which `left` says no goes back with all that stands in the
-// Context; the core's own registers are not touched between.
+// Context; the core's own registers are not touched between. An SError that waits was there when the host came here (boot/vectors.S): it is the host's, and stays masked
+// until that is back. The VM, which would be taken for its cause, does not run, and nothing is asked.
     .globl  run_vm
 run_vm:
+    mrs     x9, isr_el1
+    tbnz    x9, #{ISR_A}, not_run
     stp     x29, x30, [sp, #-128]!
     stp     x0, x1, [sp, #(8 * 2)]
     str     x2, [sp, #(8 * 4)]
@@ -74,6 +77,9 @@ vm_left:
     ldp     x27, x28, [sp, #(8 * 14)]
     ldp     x29, x30, [sp], #128
     msr     daifclr, #{DAIF_A}          // last: nothing of the VM stands in x19-x30 any more
+    ret
+
+not_run:
     ret
 
 vm_serror:

@@ -139,6 +139,10 @@ fn an_serror_that_a_vm_caused_is_looked_for_before_anything_of_the_core_takes_it
     let masked = ["dsb     sy", "isb", "isr_el1", "vm_serror", "msr     vbar_el2", "ldp     x29, x30, [sp], #128"];
     assert_order(leave, &[&masked[..], &["msr     daifclr"]].concat());
     assert_eq!(leave.matches("daifclr").count(), 1, "{leave}");
+    // One that the host left waiting: the VM does not run, and it stays masked.
+    let run = &switch[switch.find("run_vm:\n").unwrap()..];
+    assert_order(run, &["isr_el1", "tbnz", "not_run", "stp     x29, x30"]);
+    assert!(switch.contains("not_run:\n    ret\n"));
     // One instruction, whose address `core_trap` knows.
     let take = &switch[switch.find("take_serror:").unwrap()..];
     assert_order(take, &["msr     daifclr", "serror_at:\n    isb\nserror_behind:\n    msr     daifset"]);

@@ -41,24 +41,27 @@ static inline struct cv_answer cv_hvc(u64 function, u64 a1, u64 a2, u64 a3, u64 
  */
 static inline s64 cv_map_runs(u64 vm, u64 gpa, u64 count, u64 flags, const u64 runs[CV_MAX_RUNS])
 {
+	/* Read before any register is set: a sanitizer may make a call of each access to memory. */
+	const u64 r0 = runs[0], r1 = runs[1], r2 = runs[2], r3 = runs[3], r4 = runs[4], r5 = runs[5], r6 = runs[6], r7 = runs[7], r8 = runs[8],
+		  r9 = runs[9], r10 = runs[10], r11 = runs[11], r12 = runs[12];
 	register u64 x0 asm("x0") = CV_CALL_MAP_RUNS;
 	register u64 x1 asm("x1") = vm;
 	register u64 x2 asm("x2") = gpa;
 	register u64 x3 asm("x3") = count;
 	register u64 x4 asm("x4") = flags;
-	register u64 x5 asm("x5") = runs[0];
-	register u64 x6 asm("x6") = runs[1];
-	register u64 x7 asm("x7") = runs[2];
-	register u64 x8 asm("x8") = runs[3];
-	register u64 x9 asm("x9") = runs[4];
-	register u64 x10 asm("x10") = runs[5];
-	register u64 x11 asm("x11") = runs[6];
-	register u64 x12 asm("x12") = runs[7];
-	register u64 x13 asm("x13") = runs[8];
-	register u64 x14 asm("x14") = runs[9];
-	register u64 x15 asm("x15") = runs[10];
-	register u64 x16 asm("x16") = runs[11];
-	register u64 x17 asm("x17") = runs[12];
+	register u64 x5 asm("x5") = r0;
+	register u64 x6 asm("x6") = r1;
+	register u64 x7 asm("x7") = r2;
+	register u64 x8 asm("x8") = r3;
+	register u64 x9 asm("x9") = r4;
+	register u64 x10 asm("x10") = r5;
+	register u64 x11 asm("x11") = r6;
+	register u64 x12 asm("x12") = r7;
+	register u64 x13 asm("x13") = r8;
+	register u64 x14 asm("x14") = r9;
+	register u64 x15 asm("x15") = r10;
+	register u64 x16 asm("x16") = r11;
+	register u64 x17 asm("x17") = r12;
 
 	BUILD_BUG_ON(CV_MAX_RUNS != 13);
 	asm volatile("hvc #0"
@@ -73,6 +76,21 @@ static inline s64 cv_map_runs(u64 vm, u64 gpa, u64 count, u64 flags, const u64 r
 static inline s64 cv_call(u64 function, u64 a1, u64 a2, u64 a3, u64 a4, u64 a5)
 {
 	return cv_hvc(function, a1, a2, a3, a4, a5).x[0];
+}
+
+/* VcpuRun, by hand too: registers that are no arguments need not be set. */
+static inline s64 cv_run(u64 vm, u64 vcpu)
+{
+	register u64 x0 asm("x0") = CV_CALL_VCPU_RUN;
+	register u64 x1 asm("x1") = vm;
+	register u64 x2 asm("x2") = vcpu;
+
+	asm volatile("hvc #0"
+		     : "+r"(x0), "+r"(x1), "+r"(x2)
+		     :
+		     : "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15",
+		       "x16", "x17", "memory");
+	return x0;
 }
 
 #define cv_call1(function, a1) cv_call(function, a1, 0, 0, 0, 0)

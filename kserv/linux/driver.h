@@ -268,6 +268,17 @@ static inline bool cv_must_give_way(void)
 	return need_resched();
 }
 
+/* Either of the two; mostly one look at the thread's flags says that it is none. */
+static inline bool cv_is_disturbed(void)
+{
+	unsigned long any = _TIF_SIGPENDING | _TIF_NOTIFY_SIGNAL | _TIF_NOTIFY_RESUME | _TIF_NEED_RESCHED;
+
+#ifdef TIF_NEED_RESCHED_LAZY
+	any |= _TIF_NEED_RESCHED_LAZY;
+#endif
+	return (read_thread_flags() & any) && (cv_is_wanted() || cv_must_give_way());
+}
+
 /* cond_resched() for that: there it does nothing. */
 static inline void cv_give_way(void)
 {

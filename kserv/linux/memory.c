@@ -84,26 +84,12 @@ static bool be_block(struct cv_slot *slot, u64 n, struct cv_found *found)
 	return true;
 }
 
-/* Finds page `n` alone, to be written or not. -EHWPOISON: the machine has lost it. */
-static int find_one(struct cv_slot *slot, u64 n, bool write, struct cv_found *found)
-{
-	unsigned int flags = write ? FOLL_WRITE : 0;
-	long done = get_user_pages_fast(address_of(slot, n), 1, flags, found->pages);
-
-	if (done == -EFAULT)
-		done = get_user_pages_unlocked(address_of(slot, n), 1, found->pages, flags | FOLL_HWPOISON);
-	found->first = n;
-	found->count = 1;
-	return done > 0 ? 0 : done ?: -EFAULT;
-}
-
 /*
  * Finds up to `count` pages from page `from` on: how many. What is to be written and not there is faulted in first: get_user_pages_fast() would do so too, but look
  * each page up three times.
  */
-static long find_run(struct cv_slot *slot, u64 from, unsigned long count, struct page **pages)
+static long find_run(struct cv_slot *slot, u64 from, unsigned long count, unsigned int flags, struct page **pages)
 {
-	unsigned int flags = is_writable(slot) ? FOLL_WRITE : 0;
 	unsigned long at = address_of(slot, from);
 	long done = get_user_pages_fast_only(at, count, flags, pages);
 
@@ -116,6 +102,19 @@ static long find_run(struct cv_slot *slot, u64 from, unsigned long count, struct
 	return done + max(get_user_pages_fast(at, count - done, flags, pages + done), 0);
 }
 
+/* Finds page `n` alone, to be written or not. -EHWPOISON: the machine has lost it. */
+static int find_one(struct cv_slot *slot, u64 n, bool write, struct cv_found *found)
+{
+	unsigned int flags = write ? FOLL_WRITE : 0;
+	long done = find_run(slot, n, 1, flags, found->pages);
+
+	if (!done)
+		done = get_user_pages_unlocked(address_of(slot, n), 1, found->pages, flags | FOLL_HWPOISON);
+	found->first = n;
+	found->count = 1;
+	return done > 0 ? 0 : done ?: -EFAULT;
+}
+
 /* Finds page `n` and some around it. */
 static int find_some(struct cv_slot *slot, u64 n, struct cv_found *found)
 {
@@ -124,7 +123,7 @@ static int find_some(struct cv_slot *slot, u64 n, struct cv_found *found)
 	from = max((gfn + n) & ~(CV_FAULT_AROUND - 1), gfn) - gfn;
 	end = min(((gfn + n) | (CV_FAULT_AROUND - 1)) + 1 - gfn, slot->npages);
 	found->first = from;
-	found->count = find_run(slot, from, end - from, found->pages);
+	found->count = find_run(slot, from, end - from, is_writable(slot) ? FOLL_WRITE : 0, found->pages);
 	if (from + found->count > n)
 		return 0;
 	/* Something around it is no memory: only itself. */

@@ -93,7 +93,7 @@ static bool answered(struct cv_vcpu *vcpu, s64 reason, bool held)
 	struct cv_vm *vm = vcpu->vm;
 	bool done;
 
-	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || cv_is_wanted() || cv_must_give_way() ||
+	if ((reason != CV_EXIT_SYSREG && reason != CV_EXIT_MMIO_READ) || held || cv_is_disturbed() ||
 	    atomic_read(&vm->pausing))
 		return false;
 	raw_spin_lock(&vm->model_lock);
@@ -131,7 +131,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 	local_irq_disable();
 	WRITE_ONCE(vcpu->inside, true);
 	smp_mb();
-	if (cv_is_wanted() || cv_must_give_way() || atomic_read(&vm->pausing)) {
+	if (cv_is_disturbed() || atomic_read(&vm->pausing)) {
 		reason = -EAGAIN;
 		goto out;
 	}
@@ -162,7 +162,7 @@ static s64 enter(struct cv_vcpu *vcpu, struct kserv_action *action, u32 *kick)
 		vtime_account_guest_enter();
 		do {
 			trace_kvm_entry(vcpu->id);
-			reason = cv_call2(CV_CALL_VCPU_RUN, vm->id, vcpu->id);
+			reason = cv_run(vm->id, vcpu->id);
 			trace_kvm_exit(vcpu->id, reason, *cv_mailbox(vcpu, CV_MAILBOX_ESR), *cv_mailbox(vcpu, CV_MAILBOX_IPA));
 		} while (answered(vcpu, reason, held));
 	}
@@ -415,7 +415,7 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 /* Whether nothing wants anything of this thread or of `life`. */
 static bool undisturbed(struct cv_vcpu *vcpu)
 {
-	return !cv_is_wanted() && !cv_must_give_way() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
+	return !cv_is_disturbed() && !atomic_read(&vcpu->vm->pausing) && !cv_irq_level_changed(vcpu);
 }
 
 static int run_loop(struct cv_vcpu *vcpu)

@@ -36,7 +36,7 @@ bool cv_has_work(struct cv_vcpu *vcpu)
 /* Whether this CPU has nothing better to do than to look at a vCPU that waits. */
 static bool may_poll(void)
 {
-	return single_task_running() && !cv_must_give_way() && !cv_is_wanted();
+	return single_task_running() && !cv_is_disturbed();
 }
 
 /*

@@ -43,7 +43,7 @@ events! {
     HostFaultServed = "host stage-2 faults served",
     /// A host access to what is not the host's: answered by an external abort.
     HostAccessDenied = "host accesses denied",
-    /// A hypercall of the host.
+    /// A hypercall of the host; that which lets a vCPU run is an entry.
     HostHypercall = "host hypercalls",
     /// An SMC of the host.
     HostSmc = "host SMCs",

@@ -6,7 +6,7 @@
 //! stop_host_recording, save_sysregs(Host), fpsimd_save_state(Host), set_per_cpu(vm, vcpu), vm_el2_restore_state, timer_enable_traps,
 //! activate_traps, restore_sysregs(Vm), fpsimd_restore_state(Vm), vgic_restore_state,
 //! run_vm (which goes on after exits that the core serves; fpsimd_open at the first use of FP),
-//! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), deactivate_traps, timer_disable_traps, host_el2_restore_state,
+//! vgic_save_state, save_sysregs(Vm), fpsimd_save_state(Vm), host_el2_restore_state, deactivate_traps, timer_disable_traps,
 //! set_per_cpu(host), restore_sysregs(Host), fpsimd_restore_state(Host), resume_host_recording
 //! ```
 //!
@@ -198,8 +198,9 @@ pub trait Worlds: Sync {
     /// Runs the vCPU. Each time it leaves, its x0-x30, PC, PSTATE, ESR_EL2, FAR_EL2 and HPFAR_EL2 stand in the context, and `exit` is asked:
     /// with `None` the vCPU goes on from what stands there then, with a result it has left; and if what it began is an SError by then, `exit` is asked once more,
     /// with [`ExitCode::SError`]. Between these two nothing else of the CPU is
-    /// touched but by list registers and CNTV_CTL ([`Self::set_list_register`], [`Self::set_cntv_ctl`]). K: `core_to_vm`, `vm_to_core`.
-    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, exit: F) -> R;
+    /// touched but by list registers and CNTV_CTL ([`Self::set_list_register`], [`Self::set_cntv_ctl`]). `None`: it has not run, for an SError waits that was there when the host
+    /// came to the core; the host takes it when it is back. K: `core_to_vm`, `vm_to_core`.
+    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, exit: F) -> Option<R>;
 
     /// Page of the intermediate address of the abort with which the vCPU of `ctxt` just left. HPFAR_EL2 holds it, but
     /// not for a permission fault of an access (Arm ARM D24.2.66): then the virtual address is translated again with the VM's

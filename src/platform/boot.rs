@@ -433,12 +433,13 @@ pub fn end_run(leave: &Leave) -> bool {
         return false;
     }
     log::info!("host ends the run: {leave:?}");
+    // CPUs that stay from here on do so because of what begins now.
+    let before = halt::staying();
     if !halt::begin() {
         // Another CPU was faster, or the core has failed.
         halt::stay();
     }
     if let (Some(core), Some(own)) = (CORE.get(), CORE_MEMORY.get()) {
-        let before = halt::staying();
         let scrubbed = memory_ops::scrub_for_end(core.memory(), &own.ranges(), |vms| stop_others(vms, before));
         if scrubbed != 0 {
             log::info!("{scrubbed} pages that were not the host's are zero");

@@ -23,6 +23,7 @@ use crate::abstract_machine::regs::{ExceptionClass, Hypercall, TrapFrame};
 use crate::abstract_machine::shadow::Context;
 use crate::abstract_machine::{ExitCode, Machine};
 use crate::interface::HostCall;
+use crate::interface::mailbox::ExitReason;
 use crate::vcpu::Action;
 use crate::vcpu::ctxt_switch::Running;
 use crate::vm::Active;
@@ -57,7 +58,10 @@ pub fn host_hvc_handler<M: Machine>(core: &Core<M>, args: &mut Hypercall) {
 pub fn host_vcpu_run_handler<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> u64 {
     let mut running = match trap_handler_raw::host_vcpu_run_handler_raw(core, x1, x2) {
         Ok(running) => running,
-        Err(error) => return error.x0(),
+        Err(error) => {
+            core.machine().count(Event::HostHypercall);
+            return error.x0();
+        }
     };
     let Running { active, ctxt, .. } = &mut running;
     let reason = core.machine().run_vm(ctxt, |ctxt, code| match vm_exit_handler(core, active, ctxt, code) {
@@ -67,6 +71,8 @@ pub fn host_vcpu_run_handler<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> u6
         }
         Action::ToHost(reason) => Some(reason),
     });
+    // To the host an SError of its own is an interrupt that was there at once: it takes it when it is back.
+    let reason = reason.unwrap_or(ExitReason::Irq);
     trap_handler_raw::leave_vm_raw(core, running, reason) as u64
 }
 

@@ -54,7 +54,6 @@ pub fn host_hvc_handler_raw<M: Machine>(core: &Core<M>, args: &mut Hypercall) {
 /// As [`ctxt_switch::restore_vm`]; [`CallError::NoSuchObject`] for numbers that no VM or vCPU has. The host is back then.
 pub fn host_vcpu_run_handler_raw<M: Machine>(core: &Core<M>, x1: u64, x2: u64) -> Result<Running<'_, M>, CallError> {
     let machine = core.machine();
-    machine.count(Event::HostHypercall);
     if machine.read_esr_el2().immediate() != 0 {
         return Err(CallError::NotSupported);
     }

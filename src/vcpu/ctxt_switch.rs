@@ -100,12 +100,13 @@ pub fn save_vm<'m, M: Machine + 'm>(vms: &Vms<M>, running: Running<'m, M>, reaso
     machine.vgic_save_state(&mut ctxt, lrs);
     machine.save_sysregs(ContextAt::Vm(&mut ctxt));
     machine.fpsimd_save_state(ContextAt::Vm(&mut ctxt));
+    // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation. Before the host's traps: these bring what the
+    // host has of TCR2_EL1 and the like into force, by which the VM's stage 1 must not be walked.
+    machine.host_el2_restore_state();
     machine.deactivate_traps();
     // K §3.4: `timer_enable_traps` there is the model's only name for both.
     machine.timer_disable_traps();
     let fired = save_timer(&mut ctxt, reason == ExitReason::Irq);
-    // With the vCPU given back the VM's tables may go (A7): this CPU must not walk them any more, not even by speculation.
-    machine.host_el2_restore_state();
     give_vcpu_back(vms, active.vm, active.vcpu, |on, sgis| {
         let reason = match reason {
             ExitReason::SystemOff | ExitReason::Failed => reason,

@@ -253,6 +253,17 @@ fn an_serror_that_comes_when_a_vm_has_left_already_is_the_vms_and_ends_it() {
 }
 
 #[test]
+fn an_serror_that_waits_when_the_host_runs_a_vcpu_is_the_hosts_and_the_vm_goes_on_after_it() {
+    let bench = Bench::started(VM_PROTECTED);
+    bench.host.world.sim().set_early_serror(true);
+    assert_eq!(bench.run(), Ok(ExitReason::Irq));
+    assert_eq!(bench.take_seen(), [], "the VM has run");
+    bench.host.world.sim().set_early_serror(false);
+    assert_eq!(bench.run(), Ok(ExitReason::Irq));
+    assert_eq!(bench.take_seen().len(), 1);
+}
+
+#[test]
 fn a_vm_that_another_cpu_switches_off_shows_nothing_of_its_last_exit() {
     let bench = Bench::started(VM_PROTECTED);
     let (vm, vms) = (bench.vm, bench.host.world.core.vms());

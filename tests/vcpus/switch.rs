@@ -49,10 +49,10 @@ fn the_world_switch_has_the_order_of_k_3_7() {
         Switch::VgicSaveState(0),
         Switch::SaveSysregs(Whose::Vm),
         Switch::FpsimdSaveState(Whose::Vm),
+        // The VM's tables are left before the vCPU is given back (A7), and before the host's HCRX_EL2 lets its own TCR2_EL1 hold for them.
+        Switch::HostEl2RestoreState,
         Switch::DeactivateTraps,
         Switch::TimerDisableTraps,
-        // The VM's tables are left before the vCPU is given back (A7).
-        Switch::HostEl2RestoreState,
         // As long as the vCPU is the CPU's, its mailbox is the host's and stays so.
         Switch::ClosePage(mailbox),
         Switch::SetPerCpu(VmId::HOST, VcpuId::new(0)),

@@ -168,7 +168,8 @@ pub fn set_host_stage2(world: &World) {
     change_stage2(features.host_vtcr, features.host_vttbr, features.host.hcr | world.serror);
 }
 
-/// The host's features and counters again. Afterwards CNTV is off, too (`bank::save`), so that its offset may change.
+/// The host's features and counters again, once its stage 2 is back: in force when `bank::restore` has come to its first ISB, as with [`activate`]. That CNTV is off (`bank::save`),
+/// so that its offset may change, came into force with stage 2.
 pub fn deactivate(world: &World) {
     let features = &world.features;
     sysreg::Cptr::set(features.host.cptr);
@@ -176,7 +177,6 @@ pub fn deactivate(world: &World) {
     if features.parts.pmu() {
         sysreg::Pmcr::set(world.pmcr);
     }
-    barrier::isb(barrier::SY);
 }
 
 /// What counts for the host would count the VM: a window into it.

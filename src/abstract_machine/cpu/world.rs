@@ -206,13 +206,12 @@ impl Worlds for Cpu {
         this_for_good().map_or(CpuId::new(0), |cpu| cpu.cpu)
     }
 
-    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, ask: F) -> R {
+    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, ask: F) -> Option<R> {
         let mut exit = Exit { ask, result: None };
         // SAFETY: EL1 and stage 2 are the VM's (the layers' order, `world`), so it reaches nothing of the core; registers of the
         // core come back as a call leaves them. `left` is of the same `Exit` as its argument, and gets no other codes than ExitCode's.
         unsafe { run_vm(ctxt, (&raw mut exit).cast(), left::<R, F>) };
-        let Some(result) = exit.result else { unreachable!("a vCPU left without a reason") };
-        result
+        exit.result
     }
 
     fn fault_ipa(&self, ctxt: &Context) -> Option<Ipa> {

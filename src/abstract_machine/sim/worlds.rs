@@ -77,6 +77,8 @@ pub(super) struct WorldState {
     script: Option<Script>,
     /// An SError comes of what a VM began, when it has left already.
     late_serror: bool,
+    /// One of the host's waits.
+    early_serror: bool,
     leaving: Option<Box<dyn FnMut() + Send>>,
     pub(super) raced: BTreeSet<Pfn>,
     vgic: VgicInfo,
@@ -122,6 +124,11 @@ impl Sim {
     /// What the next VM that leaves for the host began ends in an SError, which comes when it has left.
     pub fn set_late_serror(&self) {
         self.worlds().late_serror = true;
+    }
+
+    /// An SError of the host's waits, or does not any more.
+    pub fn set_early_serror(&self, waits: bool) {
+        self.worlds().early_serror = waits;
     }
 
     /// What every VM does from now on.
@@ -425,12 +432,15 @@ impl Worlds for Sim {
         CpuId::new(CPU.get() as u16)
     }
 
-    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, mut exit: F) -> R {
+    fn run_vm<R, F: FnMut(&mut Context, ExitCode) -> Option<R>>(&self, ctxt: &mut Context, mut exit: F) -> Option<R> {
+        if self.worlds().early_serror {
+            return None;
+        }
         loop {
             let code = self.run_once(ctxt);
             if let Some(result) = exit(ctxt, code) {
                 let late = core::mem::take(&mut self.worlds().late_serror);
-                return late.then(|| exit(ctxt, ExitCode::SError)).flatten().unwrap_or(result);
+                return late.then(|| exit(ctxt, ExitCode::SError)).flatten().or(Some(result));
             }
         }
     }

@@ -116,8 +116,26 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "ctxt_switch: a vCPU is given back before its tables are left",
         "src/vcpu/ctxt_switch.rs",
-        "    machine.host_el2_restore_state();\n    give_vcpu_back(vms",
-        "    set_vcpu_inactive(vms, active.vm, active.vcpu);\n    machine.host_el2_restore_state();\n    give_vcpu_back(vms",
+        "    machine.host_el2_restore_state();\n    machine.deactivate_traps();",
+        "    set_vcpu_inactive(vms, active.vm, active.vcpu);\n    machine.host_el2_restore_state();\n    machine.deactivate_traps();",
+    ),
+    fault(
+        "ctxt_switch: the host's traps are back before its tables",
+        "src/vcpu/ctxt_switch.rs",
+        "    machine.host_el2_restore_state();\n    machine.deactivate_traps();",
+        "    machine.deactivate_traps();\n    machine.host_el2_restore_state();",
+    ),
+    fault(
+        "trap_handler: an SError of the host's ends the VM that it was about to run",
+        "src/trap/trap_handler.rs",
+        "reason.unwrap_or(ExitReason::Irq)",
+        "reason.unwrap_or(ExitReason::Failed)",
+    ),
+    fault(
+        "pvops: a workaround that firmware does not have is there",
+        "src/trap/fault_handler/pvops.rs",
+        "x0 != NOT_SUPPORTED => SUCCESS,\n        _ => NOT_SUPPORTED",
+        "x0 != NOT_SUPPORTED => SUCCESS,\n        _ => SUCCESS",
     ),
     fault(
         "ctxt_switch: an exit of a VM that was switched off is shown",

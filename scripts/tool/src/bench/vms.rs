@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, time::Duration};
 /// Pages of it are given in blocks, but for the last MiB.
 pub(super) const MEMORY: u64 = 17 << 20;
 /// What a protected VM's row may be of an ordinary one's.
-const NOT_MORE_THAN: f64 = 1.1;
+pub(super) const NOT_MORE_THAN: f64 = 1.1;
 /// A CPU whose interrupt controller can be a GICv2.
 pub(super) const GICV2_CPU: &str = "cortex-a72";
 /// Memory of the machine in which a VM has 4 GiB.
@@ -40,7 +40,7 @@ pub(super) struct Path {
     row: Option<u32>,
     /// Rounds of a batch.
     rounds: u64,
-    budget: Option<f64>,
+    pub(super) budget: Option<f64>,
 }
 
 const fn path(name: &'static str, what: &'static str, row: u32, budget: Option<f64>) -> Path {

@@ -24,7 +24,7 @@ fn a_vms_registers_stay_its_own_over_a_world_switch() {
     sim.save_sysregs(ContextAt::Host);
     let mut ctxt = sim.take_shadow_ctxt(shadow);
     sim.restore_sysregs(ContextAt::Vm(&mut ctxt));
-    assert_eq!(sim.run_vm(&mut ctxt, |_, code| Some(code)), ExitCode::Trap);
+    assert_eq!(sim.run_vm(&mut ctxt, |_, code| Some(code)), Some(ExitCode::Trap));
     sim.save_sysregs(ContextAt::Vm(&mut ctxt));
     drop(ctxt);
     sim.restore_sysregs(ContextAt::Host);
