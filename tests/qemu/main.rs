@@ -22,6 +22,7 @@
 //! | [`placed`]       | machines whose memory is filled by hand                                |
 //! | [`smmu`]         | a Linux host whose devices stand behind an SMMU                        |
 //! | [`scripts_run`]  | `scripts/run` at the command line                                      |
+//! | [`setup`]        | `scripts/setup` where all is there, and where something cannot be had  |
 //! | [`host_tree`]    | what the host's device tree must say                                   |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
 
@@ -45,6 +46,7 @@ mod placed;
 mod raspi;
 mod runner;
 mod scripts_run;
+mod setup;
 mod smmu;
 mod vms;
 
@@ -87,6 +89,7 @@ fn main() -> ExitCode {
         kvm_timer::cases(),
         smmu::cases(),
         scripts_run::cases(),
+        setup::cases(),
     ];
     runner::run(cases.into_iter().flatten().collect(), &bed)
 }
