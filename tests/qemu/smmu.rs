@@ -28,9 +28,14 @@ pub fn cases() -> Vec<Case> {
         full("scripts/run --smmu gives a script disk and network, and the raspi4b has no SMMU", run_script),
         kvm::protected_guest_behind_smmu(),
     ];
-    for (kernel, gic, cpu) in
-        [("6.12", 3, "max"), ("6.12", 2, "cortex-a72"), ("6.12", 3, "cortex-a72"), ("6.1", 2, "max"), ("6.1", 3, "max")]
-    {
+    for (kernel, gic, cpu) in [
+        ("6.12", 3, "max"),
+        ("6.12", 2, "cortex-a72"),
+        ("6.12", 3, "cortex-a72"),
+        ("6.1", 2, "max"),
+        ("6.1", 3, "max"),
+        ("6.12", 4, "max"),
+    ] {
         let name = format!("disk and network work and no SMMU is seen: Debian's {kernel}, GICv{gic}, 4 x {cpu}");
         let selected = (kernel, gic, cpu) == ("6.12", 3, "max");
         cases.push(Case::new("smmu", name, move |bed| lives(bed, kernel, gic, cpu)).only_in_full_if(!selected));
