@@ -6,7 +6,12 @@ use crate::{
     made,
     runner::Case,
 };
-use corevisor_tool::{initrd, machine::Machine, outcome::Outcome, project::Kernel};
+use corevisor_tool::{
+    initrd,
+    machine::Machine,
+    outcome::{Finished, Outcome},
+    project::Kernel,
+};
 
 /// The cases.
 pub fn cases() -> Vec<Case> {
@@ -25,7 +30,7 @@ pub fn cases() -> Vec<Case> {
             reboot(bed, Machine::virt().smp(2).cpu("neoverse-v1"), 3)
         })
         .only_in_full_if(true),
-        new("a kernel panic reboots", panic),
+        new("after a kernel panic the core and its host start again", panic),
         new("kexec starts another kernel with all CPUs under the same core", |bed| kexec(bed, false)),
         new("kexec while a VM runs: it ends, and the other kernel has all of its memory", |bed| kexec(bed, true)),
         new("suspend to idle ends at the alarm of the clock, cortex-a76", suspend),
@@ -56,6 +61,11 @@ pub const HOTPLUG: &str = r#"
 
 /// A host on `machine`, which has two CPUs, examines itself and reboots, so many times.
 pub fn reboot(bed: &Bed, machine: Machine, times: usize) -> Result<(), Failure> {
+    starts_again(bed, machine, times, "reboot -f").map(|_| ())
+}
+
+/// The same, where the host ends its life by `end`.
+fn starts_again(bed: &Bed, machine: Machine, times: usize, end: &str) -> Result<Finished, Failure> {
     // The disk remembers how often the host has started.
     let dir = tempfile::tempdir()?;
     let disk = dir.path().join("disk.img");
@@ -66,21 +76,21 @@ pub fn reboot(bed: &Bed, machine: Machine, times: usize) -> Result<(), Failure> 
         [ $boot -le $REBOOTS ] || exit 0
         echo $((boot + 1)) | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null
         sync
-        reboot -f
     "#;
     let machine = machine.drive(&disk).allow_reboot(true);
-    let done = healthy(bed.run(machine), 2, &format!("REBOOTS={times}\n{script}"))?;
+    let run = bed.run(machine).append("panic=1");
+    let done = healthy(run, 2, &format!("REBOOTS={times}\n{script}\n{end}\nfail 'the host goes on'"))?;
     let boots = times + 1;
     done.says(&format!("host: boot {boots}"))?;
     done.says_times("entered at EL2", boots)?;
-    done.says_times("under corevisor", boots)
+    done.says_times("under corevisor", boots)?;
+    Ok(done)
 }
 
 fn panic(bed: &Bed) -> Result<(), Failure> {
-    let run = bed.run(Machine::virt().smp(2)).append("panic=1").script("echo c > /proc/sysrq-trigger");
-    let done = run.finish()?;
-    done.ended(&Outcome::Panicked("sysrq triggered crash".to_owned()))?;
-    done.says("host ends the run: ")
+    let done = starts_again(bed, Machine::virt().smp(2), 1, "echo c > /proc/sysrq-trigger")?;
+    done.says_times("Kernel panic - not syncing: sysrq triggered crash", 1)?;
+    done.says_times("host ends the run: ", 2)
 }
 
 fn kexec(bed: &Bed, with_vm: bool) -> Result<(), Failure> {

@@ -21,6 +21,8 @@
 //! | [`kvm_timer`]    | when such a machine hears of its timer                                 |
 //! | [`placed`]       | machines whose memory is filled by hand                                |
 //! | [`smmu`]         | a Linux host whose devices stand behind an SMMU                        |
+//! | [`scripts_run`]  | `scripts/run` at the command line                                      |
+//! | [`setup`]        | `scripts/setup` where all is there, and where something cannot be had  |
 //! | [`host_tree`]    | what the host's device tree must say                                   |
 //! | [`runner`]       | runs the cases; [`bed`]: what they stand on; [`made`]: programs for it |
 
@@ -43,6 +45,8 @@ mod matrix;
 mod placed;
 mod raspi;
 mod runner;
+mod scripts_run;
+mod setup;
 mod smmu;
 mod vms;
 
@@ -84,6 +88,8 @@ fn main() -> ExitCode {
         kvm::cases(),
         kvm_timer::cases(),
         smmu::cases(),
+        scripts_run::cases(),
+        setup::cases(),
     ];
     runner::run(cases.into_iter().flatten().collect(), &bed)
 }

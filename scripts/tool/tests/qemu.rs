@@ -1,25 +1,34 @@
 //! Runs of real machines, without the core: they test the tool, and show how its library is used.
 //!
-//! Ignored unless asked for, since they need what `scripts/setup qemu busybox host:6.12` installs:
-//! `cargo test -p corevisor-tool --test qemu -- --ignored`
+//! Ignored by `cargo test` alone, since they need what `scripts/setup qemu busybox host:6.12 rpi-dtb` installs; `scripts/test qemu` runs them.
 
 use corevisor_tool::{
     arm64_image,
     machine::Machine,
     project::Project,
     run::{Boot, Outcome, Run},
+    running::Running,
 };
 use serde_json::Value;
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// After so long a machine has hung: others may be at work here.
+const LIMIT: Duration = Duration::from_secs(300);
 
 fn host(machine: Machine) -> Run {
     Run::new(&Project::find().unwrap(), machine).boot(Boot::NoCore).timeout(LIMIT)
 }
 
+/// Where the kernel has QEMU's process, as long as there is one.
+fn process(machine: &Running) -> PathBuf {
+    PathBuf::from(format!("/proc/{}", machine.id()))
+}
+
 /// A core of one instruction: a branch to the kernel behind it.
-fn null_core(dir: &std::path::Path) -> std::path::PathBuf {
+fn null_core(dir: &Path) -> PathBuf {
     let mut core = vec![0; 4096];
     core[0..4].copy_from_slice(&0x1408_0000_u32.to_le_bytes());
     core[16..24].copy_from_slice(&4096_u64.to_le_bytes());
@@ -72,14 +81,27 @@ fn the_ways_to_fail_are_told_apart() {
     assert_eq!(outcome("reboot -f"), Outcome::Reset);
     assert_eq!(outcome("echo c > /proc/sysrq-trigger"), Outcome::Panicked("sysrq triggered crash".into()));
 
-    let slow = host(Machine::virt()).script("sleep 1000").timeout(Duration::from_secs(2)).finish().unwrap();
-    assert_eq!(slow.outcome, Outcome::TimedOut(Duration::from_secs(2)));
-
     let told = host(Machine::virt()).script("echo all is; echo lost; sleep 1000").stop_at("lost").finish().unwrap();
     assert_eq!(told.outcome, Outcome::Stopped("lost".into()));
 
     let none = host(Machine::virt().cpu("pentium")).script("").finish().unwrap();
     assert!(matches!(&none.outcome, Outcome::QemuDied { message, .. } if message.contains("pentium")));
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_machine_that_hangs_is_killed_at_its_limit_and_its_last_lines_are_shown() {
+    let limit = Duration::from_secs(1);
+    let mut machine = host(Machine::virt()).script("echo here it hangs; sleep 1000").timeout(limit).start().unwrap();
+    // Whoever waits is the one whose limit ends it. No boot takes less than a second, so the run's is over then.
+    machine.wait_for("\nhere it hangs\n", LIMIT).unwrap();
+    let process = process(&machine);
+    assert!(process.exists());
+    let done = machine.finish();
+    assert_eq!(done.outcome, Outcome::TimedOut(limit));
+    assert_eq!(done.story(), "no end within 1 s, QEMU was killed");
+    assert_eq!(done.tail(1), "here it hangs");
+    assert!(!done.is_success() && !process.exists());
 }
 
 #[test]
@@ -127,8 +149,8 @@ fn the_raspberry_pi_has_a_console_four_cpus_and_all_of_its_memory() {
 #[ignore = "needs QEMU"]
 fn no_qemu_outlives_what_started_it() {
     let machine = host(Machine::virt()).start().unwrap();
-    let process = format!("/proc/{}", machine.id());
-    assert!(std::path::Path::new(&process).exists());
+    let process = process(&machine);
+    assert!(process.exists());
     drop(machine);
-    assert!(!std::path::Path::new(&process).exists());
+    assert!(!process.exists());
 }
