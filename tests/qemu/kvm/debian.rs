@@ -71,7 +71,7 @@ is "devices that interrupt by messages" "$(grep -c 'ITS.*virtio.-\(req\.0\|input
 fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
     let Guest { gic, vcpus, bus } = guest;
     let messages = if (*gic, *bus) == (GuestGic::V3, "pci") { MESSAGES } else { "" };
-    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt\n{HEALTH}\n{messages}\nexit 0\n"))?;
+    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt NET=1\n{HEALTH}\n{messages}\nexit 0\n"))?;
     // A disk that a thread of its own serves interrupts by an eventfd that leads to a message.
     let (thread, watch) =
         if messages.is_empty() { ("", "") } else { (",iothread=io -object iothread,id=io", "seen_eventfds &") };
