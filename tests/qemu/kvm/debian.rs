@@ -67,11 +67,20 @@ grep ITS /proc/interrupts
 is "devices that interrupt by messages" "$(grep -c 'ITS.*virtio.-\(req\.0\|input\.0\)' /proc/interrupts)" 2
 "#;
 
-/// Debian in QEMU in Debian: CPUs, memory, disk both ways, network, power-off.
+/// What only virtio-console brings to the host.
+const SAYS: &str = r#"
+seconds=0
+until [ -c /dev/hvc0 ] || [ $seconds = 60 ]; do sleep 1; seconds=$((seconds + 1)); done
+[ -c /dev/hvc0 ] || fail "there is no virtio-console"
+echo "guest: here on hvc0" > /dev/hvc0
+"#;
+
+/// Debian in QEMU in Debian: CPUs, memory, disk both ways, network, a second console, power-off.
 fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
     let Guest { gic, vcpus, bus } = guest;
     let messages = if (*gic, *bus) == (GuestGic::V3, "pci") { MESSAGES } else { "" };
-    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt NET=1\n{HEALTH}\n{messages}\nexit 0\n"))?;
+    let guest = format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt NET=1\n{HEALTH}\n{SAYS}\n{messages}\nexit 0\n");
+    let run = host.run(bed, &guest)?;
     // A disk that a thread of its own serves interrupts by an eventfd that leads to a message.
     let (thread, watch) =
         if messages.is_empty() { ("", "") } else { (",iothread=io -object iothread,id=io", "seen_eventfds &") };
@@ -88,9 +97,12 @@ fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
         seq 1 200000 | head -c 1048576 > /tmp/disk.img
         head -c 1048576 /dev/zero >> /tmp/disk.img
         vm_of_script -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-{bus},drive=disk{thread} \
-            -netdev user,id=net -device virtio-net-{bus},netdev=net{rom} || fail "the guest's status is $?"
+            -netdev user,id=net -device virtio-net-{bus},netdev=net{rom} \
+            -device virtio-serial-{bus} -chardev file,id=line,path=/tmp/line -device virtconsole,chardev=line ||
+            fail "the guest's status is $?"
         head -c 1048576 /tmp/disk.img > /tmp/first
         tail -c 1048576 /tmp/disk.img | cmp - /tmp/first || fail "the disk does not hold what the guest wrote"
+        grep '^guest: here on hvc0' /tmp/line || fail "over virtio-console came: $(cat /tmp/line)"
         "#,
         gic.name(),
     );
