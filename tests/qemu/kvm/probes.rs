@@ -24,8 +24,10 @@ pub fn cases() -> Vec<Case> {
         Case::new("kvm", "the driver that Debian's dkms added, built and installed loads", by_dkms)
             .only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
-        told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
     ];
+    for host in [driver(), Host::new(Driver, 3)] {
+        cases.push(told(host, "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true));
+    }
     for (name, board) in
         [("a Raspberry Pi 4", Board::Raspi4b), ("an i.MX 8M Plus EVK", Board::Imx8mpEvk), ("a ZCU102", Board::Zcu102)]
     {
