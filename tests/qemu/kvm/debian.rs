@@ -5,7 +5,7 @@ use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure, HEALTH, NO_CLOCK, NO_SELF_TESTS},
     runner::Case,
 };
-use corevisor_tool::kvm::GuestGic;
+use corevisor_tool::{kvm::GuestGic, machine::Board};
 
 pub fn cases() -> Vec<Case> {
     use {GuestGic::*, Whose::*};
@@ -37,9 +37,11 @@ pub fn cases() -> Vec<Case> {
         (Host::new(Driver, 3).kernel("6.1"), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (driver().kernel("6.18"), Guest { gic: V2, vcpus: 2, bus: "device" }),
         (Host::new(Driver, 3).kernel("6.18"), Guest { gic: V3, vcpus: 2, bus: "pci" }),
+        (driver().on(Board::Raspi4b), Guest { gic: V2, vcpus: 2, bus: "device" }),
+        (driver().cpu("cortex-a53").on(Board::Zcu102), Guest { gic: Off, vcpus: 1, bus: "device" }),
         (Host::new(Own, 2), Guest { gic: Off, vcpus: 1, bus: "device" }),
     ] {
-        let usual = host.cpu != "neoverse-n2" && host.kernel == "6.12";
+        let usual = host.cpu != "neoverse-n2" && host.board == Board::Virt && host.kernel == "6.12";
         let default = host.whose == Driver && usual && guest.vcpus == 2;
         let act = move |bed: &Bed| debian(bed, &host, &guest);
         cases.push(Case::new("kvm", format!("{}: {}", guest.name(), host.name()), act).only_in_full_if(!default));

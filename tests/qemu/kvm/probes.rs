@@ -121,7 +121,7 @@ fn by_dkms(bed: &Bed) -> Result<(), Failure> {
     finish(bed.run(driver().machine()).file("/lib/driver.ko", module), script).map(|_| ())
 }
 
-/// QEMU's models of real boards have no disk for Debian's QEMU.
+/// What the boards' timers and interrupt controllers do for guests of the probe's own.
 fn on_board(bed: &Bed, board: Board) -> Result<(), Failure> {
     let module = std::fs::read(made::driver(bed, driver().kernel)?)?;
     for what in ["run", "irq"] {
