@@ -109,7 +109,7 @@ gaps() { # SIZE-OF-RAM-IN-MIB
 complaints() { dmesg | grep -E 'WARNING:|Call trace|Internal error|BUG:|Unhandled fault|rcu: INFO'; }
 "#;
 
-/// The host examines itself: CPUs, memory, modules; disk and network if it has them; no complaint in its log.
+/// The host examines itself: CPUs, memory, modules; disk and network if it has them; no complaint in its log. With `NET` it must have a card.
 pub const HEALTH: &str = r#"
 is "CPUs that are up" "$(nproc)" $CPUS
 is "CPUs that are there" "$(cat /sys/devices/system/cpu/present | sed 's/^0-//')" $((CPUS - 1))
@@ -128,6 +128,7 @@ if [ -e /dev/vda ]; then
     echo 3 > /proc/sys/vm/drop_caches
     dd if=/dev/vda bs=64k skip=16 count=16 2>/dev/null | cmp - /tmp/first || fail "the disk does not keep what is written"
 fi
+[ -z "$NET" ] || [ -e /sys/class/net/eth0 ] || fail "the network card is not there"
 if [ -e /sys/class/net/eth0 ]; then
     ping -q -c 3 -i 0.2 -s 1000 10.0.2.2 || fail "no answer from the network"
 fi
@@ -137,7 +138,8 @@ if complaints; then fail "the kernel complains"; fi
 /// Runs `run` with a script that is [`HEALTH`] and then `more`; and looks at what host and core say.
 /// The host's RAM must be all that the core was given but what the core says that it keeps.
 pub fn healthy(run: Run, cpus: u32, more: &str) -> Result<Finished, Failure> {
-    let script = format!("{FUNCTIONS}\nCPUS={cpus}\n{HEALTH}\n{more}\nexit 0\n");
+    let net = if run.machine().has_net() { "1" } else { "" };
+    let script = format!("{FUNCTIONS}\nCPUS={cpus} NET={net}\n{HEALTH}\n{more}\nexit 0\n");
     let done = run.script(script).finish()?;
     done.succeeded()?;
     done.says("under corevisor")?;

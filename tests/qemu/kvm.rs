@@ -28,7 +28,7 @@ use crate::{
 };
 use corevisor_tool::{
     kvm::{Driver as Module, KvmHost, USE},
-    machine::Machine,
+    machine::{Board, Machine},
     outcome::Finished,
     run::{Boot, Run},
 };
@@ -58,6 +58,7 @@ struct Host {
     gic: u32,
     cpu: &'static str,
     kernel: &'static str,
+    board: Board,
     /// Its PCI devices, its disks among them, stand behind an SMMU that the core drives.
     smmu: bool,
     /// CPUs run at the same time; else they take turns, at half the cost.
@@ -72,6 +73,7 @@ impl Host {
             gic,
             cpu: if gic == 2 { "cortex-a72" } else { "max" },
             kernel: "6.12",
+            board: Board::Virt,
             smmu: false,
             at_once: false,
         }
@@ -85,6 +87,11 @@ impl Host {
         Self { kernel, ..self }
     }
 
+    /// A real board as QEMU has it, with the CPUs and the interrupt controller that are named already.
+    fn on(self, board: Board) -> Self {
+        Self { board, ..self }
+    }
+
     fn behind_smmu(self) -> Self {
         Self { smmu: true, ..self }
     }
@@ -94,12 +101,16 @@ impl Host {
     }
 
     fn name(&self) -> String {
-        let Self { whose, gic, cpu, kernel, .. } = self;
-        format!("{}, {cpu}, GICv{gic}, {kernel} host", whose.name())
+        let Self { whose, gic, cpu, kernel, board, .. } = self;
+        let board = if *board == Board::Virt { String::new() } else { format!("{board}, ") };
+        format!("{}, {board}{cpu}, GICv{gic}, {kernel} host", whose.name())
     }
 
     fn machine(&self) -> Machine {
-        Machine::virt().gic(self.gic).smp(2).cpu(self.cpu).smmu(self.smmu)
+        match self.board {
+            Board::Virt => Machine::virt().gic(self.gic).smp(2).cpu(self.cpu).smmu(self.smmu),
+            board => Machine::of(board).gic(self.gic).cpu(self.cpu),
+        }
     }
 
     /// QEMU, `/dev/kvm` and a guest with a script for it.

@@ -1,6 +1,6 @@
 # Functions for scripts in a Linux host that runs VMs: /etc/corevisor/kvm.sh there. scripts/tool puts it into the initramfs, and
-# beside it a disk with Debian's QEMU, one with the guest's kernel, /guest/initrd, and the driver, if there is one; for a protected
-# guest also /guest/manifest, which was signed, and /guest/dtb.
+# beside it a disk with Debian's QEMU, one with the guest's kernel (files in /disks where the board can have no disk), /guest/initrd,
+# and the driver, if there is one; for a protected guest also /guest/manifest, which was signed, and /guest/dtb.
 #
 # A VM is what these say: VCPUS, MEMORY, GIC (off: QEMU's own; 2, 3: the host kernel's), ITS (GICv3's, for MSIs: on, off), APPEND.
 
@@ -8,8 +8,9 @@
 
 no_kvm() { echo "corevisor-kvm: $*"; exit 1; }
 
-# The disk that the tool called so: a name under /dev.
+# The disk that the tool called so: a name under /dev; or a file, where the board has no virtio.
 disk_called() {
+    [ ! -f "/disks/$1" ] || { echo "/disks/$1"; return; }
     for disk in /sys/block/vd* /sys/block/mmcblk?; do
         [ "$(cat "$disk/serial" 2>/dev/null)" != "$1" ] || { echo "/dev/${disk##*/}"; return; }
     done

@@ -1,7 +1,8 @@
 //! A Linux host that runs VMs by `/dev/kvm`, with Debian's own QEMU in it.
 //!
 //! [`KvmHost::equip`] gives a [`Run`] what that takes: a disk with QEMU (`scripts/setup kvm-host`), one with the guest's kernel,
-//! the modules for both, the guest's initrd, the driver, and [`FUNCTIONS`] for the host's script.
+//! the modules for both, the guest's initrd, the driver, and [`FUNCTIONS`] for the host's script. A board without virtio has what would
+//! be on the disks in its initramfs.
 
 use crate::{
     error::{FileError, read},
@@ -30,6 +31,10 @@ pub const USE: &str = ". /etc/corevisor/kvm.sh\n";
 const MODULES: &[&str] = &["ext4"];
 /// ext4 asks for its checksum by name; a bridge and its ends.
 const OPTIONAL_MODULES: &[&str] = &["crc32c_generic", "tun", "bridge"];
+/// [`MODULES`] where the disks are files.
+const MODULES_FOR_FILES: &[&str] = &["loop", "ext4"];
+/// Where these are.
+const DISKS: &str = "/disks";
 
 /// Who emulates the interrupt controller of a VM, and which.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -83,9 +88,6 @@ pub enum KvmError {
     /// A kernel file without modules.
     #[error("{0}: the host needs modules (ext4), and no kernel of its release is in target/host: name a version")]
     NoModules(String),
-    /// QEMU's Raspberry Pi has no virtio.
-    #[error("the host that runs VMs needs virtio disks, which QEMU's raspi4b does not have: use --board virt")]
-    Board,
     /// The machine's interrupt controller is another one.
     #[error("a guest with the GICv{guest} of the host's kernel needs a machine with that: add --gic {guest}")]
     Gic {
@@ -169,23 +171,25 @@ impl KvmHost {
     /// # Errors
     /// [`KvmError`] names what is missing.
     pub fn equip(&self, run: Run) -> Result<Run, KvmError> {
-        self.files(self.disks(run)?)
+        self.files(self.disks(run))
     }
 
-    /// `run` with the disks, whether their files are there or not.
-    ///
-    /// # Errors
-    /// [`KvmError::Board`].
-    pub fn disks(&self, mut run: Run) -> Result<Run, KvmError> {
-        if run.machine.board() != Board::Virt {
-            return Err(KvmError::Board);
+    /// `run` with the disks, whether their files are there or not, if the board can have some.
+    pub fn disks(&self, mut run: Run) -> Run {
+        if run.machine.board() == Board::Virt {
+            for (name, file) in self.on_disks() {
+                run.machine = with_disk(run.machine, name, &file);
+            }
         }
-        run.machine = with_disk(run.machine, "qemu", &self.project.kvm_disk());
-        run.machine = with_disk(run.machine, "guest", &Kernel::image_path(&self.project, &self.guest_kernel));
         match &self.protected {
-            Some((_, key)) => Ok(run.trusted(key.public())),
-            None => Ok(run),
+            Some((_, key)) => run.trusted(key.public()),
+            None => run,
         }
+    }
+
+    /// What each disk has, by the name that the host looks for.
+    fn on_disks(&self) -> [(&'static str, PathBuf); 2] {
+        [("qemu", self.project.kvm_disk()), ("guest", Kernel::image_path(&self.project, &self.guest_kernel))]
     }
 
     /// `run` with all but the disks, which must be there.
@@ -196,8 +200,10 @@ impl KvmHost {
         let kernel = Kernel::resolve(&self.project, &self.kernel)?;
         let guest = Kernel::resolve(&self.project, &self.guest_kernel)?;
         let modules = kernel.modules.as_ref().ok_or_else(|| KvmError::NoModules(self.kernel.clone()))?;
+        let has_disks = run.machine.board() == Board::Virt;
+        let names = if has_disks { MODULES } else { MODULES_FOR_FILES };
         let mut list = String::new();
-        for module in load_list(&modules.dir, MODULES, OPTIONAL_MODULES)? {
+        for module in load_list(&modules.dir, names, OPTIONAL_MODULES)? {
             run = run.file(format!("/lib/modules/{}/{}", modules.release, module.path), module.content);
             list.push_str(&module.path);
             list.push('\n');
@@ -206,8 +212,11 @@ impl KvmHost {
         if let Driver::Module(file) = &self.driver {
             run = run.file("/lib/corevisor_kvm.ko", read(file)?);
         }
-        for disk in [&self.project.kvm_disk(), &guest.image] {
-            std::fs::File::open(disk).map_err(FileError::at("read", disk))?;
+        for (name, file) in self.on_disks() {
+            std::fs::File::open(&file).map_err(FileError::at("read", &file))?;
+            if !has_disks {
+                run = run.file(format!("{DISKS}/{name}"), read(&file)?);
+            }
         }
         let mut initrd = self.guest_initrd(&guest)?;
         if let Some((shape, key)) = &self.protected {
@@ -256,21 +265,27 @@ mod tests {
     fn the_disks_have_the_names_that_the_host_looks_for() {
         let project = Project::at("/p");
         let run = Run::new(&project, Machine::virt());
-        let run = KvmHost::new(&project, "6.12", Driver::Own).disks(run).unwrap();
+        let run = KvmHost::new(&project, "6.12", Driver::Own).disks(run);
         let line = format!("{:?}", run.machine);
         for name in ["qemu", "guest"] {
             assert!(line.contains(&format!("serial={name}")), "{line}");
             assert!(FUNCTIONS.contains(&format!("disk_called {name})")), "{name}");
         }
-        assert!(USE.contains(FUNCTIONS_PATH));
+        assert!(USE.contains(FUNCTIONS_PATH) && FUNCTIONS.contains(&format!("[ ! -f \"{DISKS}/$1\" ]")));
     }
 
     #[test]
-    fn a_board_without_virtio_and_missing_files_are_refused() {
+    fn a_board_without_virtio_gets_no_disk() {
+        let project = Project::at("/p");
+        let run = KvmHost::new(&project, "6.12", Driver::Own).disks(Run::new(&project, Machine::raspi4b()));
+        assert!(!format!("{:?}", run.machine).contains("serial="));
+    }
+
+    #[test]
+    fn missing_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let project = Project::at(dir.path());
         let host = KvmHost::new(&project, "6.12", Driver::Own);
-        assert!(matches!(host.disks(Run::new(&project, Machine::raspi4b())), Err(KvmError::Board)));
         assert!(matches!(host.equip(Run::new(&project, Machine::virt())), Err(KvmError::File(_))));
     }
 }

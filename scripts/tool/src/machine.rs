@@ -177,6 +177,11 @@ impl Machine {
         self
     }
 
+    /// Whether it has that card.
+    pub fn has_net(&self) -> bool {
+        self.net
+    }
+
     /// PCI devices behind an SMMUv3; disks and network are such devices then.
     #[must_use]
     pub fn smmu(mut self, there: bool) -> Self {

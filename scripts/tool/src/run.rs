@@ -142,6 +142,11 @@ impl Run {
         }
     }
 
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// What boots.
     #[must_use]
     pub fn boot(mut self, boot: Boot) -> Self {

@@ -5,20 +5,22 @@ use crate::{
     bed::{Bed, Checks, FUNCTIONS, Failure, HEALTH, NO_CLOCK, NO_SELF_TESTS},
     runner::Case,
 };
-use corevisor_tool::kvm::GuestGic;
+use corevisor_tool::{kvm::GuestGic, machine::Board};
 
 pub fn cases() -> Vec<Case> {
     use {GuestGic::*, Whose::*};
     let mut cases = vec![
         told(driver(), "two guests at once", two).only_in_full_if(true),
         told(driver(), "two guests talk to each other over a bridge of the host", talk).only_in_full_if(true),
-        told(driver(), "a guest reboots in the same QEMU", reboots).only_in_full_if(true),
         told(
             Host::new(Driver, 3),
             "timer ticks reach a busy guest without the host, unless the driver is told so",
             ticks,
         ),
     ];
+    for host in [driver(), Host::new(Driver, 3)] {
+        cases.push(told(host, "a guest reboots in the same QEMU", reboots).only_in_full_if(true));
+    }
     for (host, guest) in [
         (driver(), Guest { gic: Off, vcpus: 1, bus: "device" }),
         (driver(), Guest { gic: V2, vcpus: 1, bus: "device" }),
@@ -27,13 +29,20 @@ pub fn cases() -> Vec<Case> {
         (Host::new(Driver, 3), Guest { gic: V3, vcpus: 1, bus: "device" }),
         (Host::new(Driver, 3), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (Host::new(Driver, 3), Guest { gic: V3, vcpus: 4, bus: "pci" }),
+        (Host::new(Driver, 3), Guest { gic: V3, vcpus: 4, bus: "device" }),
+        (Host::new(Driver, 3).cpu("neoverse-n2"), Guest { gic: V3, vcpus: 1, bus: "device" }),
+        (Host::new(Driver, 3).cpu("neoverse-n2"), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (Host::new(Driver, 3).cpu("neoverse-n2"), Guest { gic: V3, vcpus: 4, bus: "pci" }),
         (driver().kernel("6.1"), Guest { gic: V2, vcpus: 2, bus: "device" }),
+        (Host::new(Driver, 3).kernel("6.1"), Guest { gic: V3, vcpus: 2, bus: "pci" }),
         (driver().kernel("6.18"), Guest { gic: V2, vcpus: 2, bus: "device" }),
         (Host::new(Driver, 3).kernel("6.18"), Guest { gic: V3, vcpus: 2, bus: "pci" }),
+        (driver().on(Board::Raspi4b), Guest { gic: V2, vcpus: 2, bus: "device" }),
+        (driver().cpu("cortex-a53").on(Board::Zcu102), Guest { gic: Off, vcpus: 1, bus: "device" }),
         (Host::new(Own, 2), Guest { gic: Off, vcpus: 1, bus: "device" }),
     ] {
-        let default = host.whose == Driver && host.kernel == "6.12" && guest.vcpus == 2;
+        let usual = host.cpu != "neoverse-n2" && host.board == Board::Virt && host.kernel == "6.12";
+        let default = host.whose == Driver && usual && guest.vcpus == 2;
         let act = move |bed: &Bed| debian(bed, &host, &guest);
         cases.push(Case::new("kvm", format!("{}: {}", guest.name(), host.name()), act).only_in_full_if(!default));
     }
@@ -67,11 +76,20 @@ grep ITS /proc/interrupts
 is "devices that interrupt by messages" "$(grep -c 'ITS.*virtio.-\(req\.0\|input\.0\)' /proc/interrupts)" 2
 "#;
 
-/// Debian in QEMU in Debian: CPUs, memory, disk both ways, network, power-off.
+/// What only virtio-console brings to the host.
+const SAYS: &str = r#"
+seconds=0
+until [ -c /dev/hvc0 ] || [ $seconds = 60 ]; do sleep 1; seconds=$((seconds + 1)); done
+[ -c /dev/hvc0 ] || fail "there is no virtio-console"
+echo "guest: here on hvc0" > /dev/hvc0
+"#;
+
+/// Debian in QEMU in Debian: CPUs, memory, disk both ways, network, a second console, power-off.
 fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
     let Guest { gic, vcpus, bus } = guest;
     let messages = if (*gic, *bus) == (GuestGic::V3, "pci") { MESSAGES } else { "" };
-    let run = host.run(bed, &format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt\n{HEALTH}\n{messages}\nexit 0\n"))?;
+    let guest = format!("{FUNCTIONS}\nCPUS={vcpus} TIMER=virt NET=1\n{HEALTH}\n{SAYS}\n{messages}\nexit 0\n");
+    let run = host.run(bed, &guest)?;
     // A disk that a thread of its own serves interrupts by an eventfd that leads to a message.
     let (thread, watch) =
         if messages.is_empty() { ("", "") } else { (",iothread=io -object iothread,id=io", "seen_eventfds &") };
@@ -88,9 +106,12 @@ fn debian(bed: &Bed, host: &Host, guest: &Guest) -> Result<(), Failure> {
         seq 1 200000 | head -c 1048576 > /tmp/disk.img
         head -c 1048576 /dev/zero >> /tmp/disk.img
         vm_of_script -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-{bus},drive=disk{thread} \
-            -netdev user,id=net -device virtio-net-{bus},netdev=net{rom} || fail "the guest's status is $?"
+            -netdev user,id=net -device virtio-net-{bus},netdev=net{rom} \
+            -device virtio-serial-{bus} -chardev file,id=line,path=/tmp/line -device virtconsole,chardev=line ||
+            fail "the guest's status is $?"
         head -c 1048576 /tmp/disk.img > /tmp/first
         tail -c 1048576 /tmp/disk.img | cmp - /tmp/first || fail "the disk does not hold what the guest wrote"
+        grep '^guest: here on hvc0' /tmp/line || fail "over virtio-console came: $(cat /tmp/line)"
         "#,
         gic.name(),
     );
@@ -160,28 +181,32 @@ fn talk(bed: &Bed, host: &Host) -> Result<(), Failure> {
     finish(host.run(bed, &format!("{FUNCTIONS}\n{TALK}"))?, script)?.says("\nfile: 938895 bytes, ")
 }
 
-/// The disk remembers how often the guest has started.
+/// The disk remembers how often the guest has started. With GICv3 it interrupts by messages, each time anew.
 fn reboots(bed: &Bed, host: &Host) -> Result<(), Failure> {
     let guest = r#"
         read -r boot < /dev/vda
-        echo "guest: boot $boot"
+        echo "guest: boot $boot, $(grep -c 'ITS.*virtio.-req\.0' /proc/interrupts) queues by messages"
         [ $boot -lt 2 ] || exit 0
         echo $((boot + 1)) | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null
         sync
         reboot -f
         sleep 100
     "#;
-    let script = r#"
-        VCPUS=2 GIC=2
+    let (bus, queues) = if host.gic == 2 { ("device", 0) } else { ("pci", 1) };
+    let script = format!(
+        r#"
+        VCPUS=2 GIC={}
         kvm_up
-        { echo 1; head -c 1048574 /dev/zero; } > /tmp/disk.img
+        {{ echo 1; head -c 1048574 /dev/zero; }} > /tmp/disk.img
         vm_without_console -chardev stdio,id=console,signal=off -serial chardev:console \
-            -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-device,drive=disk < /dev/null ||
+            -drive if=none,id=disk,format=raw,file=/tmp/disk.img -device virtio-blk-{bus},drive=disk < /dev/null ||
             fail "QEMU ends with status $?"
-    "#;
-    let done = finish(host.run(bed, guest)?, script)?;
-    done.says("guest: boot 1")?;
-    done.says("guest: boot 2")?;
+        "#,
+        host.gic
+    );
+    let done = finish(host.run(bed, guest)?, &script)?;
+    done.says(&format!("guest: boot 1, {queues} queues by messages"))?;
+    done.says(&format!("guest: boot 2, {queues} queues by messages"))?;
     done.says("corevisor-guest: script ended with status 0")
 }
 

@@ -6,7 +6,7 @@ use crate::{
     runner::Case,
 };
 use corevisor_evidence::factor;
-use corevisor_tool::kvm::GuestGic;
+use corevisor_tool::{kvm::GuestGic, outcome::Finished};
 
 pub fn cases() -> Vec<Case> {
     use Whose::*;
@@ -14,6 +14,10 @@ pub fn cases() -> Vec<Case> {
     for host in [driver(), Host::new(Driver, 3), Host::new(Own, 2), Host::new(Own, 3)] {
         cases.push(told(host, "a guest is stopped and goes on, and its time with it", stopped));
         cases.push(told(host, "a guest is saved, and brought back in the same QEMU and in another", saved));
+    }
+    for host in [driver(), Host::new(Driver, 3), Host::new(Own, 2)] {
+        let name = "a busy guest's threads go from CPU to CPU, and one that waits leaves the CPUs alone";
+        cases.push(told(host, name, wanders));
     }
     for host in [driver(), Host::new(Driver, 3)] {
         cases.push(told(host, "a CPU of the host goes off and on while a guest runs", hotplug));
@@ -69,9 +73,14 @@ ends() {
 }
 "#;
 
-fn run(bed: &Bed, host: &Host, script: &str) -> Result<corevisor_tool::outcome::Finished, Failure> {
+/// A guest that counts.
+fn run(bed: &Bed, host: &Host, script: &str) -> Result<Finished, Failure> {
+    run_with(bed, host, COUNTS, script)
+}
+
+fn run_with(bed: &Bed, host: &Host, guest: &str, script: &str) -> Result<Finished, Failure> {
     let gic = if host.gic == 2 { GuestGic::V2 } else { GuestGic::V3 };
-    let run = host.run(bed, &format!("{FUNCTIONS}\n{COUNTS}"))?;
+    let run = host.run(bed, &format!("{FUNCTIONS}\n{guest}"))?;
     finish(run.file("/guest/disk.qcow2", qcow2()), &format!("{LOOKS}\nVCPUS=2 GIC={}\nkvm_up\n{script}", gic.name()))
 }
 
@@ -154,6 +163,67 @@ fn hotplug(bed: &Bed, host: &Host) -> Result<(), Failure> {
         echo "the guest did not notice"
     "#;
     run(bed, host, script)?.says("\nthe guest did not notice")
+}
+
+/// The guest computes on both vCPUs for 20 s and looks at its clock all the while; then it waits.
+const WANDERS: &str = r#"
+looks() {
+    last=0 looked=0
+    read -r up _ < /proc/uptime
+    end=$((${up%.*} + 20))
+    until [ ${up%.*} -ge $end ]; do
+        read -r up _ < /proc/uptime
+        now=${up%.*}${up#*.}
+        [ $now -ge $last ] || fail "the clock was at $last, then at $now (hundredths of a second)"
+        last=$now looked=$((looked + 1))
+    done
+    echo "guest: looked $looked times until $up"
+}
+looks &
+looks
+wait $! || fail "the clock of the other"
+if complaints; then fail "the guest's kernel complains"; fi
+echo "guest: waits"
+sleep 30
+exit 0
+"#;
+
+/// The threads of QEMU, its vCPUs' among them, change places each second while the guest is busy. While it waits they take less than half of a CPU, and
+/// each vCPU sleeps in the driver for more than half of the time.
+fn wanders(bed: &Bed, host: &Host) -> Result<(), Failure> {
+    let script = r#"
+        busy() { awk '{ print $14 + $15 }' /proc/$qemu/stat; }
+        asleep() { sed -n 's/.* halt_wait_ns //p' $vms 2>/dev/null; }
+        said() { grep -q "$1" /tmp/guest; }
+        vm_with_monitor || fail "no monitor"
+        qemu=$(pidof qemu-system-aarch64) vms=/sys/kernel/debug/corevisor_kvm/vms round=0
+        mount -t debugfs debugfs /sys/kernel/debug
+        until said '^guest: waits'; do
+            kill -0 $vmm 2>/dev/null && [ $round -lt 200 ] || { cat /tmp/guest; fail "the guest does not come to its end"; }
+            number=$((round += 1))
+            for thread in /proc/$qemu/task/*; do
+                taskset -p $((1 + (number += 1) % 2)) ${thread##*/} > /dev/null
+            done
+            sleep 1
+        done
+        moves=$(sed -n 's/^se.nr_migrations *: *//p' /proc/$qemu/task/*/sched | sort -n | tail -n 2 | head -n 1)
+        echo "in $round rounds two threads at least went $moves times from CPU to CPU"
+        [ $moves -ge 10 ] || fail "they should have gone 10 times"
+        sleep 3
+        begin=$(up) used=$(busy) slept=$(asleep)
+        sleep 15
+        took=$(($(up) - begin)) used=$(($(busy) - used)) later=$(asleep)
+        echo "while the guest waits QEMU uses $used of ${took}00 hundredths of a second"
+        [ $used -lt $((took * 50)) ] || fail "it should wait too"
+        [ ! -e $vms ] || is "vCPUs that sleep" "$(echo $later | wc -w)" 2
+        for one in $slept; do
+            slept=$((${later%%[!0-9]*} - one)) later=${later#*[!0-9]}
+            echo "a vCPU slept for $slept ns of $took s"
+            [ $slept -ge $((took * 500000000)) ] || fail "it should sleep more"
+        done
+        ends
+    "#;
+    run_with(bed, host, WANDERS, script)?.says_times("guest: looked ", 2)
 }
 
 /// An empty disk of 1 MiB: header, table of reference counts, the counts of these four clusters, and a table of nothing.

@@ -16,12 +16,18 @@ use std::process::Command;
 pub fn cases() -> Vec<Case> {
     use Whose::*;
     let mut cases = vec![
-        Case::new("kvm", "the driver says what it found, and does not load without the core", loads),
+        Case::new(
+            "kvm",
+            "the driver says what it found and what its VMs do, and does not load without the core",
+            loads,
+        ),
         Case::new("kvm", "the driver that Debian's dkms added, built and installed loads", by_dkms)
             .only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
-        told(driver(), "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true),
     ];
+    for host in [driver(), Host::new(Driver, 3)] {
+        cases.push(told(host, "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true));
+    }
     for (name, board) in
         [("a Raspberry Pi 4", Board::Raspi4b), ("an i.MX 8M Plus EVK", Board::Imx8mpEvk), ("a ZCU102", Board::Zcu102)]
     {
@@ -72,10 +78,38 @@ fn eventfds(bed: &Bed, host: &Host) -> Result<(), Failure> {
     probe(bed, host, "irq").map(|_| ())
 }
 
+/// The core's log, its counters and the trace events, while VMs come and go. Number 5 are entries of vCPUs.
+const FILES: &str = r#"
+mount -t debugfs debugfs /sys/kernel/debug
+mount -t tracefs tracefs /sys/kernel/tracing
+files=/sys/kernel/debug/corevisor_kvm events=/sys/kernel/tracing/events/corevisor_kvm
+entries() { sed -n 's/^5 //p' $files/statistics; }
+traced() { grep -c "$1" /sys/kernel/tracing/trace; }
+head -n 1 $files/log | grep '^corevisor: version .* entered at EL2' || fail "the log begins so: $(head -n 1 $files/log)"
+is "entries of vCPUs before the first VM" "$(entries)" 0
+kvm-probe fours 1 1 > /tmp/probe || fail "the probe ends with status $?"
+before=$(entries)
+[ "$before" -ge 4 ] || fail "four VMs made $before entries"
+is "trace events that nobody asked for" "$(traced ': kvm_e')" 0
+echo 1 > $events/enable
+kvm-probe fours 1 1 > /tmp/probe || fail "the probe ends with status $?"
+echo 0 > $events/enable
+made=$(($(entries) - before))
+echo "traced: $made entries, the first exits:"
+grep -m 4 ': kvm_exit:' /sys/kernel/tracing/trace
+[ $made -ge 4 ] || fail "four VMs more made $made entries"
+for event in 'kvm_entry: vcpu 0' 'kvm_exit: vcpu 0 reason'; do is "traces of $event" "$(traced ": $event")" $made; done
+grep -q ': kvm_exit: vcpu 0 reason system_off esr 0x' /sys/kernel/tracing/trace || fail "nobody's power-off is traced"
+"#;
+
 fn loads(bed: &Bed) -> Result<(), Failure> {
     let driver = driver();
-    let script = "kvm_up\ndmesg | grep corevisor_kvm\nrmmod corevisor_kvm || fail 'it does not go'\n[ ! -e /dev/kvm ] || fail 'it left /dev/kvm'";
-    finish(driver.run(bed, "")?, script)?.says("GICv2 with 4 list registers")?;
+    let script = format!(
+        "kvm_up\ndmesg | grep corevisor_kvm\n{FILES}\nrmmod corevisor_kvm || fail 'it does not go'\n[ ! -e /dev/kvm ] || fail 'it left /dev/kvm'"
+    );
+    let done = finish(with_probe(bed, driver.run(bed, "")?)?, &script)?;
+    done.says("GICv2 with 4 list registers")?;
+    done.says("\ntraced: ")?;
     let module = std::fs::read(made::driver(bed, driver.kernel)?)?;
     let script = "insmod /lib/driver.ko && fail 'it loads'\n[ ! -e /dev/kvm ] || fail 'there is a /dev/kvm'";
     finish(bed.run(driver.machine()).boot(Boot::NoCore).file("/lib/driver.ko", module), script).map(|_| ())
@@ -87,7 +121,7 @@ fn by_dkms(bed: &Bed) -> Result<(), Failure> {
     finish(bed.run(driver().machine()).file("/lib/driver.ko", module), script).map(|_| ())
 }
 
-/// QEMU's models of real boards have no disk for Debian's QEMU.
+/// What the boards' timers and interrupt controllers do for guests of the probe's own.
 fn on_board(bed: &Bed, board: Board) -> Result<(), Failure> {
     let module = std::fs::read(made::driver(bed, driver().kernel)?)?;
     for what in ["run", "irq"] {

@@ -267,7 +267,7 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
     }
     if args.guest {
         let (host, start) = args.kvm_host(&project, script.as_deref())?;
-        run = host.disks(run)?;
+        run = host.disks(run);
         match host.files(run.clone()) {
             Ok(whole) => run = whole,
             Err(missing) if args.dry_run => {
