@@ -51,6 +51,7 @@ int cv_check_extension(struct cv_vm *vm, unsigned long extension)
 	case KVM_CAP_IRQFD:
 	case KVM_CAP_IRQFD_RESAMPLE:
 	case KVM_CAP_INTERNAL_ERROR_DATA:
+	case KVM_CAP_SYSTEM_EVENT_DATA:
 	case KVM_CAP_CHECK_EXTENSION_VM:
 	case KVM_CAP_ENABLE_CAP_VM:
 	case KVM_CAP_VCPU_ATTRIBUTES:
