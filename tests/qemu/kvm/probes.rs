@@ -28,12 +28,13 @@ pub fn cases() -> Vec<Case> {
     for host in [driver(), Host::new(Driver, 3)] {
         cases.push(told(host, "60 rounds of random calls leave the host well", fuzzed).only_in_full_if(true));
     }
-    for (name, board) in
-        [("a Raspberry Pi 4", Board::Raspi4b), ("an i.MX 8M Plus EVK", Board::Imx8mpEvk), ("a ZCU102", Board::Zcu102)]
-    {
+    for (name, board) in [("a Raspberry Pi 4", Board::Raspi4b), ("a ZCU102", Board::Zcu102)] {
         let name = format!("on {name} the probe's guests run, and eventfds interrupt them");
-        cases.push(Case::new("kvm", name, move |bed| on_board(bed, board)).only_in_full_if(true));
+        cases.push(Case::new("kvm", name, move |bed| on_board(bed, board, &["run", "irq"])).only_in_full_if(true));
     }
+    // QEMU's model does not connect the virtual interrupts of its GICv3 to its CPUs: under the kernel's own KVM guests hear of none, either.
+    let on_imx8mp = |bed: &Bed| on_board(bed, Board::Imx8mpEvk, &["run"]);
+    cases.push(Case::new("kvm", "on an i.MX 8M Plus EVK the probe's guests run", on_imx8mp).only_in_full_if(true));
     for host in [driver(), Host::new(Driver, 3), Host::new(Own, 2)] {
         cases.push(
             told(host, "500 times four VMs start and stop, and 500 times four VMMs are killed", fours)
@@ -122,9 +123,9 @@ fn by_dkms(bed: &Bed) -> Result<(), Failure> {
 }
 
 /// What the boards' timers and interrupt controllers do for guests of the probe's own.
-fn on_board(bed: &Bed, board: Board) -> Result<(), Failure> {
+fn on_board(bed: &Bed, board: Board, what: &[&str]) -> Result<(), Failure> {
     let module = std::fs::read(made::driver(bed, driver().kernel)?)?;
-    for what in ["run", "irq"] {
+    for what in what {
         let run = bed.run(Machine::of(board)).file("/lib/driver.ko", module.clone());
         probed(with_probe(bed, run)?, &format!("insmod /lib/driver.ko || fail 'it does not load'\n{}", ask(what)))?;
     }
