@@ -167,8 +167,8 @@ fn extensions_of_el2_that_a_loader_may_have_used_are_off_where_the_cpu_has_them(
 #[test]
 fn a_vm_walks_no_tables_in_its_window_and_switches_off_no_registers_of_the_gic() {
     let vm = read("src/abstract_machine/cpu/traps.rs");
-    let vm = vm[vm.find("const HCR_VM: u64").unwrap()..].split(';').next().unwrap();
-    assert!(vm.contains("| 1 << 2 // PTW"), "{vm}");
+    let vm = vm[vm.find("fn vm_hcr").unwrap()..].split(';').next().unwrap();
+    assert!(vm.contains("HCR_EL2::PTW::SET"), "{vm}");
     let file = "src/abstract_machine/cpu/vgic.rs";
     assert_order(&function(file, "pub fn restore("), &["IchHcr::set(hcr)", "set_gic_access(false)"]);
     assert_order(&function(file, "pub fn save("), &["off(", "version == 3", "set_gic_access(true)"]);

@@ -16,6 +16,7 @@
 //! | [`features`]   | what each CPU has                                                                |
 //! | [`sha256`]     | digests of pages                                                                 |
 //! | [`shape`]      | the form of a stage-2 table: address bits, levels, root                          |
+//! | [`gic_registers`] | fields of a GICv3's ITSs and redistributors                                  |
 //! | [`stream_table`] | the form of an SMMU's table of streams                                         |
 //! | `cpu`          | system registers, TLB and cache maintenance, page-table memory, SMC              |
 //! | `sim`          | the same on the development machine, with a TLB that remembers too much          |
@@ -24,6 +25,7 @@
 
 pub mod addr;
 pub mod features;
+pub mod gic_registers;
 pub mod per_cpu;
 pub mod regs;
 pub mod sha256;

@@ -17,6 +17,8 @@ use super::its_command::{self, Command, WORDS};
 use super::mmio_raw::{Access, merge, part_of};
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn};
+use crate::abstract_machine::gic_registers as regs;
+use crate::abstract_machine::gic_registers::bits_of;
 use crate::abstract_machine::per_cpu::Event;
 use crate::memory::Memory;
 use crate::memory::memory_ops::{drop_mailbox, hold_mailbox};
@@ -34,23 +36,21 @@ pub const GITS_CREADR: u64 = 0x90;
 /// Its tables: eight registers.
 pub const GITS_BASER: u64 = 0x100;
 
-/// GITS_CTLR.Enabled.
-const ENABLED: u64 = 1;
-/// GITS_CREADR.Stalled.
-const STALLED: u64 = 1;
-/// GITS_CWRITER.Retry.
-const RETRY: u64 = 1;
-/// Offsets in GITS_CWRITER and GITS_CREADR.
-const QUEUE_OFFSET: u64 = 0xf_ffe0;
-/// GITS_CBASER: address, and number of 4 KiB pages less one.
-const QUEUE_ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
-const QUEUE_PAGES: u64 = 0xff;
-/// What of GITS_BASER only the ITS says: type and size of an entry.
-const BASER_FIXED: u64 = 7 << 56 | 0x1f << 48;
-/// GITS_TYPER: virtual LPIs (Virtual, VMOVP, VSGI, VMAPP, SVPET), which the host does not have; bits of a device's number, less one.
-const VIRTUAL: u64 = 1 << 1 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41;
-const DEVICE_BITS_SHIFT: u32 = 13;
-const DEVICE_BITS: u64 = 0x1f << DEVICE_BITS_SHIFT;
+const ENABLED: u64 = regs::GITS_CTLR::Enabled::SET.value;
+const STALLED: u64 = regs::GITS_CREADR::Stalled::SET.value;
+const RETRY: u64 = regs::GITS_CWRITER::Retry::SET.value;
+/// In GITS_CREADR the same.
+const QUEUE_OFFSET: u64 = bits_of(regs::GITS_CWRITER::Offset);
+const QUEUE_ADDRESS: u64 = bits_of(regs::GITS_CBASER::Physical_Address);
+const QUEUE_PAGES: u64 = bits_of(regs::GITS_CBASER::Size);
+/// What of GITS_BASER only the ITS says.
+const BASER_FIXED: u64 = bits_of(regs::GITS_BASER::Type) | bits_of(regs::GITS_BASER::Entry_Size);
+/// Virtual LPIs, which the host does not have.
+const VIRTUAL: u64 = bits_of(regs::GITS_TYPER::Virtual)
+    | bits_of(regs::GITS_TYPER::VMOVP)
+    | bits_of(regs::GITS_TYPER::VSGI)
+    | bits_of(regs::GITS_TYPER::VMAPP)
+    | bits_of(regs::GITS_TYPER::SVPET);
 
 /// Most bits of an event's number.
 const MOST_EVENT_BITS: u32 = 11;
@@ -98,8 +98,8 @@ fn load<M: Machine>(machine: &M, its: &Its, access: Access) -> u64 {
     let value = match access.offset() & !7 {
         GITS_TYPER => {
             let typer = its.setup.frame.checked_add(GITS_TYPER).map_or(0, |at| machine.mmio_read(at, 8));
-            let bits = u64::from(its.setup.device_bits - 1) << DEVICE_BITS_SHIFT;
-            typer & !VIRTUAL & !DEVICE_BITS | bits
+            let bits = regs::GITS_TYPER::Devbits.val(u64::from(its.setup.device_bits - 1));
+            bits.modify(typer & !VIRTUAL)
         }
         GITS_CBASER => its.cbaser,
         GITS_CWRITER => its.host_writer,

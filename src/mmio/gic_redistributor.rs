@@ -14,6 +14,8 @@
 use super::mmio_raw::Access;
 use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn, PhysRange};
+use crate::abstract_machine::gic_registers as regs;
+use crate::abstract_machine::gic_registers::bits_of;
 use crate::abstract_machine::per_cpu::Event;
 use crate::abstract_machine::regs::FIRST_LPI;
 use crate::memory::Memory;
@@ -24,19 +26,14 @@ pub const GICR_CTLR: u64 = 0x00;
 const GICR_PROPBASER: u64 = 0x70;
 const GICR_PENDBASER: u64 = 0x78;
 
-/// GICR_CTLR.EnableLPIs.
-pub const ENABLE_LPIS: u64 = 1;
-/// GICR_CTLR.RWP: a write is on its way, which may be the one that cleared EnableLPIs.
-pub const RWP: u64 = 1 << 3;
+const ENABLE_LPIS: u64 = regs::GICR_CTLR::EnableLPIs::SET.value;
+const RWP: u64 = regs::GICR_CTLR::RWP::SET.value;
 /// So often a redistributor is asked whether a write has arrived, for those that only now got one that is no matter here.
 const PATIENCE: u32 = 1000;
-/// GICR_PROPBASER.IDbits: bits of interrupt numbers, less one.
-const PROP_ID_BITS: u64 = 0x1f;
 /// Most bits of interrupt numbers that a redistributor's tables may be for: 16 pages, looked at one by one. Linux uses no more (`ITS_MAX_LPI_NRBITS`); a GIC may have 32.
 const MOST_ID_BITS: u32 = 16;
-/// Addresses in GICR_PROPBASER (51:12) and GICR_PENDBASER (51:16).
-const PROP_ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
-const PEND_ADDRESS: u64 = ((1 << 52) - 1) & !0xffff;
+const PROP_ADDRESS: u64 = bits_of(regs::GICR_PROPBASER::Physical_Address);
+const PEND_ADDRESS: u64 = bits_of(regs::GICR_PENDBASER::Physical_Address);
 
 /// What an access of the host to the first page of a redistributor leads to: what a load gives. `lpi_bits`: see [`super::Mediated::new`].
 pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits: u32) -> u64 {
@@ -74,7 +71,8 @@ pub fn handle_gicr_access<M: Machine>(mem: &Memory<M>, access: Access, lpi_bits:
 /// Where the redistributor reads its configuration, and where it reads and writes what is pending. `None` if there is no such memory, or too
 /// much of it.
 fn lpi_tables(prop: u64, pend: u64, lpi_bits: u32) -> Option<[PhysRange; 2]> {
-    let bits = Some(((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits)).filter(|bits| *bits <= MOST_ID_BITS)?;
+    let bits = regs::GICR_PROPBASER::IDbits.read(prop) as u32 + 1;
+    let bits = Some(bits.min(lpi_bits)).filter(|bits| *bits <= MOST_ID_BITS)?;
     let numbers = 1u64 << bits;
     let configuration = PhysRange::new(Pa::new(prop & PROP_ADDRESS), numbers.checked_sub(FIRST_LPI)?)?;
     let pending = PhysRange::new(Pa::new(pend & PEND_ADDRESS), numbers / 8)?;

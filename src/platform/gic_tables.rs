@@ -7,13 +7,16 @@ use super::boot_error::BootError;
 use super::device_tree::{Gic, MAX_CPUS, MachineDescription};
 use super::own_map;
 use crate::abstract_machine::Machine;
-use crate::abstract_machine::addr::{PAGE_SIZE, Pa, PhysRange};
+use crate::abstract_machine::addr::{PAGE_SHIFT, PAGE_SIZE, Pa, PhysRange};
 use crate::abstract_machine::cpu::{Cpu, pool};
+use crate::abstract_machine::gic_registers as regs;
 use crate::mmio::gic_its::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_CWRITER, GITS_TYPER};
-use crate::mmio::gic_redistributor::{ENABLE_LPIS, GICR_CTLR, RWP};
+use crate::mmio::gic_redistributor::GICR_CTLR;
 use crate::mmio::its::{Its, Setup};
 use crate::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
 use crate::npt::descriptor::CoreAccess;
+use regs::GITS_BASER::Type::Value as Kind;
+use tock_registers::fields::FieldValue;
 
 /// Most pages of registers: for each redistributor two.
 const MOST_FRAMES: usize = 2 * MAX_CPUS + MOST_ITS;
@@ -21,24 +24,10 @@ const MOST_FRAMES: usize = 2 * MAX_CPUS + MOST_ITS;
 /// Distances within a redistributor.
 const VLPI_BASE: u64 = 0x2_0000;
 const GICR_TYPER: u64 = 0x08;
-const TYPER_VLPIS: u64 = 1 << 1;
-const TYPER_LAST: u64 = 1 << 4;
 const GICD_TYPER: u64 = 0x04;
 
-/// GITS_TYPER.PTA.
-const TYPER_PTA: u64 = 1 << 19;
-/// GITS_CTLR.Quiescent, and how often it is asked.
-const QUIESCENT: u64 = 1 << 31;
+/// How often a register is asked until it shows what was wanted.
 const PATIENCE: u32 = 1 << 20;
-/// Fields of GITS_BASER and GITS_CBASER: normal memory, write-back, inner shareable.
-const VALID: u64 = 1 << 63;
-const INDIRECT: u64 = 1 << 62;
-const WRITE_BACK: u64 = 0b111 << 59;
-const INNER: u64 = 0b01 << 10;
-const SHAREABILITY: u64 = 0b11 << 10;
-const TYPE_SHIFT: u32 = 56;
-const TYPE_DEVICES: u64 = 1;
-const TYPE_COLLECTIONS: u64 = 4;
 /// Most bits of a device's number: those of a PCI segment.
 const MOST_DEVICE_BITS: u32 = 16;
 /// log2 of the pages of a device table of one level.
@@ -167,14 +156,15 @@ fn find_redistributors(region: PhysRange, stride: Option<u64>, frames: &mut Fram
         }
         frames.add(at, FrameKind::Redistributor)?;
         let typer = Cpu.mmio_read(Pa::new(at.raw() + GICR_TYPER), 8);
-        if typer & TYPER_VLPIS != 0 {
+        let virtual_lpis = regs::GICR_TYPER::VLPIS.is_set(typer);
+        if virtual_lpis {
             frames.add(Pa::new(at.raw() + VLPI_BASE), FrameKind::VirtualLpis)?;
         }
         switch_lpis_off(at).map_err(|why| Trouble::Unfit(why, region))?;
-        if typer & TYPER_LAST != 0 {
+        if regs::GICR_TYPER::Last.is_set(typer) {
             return Ok(());
         }
-        let step = stride.unwrap_or(if typer & TYPER_VLPIS != 0 { 2 * VLPI_BASE } else { VLPI_BASE });
+        let step = stride.unwrap_or(if virtual_lpis { 2 * VLPI_BASE } else { VLPI_BASE });
         at = at.checked_add(step).ok_or(small)?;
     }
 }
@@ -184,11 +174,12 @@ fn find_redistributors(region: PhysRange, stride: Option<u64>, frames: &mut Fram
 fn switch_lpis_off(frame: Pa) -> Result<(), Unfit> {
     let control = Pa::new(frame.raw() + GICR_CTLR);
     let value = Cpu.mmio_read(control, 4);
-    if value & ENABLE_LPIS == 0 {
+    if !regs::GICR_CTLR::EnableLPIs.is_set(value) {
         return Ok(());
     }
-    Cpu.mmio_write(control, 4, value & !ENABLE_LPIS);
-    let is_off = (0..PATIENCE).any(|_| Cpu.mmio_read(control, 4) & (ENABLE_LPIS | RWP) == 0);
+    Cpu.mmio_write(control, 4, regs::GICR_CTLR::EnableLPIs::CLEAR.modify(value));
+    let off = regs::GICR_CTLR::EnableLPIs::CLEAR + regs::GICR_CTLR::RWP::CLEAR;
+    let is_off = (0..PATIENCE).any(|_| off.matches_all(Cpu.mmio_read(control, 4)));
     if is_off { Ok(()) } else { Err(Unfit::LpisStayOn) }
 }
 
@@ -196,45 +187,47 @@ fn switch_lpis_off(frame: Pa) -> Result<(), Unfit> {
 fn set_up_its(range: PhysRange) -> Result<Setup, Trouble> {
     let frame = range.base();
     let register = |offset: u64| Pa::new(frame.raw() + offset);
-    if Cpu.mmio_read(register(GITS_TYPER), 8) & TYPER_PTA != 0 {
+    let typer = Cpu.mmio_read(register(GITS_TYPER), 8);
+    if regs::GITS_TYPER::PTA.is_set(typer) {
         return Err(Trouble::Unfit(Unfit::PhysicalTargets, range));
     }
     Cpu.mmio_write(register(GITS_CTLR), 4, 0);
-    if !(0..PATIENCE).any(|_| Cpu.mmio_read(register(GITS_CTLR), 4) & QUIESCENT != 0) {
+    if !(0..PATIENCE).any(|_| regs::GITS_CTLR::Quiescent.is_set(Cpu.mmio_read(register(GITS_CTLR), 4))) {
         return Err(Trouble::Unfit(Unfit::NotQuiescent, range));
     }
-    let typer = Cpu.mmio_read(register(GITS_TYPER), 8);
     let mut setup = Setup {
         frame,
         queue: pages(0)?,
         level1: None,
         page_order: 0,
         device_entry: 8,
-        itt_entry: (typer >> 4 & 0xf) + 1,
-        device_bits: ((typer >> 13 & 0x1f) as u32 + 1).min(MOST_DEVICE_BITS),
+        itt_entry: regs::GITS_TYPER::ITT_entry_size.read(typer) + 1,
+        device_bits: (regs::GITS_TYPER::Devbits.read(typer) as u32 + 1).min(MOST_DEVICE_BITS),
         basers: [0; 8],
     };
     for n in 0..setup.basers.len() {
         let at = register(GITS_BASER + 8 * n as u64);
-        let kind = Cpu.mmio_read(at, 8) >> TYPE_SHIFT & 7;
-        let value = match kind {
-            TYPE_DEVICES => device_table(at, &mut setup)?,
-            TYPE_COLLECTIONS => table(at, pages(page_order(at))?, 1, 0),
-            _ => 0,
+        let value = match regs::GITS_BASER::Type.read_as_enum(Cpu.mmio_read(at, 8)) {
+            Some(Kind::Devices) => device_table(at, &mut setup)?,
+            Some(Kind::Collections) => table(at, pages(page_order(at))?, 1).value,
+            // Tables of virtual CPUs: the host has none.
+            None => 0,
         };
         Cpu.mmio_write(at, 8, value);
         let now = Cpu.mmio_read(at, 8);
-        if value != 0 && now & SHAREABILITY == 0 {
+        if value != 0 && !regs::GITS_BASER::Shareability.is_set(now) {
             return Err(Trouble::Unfit(Unfit::NotCoherent, range));
         }
-        // Tables of virtual CPUs: the host has none.
-        let shown = if matches!(kind, TYPE_DEVICES | TYPE_COLLECTIONS) { now } else { 0 };
+        let shown = if value == 0 { 0 } else { now };
         if let Some(baser) = setup.basers.get_mut(n) {
             *baser = shown;
         }
     }
-    Cpu.mmio_write(register(GITS_CBASER), 8, VALID | WRITE_BACK | INNER | setup.queue.raw());
-    if Cpu.mmio_read(register(GITS_CBASER), 8) & SHAREABILITY == 0 {
+    let queue = regs::GITS_CBASER::Valid::SET
+        + regs::GITS_CBASER::InnerCache::WriteBackAllocate
+        + regs::GITS_CBASER::Shareability::InnerShareable;
+    Cpu.mmio_write(register(GITS_CBASER), 8, queue.value | setup.queue.raw());
+    if !regs::GITS_CBASER::Shareability.is_set(Cpu.mmio_read(register(GITS_CBASER), 8)) {
         return Err(Trouble::Unfit(Unfit::NotCoherent, range));
     }
     Cpu.mmio_write(register(GITS_CWRITER), 8, 0);
@@ -248,33 +241,38 @@ fn pages(order: u32) -> Result<Pa, Trouble> {
 /// log2 of the pages of 4 KiB in one of the table's: 4 KiB if the register takes that, else what it says.
 fn page_order(baser: Pa) -> u32 {
     Cpu.mmio_write(baser, 8, 0);
-    match Cpu.mmio_read(baser, 8) >> 8 & 0b11 {
+    match regs::GITS_BASER::Page_Size.read(Cpu.mmio_read(baser, 8)) {
         0 => 0,
         1 => 2,
         _ => 4,
     }
 }
 
-/// GITS_BASER for a table of `count` pages at `base`, with these flags. Its page size is that of [`page_order`].
-fn table(baser: Pa, base: Pa, count: u64, flags: u64) -> u64 {
-    let size = Cpu.mmio_read(baser, 8) & 0b11 << 8;
-    VALID | WRITE_BACK | INNER | flags | base.raw() | size | (count - 1)
+/// GITS_BASER for a table of `count` pages at `base`, of one level. Its page size is that of [`page_order`].
+fn table(baser: Pa, base: Pa, count: u64) -> FieldValue<u64, regs::GITS_BASER::Register> {
+    let page_size = regs::GITS_BASER::Page_Size.read(Cpu.mmio_read(baser, 8));
+    regs::GITS_BASER::Valid::SET
+        + regs::GITS_BASER::InnerCache::WriteBackAllocate
+        + regs::GITS_BASER::Shareability::InnerShareable
+        + regs::GITS_BASER::Physical_Address.val(base.raw() >> PAGE_SHIFT)
+        + regs::GITS_BASER::Page_Size.val(page_size)
+        + regs::GITS_BASER::Size.val(count - 1)
 }
 
 /// GITS_BASER for the table of devices: of two levels if the ITS takes that, else with as many devices as fit.
 fn device_table(baser: Pa, setup: &mut Setup) -> Result<u64, Trouble> {
     setup.page_order = page_order(baser);
-    setup.device_entry = (Cpu.mmio_read(baser, 8) >> 48 & 0x1f) + 1;
+    setup.device_entry = regs::GITS_BASER::Entry_Size.read(Cpu.mmio_read(baser, 8)) + 1;
     let page = PAGE_SIZE << setup.page_order;
     let fitting = |bytes: u64| (bytes / setup.device_entry).ilog2();
-    Cpu.mmio_write(baser, 8, INDIRECT);
-    if Cpu.mmio_read(baser, 8) & INDIRECT != 0 {
+    Cpu.mmio_write(baser, 8, regs::GITS_BASER::Indirect::SET.value);
+    if regs::GITS_BASER::Indirect.is_set(Cpu.mmio_read(baser, 8)) {
         let level1 = pages(setup.page_order)?;
         setup.level1 = Some(level1);
         setup.device_bits = setup.device_bits.min(fitting(page) + (page / 8).ilog2());
-        return Ok(table(baser, level1, 1, INDIRECT));
+        return Ok((table(baser, level1, 1) + regs::GITS_BASER::Indirect::SET).value);
     }
     let order = FLAT_ORDER.max(setup.page_order);
     setup.device_bits = setup.device_bits.min(fitting(PAGE_SIZE << order));
-    Ok(table(baser, pages(order)?, 1 << (order - setup.page_order), 0))
+    Ok(table(baser, pages(order)?, 1 << (order - setup.page_order)).value)
 }

@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, Writeable};
+use aarch64_cpu::registers::{HCR_EL2, MDCR_EL2, Readable, SCTLR_EL1, TCR_EL1, Writeable};
 
 use super::super::features::{Features, Traps};
 use super::super::per_cpu::World;
@@ -13,38 +13,51 @@ use super::super::world::VirtualLines;
 use super::sysreg::{self, BUFFER_LIMIT, CPTR_EL2, MPAM2_EL2, PMCR_EL0};
 use super::{el2, maintenance};
 
+/// TCR_EL1.EPD0 and EPD1: no walks by TTBR0_EL1, none by TTBR1_EL1.
+const TCR_EPD: [u64; 2] = [TCR_EL1::EPD0::DisableTTBR0Walks.value, TCR_EL1::EPD1::DisableTTBR1Walks.value];
+const SCTLR_M: u64 = SCTLR_EL1::M::Enable.value;
+
 /// HCR_EL2 of every VM (Arm ARM D24.2.49): stage 2; no walks of stage 1 in device memory; interrupts and SErrors come to EL2; SMC, WFI, feature registers, ACTLR, set/way
 /// maintenance, implementation-defined registers, LORegions and error records trap; maintenance and barriers reach all CPUs of the inner
 /// domain. K: HCR_HYPSEC_VM_FLAGS.
-const HCR_VM: u64 = 1 // VM
-    | 1 << 1 // SWIO
-    | 1 << 2 // PTW
-    | 1 << 3 | 1 << 4 | 1 << 5 // FMO, IMO, AMO
-    | 1 << 9 // FB
-    | 0b01 << 10 // BSU: inner shareable
-    | 1 << 13 // TWI
-    | 1 << 18 // TID3
-    | 1 << 19 // TSC
-    | 1 << 20 // TIDCP
-    | 1 << 21 // TACR
-    | 1 << 22 // TSW
-    | 1 << 31 // RW
-    | 1 << 35; // TLOR
-const HCR_VF: u64 = 1 << 6;
-const HCR_VI: u64 = 1 << 7;
-const HCR_VSE: u64 = 1 << 8;
-const HCR_TERR: u64 = 1 << 36;
-const HCR_APK_API: u64 = 0b11 << 40;
-/// VMs' tables say how their RAM is cached ([`Desc::of_vm`](crate::npt::descriptor::Desc::of_vm)). TLBs may hold this bit: for a VMID it is always the same, and between two
-/// worlds nothing is walked.
-const HCR_FWB: u64 = 1 << 46;
-/// MDCR_EL2: performance counters, breakpoints, profiling and trace trap; BRK stays the VM's own.
-const MDCR_TRAPS: u64 = 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 19; // TPMCR TPM TDA TDOSA TDRA TPMS TTRF
-const MDCR_TDCC: u64 = 1 << 27;
+fn vm_hcr(features: &Features) -> u64 {
+    let all = HCR_EL2::VM::Enable
+        + HCR_EL2::SWIO::SET
+        + HCR_EL2::PTW::SET
+        + HCR_EL2::FMO::SET
+        + HCR_EL2::IMO::SET
+        + HCR_EL2::AMO::SET
+        + HCR_EL2::FB::SET
+        + HCR_EL2::BSU::InnerShareable
+        + HCR_EL2::TWI::SET
+        + HCR_EL2::TID3::SET
+        + HCR_EL2::TSC::SET
+        + HCR_EL2::TIDCP::SET
+        + HCR_EL2::TACR::SET
+        + HCR_EL2::TSW::SET
+        + HCR_EL2::RW::EL1IsAarch64
+        + HCR_EL2::TLOR::SET;
+    let pauth = u64::from(features.pauth);
+    // FWB: VMs' tables say how their RAM is cached (`Desc::of_vm`). TLBs may hold this bit: for a VMID it is always the same, and between two worlds nothing is walked.
+    let own = HCR_EL2::API.val(pauth)
+        + HCR_EL2::APK.val(pauth)
+        + HCR_EL2::TERR.val(features.ras.into())
+        + HCR_EL2::FWB.val(features.fwb.into());
+    (all + own).value
+}
 
-/// TCR_EL1.EPD0 and EPD1: no walks by TTBR0_EL1, none by TTBR1_EL1.
-const TCR_EPD: [u64; 2] = [1 << 7, 1 << 23];
-const SCTLR_M: u64 = 1;
+/// MDCR_EL2 of every VM: performance counters, breakpoints, profiling and trace trap; BRK stays the VM's own.
+fn vm_mdcr(features: &Features) -> u64 {
+    let traps = MDCR_EL2::TPMCR::SET
+        + MDCR_EL2::TPM::SET
+        + MDCR_EL2::TDA::SET
+        + MDCR_EL2::TDOSA::SET
+        + MDCR_EL2::TDRA::SET
+        + MDCR_EL2::TPMS::SET
+        + MDCR_EL2::TTRF::SET
+        + MDCR_EL2::TDCC.val((features.fgt != 0).into());
+    el2::own_counters(features.pmu) | traps.value
+}
 
 /// The stage 2 at `vttbr`, of the form that `vtcr` says, with `hcr` in HCR_EL2, on this CPU; and no walk of EL1's stage 1 until `bank::restore` has its owner's values.
 ///
@@ -87,14 +100,11 @@ pub fn write_hcr(hcr: u64) {
 /// While a VM runs. Profiling and trace buffers (E2PB, E2TB) are EL2's and off; memory copy instructions keep no state, and whatever else of HCRX_EL2 needs some
 /// that is not switched. Fine-grained traps all zero: registers that are older than these traps do not trap, all newer ones do.
 pub fn for_vm(features: &Features, amu: bool) -> Traps {
-    let pauth = if features.pauth { HCR_APK_API } else { 0 };
-    let errors = if features.ras { HCR_TERR } else { 0 };
-    let forced = if features.fwb { HCR_FWB } else { 0 };
     let traps = CPTR_EL2::TZ::SET + CPTR_EL2::TSM::SET + CPTR_EL2::TTA::SET + CPTR_EL2::TAM.val(u64::from(amu));
     Traps {
-        hcr: HCR_VM | pauth | errors | forced,
+        hcr: vm_hcr(features),
         cptr: (el2::CPTR_RES1 + traps).value,
-        mdcr: el2::own_counters(features.pmu) | MDCR_TRAPS | if features.fgt != 0 { MDCR_TDCC } else { 0 },
+        mdcr: vm_mdcr(features),
         hcrx: sysreg::HCRX_EL2::MSCEn::SET.value,
         mpam: (MPAM2_EL2::TRAPMPAM0EL1::SET + MPAM2_EL2::TRAPMPAM1EL1::SET).value,
         ..Traps::ZERO
@@ -145,9 +155,8 @@ fn write_common(features: &Features, traps: &Traps) {
 pub fn activate(world: &mut World, lines: VirtualLines) {
     pause_host_counting(world);
     if lines.virq || lines.vfiq {
-        let virq = if lines.virq { HCR_VI } else { 0 };
-        let vfiq = if lines.vfiq { HCR_VF } else { 0 };
-        write_hcr(world.features.vm.hcr | virq | vfiq);
+        let pending = HCR_EL2::VI.val(lines.virq.into()) + HCR_EL2::VF.val(lines.vfiq.into());
+        write_hcr(world.features.vm.hcr | pending.value);
     }
     sysreg::Cptr::set(cptr_of_vm(world));
     write_common(&world.features, &world.features.vm);
@@ -155,7 +164,7 @@ pub fn activate(world: &mut World, lines: VirtualLines) {
 
 /// A VM's stage 2 and HCR_EL2; `flush` as in `Machine::vm_el2_restore_state`. What waits for the host is not for the VM, and waits on.
 pub fn set_vm_stage2(world: &mut World, vttbr: u64, shape: Shape, flush: bool) {
-    world.serror = HCR_EL2.get() & HCR_VSE;
+    world.serror = HCR_EL2.get() & HCR_EL2::VSE::SET.value;
     change_stage2(el2::vtcr(&world.features, shape), vttbr, world.features.vm.hcr);
     if flush {
         maintenance::flush_vmid_local();

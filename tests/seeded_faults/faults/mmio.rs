@@ -122,8 +122,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "gic_redistributor: tables are cut to what a host uses, and the redistributor uses more",
         "src/mmio/gic_redistributor.rs",
-        "Some(((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits)).filter(|bits| *bits <= MOST_ID_BITS)?",
-        "((prop & PROP_ID_BITS) as u32 + 1).min(lpi_bits).min(MOST_ID_BITS)",
+        "Some(bits.min(lpi_bits)).filter(|bits| *bits <= MOST_ID_BITS)?",
+        "bits.min(lpi_bits).min(MOST_ID_BITS)",
     ),
     fault(
         "gic_its: the host's queue may be anybody's",
@@ -140,8 +140,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "gic_its: the host has virtual LPIs",
         "src/mmio/gic_its.rs",
-        "typer & !VIRTUAL & !DEVICE_BITS | bits",
-        "typer & !DEVICE_BITS | bits",
+        "bits.modify(typer & !VIRTUAL)",
+        "bits.modify(typer)",
     ),
     fault(
         "mmio_ops: the host does not step over the access",
