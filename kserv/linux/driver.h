@@ -116,6 +116,9 @@ static inline bool cv_is_block(const struct cv_found *found)
 	return found->count == CV_BLOCK_PAGES;
 }
 
+/* Number of the program counter: mailbox::Register. */
+#define CV_REG_PC 32
+
 struct cv_vcpu {
 	struct cv_vm *vm;
 	u32 id;

@@ -152,7 +152,9 @@ static int give_image(struct cv_vm *vm, const struct manifest_image *image)
 
 static bool read_vm(void *context, u64 gpa, void *to, size_t size)
 {
-	return !cv_memory_access(context, gpa, to, size, false);
+	/* The VMM's device tree may be long. */
+	cond_resched();
+	return !fatal_signal_pending(current) && !cv_memory_access(context, gpa, to, size, false);
 }
 
 /* In what the VMM has loaded differs from the manifest; where the difference is not in the places, it is in the bytes. */
@@ -164,7 +166,7 @@ static const char *difference(struct cv_vm *vm)
 
 	wrong = kserv_boot_of_manifest(vm->manifest, CV_MANIFEST_SIZE, &expected);
 	if (!wrong && first)
-		wrong = kserv_boot_infer(read_vm, vm, *cv_mailbox(first, CV_MAILBOX_PC), *cv_mailbox(first, CV_MAILBOX_X0), &found);
+		wrong = kserv_boot_infer(read_vm, vm, first->cache[CV_REG_PC], first->cache[0], &found);
 	if (!wrong && first)
 		wrong = kserv_boot_explain(&found, &expected);
 	return wrong ?: "all images are where they should be, so their bytes or the key are others";

@@ -9,7 +9,6 @@
 #include "driver.h"
 
 /* Numbers of registers: mailbox::Register. */
-#define REG_PC 32
 #define REG_SYNDROME 210
 #define REG_FAULT_ADDRESS 211
 
@@ -72,9 +71,9 @@ int cv_finish_exit(struct cv_vcpu *vcpu)
 	if (n >= 0)
 		error = core_set(vcpu, n, cv_mailbox(vcpu, CV_MAILBOX_X)[n]);
 	if (!error && steps) {
-		error = core_get(vcpu, REG_PC, &pc);
+		error = core_get(vcpu, CV_REG_PC, &pc);
 		if (!error)
-			error = core_set(vcpu, REG_PC, pc + 4);
+			error = core_set(vcpu, CV_REG_PC, pc + 4);
 	}
 	vcpu->unfinished = false;
 	return error;
@@ -115,7 +114,7 @@ static int step(struct cv_vcpu *vcpu)
 {
 	u64 pc;
 
-	return get_register(vcpu, REG_PC, &pc) ?: set_register(vcpu, REG_PC, pc + 4);
+	return get_register(vcpu, CV_REG_PC, &pc) ?: set_register(vcpu, CV_REG_PC, pc + 4);
 }
 
 /*
@@ -195,7 +194,7 @@ static int pull_start(struct cv_vcpu *vcpu)
 	if (!vm->up || vcpu->in_core || vcpu->by_user || vm->protected ||
 	    cv_with_model(vm, kserv_mp_state_get(vm->model, vcpu->id)) != KVM_MP_STATE_RUNNABLE)
 		return 0;
-	return core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, REG_PC, &vcpu->cache[REG_PC]);
+	return core_get(vcpu, 0, &vcpu->cache[0]) ?: core_get(vcpu, CV_REG_PC, &vcpu->cache[CV_REG_PC]);
 }
 
 /* User space has a store. It has been made, or will be: not twice. */

@@ -78,7 +78,7 @@ vm() { vm_without_console -chardev stdio,id=console,signal=off -serial chardev:c
 # Where a guest is protected: QEMU waits for orders when the core refuses the VM, and nobody here gives any. It is ended, and the driver's reason told.
 ends_if_refused() {
     [ -e /guest/manifest ] || return
-    until dmesg | grep 'the core refuses a protected VM'; do sleep 1; done
+    until dmesg | grep -e 'the core refuses a protected VM' -e 'cannot be given to the core'; do sleep 1; done
     killall -9 qemu-system-aarch64
 }
 
