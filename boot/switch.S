@@ -77,8 +77,6 @@ vm_left:
     ldp     x27, x28, [sp, #(8 * 14)]
     ldp     x29, x30, [sp], #128
     msr     daifclr, #{DAIF_A}          // last: nothing of the VM stands in x19-x30 any more
-    ret
-
 not_run:
     ret
 

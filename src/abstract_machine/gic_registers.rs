@@ -21,6 +21,8 @@ register_bitfields! {
         VLPIS OFFSET(1) NUMBITS(1) [],
         /// It is the last one of its region.
         Last OFFSET(4) NUMBITS(1) [],
+        /// Aff3 to Aff0 of its CPU.
+        Affinity_Value OFFSET(32) NUMBITS(32) [],
     ],
     /// The table of what LPIs are.
     pub GICR_PROPBASER [

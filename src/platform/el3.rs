@@ -15,6 +15,7 @@ use super::boot;
 use super::device_tree::Gic;
 use crate::abstract_machine::addr::{Pa, PhysRange};
 use crate::abstract_machine::cpu::el2;
+use crate::abstract_machine::gic_registers::GICR_TYPER;
 
 register_bitfields! {u64,
     /// What traps to EL3, and what EL2 is.
@@ -125,14 +126,6 @@ register_bitfields! {u32,
     GICR_WAKER [
         ChildrenAsleep OFFSET(2) NUMBITS(1) [],
         ProcessorSleep OFFSET(1) NUMBITS(1) [],
-    ],
-}
-
-register_bitfields! {u64,
-    GICR_TYPER [
-        Affinity_Value OFFSET(32) NUMBITS(32) [],
-        Last OFFSET(4) NUMBITS(1) [],
-        VLPIS OFFSET(1) NUMBITS(1) [],
     ],
 }
 

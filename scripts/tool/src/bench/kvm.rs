@@ -3,8 +3,9 @@
 //! The payload is the mini host's, tests/guests/src/bin/bench.rs; its VMM is tests/host-programs/kvm-probe. Then Debian's QEMU boots Debian.
 
 use super::{
-    BOOTED, Bench, BenchError, DONE, PARTS as WORKS, plugin_argument,
-    profile::{self, Count, Profile},
+    BOOTED, Bench, BenchError, DONE, PARTS as WORKS, counting,
+    profile::{Count, Profile},
+    profile_of,
     steady::{self, Steady},
     table::{Budget, Row, Table},
     vms::{GICV2_CPU, MEMORY, NOT_MORE_THAN, PATHS, Path, cost, least},
@@ -176,9 +177,8 @@ impl Bench {
         let dir = project.root().join("target/bench");
         create_dir(&dir)?;
         let counters = dir.join(format!("counters-kvm-{}-{}", host.gic(), if driver { "driver" } else { "own" }));
-        let machine = Machine::virt().gic(host.gic()).cpu(host.cpu).smp(VCPUS).memory(&self.memory).icount(true);
-        let machine = machine.arg("-rtc").arg("base=2026-01-01T00:00:00,clock=vm").el2(true);
-        let mut run = Run::new(project, machine.arg("-plugin").arg(plugin_argument(project, &counters)))
+        let machine = Machine::virt().gic(host.gic()).cpu(host.cpu).smp(VCPUS).memory(&self.memory).el2(true);
+        let mut run = Run::new(project, counting(project, machine, &counters))
             .boot(if driver { Boot::Core } else { Boot::NoCore })
             .append(QUIET)
             .timeout(LIMIT);
@@ -207,7 +207,7 @@ impl Bench {
         if !driver && !done.console.contains("bench: nVHE") {
             return Err(BenchError::NotSaid { name, what: "nVHE" });
         }
-        let profile = Profile::parse(&profile::read_counters(&counters)?)?;
+        let profile = profile_of(&counters)?;
         Ok(Measured { name, profile, console: done.console })
     }
 }

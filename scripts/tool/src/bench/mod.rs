@@ -217,17 +217,14 @@ impl Bench {
         let dir = project.root().join("target/bench");
         create_dir(&dir)?;
         let counters = dir.join(format!("counters-{}-{cpus}", if core { "core" } else { "no-core" }));
-        let plugin = plugin_argument(project, &counters);
-        let machine = Machine::virt().cpu(&self.cpu).smp(cpus).memory(&self.memory).icount(true);
-        // The same time of day in every run.
-        let machine = machine.arg("-rtc").arg("base=2026-01-01T00:00:00,clock=vm");
-        let mut run = Run::new(project, machine.arg("-plugin").arg(plugin))
+        let machine = Machine::virt().cpu(&self.cpu).smp(cpus).memory(&self.memory);
+        let mut run = Run::new(project, counting(project, machine, &counters))
             .kernel(&self.kernel)
             .boot(if core { Boot::Core } else { Boot::NoCore })
             .file("/bin/workload", read(&dir.join("workload"))?)
             .append(QUIET)
             .timeout(LIMIT);
-        let mut script = format!("workload {} || exit 1\n", self.rounds);
+        let mut script = self.work();
         if core {
             run = run.file("/lib/hypercall.ko", read(&dir.join("modules/hypercall/hypercall.ko"))?);
             script.push_str("insmod /lib/hypercall.ko && dmesg | grep hypercall:\n");
@@ -236,7 +233,7 @@ impl Bench {
         if !done.is_success() {
             return Err(BenchError::Failed { name, story: done.story(), tail: done.tail(15) });
         }
-        let profile = Profile::parse(&profile::read_counters(&counters)?)?;
+        let profile = profile_of(&counters)?;
         Ok(Measured { name, core, cpus, console: done.console, profile })
     }
 
@@ -421,6 +418,17 @@ fn event_count(console: &str, event: usize) -> Option<u64> {
     let counted: u64 = console.split(&before).nth(1)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
     let own = if EVENTS[event] == "host hypercalls" { event as u64 + 1 } else { 0 };
     Some(counted.saturating_sub(own))
+}
+
+/// The machine with the profiler, and the same time of day in every run.
+fn counting(project: &Project, machine: Machine, counters: &Path) -> Machine {
+    let machine = machine.icount(true).arg("-rtc").arg("base=2026-01-01T00:00:00,clock=vm");
+    machine.arg("-plugin").arg(plugin_argument(project, counters))
+}
+
+/// What the profiler has written.
+fn profile_of(counters: &Path) -> Result<Profile, BenchError> {
+    Ok(Profile::parse(&profile::read_counters(counters)?)?)
 }
 
 /// `-plugin`'s argument: a comma list, in which a comma in a file's name is written twice.

@@ -1,9 +1,6 @@
 //! A guest's steady work: tests/host-programs/workload.c in a Debian guest, beside the same kernel and work on the machine itself.
 
-use super::{
-    Bench, BenchError, DONE, LIMIT, PARTS, WARM, plugin_argument,
-    profile::{self, Count, Profile},
-};
+use super::{Bench, BenchError, DONE, LIMIT, PARTS, WARM, counting, profile::Count, profile_of};
 use crate::{
     error::{create_dir, read},
     machine::Machine,
@@ -49,7 +46,7 @@ impl Steady {
 }
 
 impl Bench {
-    /// The script of a guest that works.
+    /// The start of a script that works.
     pub(super) fn work(&self) -> String {
         format!("workload {} || exit 1\n", self.rounds)
     }
@@ -67,9 +64,8 @@ impl Bench {
         let dir = project.root().join("target/bench");
         create_dir(&dir)?;
         let counters = dir.join(format!("counters-bare-{gic}"));
-        let machine = Machine::virt().gic(gic).cpu(cpu).smp(1).memory(MEMORY).icount(true);
-        let machine = machine.arg("-rtc").arg("base=2026-01-01T00:00:00,clock=vm");
-        let run = Run::new(project, machine.arg("-plugin").arg(plugin_argument(project, &counters)))
+        let machine = Machine::virt().gic(gic).cpu(cpu).smp(1).memory(MEMORY);
+        let run = Run::new(project, counting(project, machine, &counters))
             .kernel("6.12")
             .boot(Boot::NoCore)
             .file("/bin/workload", read(&dir.join("workload"))?)
@@ -79,8 +75,7 @@ impl Bench {
         if !done.is_success() {
             return Err(BenchError::Failed { name, story: done.story(), tail: done.tail(15) });
         }
-        let profile = Profile::parse(&profile::read_counters(&counters)?)?;
-        Steady::of(profile.marks()).ok_or(BenchError::NotSaid { name, what: "the end of its work" })
+        Steady::of(profile_of(&counters)?.marks()).ok_or(BenchError::NotSaid { name, what: "the end of its work" })
     }
 }
 

@@ -3,7 +3,8 @@
 
 use super::{
     Bench, BenchError, plugin_argument,
-    profile::{self, Count, Profile, Symbols, Whose},
+    profile::{Count, Profile, Symbols, Whose},
+    profile_of,
     table::{Budget, Row, Table},
 };
 use crate::{
@@ -237,7 +238,7 @@ impl Bench {
         if !console.contains("guest bench: ok") {
             return Err(BenchError::NotSaid { name: name.to_owned(), what: "guest bench: ok" });
         }
-        Ok((Profile::parse(&profile::read_counters(&counters)?)?, console))
+        Ok((profile_of(&counters)?, console))
     }
 
     /// The mini host to its end: the console. `counters`: with the profiler.
