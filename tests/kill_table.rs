@@ -22,7 +22,7 @@ use corevisor::abstract_machine::sim::Sabotage;
 #[test]
 fn every_planted_fault_is_caught() {
     set_hook(Box::new(|_| {}));
-    for (machines, sabotage) in [
+    let faults = [
         (Machines::Small, Sabotage::NoFlushIpa),
         (Machines::Small, Sabotage::LocalFlushOnly),
         (Machines::Small, Sabotage::NoFlushVm),
@@ -30,15 +30,24 @@ fn every_planted_fault_is_caught() {
         (Machines::Small, Sabotage::NoScrub),
         (Machines::WithVms, Sabotage::FlushOfHostOnly),
         (Machines::WithVms, Sabotage::NoSync),
-    ] {
-        let caught: Vec<String> = (1..=40)
-            .filter_map(|seed| catch_unwind(|| run(seed, machines, 100, Some(sabotage))).err())
-            .map(|panic| match panic.downcast::<String>() {
-                Ok(text) => text.chars().take(100).collect(),
-                Err(_) => String::from("?"),
-            })
-            .collect();
-        println!("{sabotage:?}: caught in {} of 40 sequences, first by: {:?}", caught.len(), caught.first());
-        assert!(!caught.is_empty(), "{sabotage:?} is not caught");
-    }
+    ];
+    // On two threads.
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let faults = faults.iter().skip(half).step_by(2);
+            scope.spawn(move || faults.for_each(|(machines, sabotage)| is_caught(*machines, *sabotage)));
+        }
+    });
+}
+
+fn is_caught(machines: Machines, sabotage: Sabotage) {
+    let caught: Vec<String> = (1..=40)
+        .filter_map(|seed| catch_unwind(|| run(seed, machines, 100, Some(sabotage))).err())
+        .map(|panic| match panic.downcast::<String>() {
+            Ok(text) => text.chars().take(100).collect(),
+            Err(_) => String::from("?"),
+        })
+        .collect();
+    println!("{sabotage:?}: caught in {} of 40 sequences, first by: {:?}", caught.len(), caught.first());
+    assert!(!caught.is_empty(), "{sabotage:?} is not caught");
 }

@@ -7,6 +7,7 @@ use std::boxed::Box;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::string::String;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 use std::{format, vec};
 
@@ -66,9 +67,14 @@ pub fn firmware(args: [u64; 4], is_host_memory: &dyn Fn(Ipa) -> bool) -> SmcOutc
     }
 }
 
-/// Places for VMs, as boot makes them.
-pub fn vm_slots() -> &'static [vm::VmLock] {
-    Box::leak((0..vm::slots()).map(|_| vm::no_vm()).collect())
+/// Places for VMs, as boot makes them: most of what a world needs of memory.
+type Places = &'static [vm::VmLock];
+
+/// Those of worlds that are over.
+static SPARE: Mutex<Vec<Places>> = Mutex::new(Vec::new());
+
+fn spare() -> MutexGuard<'static, Vec<Places>> {
+    SPARE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the host's hardware made of an access, in the end.
@@ -92,6 +98,7 @@ pub struct World {
     pub secret: u64,
     /// Where each gfn of a protected VM was mapped to, ever since (K §6.4 f).
     placed: RefCell<BTreeMap<(VmId, Gfn), Pfn>>,
+    places: Places,
 }
 
 /// A synchronous exception of the host, as boot/vectors.S hands it on.
@@ -144,10 +151,18 @@ impl World {
             counts: [0; Event::COUNT],
             log: (0, vec![]),
         };
-        let mut world =
-            Self { core: Core::new(memory, vm_slots()), spec, calls: 0, secret: 0, placed: RefCell::default() };
+        let places = spare().pop();
+        let places = places.unwrap_or_else(|| Box::leak((0..vm::slots()).map(|_| vm::no_vm()).collect()));
+        let core = Core::new(memory, places);
+        let mut world = Self { core, spec, calls: 0, secret: 0, placed: RefCell::default(), places };
         assert_eq!(world.protect_el2_mem(pool), Ok(()));
         world
+    }
+
+    /// The machine is over: the next one needs less memory of its own. For tests that make very many.
+    pub fn give_way(self) {
+        self.places.iter().for_each(|place| *place.acquire() = vm::Vm::UNUSED);
+        spare().push(self.places);
     }
 
     /// An SMMU for the machine, and its table of all RAM.

@@ -1,10 +1,11 @@
-//! Runs the cases, as many at a time as there are CPUs, and says how each ended.
+//! Runs the cases, as many at a time as there are CPUs, and one more that mostly waits, and says how each ended.
 
 use crate::bed::{Bed, Failure};
 use corevisor_tool::run::{cpu_of_children, cpu_of_machines};
 use std::{
     collections::VecDeque,
     io::Write,
+    iter,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     sync::{Mutex, PoisonError},
@@ -18,6 +19,7 @@ pub struct Case {
     name: String,
     only_in_full: bool,
     early: bool,
+    waits: bool,
     act: Act,
 }
 
@@ -30,7 +32,7 @@ impl Case {
         name: impl Into<String>,
         act: impl Fn(&Bed) -> Result<(), Failure> + Send + Sync + 'static,
     ) -> Self {
-        Self { topic, name: name.into(), only_in_full: false, early: false, act: Box::new(act) }
+        Self { topic, name: name.into(), only_in_full: false, early: false, waits: false, act: Box::new(act) }
     }
 
     /// Left out of the default run if `condition`.
@@ -42,6 +44,12 @@ impl Case {
     /// One of those that take long: nothing else should have to wait for its end alone.
     pub fn starts_early(mut self) -> Self {
         self.early = true;
+        self
+    }
+
+    /// One that leaves its CPU to others for most of its time: it runs beside them.
+    pub fn mostly_waits(mut self) -> Self {
+        self.waits = true;
         self
     }
 
@@ -62,7 +70,7 @@ const HELP: &str = "usage: scripts/test qemu [--full] [--list] [--jobs N] [NAME.
 Runs the QEMU test cases whose title contains one of the NAMEs, or all of the default selection.
   --full     every case, also those that the default selection leaves out; named cases run in any case
   --list     only show the titles
-  --jobs N   so many at a time (default: 2; a case's CPU time is its own only with 1)
+  --jobs N   so many at a time (default: 2), and if more than 1, one more that mostly waits; a case's CPU time is its own only with 1
 ";
 
 struct Options {
@@ -132,17 +140,19 @@ impl Options {
 
 /// The titles of those that failed.
 fn run_all(cases: &[Case], bed: &Bed, jobs: usize) -> Vec<String> {
-    let waiting: Mutex<VecDeque<&Case>> = Mutex::new(cases.iter().collect());
+    let (idle, busy): (VecDeque<_>, VecDeque<_>) = cases.iter().partition(|case| case.waits && jobs > 1);
+    let (idle, busy) = (Mutex::new(idle), Mutex::new(busy));
     let ended: Mutex<(usize, Vec<String>)> = Mutex::default();
     thread::scope(|scope| {
-        for _ in 0..jobs.min(cases.len()) {
-            scope.spawn(|| {
+        for waiting in iter::repeat_n(&busy, jobs).chain([&idle]) {
+            let ended = &ended;
+            scope.spawn(move || {
                 // Taken out first: a loop's condition would keep the lock while the case runs.
-                let next = || lock(&waiting).pop_front();
+                let next = || lock(waiting).pop_front();
                 while let Some(case) = next() {
                     let (start, cpu) = (Instant::now(), cpu_of_machines());
                     let result = case.run(bed);
-                    let mut ended = lock(&ended);
+                    let mut ended = lock(ended);
                     ended.0 += 1;
                     let word = if result.is_ok() { "ok" } else { "FAILED" };
                     let seconds = start.elapsed().as_secs_f64();

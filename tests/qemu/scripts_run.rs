@@ -21,7 +21,8 @@ const BEYOND: &str = "0x90000000";
 pub fn cases() -> Vec<Case> {
     let new = |name: &str, act: fn(&Bed) -> Result<(), Failure>| Case::new("scripts/run", name, act);
     vec![
-        new("what is no good end has a status and a line: a script's own, a panic, a file that is no kernel", bad_ends),
+        new("what is no good end has a status and a line: a script's own, a panic, a file that is no kernel", bad_ends)
+            .mostly_waits(),
         new("a host that hangs is killed at the limit, its last lines are shown, and the status is 124", hangs)
             .only_in_full_if(true),
         new("a host without a script powers off, and the status is 0", no_script).only_in_full_if(true),

@@ -76,12 +76,17 @@ fn a_shell_can_be_typed_into_and_the_machine_asked() {
 
 #[test]
 #[ignore = "needs QEMU"]
-fn the_ways_to_fail_are_told_apart() {
-    let outcome = |script: &str| host(Machine::virt()).script(script).finish().unwrap().outcome;
+fn the_ways_to_fail_are_told_apart_a_reset_and_a_panic() {
+    let outcome = |script: &str| host(Machine::virt().smp(1)).script(script).finish().unwrap().outcome;
     assert_eq!(outcome("reboot -f"), Outcome::Reset);
     assert_eq!(outcome("echo c > /proc/sysrq-trigger"), Outcome::Panicked("sysrq triggered crash".into()));
+}
 
-    let told = host(Machine::virt()).script("echo all is; echo lost; sleep 1000").stop_at("lost").finish().unwrap();
+#[test]
+#[ignore = "needs QEMU"]
+fn the_ways_to_fail_are_told_apart_a_line_that_ends_it_and_a_qemu_that_dies() {
+    let told =
+        host(Machine::virt().smp(1)).script("echo all is; echo lost; sleep 1000").stop_at("lost").finish().unwrap();
     assert_eq!(told.outcome, Outcome::Stopped("lost".into()));
 
     let none = host(Machine::virt().cpu("pentium")).script("").finish().unwrap();
@@ -92,7 +97,8 @@ fn the_ways_to_fail_are_told_apart() {
 #[ignore = "needs QEMU"]
 fn a_machine_that_hangs_is_killed_at_its_limit_and_its_last_lines_are_shown() {
     let limit = Duration::from_secs(1);
-    let mut machine = host(Machine::virt()).script("echo here it hangs; sleep 1000").timeout(limit).start().unwrap();
+    let mut machine =
+        host(Machine::virt().smp(1)).script("echo here it hangs; sleep 1000").timeout(limit).start().unwrap();
     // Whoever waits is the one whose limit ends it. No boot takes less than a second, so the run's is over then.
     machine.wait_for("\nhere it hangs\n", LIMIT).unwrap();
     let process = process(&machine);

@@ -16,7 +16,8 @@ pub fn cases() -> Vec<Case> {
             Host::new(Driver, 3),
             "timer ticks reach a busy guest without the host, unless the driver is told so",
             ticks,
-        ),
+        )
+        .only_in_full_if(true),
     ];
     for host in [driver(), Host::new(Driver, 3)] {
         cases.push(told(host, "a guest reboots in the same QEMU", reboots).only_in_full_if(true));

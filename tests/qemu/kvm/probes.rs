@@ -20,7 +20,8 @@ pub fn cases() -> Vec<Case> {
             "kvm",
             "the driver says what it found and what its VMs do, and does not load without the core",
             loads,
-        ),
+        )
+        .mostly_waits(),
         Case::new("kvm", "the driver that Debian's dkms added, built and installed loads", by_dkms)
             .only_in_full_if(true),
         told(driver(), "200 VMs and 50 killed VMMs leave nothing behind", lives).only_in_full_if(true),
