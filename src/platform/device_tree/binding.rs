@@ -26,6 +26,9 @@ pub(super) enum Role {
     /// Reaches memory beside every SMMU, unless the node says otherwise by `iommus`.
     BesideSmmus,
     Smmu(SmmuVersion),
+    /// Linux drives it by registers that an implementation has of its own (CRn 11, 15), which are undefined for the host
+    /// (`abstract_machine::cpu::traps`): an oops of its kernel.
+    OwnRegisters,
     /// External debug or trace of a CPU: by its registers one CPU halts another, at EL2 too, or sees what it does.
     Debug,
     OtherModule,
@@ -74,6 +77,9 @@ const ROLES: &[(&str, Role)] = &[
     ("arm,mmu-400", Role::Smmu(SmmuVersion::V2)),
     ("arm,mmu-401", Role::Smmu(SmmuVersion::V2)),
     ("arm,mmu-500", Role::Smmu(SmmuVersion::V2)),
+    // Of Debian's 6.12: drivers/perf/arm_dsu_pmu.c, drivers/clk/qcom/clk-cpu-8996.c; tegra194-cpufreq.c has no node but `/cpus`.
+    ("arm,dsu-pmu", Role::OwnRegisters),
+    ("qcom,msm8996-apcc", Role::OwnRegisters),
     ("multiboot,module", Role::OtherModule),
     ("xen,multiboot-module", Role::OtherModule),
     ("multiboot,kernel", Role::KernelModule),

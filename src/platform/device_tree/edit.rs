@@ -6,12 +6,14 @@
 //! | node                    | edit                                                                              |
 //! |-------------------------|-----------------------------------------------------------------------------------|
 //! | memory                  | the core's and firmware's ranges leave `reg`; a node without memory left goes     |
+//! | `/cpus`                 | no `compatible`                                                                   |
 //! | CPUs                    | `enable-method = "psci"`, no `cpu-release-addr`                                   |
 //! | PSCI                    | created or replaced: 1.0 by SMC, which the core traps                             |
 //! | interrupt controller    | `reg` without GICC (v3), GICH, GICV; no maintenance interrupt                     |
 //! | `arm,armv8-timer`       | only the two EL1 physical timer interrupts: Linux then keeps its clock on CNTP    |
 //! | `/chosen`               | initrd, bootargs and `rng-seed` if given; boot modules and the loader's seed go   |
 //! | debug and trace of CPUs | goes: all that CoreSight names                                                    |
+//! | `arm,dsu-pmu` and such  | goes: its driver would use registers that are undefined for the host              |
 //! | `/hypervisor`           | created or replaced: `compatible = "corevisor"`                                   |
 //!
 //! Where the core drives the SMMUs ([`HostEdits::smmus_taken`]), also:
@@ -199,7 +201,7 @@ impl<'x> Editor<'x, '_> {
             self.keep_until(tokens.at(), tokens.at())?;
             self.new_properties(kind)?;
         }
-        if matches!(kind, Kind::Plain | Kind::Root | Kind::Cpus) && !self.edits.smmus_taken {
+        if matches!(kind, Kind::Plain | Kind::Root) && !self.edits.smmus_taken {
             *tokens = behind;
         }
         Ok(())
@@ -227,7 +229,7 @@ impl<'x> Editor<'x, '_> {
             }
             (Some(Kind::Cpus), _) if binding::is_cpu(name, facts.device_type) => Kind::Cpu,
             (Some(Kind::Chosen), role) if role.module().is_some() => Kind::Dropped,
-            (_, Role::Debug) => Kind::Dropped,
+            (_, Role::Debug | Role::OwnRegisters) => Kind::Dropped,
             (_, Role::Smmu(_)) if self.edits.smmus_taken => Kind::Dropped,
             (_, Role::BesideSmmus) if self.edits.smmus_taken && !facts.behind_smmu => Kind::Dropped,
             (_, Role::Psci) => {
@@ -280,6 +282,8 @@ impl<'x> Editor<'x, '_> {
     fn left_out(&self, kind: Kind) -> &'static [&'static str] {
         let (bootargs, initrd) = (self.edits.bootargs.is_some(), self.edits.initrd.is_some());
         match kind {
+            // By which Linux knows that CPUs have registers of their own (`Role::OwnRegisters`).
+            Kind::Cpus => &["compatible"],
             Kind::Cpu => &["enable-method", "cpu-release-addr"],
             Kind::Psci => &["compatible", "method", "status", "cpu_suspend", "cpu_off", "cpu_on", "migrate"],
             Kind::Gic(_) => &["interrupts", "interrupts-extended", "interrupt-names"],

@@ -66,8 +66,12 @@ impl Build {
 
     /// A CPU, a GICv2, a timer.
     pub(super) fn rest(self) -> Self {
-        self.begin("cpus")
-            .cells("#address-cells", &[1])
+        self.begin("cpus").rest_in_cpus()
+    }
+
+    /// The same where `/cpus` is open and has something of its own.
+    pub(super) fn rest_in_cpus(self) -> Self {
+        self.cells("#address-cells", &[1])
             .cells("#size-cells", &[0])
             .begin("cpu@0")
             .text("device_type", "cpu")

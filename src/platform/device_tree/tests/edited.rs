@@ -158,6 +158,21 @@ fn the_maintenance_interrupt_and_release_addresses_are_gone() {
 }
 
 #[test]
+fn what_linux_drives_by_registers_of_its_cpus_that_the_core_keeps_is_gone() {
+    let build = Build::root().memory("memory", &[0, 0x8000_0000, 0x1000]).begin("cpus");
+    let build = build.text("compatible", "nvidia,tegra194-ccplex").rest_in_cpus();
+    let build = build.node("dsu-pmu", "arm,dsu-pmu", &[]).node("clock-controller", "qcom,msm8996-apcc", &[]);
+    let build = build.node("pmu", "arm,cortex-a55-pmu", &[]);
+    with_tree(&edited(&build.blob(), &NO_EDITS).unwrap(), |tree, machine| {
+        let there = ["/dsu-pmu", "/clock-controller", "/pmu"].map(|path| tree.fdt().find_node(path).is_some());
+        assert_eq!((there, machine.cpus.len()), ([false, false, true], 1));
+        assert_eq!(property(tree, "/cpus", "compatible"), None);
+        assert!(property(tree, "/cpus", "#size-cells").is_some());
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_bank_is_split_and_trimmed_in_its_own_cells_and_a_bank_of_the_core_goes() {
     let blob = Build::machine(&[&[0, 0x8000_0000, 0x1_0000, 0, 0x9000_0000, 0x1000], &[0, 0xa000_0000, 0x2000]]);
     let core = [range(0x8000_f000, 0x8001_1000), range(0x8000_2001, 0x8000_2002), range(0xa000_0000, 0xa000_2000)];
