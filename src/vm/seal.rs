@@ -244,21 +244,35 @@ pub fn unseal_page<M: Machine>(vms: &Vms<M>, id: VmId, gfn: Gfn, data: Pfn, tag:
     vm.has_range(gfn, 1)?;
     let head = vms.with_host_page(tag, |_| read_head(vms, tag))?;
     let key = key_of(vms, head.snapshot)?;
-    let mut content = [0; PAGE];
-    vms.with_host_page(data, |_| read_words(vms, data, 0, &mut content))?;
-    unseal(&key, &vm, &[Kind::Page, Kind::SharedPage], gfn.raw(), head, &mut content)?;
-    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, data, Scrub::Keep)?;
+    unseal_content(vms, &vm, (id, gfn, data), head, &key)?;
 
-    write_words(vms, data, 0, &content);
-    if let Some(range) = PhysRange::new(data.addr(), PAGE_SIZE) {
-        vms.machine().sync_page_to_poc(range);
-    }
     if head.kind == Kind::SharedPage as u64 {
         // It is the VM's, and shown to nobody yet: this cannot be refused.
         memory_ops::grant_vm_page(vms.memory(), id, gfn)?;
     }
     vm.snapshot.number = head.snapshot;
     vm.snapshot.pages += 1;
+    Ok(())
+}
+
+/// Gives the VM its page and what belongs into it. Not inlined: the page on the stack is there for as long as it must be.
+#[inline(never)]
+fn unseal_content<M: Machine>(
+    vms: &Vms<M>,
+    vm: &Vm,
+    (id, gfn, data): (VmId, Gfn, Pfn),
+    head: Head,
+    key: &[u8; 32],
+) -> Result<(), CallError> {
+    let mut content = [0; PAGE];
+    vms.with_host_page(data, |_| read_words(vms, data, 0, &mut content))?;
+    unseal(key, vm, &[Kind::Page, Kind::SharedPage], gfn.raw(), head, &mut content)?;
+    memory_ops::assign_pfn_to_vm(vms.memory(), id, gfn, data, Scrub::Keep)?;
+
+    write_words(vms, data, 0, &content);
+    if let Some(range) = PhysRange::new(data.addr(), PAGE_SIZE) {
+        vms.machine().sync_page_to_poc(range);
+    }
     Ok(())
 }
 

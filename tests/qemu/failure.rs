@@ -6,7 +6,16 @@ use crate::{
     made,
     runner::Case,
 };
-use corevisor_tool::{machine::Machine, run::Run};
+use corevisor::abstract_machine::{
+    per_cpu::{EMERGENCY_STACK_SIZE, STACK_SIZE},
+    regs::TrapFrame,
+};
+use corevisor_evidence::tell;
+use corevisor_tool::{
+    machine::Machine,
+    run::Run,
+    stack::{Program, StackError},
+};
 use std::{
     io::Write,
     process::{Command, Stdio},
@@ -63,8 +72,31 @@ pub fn cases() -> Vec<Case> {
         Case::new("failure", "a translation for a VM that traps in the core is one that failed, no more", |bed| {
             goes_on(bed, "8", "a translation that trapped is one that failed")
         }),
+        Case::new("failure", "no way into the core needs more than its stack, the report of a panic on it", stacks),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
     ]
+}
+
+/// By the code itself. In the test build too, which has more.
+fn stacks(bed: &Bed) -> Result<(), Failure> {
+    let entries = [
+        ("platform::boot::trap_lower_hvc", STACK_SIZE),
+        ("platform::boot::trap_lower_sync", STACK_SIZE),
+        ("platform::failure::unexpected_interrupt", STACK_SIZE),
+        ("platform::boot::trap_lower_serror", STACK_SIZE),
+        ("platform::cpus::secondary_main", STACK_SIZE),
+        ("platform::failure::core_trapped", EMERGENCY_STACK_SIZE),
+    ];
+    let failed = |error: StackError| Failure::new(error.to_string());
+    let mut program = Program::of(&bed.project.core_elf()).map_err(|error| failed(error.into()))?;
+    for (entry, size) in entries {
+        // Assembly puts a frame on it first.
+        let need = program.need(entry).map_err(failed)?;
+        let bytes = need.bytes + size_of::<TrapFrame>() as u64;
+        check(bytes <= size, format!("{entry} may need {bytes} bytes of {size}:\n{need}"))?;
+        tell(&format!("stack: {entry}"), &[("bytes", bytes), ("of", size)]);
+    }
+    Ok(())
 }
 
 /// The host keeps all `cpus` CPUs busy and asks the core for a failure of `kind`. The report, with names, must hold `texts`.

@@ -18,6 +18,7 @@
 //! | [`board_tree`]  | the device trees of QEMU's models of real boards                           |
 //! | [`raspi`]       | the Raspberry Pi's device tree, for QEMU's model of it                     |
 //! | [`erratum`]     | sequences of instructions that a Cortex-A53 must not get                   |
+//! | [`stack`]       | how much of a stack the core's code may need                               |
 //! | [`given_tree`]  | the device tree of a machine, with the public keys for the core            |
 //! | [`qmp`]         | QEMU's control socket                                                      |
 //! | [`run`]         | a run of a machine: console text, outcome, and an end to it in any case    |
@@ -68,4 +69,5 @@ pub mod running;
 pub mod script;
 pub mod sdcard;
 pub mod sign;
+pub mod stack;
 pub mod vms;

@@ -312,7 +312,7 @@ pub unsafe fn start(range: PhysRange, root: Pa, shape: Shape) -> Option<()> {
     barrier::dsb(barrier::SY);
     let checked = if registers.idr0.is_set(IDR0::ATS) { CR0::ATSCHK::SET } else { CR0::ATSCHK::CLEAR };
     switch(registers, (checked + CR0::CMDQEN::SET).value);
-    unit.run(&[[COMMAND::CODE::CfgiAll.value, ALL_STREAMS], [COMMAND::CODE::TlbiNsnhAll.value, 0]]);
+    unit.run([[COMMAND::CODE::CfgiAll.value, ALL_STREAMS], [COMMAND::CODE::TlbiNsnhAll.value, 0]].into_iter());
     switch(registers, (checked + CR0::CMDQEN::SET + CR0::EVENTQEN::SET + CR0::SMMUEN::SET).value);
     *place = Some(unit);
     ANY.store(true, Ordering::Release);
@@ -385,15 +385,15 @@ fn write_stream_table(registers: &Registers, entry: Entry) -> Option<(Pa, u32)> 
 impl Unit {
     /// Gives these commands and a CMD_SYNC to the SMMU, together fewer than its queue has places, and waits until it is done with all: then it has forgotten, and accesses that used what it
     /// forgot are over. Nothing else waits in the queue.
-    fn run(&self, commands: &[[u64; 2]]) {
+    fn run(&self, commands: impl Iterator<Item = [u64; 2]>) {
         let sync = [COMMAND::CODE::Sync.value, 0];
         let wrap = (2 << self.commands_log2) - 1;
         let mut at = self.registers.cmdq_prod.get() & wrap;
-        for command in commands.iter().chain([&sync]) {
+        for command in commands.chain([sync]) {
             let index = at as usize & ((1 << self.commands_log2) - 1);
             // SAFETY: within the queue's page, which only the holder of `UNITS` writes; the SMMU reads what is before PROD, and these places are behind it:
             // nothing else waits.
-            unsafe { (self.commands.raw() as *mut [u64; 2]).add(index).write_volatile(*command) };
+            unsafe { (self.commands.raw() as *mut [u64; 2]).add(index).write_volatile(command) };
             at = (at + 1) & wrap;
         }
         barrier::dsb(barrier::SY);
@@ -408,17 +408,16 @@ impl Unit {
 
     fn flush(&self, at: Ipa, pages: u64) {
         // One place stays free, or a full queue would look like an empty one.
-        let most = (1u64 << self.commands_log2).saturating_sub(2).min(MOST_BY_PAGE as u64);
-        if pages > most {
-            return self.run(&[[(COMMAND::CODE::TlbiS12Vmall + COMMAND::VMID.val(HOST)).value, 0]]);
-        }
-        let mut commands = [[0; 2]; MOST_BY_PAGE];
-        let count = commands.iter_mut().zip(0..pages).map(|(command, n)| {
+        let most = (1u64 << self.commands_log2).saturating_sub(2).min(MOST_BY_PAGE);
+        let by_page = pages <= most;
+        self.run((0..if by_page { pages } else { 1 }).map(|n| {
             // Bit 0, Leaf, is clear: what is known of the tables on the way goes too.
-            *command = [(COMMAND::CODE::TlbiS2Ipa + COMMAND::VMID.val(HOST)).value, at.raw() + n * PAGE_SIZE];
-        });
-        let count = count.count();
-        self.run(commands.get(..count).unwrap_or(&[]));
+            let (code, at) = match by_page {
+                true => (COMMAND::CODE::TlbiS2Ipa, at.raw() + n * PAGE_SIZE),
+                false => (COMMAND::CODE::TlbiS12Vmall, 0),
+            };
+            [(code + COMMAND::VMID.val(HOST)).value, at]
+        }));
     }
 
     /// Takes the events from the queue: how many they were. The first that there is room for come to `told`.
@@ -443,7 +442,7 @@ impl Unit {
 }
 
 /// Most pages that are forgotten one by one; more are forgotten with all others.
-const MOST_BY_PAGE: usize = 64;
+const MOST_BY_PAGE: u64 = 64;
 
 /// See `Machine::smmu_flush`.
 pub fn flush(at: Ipa, pages: u64) {
