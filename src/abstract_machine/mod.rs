@@ -137,7 +137,7 @@ pub trait Machine: Worlds {
     }
 
     /// Forgets, on every CPU, what was cached for the `pages` pages from `ipa` of `vm` on, including combined stage-1 entries, and waits
-    /// until it is done: DSB; TLBI IPAS2E1IS for each; DSB; TLBI VMALLE1IS; DSB; ISB. K §2 L8, Arm ARM D8.16.
+    /// until it is done: DSB; TLBI IPAS2E1IS for each; DSB; TLBI VMALLE1IS; DSB; ISB. For many pages all of `vm` instead. K §2 L8, Arm ARM D8.16.
     /// `table` is the VM's.
     fn tlb_flush_run(&self, vm: VmId, table: Stage2, ipa: Ipa, pages: u64);
 
@@ -164,10 +164,10 @@ pub trait Machine: Worlds {
     /// Brings a page of somebody else, which stays theirs meanwhile, within the reach of this CPU. One at a time.
     fn open_page(&self, pfn: Pfn) -> Self::Foreign<'_>;
 
-    /// Copies words of a page of somebody else, from its `first_word` on, each read once.
+    /// Copies words (of 8 bytes) of a page of somebody else, from its `first_word` on, each read once; all lie in the page, which has 512.
     fn read_page(&self, pfn: Pfn, first_word: usize, out: &mut [u64]);
 
-    /// Writes words of a page of somebody else, from its `first_word` on, each once.
+    /// Writes words of a page of somebody else, from its `first_word` on, each once; all lie in the page.
     fn write_page(&self, pfn: Pfn, first_word: usize, words: &[u64]);
 
     /// This CPU digests pages from now on, until that is dropped; in a call of the host. Registers of the host that it may need for that are saved before, and
@@ -224,10 +224,10 @@ pub trait Machine: Worlds {
     /// Makes the SError of `syndrome` the host's: it takes it as soon as it does not mask SErrors (VSESR_EL2, HCR_EL2.VSE).
     fn pend_host_serror(&self, syndrome: Syndrome);
 
-    /// Loads 4 or 8 bytes, as `size` says, from a register of a device that is mapped for the core.
+    /// Loads 4 or 8 bytes, as `size` says, from a register of a device that is mapped for the core, aligned to them.
     fn mmio_read(&self, at: Pa, size: u64) -> u64;
 
-    /// Stores 4 or 8 bytes, as `size` says, to a register of a device that is mapped for the core.
+    /// Stores 4 or 8 bytes, as `size` says, to a register of a device that is mapped for the core, aligned to them.
     fn mmio_write(&self, at: Pa, size: u64, value: u64);
 
     /// Reads an EL1 register of the host.

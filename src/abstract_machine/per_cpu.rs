@@ -41,7 +41,7 @@ macro_rules! events {
 events! {
     /// A host access that the core answered by mapping more of the host's memory.
     HostFaultServed = "host stage-2 faults served",
-    /// A host access to what is not the host's: answered by an external abort.
+    /// A host access to what is not the host's: answered by an external abort, or for its kernel's data accesses by an alignment fault.
     HostAccessDenied = "host accesses denied",
     /// A hypercall of the host; that which lets a vCPU run is an entry.
     HostHypercall = "host hypercalls",

@@ -5,14 +5,14 @@
 //! | [`register_vm`]              | Unused -> Ready         | a new VM, with a table                                        | Core; Vm      |
 //! | [`register_vcpu`]            | Ready                   | a new vCPU, with a context out of the VM's pool               | Vm, below it S2Page, Npt |
 //! | [`set_boot_info`]            | Ready                   | one more image of a protected VM                              | Vm            |
-//! | [`remap_vm_image`]           | Ready                   | one more page of an image                                     | Vm, below it S2Page, Npt |
+//! | [`remap_vm_image`]           | Ready                   | more pages of an image                                        | Vm, below it S2Page, Npt |
 //! | [`verify_and_load_images`]   | Ready -> Verified       | the images are what was signed                                | Vm, below it S2Page, Npt |
 //! | [`set_vcpu_active`]          | Verified                | a CPU takes a vCPU to run it                                  | Vm            |
 //! | [`vcpu_started`]             | any                     | the start that it was taken with is over                      | Vm            |
 //! | [`set_vcpu_inactive`], [`give_vcpu_back`] | any        | the CPU gives it back                                         | Vm            |
 //! | [`posted`]                   | Verified                | SGIs between vCPUs that run                                   | Vm            |
 //! | [`psci_cpu_on`], [`psci_cpu_off`], [`psci_affinity_info`] | Verified | a VM's own view of its vCPUs' power           | Vm            |
-//! | [`set_cntvoff`]              | Ready                   | offset of the VM's virtual counter                            | Vm            |
+//! | [`set_cntvoff`]              | Ready; ordinary: Verified | offset of the VM's virtual counter                            | Vm            |
 //! | [`destroy_vm`]               | PowerOff -> Dying -> Unused | table, pool, contexts, mailboxes and id are free again    | Vm; Core      |
 //!
 //! Power-off is layer 18; memory is `vm_memory`'s. A call in another state is [`CallError::WrongState`] and changes nothing; for an id
@@ -169,7 +169,7 @@ fn verify_images<M: Machine>(vms: &Vms<M>, id: VmId, vm: &mut Vm, page: Pfn) -> 
     }
 }
 
-/// What is subtracted from the physical counter to give the VM's virtual one.
+/// What is subtracted from the physical counter to give the VM's virtual one, in ticks of CNTFRQ_EL0.
 ///
 /// # Errors
 /// [`CallError::WrongState`], [`CallError::NoSuchObject`].

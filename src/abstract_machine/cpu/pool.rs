@@ -38,7 +38,7 @@ fn layout(order: u32) -> Option<Layout> {
     Layout::from_size_align(size, size).ok()
 }
 
-/// Takes `1 << order` pages, zeroed, aligned to their size.
+/// Takes `1 << order` pages, zeroed, aligned to their size; none if no such run is free. Takes the pool's own lock, below which nothing is taken.
 pub fn alloc(order: u32) -> Option<Pa> {
     let layout = layout(order)?;
     let block = POOL.lock().alloc(layout).ok()?;
@@ -47,7 +47,10 @@ pub fn alloc(order: u32) -> Option<Pa> {
     Some(Pa::new(block.as_ptr() as u64))
 }
 
-/// Gives back what [`alloc`] gave.
+/// Gives back what [`alloc`] gave with the same `order`, once; nobody has it any more. Takes the pool's own lock.
+///
+/// # Panics
+/// If that lies outside the pool.
 pub fn free(base: Pa, order: u32) {
     let end = Pa::new(base.raw() + (PAGE_SIZE << order));
     assert!(holds(base) && end.raw() <= END.load(Ordering::Relaxed), "{base} is not in the page pool");

@@ -98,7 +98,7 @@ fn off(version: u8) {
     }
 }
 
-/// Saves the interface into `context`, with its first `used` list registers, and turns it off.
+/// Saves the interface into `context`, with its first `used` list registers (at most those that there are), and turns it off.
 pub fn save(world: &World, context: &mut Context, used: usize) {
     let words = &mut context.vgic;
     // EOIcount is what the host wants of this register, and wants only if it let more interrupts be active than list registers hold.
@@ -184,7 +184,7 @@ pub fn set_list_register(world: &mut World, n: usize, value: u64) {
     set_ich_lr(n, value);
 }
 
-/// Sends SGI `sgi` to the CPU of this affinity.
+/// Sends SGI `sgi` (0 to 15, of group 1) to the CPU of this affinity. Only with GICv3.
 pub fn kick(mpidr: u64, sgi: u8) {
     let affinity = |shift: u32| mpidr >> shift & 0xff;
     let value = ICC_SGI1R::AFF3.val(affinity(32))

@@ -97,8 +97,8 @@ calls! {
     DonatePool(vm, pa, pages) = HOST_BASE + 0x12,
     /// Pages of the VM's pool that are free: x0 = 0, x1 = free, x2 = all.
     PoolInfo(vm) = HOST_BASE + 0x13,
-    /// One more image of `size` bytes, which the VM will see at `gpa`: both any value, `gpa` page-aligned. x0 = 0, x1 = image index.
-    /// State READY, protected VMs only. K: `set_boot_info`.
+    /// One more image of `size` bytes, which the VM will see at `gpa`, page-aligned; not empty, within the VM's addresses, over no other image. x0 = 0, x1 = image index;
+    /// [`CallError::NoSpace`] after [`MAX_IMAGES`]. State READY, protected VMs only. K: `set_boot_info`.
     SetBootInfo(vm, gpa, size) = HOST_BASE + 0x14,
     /// The host's `pages` pages from `pa` on are the next pages of image `image`, as far as it has so many: they leave the host at once. x0 = pages taken (a whole 2 MiB block, or
     /// up to `pages`). State READY. K: `remap_vm_image`.
@@ -116,19 +116,19 @@ calls! {
     /// its first page, and in bits 11:0 how many more belong to it. Each page is mapped as by MapMemory, in order, none as a part of a block: a page that stands there twice is lent twice, or is
     /// not the host's the second time. x0 = pages mapped: up to the first that cannot be, [`MAX_RUN_PAGES`] at most, and none of another 2 MiB of the VM's than `gpa`. State READY or VERIFIED.
     MapRuns(vm, gpa, runs, flags, run) = HOST_BASE + 0x24,
-    /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.
+    /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not, at most [`MAX_PAGES`]. State READY, VERIFIED or POWEROFF.
     UnmapMemory(vm, gpa, pages) = HOST_BASE + 0x18,
     /// Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`; for a protected VM below 1 GiB or from 256 GiB on, never where it has memory. State
     /// READY. K: `map_io`.
     MapIo(vm, gpa, pa, pages) = HOST_BASE + 0x19,
-    /// What is added to the physical counter, negated, to give the VM's virtual counter. State READY; an ordinary VM also
+    /// The VM's virtual counter is the physical one less `offset`, in ticks of CNTFRQ_EL0. State READY; an ordinary VM also
     /// VERIFIED, for the entries that follow. K: `TIMER_SET_CNTVOFF`.
     SetCntvoff(vm, offset) = HOST_BASE + 0x1a,
     /// Runs the vCPU until something is the host's to do. x0 = a [`crate::mailbox::ExitReason`], the rest in the mailbox. State VERIFIED. K: `VCPU_RUN`.
     VcpuRun(vm, vcpu) = HOST_BASE + 0x1b,
-    /// Reads register `register` ([`crate::mailbox::Register`]) of a vCPU that does not run. Ordinary VMs only. x0 = 0, x1 = value.
+    /// Reads register `register` ([`crate::mailbox::Register`]) of a vCPU that does not run ([`CallError::Busy`] while it does). Ordinary VMs only. x0 = 0, x1 = value. State READY, VERIFIED or POWEROFF.
     GetRegister(vm, vcpu, register) = HOST_BASE + 0x1c,
-    /// Writes it. The vCPU goes on at exactly the program counter that is written, also after an exit that would have gone on behind an instruction.
+    /// Writes it, in the same states; [`CallError::InvalidParameter`] for one that can only be read. The vCPU goes on at exactly the program counter that is written, also after an exit that would have gone on behind an instruction.
     SetRegister(vm, vcpu, register, value) = HOST_BASE + 0x1d,
     /// No vCPU of the VM runs any more from now on. From every state: POWEROFF. Those that run right now leave at their next exit: the host
     /// makes them exit by an interrupt. K §8.3 A10.

@@ -135,9 +135,9 @@ pub struct Mailbox {
     pub vgic_misr: u64,
     /// out: CNTV_CTL_EL0 of the VM: enable, mask as the VM set them; ISTATUS as it was.
     pub cntv_ctl: u64,
-    /// out: CNTV_CVAL_EL0 of the VM.
+    /// out: CNTV_CVAL_EL0 of the VM, in ticks of CNTFRQ_EL0 of its own counter.
     pub cntv_cval: u64,
-    /// out: CNTVOFF_EL2 of the VM, so that the host knows when it will fire.
+    /// out: CNTVOFF_EL2 of the VM: the timer fires when the physical counter is at `cntv_cval + cntvoff`.
     pub cntvoff: u64,
     /// out: number of exits of this vCPU so far.
     pub exits: u64,

@@ -161,7 +161,7 @@ impl Console {
         Self { driver, stuck: AtomicBool::new(false) }
     }
 
-    /// Writes one byte as it is. Waits a bounded time for room, then drops the byte.
+    /// Writes one byte as it is. Asks up to [`PATIENCE`] times for room, then drops the byte; after that [`PATIENCE_WHEN_STUCK`] times for each, until there is room again.
     pub fn put(&self, byte: u8) {
         // Plain loads and stores only: an exclusive access may fault while the MMU is off.
         let patience = if self.stuck.load(Ordering::Relaxed) { PATIENCE_WHEN_STUCK } else { PATIENCE };
