@@ -96,6 +96,8 @@ pub struct State {
     pub mailboxes: BTreeMap<Pfn, u8>,
     /// How many more pages the core can map for itself.
     pub room_to_adopt: usize,
+    /// Below so many free pages of the pool for tables it maps none.
+    pub kept_from_adoption: usize,
     /// K: `flatmem`. Pages that were written; all others hold their canary.
     pub ram: BTreeMap<Pfn, u64>,
     /// K: `regs`, the part that a trap reads and writes, for each CPU.

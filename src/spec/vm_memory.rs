@@ -51,9 +51,13 @@ fn adopt(mut s: State, pfn: Pfn, count: u64) -> After<()> {
     for page in run(pfn, count) {
         (s.host, s.free_tables) = npt::clear_pfn_host(s.host, s.free_tables, page);
     }
+    let fits = |s: &State| s.room_to_adopt as u64 >= count && s.free_tables >= s.kept_from_adoption;
+    if !fits(&s) {
+        (s.host, s.free_tables) = npt::forget_host(s.host, s.free_tables);
+    }
     // What the core zeroed before it ran out of room is zero, and the host's as before.
-    if (s.room_to_adopt as u64) < count {
-        let zeroed = s.room_to_adopt as u64;
+    if !fits(&s) {
+        let zeroed = if s.free_tables >= s.kept_from_adoption { s.room_to_adopt as u64 } else { 0 };
         run(pfn, zeroed).for_each(|page| _ = s.ram.insert(page, 0));
         return (s, Err(Denied::OutOfTables));
     }

@@ -144,6 +144,7 @@ impl World {
             vms: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
             room_to_adopt: usize::MAX,
+            kept_from_adoption: 0,
             free_tables: layout.pool_pages as usize - host.root_pages(),
             host,
             ram: BTreeMap::new(),

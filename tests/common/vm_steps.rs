@@ -120,6 +120,8 @@ pub fn step(world: &mut World, rng: &mut Rng, addrs: &[u64]) {
         (19, _) if rng.below(4) == 0 => {
             let room = rng.pick(&[0, 1, 3, 1000, usize::MAX / 2]);
             world.limit_adoption(room);
+            let all = world.spec.free_tables + world.spec.host.tables.len();
+            world.keep_from_adoption(rng.pick(&[0, 0, 1, all / 2, all]));
         }
         (20, _) => _ = world.walk_vm(vm, gfn),
         (21 | 22, known) => {

@@ -48,6 +48,7 @@ impl Pages {
             vms: BTreeMap::new(),
             mailboxes: BTreeMap::new(),
             room_to_adopt: ENDLESS,
+            kept_from_adoption: 0,
             ram: BTreeMap::new(),
             cpus: vec![],
             counts: [0; Event::COUNT],

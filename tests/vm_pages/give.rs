@@ -225,6 +225,29 @@ fn a_vm_is_registered_only_with_a_free_id_a_possible_size_and_a_root_of_the_host
 }
 
 #[test]
+fn the_hosts_tables_make_room_for_what_a_vm_needs() {
+    let mut world = world();
+    let all = world.spec.free_tables;
+    // A page given away by itself: the block around it is mapped by pages.
+    assert_eq!(world.assign_page_to_core(pfn(RAM)), Ok(()));
+    assert!(host(&mut world, 0, RAM + 0x1000) && world.spec.free_tables < all);
+    let root = pfn(BACK + 0x10_0000);
+    // They are forgotten for a VM's root of two pages, and for a page of its pool. The host has its memory back at once.
+    world.keep_from_adoption(all);
+    assert_eq!(world.register_vm_table(A, Protected, 40, root), Ok(()));
+    assert_eq!(world.spec.free_tables, all);
+    assert!(host(&mut world, 0, RAM + 0x1000) && world.spec.free_tables < all);
+    assert_eq!(world.donate_pool_page(A, pfn(BACK + 0x18_0000)), Ok(()));
+    assert!(host(&mut world, 1, RAM + 0x1000));
+    world.check();
+    // Where they do not help the host hears of it.
+    world.keep_from_adoption(all + 1);
+    assert_eq!(world.donate_pool_page(A, pfn(BACK + 0x18_1000)), Err(Denied::OutOfTables));
+    assert!(host(&mut world, 0, RAM + 0x1000) && host(&mut world, 0, BACK + 0x18_1000));
+    world.check();
+}
+
+#[test]
 fn a_vms_memory_changes_hands_only_as_its_kind_says() {
     let mut world = two_vms(8);
     assert_eq!(world.lend_pages_to_vm(A, gfn(GUEST), pfn(RAM), 1, false), Err(Denied::WrongKind));

@@ -123,6 +123,18 @@ impl Caches {
     }
 }
 
+/// What there is for the core's own tables of adopted pages.
+pub(super) struct Room {
+    /// So many more pages can be adopted.
+    pub(super) pages: usize,
+    /// Pages of the pool that are not for them.
+    pub(super) kept: usize,
+}
+
+impl Room {
+    pub(super) const ENDLESS: Self = Self { pages: usize::MAX, kept: 0 };
+}
+
 impl State {
     pub(super) fn content(&self, pfn: Pfn) -> Content {
         self.caches.outdated.get(&pfn.raw()).cloned().unwrap_or_else(|| self.in_memory(pfn))
@@ -228,8 +240,10 @@ impl State {
     }
 
     pub(super) fn adopt(&mut self, pfn: Pfn) -> bool {
-        let Some(left) = self.room_to_adopt.checked_sub(1) else { return false };
-        self.room_to_adopt = left;
+        if self.room_to_adopt.pages == 0 || self.tables.free_pages() < self.room_to_adopt.kept {
+            return false;
+        }
+        self.room_to_adopt.pages -= 1;
         self.expect_unreached(pfn, "adopted");
         self.tables.adopt(pfn.addr().raw());
         self.ram.remove(&pfn.raw());
@@ -242,7 +256,7 @@ impl State {
         let remembered = self.cpus.iter().any(|cpu| cpu.tlb.knows_table(at));
         let tlbs: Vec<_> = self.cpus.iter().map(|cpu| cpu.tlb.clone()).collect();
         self.tables.release(at, remembered, |vm| tlbs.iter().any(|tlb| tlb.knows_vm(vm)));
-        self.room_to_adopt = self.room_to_adopt.saturating_add(1);
+        self.room_to_adopt.pages = self.room_to_adopt.pages.saturating_add(1);
         self.write(pfn, Content::Filled(0));
         self.caches.dirty.remove(&pfn.raw());
         self.caches.too_early.remove(&pfn.raw());
@@ -332,7 +346,12 @@ impl Sim {
 
     /// So many more pages can be adopted before the core has no page left for its own tables.
     pub fn limit_adoption(&self, pages: usize) {
-        self.state().room_to_adopt = pages;
+        self.state().room_to_adopt.pages = pages;
+    }
+
+    /// None can be adopted while fewer pages than these are left in the pool.
+    pub fn keep_from_adoption(&self, pages: usize) {
+        self.state().room_to_adopt.kept = pages;
     }
 
     /// Whether a TLB remembers anything of `vm`.

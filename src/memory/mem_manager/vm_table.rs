@@ -14,7 +14,7 @@ use crate::abstract_machine::Machine;
 use crate::abstract_machine::addr::{PAGE_SIZE, Pfn, VmId};
 use crate::memory::Memory;
 use crate::memory::page_manager::{PageState, S2Pages, set_pfn_run};
-use crate::npt::npt_ops::vm as vm_ops;
+use crate::npt::npt_ops::{self, vm as vm_ops};
 use crate::npt::{Shape, VmKind};
 
 /// Fewest bits of a VM's address space.
@@ -73,7 +73,7 @@ fn take_for_core<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, cou
     expect_host_pages(mem, pages, pfn, count)?;
     take_from_host(mem, pfn, count);
     for (n, page) in run(pfn, count).enumerate() {
-        if !mem.machine().adopt_page(page) {
+        if !adopt(mem, page) {
             // What the host gave it loses the content of, as it would have anyway; who owns it has not changed.
             run(pfn, n as u64).for_each(|adopted| mem.machine().release_page(adopted));
             show_to_devices(mem, pfn, count);
@@ -82,6 +82,14 @@ fn take_for_core<M: Machine>(mem: &Memory<M>, pages: &mut S2Pages, pfn: Pfn, cou
     }
     set_pfn_run(pages, mem.regions(), pfn, count, PageState::Core);
     Ok(())
+}
+
+/// Into the core's own map. The host's tables are a cache: before the core has no room for its own they go.
+fn adopt<M: Machine>(mem: &Memory<M>, page: Pfn) -> bool {
+    mem.machine().adopt_page(page) || {
+        npt_ops::forget_host(mem.npts());
+        mem.machine().adopt_page(page)
+    }
 }
 
 /// Free pages of the VM's pool, and all.

@@ -180,6 +180,12 @@ impl World {
         self.spec.room_to_adopt = pages;
     }
 
+    /// None can be adopted while fewer pages than these are left in the pool.
+    pub fn keep_from_adoption(&mut self, pages: usize) {
+        self.sim().keep_from_adoption(pages);
+        self.spec.kept_from_adoption = pages;
+    }
+
     pub(super) fn check_vms(&self, view: &View<'_>) {
         let ids = (1..=VM_SLOTS as u16).map(VmId::new).filter(|vm| vm_s2pt(self.mem().npts(), *vm).is_some());
         assert!(ids.eq(self.spec.vms.keys().copied()), "VMs that have a table");
