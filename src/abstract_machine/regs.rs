@@ -104,6 +104,8 @@ mod fields {
             DIT OFFSET(24) NUMBITS(1) [],
             /// Privileged access never.
             PAN OFFSET(22) NUMBITS(1) [],
+            /// All interrupts are masked, those of superpriority too (FEAT_NMI).
+            ALLINT OFFSET(13) NUMBITS(1) [],
             /// Speculative store bypass is safe.
             SSBS OFFSET(12) NUMBITS(1) [],
             /// Masks of debug, SError, IRQ and FIQ.
@@ -213,6 +215,10 @@ mod fields {
             ATA OFFSET(43) NUMBITS(1) [],
             /// Value of SSBS after exception entry.
             DSSBS OFFSET(44) NUMBITS(1) [],
+            /// Interrupts may be of superpriority.
+            NMI OFFSET(61) NUMBITS(1) [],
+            /// The stack pointer that is used masks these, not the exception entry.
+            SPINTMASK OFFSET(62) NUMBITS(1) [],
         ],
     }
 }

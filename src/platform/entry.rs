@@ -57,8 +57,6 @@ const EARLY_TABLE_COUNT: usize = 7;
 
 /// Number of the vector of a synchronous exception of the core itself.
 const CORE_SYNC: u64 = 4;
-/// Of an SError.
-const CORE_SERROR: u64 = 7;
 /// ISR_EL1.A: an SError is pending. Arm ARM D24.2.103.
 const ISR_EL1_A: u64 = 8;
 /// PSTATE.A in the immediate of MSR DAIFClr. Arm ARM C5.2.3.
@@ -108,7 +106,7 @@ global_asm!(
     trap_lower_irq = sym failure::unexpected_interrupt,
     trap_lower_serror = sym boot::trap_lower_serror,
     CORE_SYNC = const CORE_SYNC,
-    CORE_SERROR = const CORE_SERROR,
+    CORE_SERROR = const failure::CORE_SERROR,
     ISR_A = const ISR_EL1_A,
     DAIF_A = const DAIF_A,
     core_trapped = sym failure::core_trapped,

@@ -19,8 +19,11 @@ const MAX_FRAMES: usize = 24;
 /// What stands for a vector when something came to EL3 on a board that left that level to the core (boot/entry.S).
 pub const CORE_EL3: u32 = 16;
 
-/// In place of x0 to x30, as long as a VM is on the CPU: some of them may be its own still.
-const NOT_SHOWN: &str = "registers: not shown, a VM is on this CPU";
+/// Kind of an SError at the core's own level: the number of its vector.
+pub const CORE_SERROR: u32 = 7;
+
+/// In place of x0 to x30, where some of them may be a VM's, or hold what is secret.
+const NOT_SHOWN: &str = "registers: not shown";
 
 /// An assertion of the core did not hold.
 pub fn panicked(info: &PanicInfo<'_>) -> ! {
@@ -56,12 +59,16 @@ pub extern "C" fn core_trapped(frame: &TrapFrame, kind: u32) -> ! {
             SPSR_EL2.get()
         );
         let _ = writeln!(out, "  pc {:#x}  sp {:#x}", ELR_EL2.get(), frame.sp);
+        // The host may have caused it, for whatever moment: amid a seal of a VM's memory, or while x29 is its own.
+        let is_anywhere = kind == CORE_SERROR;
         if cpu::has_vm() {
-            let _ = writeln!(out, "  {NOT_SHOWN}");
+            let _ = writeln!(out, "  {NOT_SHOWN}, a VM is on this CPU");
+        } else if is_anywhere {
+            let _ = writeln!(out, "  {NOT_SHOWN}, an SError comes at any place");
         } else {
             show_registers(out, frame);
         }
-        backtrace(out, Some(ELR_EL2.get()), frame.x[29]);
+        backtrace(out, Some(ELR_EL2.get()), if is_anywhere { 0 } else { frame.x[29] });
     })
 }
 

@@ -33,10 +33,19 @@ pub fn take(description: &mut MachineDescription) -> Result<Option<Taken>, BootE
     if description.smmus.is_empty() {
         return Ok(None);
     }
+    if !description.smmus_serve {
+        log::warn!("no device stands behind an SMMU: devices reach all memory");
+        return Ok(None);
+    }
     let mut taken = Taken { bits: 48, largest: Level::L2 };
     for unit in description.smmus.iter() {
         if unit.version != SmmuVersion::V3 {
             log::warn!("the SMMU at {} is none of version 3: devices reach all memory", unit.range);
+            return Ok(None);
+        }
+        // Whatever the SMMU says of itself: how it is connected only the tree knows (Linux, arm,smmu-v3.yaml).
+        if !unit.coherent {
+            log::warn!("the SMMU at {} does not see caches, by the device tree: devices reach all memory", unit.range);
             return Ok(None);
         }
         own_map::map(unit.range, CoreAccess::Device)?;

@@ -102,7 +102,8 @@ pub fn exception_entry(mut t: Trapped, esr: u64) -> Trapped {
     let ssbs = (t.sctlr_el1 >> 44 & 1) << 12;
     // TCO is set by every exception on a CPU with memory tagging; only where EL1 may use tags (ATA) does it matter.
     let tco = (t.sctlr_el1 >> 43 & 1) << 25;
-    t.pstate = keep | pan | ssbs | tco | 0xf << 6 | 0b0_0101;
+    let allint = u64::from(t.sctlr_el1 >> 61 & 0b11 == 0b01) << 13;
+    t.pstate = keep | pan | allint | ssbs | tco | 0xf << 6 | 0b0_0101;
     t
 }
 

@@ -60,7 +60,11 @@ pub fn handle_host_stage2_fault<M: Machine>(core: &Core<M>, x: &mut Registers) {
         FaultKind::Permission | FaultKind::Other => Err(Denied::NotOwner),
     };
     match mapped {
-        Ok(()) => machine.count(Event::HostFaultServed),
+        Ok(()) => {
+            // A CPU that failed meanwhile has taken the table away: what was mapped since must not be used.
+            machine.check();
+            machine.count(Event::HostFaultServed);
+        }
         Err(reason) => deny(machine, syndrome, reason),
     }
 }

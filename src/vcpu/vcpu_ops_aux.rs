@@ -278,6 +278,8 @@ fn entry_pstate(pstate: u64, sctlr: u64) -> u64 {
         // state of an AArch32 process the bit is another one.
         + SPSR::TCO.val(sctlr.read(SCTLR_EL1_ENTRY::ATA))
         + SPSR::PAN.val(u64::from(pan))
+        // It means something only with NMI, which is clear where there is no such bit.
+        + SPSR::ALLINT.val(u64::from(sctlr.is_set(SCTLR_EL1_ENTRY::NMI) && !sctlr.is_set(SCTLR_EL1_ENTRY::SPINTMASK)))
         + SPSR::SSBS.val(sctlr.read(SCTLR_EL1_ENTRY::DSSBS)))
     .value
 }
@@ -289,6 +291,13 @@ mod tests {
     #[test]
     fn an_exception_enters_the_vector_of_the_level_that_it_came_from() {
         assert_eq!([0x3c4, 0x3c5, 0x3c0, 0x010].map(vector_offset), [0x000, 0x200, 0x400, 0x600]);
+    }
+
+    #[test]
+    fn exception_entry_masks_interrupts_of_superpriority_unless_the_stack_pointer_does() {
+        assert_eq!(entry_pstate(0, 1 << 61 | 1 << 23), 1 << 13 | 0x3c5);
+        assert_eq!(entry_pstate(1 << 13, 0b11 << 61 | 1 << 23), 0x3c5);
+        assert_eq!(entry_pstate(0, 1 << 23), 0x3c5);
     }
 
     #[test]

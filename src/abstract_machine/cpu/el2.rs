@@ -231,7 +231,7 @@ fn for_host(features: &Features) -> Traps {
     const INSTRUCTIONS: u64 = 0b1_1111 << 55; // nBRBINJ .. nGCSEPP
     const DEBUG_READ: u64 = 0b1111 << 59; // nBRBIDR .. nPMSNEVFR
     const DEBUG_WRITE: u64 = 0b111 << 60; // nBRBCTL .. nPMSNEVFR
-    const DEBUG_INSTRUCTIONS: u64 = 1; // nDCCIVAPS; the next bit is a trap
+    const DEBUG_INSTRUCTIONS: u64 = 1 << 1; // nDCCIVAPS; bit 0, TSBCSYNC, is a trap
     let mdcr = MDCR_EL2::E2PB.val(if features.spe { 0b11 } else { 0 })
         + MDCR_EL2::E2TB.val(if features.trbe { 0b11 } else { 0 });
     let absent = CPTR_EL2::TZ.val(u64::from(!features.sve)) + CPTR_EL2::TSM.val(u64::from(!features.sme));
@@ -284,7 +284,7 @@ fn vectors_for_host(features: &Features) {
 }
 
 /// HCRX_EL2: every extension that EL1 could use without a hypervisor; bits of absent ones are RES0. Not 128-bit tables (D128En): with them TTBR0_EL1, TTBR1_EL1 and PAR_EL1 are
-/// longer than what a world switch keeps.
+/// longer than what a world switch keeps. Not an implementation's own 128-bit registers (EnIDCP128) either: at EL0 HCR_EL2.TIDCP does not trap these.
 fn host_hcrx() -> u64 {
     (HCRX_EL2::EnAS0::SET
         + HCRX_EL2::EnALS::SET
@@ -294,7 +294,6 @@ fn host_hcrx() -> u64 {
         + HCRX_EL2::SCTLR2En::SET
         + HCRX_EL2::EnSNERR::SET
         + HCRX_EL2::EnSDERR::SET
-        + HCRX_EL2::EnIDCP128::SET
         + HCRX_EL2::GCSEn::SET
         + HCRX_EL2::EnFPM::SET
         + HCRX_EL2::PACMEn::SET)

@@ -48,6 +48,8 @@ pub fn stop_others() {
     if base == 0 || !pool::holds(Pa::new(base)) {
         return;
     }
+    // Who does not see the mark of `begin` after its own store to the table made that before the first of these.
+    barrier::dsb(barrier::SY);
     for entry in 0..HOST_ROOT_PAGES.load(Ordering::Acquire) * PAGE_SIZE / 8 {
         // SAFETY: the root lies in the pool, and the tables below it stay as they are; other CPUs that write an entry at the same
         // time are inside the core and stop at their next `check`.

@@ -34,6 +34,8 @@ register_bitfields! {u32,
         COHACC OFFSET(4) NUMBITS(1) [],
         /// Address translation services.
         ATS OFFSET(10) NUMBITS(1) [],
+        /// What becomes of a refused access: the device may be told, or waits for the SMMU's driver in any case.
+        STALL_MODEL OFFSET(24) NUMBITS(2) [ Forced = 0b10 ],
         /// Stream tables of two levels.
         ST_LEVEL OFFSET(27) NUMBITS(2) [ Linear = 0b00, TwoLevels = 0b01 ],
     ],
@@ -184,6 +186,8 @@ pub enum Unfit {
     Preset,
     /// There are fewer registers than there should be.
     Small,
+    /// A refused access waits for somebody to decide, who is not there.
+    Stalls,
     /// Its command queue is too short for a flush and what waits for it.
     ShortQueue,
 }
@@ -253,6 +257,10 @@ pub unsafe fn look_at(range: PhysRange) -> Result<Abilities, Unfit> {
     }
     if !idr0.is_set(IDR0::COHACC) {
         return Err(Unfit::NotCoherent);
+    }
+    // A stream with stage 2 alone that does not stall is illegal then (IHI 0070 5.5).
+    if idr0.matches_all(IDR0::STALL_MODEL::Forced) {
+        return Err(Unfit::Stalls);
     }
     if !registers.idr1.matches_all(IDR1::PRESET::None) {
         return Err(Unfit::Preset);

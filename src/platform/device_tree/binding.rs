@@ -11,6 +11,8 @@ pub(super) enum Role {
     GicV2,
     GicV3,
     Its,
+    /// A machine whose GIC does not see what caches hold, whatever its registers and its nodes say.
+    GicIncoherent,
     /// A GICv2m frame: devices raise interrupts by writing to it.
     MsiFrame,
     Psci,
@@ -41,6 +43,12 @@ const ROLES: &[(&str, Role)] = &[
     ("arm,armv8-timer", Role::Timer),
     ("arm,gic-v3", Role::GicV3),
     ("arm,gic-v3-its", Role::Its),
+    // Linux, drivers/irqchip/irq-gic-v3-its.c: Rockchip's errata 3588001 and 3568002.
+    ("rockchip,rk3566", Role::GicIncoherent),
+    ("rockchip,rk3568", Role::GicIncoherent),
+    ("rockchip,rk3582", Role::GicIncoherent),
+    ("rockchip,rk3588", Role::GicIncoherent),
+    ("rockchip,rk3588s", Role::GicIncoherent),
     ("arm,gic-v2m-frame", Role::MsiFrame),
     ("arm,gic-400", Role::GicV2),
     ("arm,cortex-a15-gic", Role::GicV2),

@@ -217,6 +217,11 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
 
     fn device(&mut self, node: FdtNode<'_, 'a>, path: &Path<'a>) -> Result<(), Reason> {
         let this = path.node();
+        if this.role == Role::Its && !this.enabled {
+            // It may be there all the same, and nobody stands before the registers that say where it writes.
+            return Ok(());
+        }
+        self.out.smmus_serve |= this.enabled && (this.behind_smmu || node.property("iommu-map").is_some());
         for range in path.registers() {
             windows::add(&mut self.out.windows, range)?;
         }
@@ -230,10 +235,12 @@ impl<'t, 'a> Reader<'_, 't, 'a> {
                 let _ = console(node, path).map(|console| self.consoles.push((this.name, console)));
             }
             Role::Psci if enabled && self.out.psci.is_none() => self.out.psci = Some(psci(node)?),
+            Role::GicIncoherent => self.out.gic_incoherent = true,
             Role::BcmPower => self.out.bcm_power = path.register(0).map(|range| range.base()),
             Role::Smmu(version) if enabled => {
                 let range = path.register(0).ok_or(Reason::BadProperty("reg"))?;
-                self.out.smmus.push(Smmu { version, range }).map_err(|_| Reason::TooMany("SMMUs"))?;
+                let coherent = node.property("dma-coherent").is_some();
+                self.out.smmus.push(Smmu { version, range, coherent }).map_err(|_| Reason::TooMany("SMMUs"))?;
             }
             // A disabled node too: the device may be there all the same, and nobody confines an SMMU that nobody may use.
             Role::BesideSmmus | Role::Smmu(_) if !this.behind_smmu => {

@@ -74,6 +74,8 @@ pub struct MachineDescription {
     pub beside_smmus: List<PhysRange, 32>,
     /// The GIC, or one of its ITSs, does not look into the CPUs' caches (`dma-noncoherent`; Linux `arm,gic-v3.yaml`), whatever its registers say.
     pub gic_incoherent: bool,
+    /// Whether a device or a bus stands behind an SMMU (`iommus`, `iommu-map`).
+    pub smmus_serve: bool,
     /// The power manager of the Raspberry Pi (`brcm,bcm2835-pm`): reset and power-off without PSCI.
     pub bcm_power: Option<Pa>,
     /// The architected timer's node (Linux `arm,arch_timer.yaml`).
@@ -96,10 +98,11 @@ impl MachineDescription {
             console: None,
             chosen: Chosen::empty(),
             windows: List::new(NO_RANGE),
-            smmus: List::new(Smmu { version: SmmuVersion::V3, range: NO_RANGE }),
+            smmus: List::new(Smmu { version: SmmuVersion::V3, range: NO_RANGE, coherent: false }),
             doorbells: List::new(NO_RANGE),
             beside_smmus: List::new(NO_RANGE),
             gic_incoherent: false,
+            smmus_serve: false,
             bcm_power: None,
             timer: None,
         }
@@ -326,6 +329,8 @@ pub struct Smmu {
     pub version: SmmuVersion,
     /// Its registers.
     pub range: PhysRange,
+    /// Whether its accesses see what caches hold, as the node says (`dma-coherent`).
+    pub coherent: bool,
 }
 
 /// The architected timer's interrupts, as the node names them.

@@ -40,7 +40,11 @@ fn virt_with_gicv3_has_redistributors_its_and_smmu() {
     assert_eq!((gicd, &*redistributors), (range(0x800_0000, 0x801_0000), &[range(0x80a_0000, 0x900_0000)][..]));
     assert_eq!((stride, gicc, gich, gicv), (None, None, None, None));
     assert_eq!(*its, [range(0x808_0000, 0x80a_0000)]);
-    assert_eq!(*machine.smmus, [Smmu { version: SmmuVersion::V3, range: range(0x905_0000, 0x907_0000) }]);
+    assert!(machine.smmus_serve);
+    assert_eq!(
+        *machine.smmus,
+        [Smmu { version: SmmuVersion::V3, range: range(0x905_0000, 0x907_0000), coherent: true }]
+    );
 }
 
 #[test]
@@ -300,9 +304,21 @@ fn a_frame_buffer_below_chosen_is_the_hosts_where_it_is_no_ram() {
 }
 
 #[test]
-fn a_gic_that_does_not_look_into_caches_is_known_by_it_or_its_its() {
-    let machine = |gic: &[(&str, &[u32])], its: &[(&str, &[u32])]| {
-        let build = Build::root().memory("memory@0", &[0, 0x4000_0000, 0x100_0000]).begin("gic");
+fn an_its_that_is_switched_off_is_in_nobodys_reach() {
+    let windows = |status: &str| {
+        let build = Build::root().memory("memory@0", &[0, 0x4000_0000, 0x100_0000]).rest().begin("its");
+        let build = build.text("compatible", "arm,gic-v3-its").text("status", status);
+        let blob = build.cells("reg", &[0, 0x1020_0000, 0x2_0000]).end().blob();
+        described(&blob).unwrap().windows.iter().any(|window| window.contains(Pa::new(0x1020_0000)))
+    };
+    assert!(windows("okay") && !windows("disabled"));
+}
+
+#[test]
+fn a_gic_that_does_not_look_into_caches_is_known_by_it_its_its_or_the_machine() {
+    let machine_of = |compatible: &str, gic: &[(&str, &[u32])], its: &[(&str, &[u32])]| {
+        let build =
+            Build::root().text("compatible", compatible).memory("memory@0", &[0, 0x4000_0000, 0x100_0000]).begin("gic");
         let build = build.text("compatible", "arm,gic-v3").cells("#address-cells", &[2]).cells("#size-cells", &[1]);
         let build = build.cells("reg", &[0, 0x1000_0000, 0x1_0000, 0, 0x1010_0000, 0x2_0000]).raw("ranges", &[]);
         let build = gic.iter().fold(build, |build, (name, cells)| build.cells(name, cells));
@@ -310,6 +326,8 @@ fn a_gic_that_does_not_look_into_caches_is_known_by_it_or_its_its() {
         let build = build.node("its", "arm,gic-v3-its", &[&[("reg", reg)], its].concat()).end();
         described(&build.rest().blob()).unwrap().gic_incoherent
     };
+    let machine = |gic, its| machine_of("some,board", gic, its);
+    assert!(machine_of("radxa,rock-5b\0rockchip,rk3588", &[], &[]));
     assert!(!machine(&[], &[]));
     assert!(machine(&[("dma-noncoherent", &[])], &[]));
     assert!(machine(&[], &[("dma-noncoherent", &[])]));
