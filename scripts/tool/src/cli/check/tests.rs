@@ -135,6 +135,12 @@ fn more_cpus_than_there_can_be_are_refused() {
 }
 
 #[test]
+fn the_cores_own_limit_of_cpus_is_the_one_that_is_said() {
+    let core = include_str!("../../../../../src/platform/device_tree/description.rs");
+    assert!(core.contains(&format!("pub const MAX_CPUS: usize = {};", super::MOST_CPUS)));
+}
+
+#[test]
 fn an_option_that_would_come_to_nothing_is_refused() {
     let files = Files::new();
     for (options, said) in [
