@@ -30,6 +30,8 @@ write_apt_config() {
         [ -f "$f" ] && ln -s "$f" "$dir/conf.d/"
     done
     : >"$dir/status"
+    # The system may have one of this name: not to be written through its link.
+    rm -f "$dir/conf.d/zz-private.conf"
     cat >"$dir/conf.d/zz-private.conf" <<EOF
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -183,6 +185,7 @@ install_packages() { # WHY SUITE-OR-EMPTY PACKAGE...
         [ -n "$mirror" ] || die "no Debian mirror in this machine's apt sources: set DEBIAN_MIRROR to the address of one, then start again"
         printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' "$mirror" "$suite" "$debian_keyring" >"$dir/sources.d/corevisor.sources"
     fi
+    rm -f "$dir/conf.d/zz-private.conf" # the link to the system's, as above
     cat >"$dir/conf.d/zz-private.conf" <<EOF
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;

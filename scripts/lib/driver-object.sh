@@ -17,11 +17,11 @@ build_driver_object() { # OBJECT
     if [ "$object" -nt "$library" ] && [ "$object" -nt "$header" ] && [ "$object" -nt "${BASH_SOURCE[0]}" ]; then return 0; fi
     mapfile -t roots < <(driver_object_functions "$header")
     mkdir -p "$(dirname "$object")"
-    aarch64-linux-gnu-ld -r --gc-sections "${roots[@]/#/--undefined=}" -o "$object.$$" "$library"
-    # Its interface is all that the rest of the module sees; memcpy and the like are its own.
-    aarch64-linux-gnu-objcopy --strip-debug --wildcard --keep-global-symbol='kserv_*' -R .llvmbc -R .llvmcmd -R .eh_frame \
-        -R .comment -R '.note*' "$object.$$"
-    check_driver_object "$object.$$" "$header" || { rm -f "$object.$$"; return 1; }
+    # Nothing half made stays, whichever step fails. The interface is all that the rest of the module sees; memcpy and the like are its own.
+    aarch64-linux-gnu-ld -r --gc-sections "${roots[@]/#/--undefined=}" -o "$object.$$" "$library" &&
+        aarch64-linux-gnu-objcopy --strip-debug --wildcard --keep-global-symbol='kserv_*' -R .llvmbc -R .llvmcmd -R .eh_frame \
+            -R .comment -R '.note*' "$object.$$" &&
+        check_driver_object "$object.$$" "$header" || { rm -f "$object.$$"; return 1; }
     mv "$object.$$" "$object"
 }
 

@@ -70,7 +70,7 @@ build_tool() {
 # Ends the script if the tool would refuse these arguments, before anything large is installed or built for them.
 check_options() { # COMMAND ARGUMENT...
     build_tool
-    "$tool" --check-only "$@" || exit
+    COREVISOR_ROOT=$root "$tool" --check-only "$@" || exit
 }
 
 # The core's flat image, target/image/corevisor.bin.
@@ -107,7 +107,7 @@ flat() { # ELF FLAT-IMAGE
         . "$root/scripts/lib/tools.sh"
         find_objcopy || { echo "${0##*/}: no llvm-objcopy: scripts/setup objcopy installs it" >&2; exit 1; }
         "${objcopy[@]}" -O binary "$elf" "$flat.$$"
-    ) || return 1
+    ) || { rm -f "$flat.$$"; return 1; }
     mv "$flat.$$" "$flat"
 }
 
@@ -127,14 +127,6 @@ build_mini() {
 
 # The Linux driver for the host kernel SERIES, target/driver/SERIES/corevisor_kvm.ko.
 build_driver() { # SERIES
-    if ! is_version "$1"; then
-        echo "${0##*/}: --guest builds the driver for a kernel of Debian's: give --kernel a version" >&2
-        exit 1
-    fi
-    if [ ! -x "$root/scripts/build-driver" ]; then
-        echo "${0##*/}: the Linux driver is not there yet (scripts/build-driver); 'scripts/run --guest --no-core' runs the guest under the kernel's own KVM" >&2
-        exit 1
-    fi
     no_input "$root/scripts/build-driver" --kernel "$1"
 }
 

@@ -1,6 +1,25 @@
 //! The boards that QEMU has a model of, and what these models have.
 
 use std::fmt;
+use thiserror::Error;
+
+/// What a board cannot do.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum MachineError {
+    /// A real board's parts are fixed.
+    #[error("the {board} of QEMU has {fixed}: leave {option} out, or use --board virt")]
+    Fixed {
+        /// The board.
+        board: Board,
+        /// The option that asks for something else.
+        option: &'static str,
+        /// What there is.
+        fixed: String,
+    },
+    /// The interrupt controller has no interfaces for more.
+    #[error("a GICv2 serves at most {GICV2_CPUS} CPUs: give --smp {GICV2_CPUS} or less, or --gic 3")]
+    Gicv2,
+}
 
 /// The boards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -26,6 +45,9 @@ pub(crate) struct Fixed {
     /// Serial ports before the one with the console.
     pub ports_before: usize,
 }
+
+/// Most CPUs of a machine or VM with a GICv2.
+pub(crate) const GICV2_CPUS: u32 = 8;
 
 /// Number of CPUs of each of these boards.
 pub(crate) const CPUS: u32 = 4;

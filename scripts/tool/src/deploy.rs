@@ -20,12 +20,10 @@ pub enum DeployError {
     #[error(transparent)]
     Initrd(#[from] InitrdError),
     /// Core and kernel do not make a bundle.
-    #[error("{kernel} and {core}: {error}")]
+    #[error("{path}: {error}")]
     Bundle {
-        /// The kernel's file.
-        kernel: String,
-        /// The core's file.
-        core: String,
+        /// The file that is wrong.
+        path: String,
         /// Why.
         error: BundleError,
     },
@@ -78,10 +76,12 @@ pub struct Deployed {
 /// [`DeployError`].
 pub fn deploy(project: &Project, what: &Deploy) -> Result<Deployed, DeployError> {
     let kernel = Kernel::resolve(project, &what.kernel)?;
-    let file = bundle(&read(&project.core())?, &read(&kernel.image)?).map_err(|error| DeployError::Bundle {
-        kernel: kernel.image.display().to_string(),
-        core: project.core().display().to_string(),
-        error,
+    let file = bundle(&read(&project.core())?, &read(&kernel.image)?).map_err(|error| {
+        let wrong = match error {
+            BundleError::Kernel(_) | BundleError::KernelMemory(_) => kernel.image.clone(),
+            _ => project.core(),
+        };
+        DeployError::Bundle { path: wrong.display().to_string(), error }
     })?;
     let memory = crate::arm64_image::image_size(&file).unwrap_or(file.len() as u64);
     let initrd = match &what.initrd {

@@ -128,6 +128,12 @@ pub fn create_dir(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::at("make the folder", path))
 }
 
+/// Whether the reason is that something is not there.
+pub fn is_missing(error: &(dyn std::error::Error + 'static)) -> bool {
+    let not_found = |cause: &io::Error| cause.kind() == io::ErrorKind::NotFound;
+    std::iter::successors(Some(error), |error| error.source()).any(|cause| cause.downcast_ref().is_some_and(not_found))
+}
+
 /// A message with all its causes on one line: "cannot do this: because of that".
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
@@ -162,6 +168,12 @@ mod tests {
         assert_eq!(read_text(&path).unwrap(), "one two");
         let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o644 & !umask());
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_from_what_is_wrong() {
+        let error = |path: &str| crate::run::RunError::from(read(Path::new(path)).unwrap_err());
+        assert!(is_missing(&error("/nonexistent")) && !is_missing(&error("/")));
     }
 
     fn umask() -> u32 {

@@ -29,6 +29,8 @@ pub enum TreeError {
         program: String,
         /// What it said.
         why: String,
+        /// If it did not start.
+        source: Option<std::io::Error>,
     },
     /// It is none.
     #[error("not a device tree: {0}")]
@@ -44,11 +46,15 @@ pub fn of_qemu(qemu: &Path, machine: &Machine, dir: &Path) -> Result<Vec<u8>, Tr
     let dump = option_with_path("dumpdtb=", &file);
     let machine = machine.clone().gdb(false).machine_option(dump.to_string_lossy());
     let args = machine.args(&BootFiles::default(), true, Console::Pipes)?;
-    let failed = |why: String| TreeError::Qemu { program: qemu.display().to_string(), why };
-    let done =
-        Command::new(qemu).args(args).stdin(Stdio::null()).output().map_err(|error| failed(error.to_string()))?;
+    let failed = |why: String, source| TreeError::Qemu { program: qemu.display().to_string(), why, source };
+    let done = Command::new(qemu)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| failed(error.to_string(), Some(error)))?;
     let said = String::from_utf8_lossy(&done.stderr);
-    std::fs::read(&file).map_err(|error| failed(said.lines().last().map_or_else(|| error.to_string(), str::to_owned)))
+    std::fs::read(&file)
+        .map_err(|error| failed(said.lines().last().map_or_else(|| error.to_string(), str::to_owned), None))
 }
 
 /// The tree with public keys.

@@ -62,6 +62,8 @@ pub enum ProtectedError {
         program: String,
         /// What it said.
         why: String,
+        /// If it did not start.
+        source: Option<std::io::Error>,
     },
     /// The kernel does not start as it is.
     #[error("{path}: {error}")]
@@ -132,7 +134,7 @@ fn tree_of_qemu(
     initrd: &Path,
     given: Option<&Path>,
 ) -> Result<Vec<u8>, ProtectedError> {
-    let failed = |why: String| ProtectedError::Qemu { program: qemu.display().to_string(), why };
+    let failed = |why: String, source| ProtectedError::Qemu { program: qemu.display().to_string(), why, source };
     let file = initrd.with_file_name("qemu.dtb");
     let mut line = Command::new(qemu);
     line.args(["-accel", "tcg", "-cpu", "cortex-a72,pmu=off", "-nodefaults", "-nographic", "-M"])
@@ -145,10 +147,10 @@ fn tree_of_qemu(
     if let Some(given) = given {
         line.arg("-dtb").arg(given);
     }
-    let done = line.stdin(Stdio::null()).output().map_err(|error| failed(error.to_string()))?;
+    let done = line.stdin(Stdio::null()).output().map_err(|error| failed(error.to_string(), Some(error)))?;
     let said = String::from_utf8_lossy(&done.stderr);
     if !done.status.success() {
-        return Err(failed(said.lines().last().unwrap_or("it failed").to_owned()));
+        return Err(failed(said.lines().last().unwrap_or("it failed").to_owned(), None));
     }
     Ok(read(&file)?)
 }

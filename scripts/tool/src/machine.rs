@@ -1,28 +1,12 @@
 //! A machine of QEMU, and its command line.
 
-pub use crate::board::Board;
-use crate::board::{CPUS, Fixed};
+pub use crate::board::{Board, MachineError};
+use crate::board::{CPUS, Fixed, GICV2_CPUS};
 use kserv_model::vm::GicVersion;
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
 };
-use thiserror::Error;
-
-/// What a board cannot do.
-#[derive(Debug, Error, PartialEq, Eq)]
-pub enum MachineError {
-    /// A real board's parts are fixed.
-    #[error("the {board} of QEMU has {fixed}: leave {option} out, or use --board virt")]
-    Fixed {
-        /// The board.
-        board: Board,
-        /// The option that asks for something else.
-        option: &'static str,
-        /// What there is.
-        fixed: String,
-    },
-}
 
 /// A machine: start with [`Machine::virt`] or [`Machine::of`] and say what differs.
 #[derive(Clone, Debug)]
@@ -244,11 +228,12 @@ impl Machine {
     /// # Errors
     /// [`MachineError`] if the board does not have what was asked for.
     pub fn args(&self, boot: &BootFiles, core: bool, console: Console) -> Result<Vec<OsString>, MachineError> {
+        self.check()?;
         let mut args = Args::default();
         let fixed = self.board.fixed();
         match &fixed {
             None => self.virt_args(&mut args, core),
-            Some(fixed) => self.board_args(fixed, &mut args)?,
+            Some(fixed) => self.board_args(fixed, &mut args),
         }
         args.flag("-nographic").pair("-nic", "none");
         for _ in 0..fixed.map_or(0, |fixed| fixed.ports_before) {
@@ -322,23 +307,32 @@ impl Machine {
             .pair("-m", self.memory.as_deref().unwrap_or("2G"));
     }
 
-    fn board_args(&self, fixed: &Fixed, args: &mut Args) -> Result<(), MachineError> {
+    fn board_args(&self, fixed: &Fixed, args: &mut Args) {
+        let machine = std::iter::once(fixed.machine).chain(self.machine_options.iter().map(String::as_str));
+        args.pair("-M", machine.collect::<Vec<_>>().join(",")).pair("-smp", CPUS.to_string()).pair("-m", "2G");
+    }
+
+    /// Whether there is such a machine.
+    ///
+    /// # Errors
+    /// [`MachineError`] if the board does not have what was asked for.
+    pub fn check(&self) -> Result<(), MachineError> {
         let board = self.board;
         let check = |wrong: bool, option, fixed: &str| match wrong {
             true => Err(MachineError::Fixed { board, option, fixed: fixed.to_owned() }),
             false => Ok(()),
         };
-        let &Fixed { machine, cpu, gic, .. } = fixed;
+        let Some(Fixed { cpu, gic, .. }) = board.fixed() else {
+            let few = self.gic == Some(2) && self.smp.is_some_and(|cpus| cpus > GICV2_CPUS);
+            return if few { Err(MachineError::Gicv2) } else { Ok(()) };
+        };
         check(self.cpu.as_deref().is_some_and(|model| model != cpu), "--cpu", &format!("{cpu} CPUs"))?;
         check(self.smp.is_some_and(|cpus| cpus != CPUS), "--smp", "four CPUs")?;
         let sizes = ["2G", "2048M", "2048"];
         check(self.memory.as_deref().is_some_and(|size| !sizes.contains(&size)), "--memory", "2 GiB of memory")?;
         check(self.gic.is_some_and(|version| version != gic), "--gic", &format!("a GICv{gic}"))?;
         check(self.net || !self.drives.is_empty(), "--net and --drive", "no virtio devices")?;
-        check(self.smmu, "--smmu", "neither an SMMU nor PCI devices")?;
-        let machine = std::iter::once(machine).chain(self.machine_options.iter().map(String::as_str));
-        args.pair("-M", machine.collect::<Vec<_>>().join(",")).pair("-smp", CPUS.to_string()).pair("-m", "2G");
-        Ok(())
+        check(self.smmu, "--smmu", "neither an SMMU nor PCI devices")
     }
 }
 
@@ -454,6 +448,14 @@ mod tests {
         let line = "the raspi4b of QEMU has neither an SMMU nor PCI devices: leave --smmu out, or use --board virt";
         assert_eq!(smmu.to_string(), line);
         assert!(refused(Machine::raspi4b().drive("/a")));
+    }
+
+    #[test]
+    fn a_gicv2_has_eight_cpus_at_most() {
+        assert_eq!(Machine::virt().gic(2).smp(8).check(), Ok(()));
+        assert_eq!(Machine::virt().smp(9).check(), Ok(()));
+        let refused = Machine::virt().gic(2).smp(9).check().unwrap_err();
+        assert_eq!(refused.to_string(), "a GICv2 serves at most 8 CPUs: give --smp 8 or less, or --gic 3");
     }
 
     #[test]

@@ -77,6 +77,15 @@ impl Project {
         self.root.join(format!("target/guests/{name}.bin"))
     }
 
+    /// The names of tests/guests, built or not.
+    pub fn guests(&self) -> Vec<String> {
+        let sources = std::fs::read_dir(self.root.join("tests/guests/src/bin")).into_iter().flatten().flatten();
+        let names = sources.filter_map(|file| Some(file.file_name().to_str()?.strip_suffix(".rs")?.to_owned()));
+        let mut names: Vec<_> = names.collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The key that signs VMs unless another one is named.
     pub fn development_key(&self) -> PathBuf {
         self.root.join("target/keys/development.pem")

@@ -7,7 +7,7 @@ use crate::{
     arm64_image::NotAnImage,
     board_tree,
     bundle::{BundleError, bundle},
-    error::{FileError, create_dir, read, write},
+    error::{FileError, create_dir, is_missing, read, write},
     given_tree::{self, TreeError},
     initrd::{self, Extra, InitrdError},
     machine::{Board, BootFiles, Console, Machine, MachineError, shell_line},
@@ -284,8 +284,8 @@ impl Run {
         create_dir(&dir)?;
         let (files, missing) = match self.prepare(&dir) {
             Ok(files) => (files, None),
-            Err(RunError::Machine(error)) => return Err(error.into()),
-            Err(error) => (self.files_to_be(&dir), Some(error)),
+            Err(error) if is_missing(&error) => (self.files_to_be(&dir), Some(error)),
+            Err(error) => return Err(error),
         };
         let args = self.machine.args(&files, self.has_core(), Console::Terminal)?;
         Ok((shell_line(&self.project.qemu(), &args), missing))
@@ -396,7 +396,7 @@ impl Run {
         let path = kernel.display().to_string();
         let file = bundle(&read(&self.core)?, &read(kernel)?).map_err(|error| {
             let path = match error {
-                BundleError::Kernel(_) => path,
+                BundleError::Kernel(_) | BundleError::KernelMemory(_) => path,
                 _ => self.core.display().to_string(),
             };
             RunError::Bundle { path, error }

@@ -31,6 +31,9 @@ pub enum SignError {
     /// Images are mapped page by page.
     #[error("the image's address {0:#x} is not a multiple of {PAGE}")]
     Misaligned(u64),
+    /// More than there are addresses.
+    #[error("the image at {0:#x} runs past the end of the address space: sign it at a lower address (FILE@ADDRESS)")]
+    TooHigh(u64),
     /// One over the other.
     #[error("the images at {0:#x} and {1:#x} overlap")]
     Overlap(u64, u64),
@@ -86,13 +89,14 @@ pub struct Image<'a> {
 }
 
 impl Image<'_> {
-    fn end(&self) -> u64 {
-        self.gpa + (self.content.len() as u64).next_multiple_of(PAGE)
+    /// Its pages' end, if there are so many addresses.
+    fn end(&self) -> Option<u64> {
+        self.gpa.checked_add((self.content.len() as u64).checked_next_multiple_of(PAGE)?)
     }
 
     /// SHA-256 of its whole pages.
     fn digest(&self) -> [u8; 32] {
-        let filler = vec![0; (self.end() - self.gpa) as usize - self.content.len()];
+        let filler = vec![0; self.content.len().next_multiple_of(PAGE as usize) - self.content.len()];
         Sha256::new().chain_update(self.content).chain_update(filler).finalize().into()
     }
 
@@ -173,17 +177,21 @@ fn check(images: &[Image<'_>], entry: u64) -> Result<(), SignError> {
     if images.is_empty() || images.len() > MAX_IMAGES as usize {
         return Err(SignError::Images(images.len()));
     }
-    for (n, image) in images.iter().enumerate() {
+    let mut taken: Vec<(u64, u64)> = Vec::with_capacity(images.len());
+    for image in images {
         if image.content.is_empty() {
             return Err(SignError::Empty(image.gpa));
         }
         if !image.gpa.is_multiple_of(PAGE) {
             return Err(SignError::Misaligned(image.gpa));
         }
-        if let Some(other) = images[..n].iter().find(|other| image.gpa < other.end() && other.gpa < image.end()) {
-            return Err(SignError::Overlap(other.gpa, image.gpa));
+        let end = image.end().ok_or(SignError::TooHigh(image.gpa))?;
+        if let Some((other, _)) = taken.iter().find(|(start, after)| image.gpa < *after && *start < end) {
+            return Err(SignError::Overlap(*other, image.gpa));
         }
+        taken.push((image.gpa, end));
     }
+    // All ends are addresses: this cannot overflow.
     let inside = |image: &Image<'_>| (image.gpa..image.gpa + image.content.len() as u64).contains(&entry);
     if images.iter().any(inside) { Ok(()) } else { Err(SignError::Entry(entry)) }
 }
@@ -292,6 +300,13 @@ mod tests {
         assert_eq!(key.sign(&[0, 2, 4, 6, 8, 10].map(|n| image(n << 12)), 0, 0), Err(SignError::Images(6)));
         assert_eq!(key.sign(&[Image { gpa: 0, content: &[] }], 0, 0), Err(SignError::Empty(0)));
         assert_eq!(key.sign(&[image(0x800)], 0x800, 0), Err(SignError::Misaligned(0x800)));
+        // Its last page, and the one behind it, have no end that is an address.
+        for gpa in [u64::MAX - 0xfff, u64::MAX - 0x1fff] {
+            assert_eq!(key.sign(&[image(gpa)], gpa, 0), Err(SignError::TooHigh(gpa)));
+            assert_eq!(key.sign(&[image(0), image(gpa)], 0, 0), Err(SignError::TooHigh(gpa)));
+            let manifest = key.sign(&[image(0)], 0, 0).unwrap();
+            assert_eq!(verify(&manifest, key.public(), &[image(gpa)], None), Err(Wrong::Image(0, gpa)));
+        }
         assert_eq!(key.sign(&[image(0), image(0x1000)], 0, 0), Err(SignError::Overlap(0, 0x1000)));
         assert_eq!(key.sign(&[image(0x2000)], 0x4000, 0), Err(SignError::Entry(0x4000)));
     }

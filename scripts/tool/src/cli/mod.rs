@@ -1,7 +1,10 @@
 //! The command line of the tool, which the scripts hand on: [`run`] for `scripts/run`, [`sign`] for `scripts/sign`.
 
+mod check;
 mod run;
 mod sign;
+mod usage;
+mod value;
 
 use crate::{
     bench::{Bench, BenchError},
@@ -12,7 +15,8 @@ use crate::{
     script::InputError,
     sign::{KeyError, SignError, Wrong},
 };
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use check::CheckError;
+use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use kserv_model::image::PlaceError;
 use run::RunArgs;
 use sign::{HeaderArgs, SignArgs};
@@ -20,9 +24,9 @@ use std::{
     io,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
 };
 use thiserror::Error;
+use value::memory_size;
 
 /// What scripts/* are thin over.
 #[derive(Debug, Parser)]
@@ -138,38 +142,10 @@ struct BenchArgs {
     memory: String,
     #[arg(long, default_value = "6.12")]
     kernel: String,
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     #[arg(long)]
     json: Option<PathBuf>,
-}
-
-fn memory_size(text: &str) -> Result<String, String> {
-    let digits = text.trim_end_matches(['K', 'M', 'G', 'T', 'k', 'm', 'g', 't']);
-    let unit = text.len() - digits.len();
-    if digits.bytes().all(|b| b.is_ascii_digit()) && !digits.is_empty() && unit <= 1 {
-        return Ok(text.to_owned());
-    }
-    Err("a number with M or G, such as 512M or 4G".to_owned())
-}
-
-/// What such a size is in bytes; without a letter it is MiB, as QEMU has it.
-fn bytes(size: &str) -> Option<u64> {
-    let digits = size.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let shift = match size[digits.len()..].to_ascii_lowercase().as_str() {
-        "k" => 10,
-        "" | "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
-fn seconds(text: &str) -> Result<Duration, String> {
-    let wanted = "a number of seconds above 0";
-    let number: f64 = text.parse().map_err(|_| wanted)?;
-    Duration::try_from_secs_f64(number).ok().filter(|limit| !limit.is_zero()).ok_or_else(|| wanted.to_owned())
 }
 
 /// Why a command did not do its work.
@@ -177,6 +153,8 @@ fn seconds(text: &str) -> Result<Duration, String> {
 enum CliError {
     #[error(transparent)]
     Project(#[from] NoProject),
+    #[error(transparent)]
+    Check(#[from] CheckError),
     #[error(transparent)]
     File(#[from] FileError),
     #[error(transparent)]
@@ -209,10 +187,16 @@ enum CliError {
 
 /// Does what the command line says. Messages go to standard error, one line each.
 pub fn main() -> ExitCode {
-    let Cli { check_only, command } = Cli::parse();
+    let Cli { check_only, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if !is_usage(&error) => error.exit(),
+        Err(error) => {
+            say(&usage::line(&error, command_name().as_deref()));
+            return ExitCode::from(2);
+        }
+    };
     let done = match command {
-        Command::Run(args) if check_only => args.check().map(|()| ExitCode::SUCCESS),
-        _ if check_only => Ok(ExitCode::SUCCESS),
+        _ if check_only => check_only_what(&command).map(|()| ExitCode::SUCCESS),
         Command::Run(args) => run::run(&args),
         Command::Image(args) => image(args),
         Command::Bench(args) => bench(args),
@@ -227,18 +211,38 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// Whether something is wrong with a command's options; help and the like is clap's.
+fn is_usage(error: &clap::Error) -> bool {
+    let asks_for_command =
+        [ErrorKind::MissingSubcommand, ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand].contains(&error.kind());
+    error.use_stderr() && !asks_for_command
+}
+
+/// For the scripts, before they install and build.
+fn check_only_what(command: &Command) -> Result<(), CliError> {
+    match command {
+        Command::Run(args) => args.check(),
+        Command::Image(args) => check::image(args),
+        Command::Bench(args) => check::bench(args),
+        _ => Ok(()),
+    }
+}
+
+/// "run" of `corevisor-tool run`.
+fn command_name() -> Option<String> {
+    let words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+    words.into_iter().find(|word| !word.starts_with('-'))
+}
+
 /// A line of ours, which nobody takes for one of the core's.
 fn say(line: &str) {
-    let command = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    eprintln!("{}: {line}", command.as_deref().unwrap_or("corevisor-tool"));
+    eprintln!("{}: {line}", command_name().as_deref().unwrap_or("corevisor-tool"));
 }
 
 fn image(args: ImageArgs) -> Result<ExitCode, CliError> {
+    check::image(&args)?;
     let mut append = args.host.append;
     append.extend(args.log.map(LogLevel::argument));
-    if args.board == Target::Virt && !append.is_empty() {
-        return Err(CliError::NoCommandLine);
-    }
     let HostArgs { kernel, initrd, .. } = args.host;
     let what = Deploy { board: args.board, kernel, initrd, append, output: args.output };
     let Deployed { dir, files, memory } = deploy(&Project::find()?, &what)?;
@@ -249,6 +253,7 @@ fn image(args: ImageArgs) -> Result<ExitCode, CliError> {
 }
 
 fn bench(args: BenchArgs) -> Result<ExitCode, CliError> {
+    check::bench(&args)?;
     let project = Project::find()?;
     let what = Bench {
         cpu: args.cpu,
@@ -371,13 +376,6 @@ mod tests {
         assert!(parsed(&["--demo", "--gic", "2"]).is_ok());
         assert!(parsed(&["--smmu", "--no-core", "--drive", "x", "--net"]).is_ok(), "then the host drives it");
         assert!(parsed(&["--memory", "512M", "--timeout", "1.5", "--append", "-x", "--qemu-arg", "-d"]).is_ok());
-    }
-
-    #[test]
-    fn a_size_is_what_qemu_takes_it_for() {
-        assert_eq!(bytes("512"), Some(512 << 20));
-        assert_eq!((bytes("64K"), bytes("3g")), (Some(64 << 10), Some(3 << 30)));
-        assert_eq!(bytes("99999999999999T"), None);
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! `scripts/run`.
 
-use super::{CliError, HostArgs, LogLevel, bytes, memory_size, say, seconds};
+mod check;
+
+use super::{
+    CliError, HostArgs, LogLevel, say,
+    value::{bytes, memory_size, seconds, vm_memory},
+};
 use crate::{
-    error::{FileError, chain, read},
-    kvm::{self, Driver, GuestGic, KvmError, KvmHost},
+    error::{chain, is_missing, read},
+    kvm::{self, Driver, GuestGic, KvmHost},
     kvm_protected::GuestShape,
     machine::{Board, Machine, shell_word},
-    project::{Project, is_version},
+    project::Project,
     run::{Boot, Finished, Outcome, Run},
     script::{FIRST_BYTE, Input, NEXT_BYTE, read_input},
     vms::{Payload, Vm, Vms},
@@ -55,25 +60,25 @@ pub(super) struct RunArgs {
     demo: bool,
     #[arg(long, conflicts_with_all = ["initrd", "raw_image"])]
     guest: bool,
-    #[arg(long, requires = "guest", default_value = "6.12")]
+    #[arg(long, requires = "guest", conflicts_with_all = ["mini", "demo"], default_value = "6.12")]
     guest_kernel: String,
-    #[arg(long, requires = "guest", value_parser = memory_size, default_value = "256M")]
+    #[arg(long, requires = "guest", conflicts_with_all = ["mini", "demo"], value_parser = memory_size, default_value = "256M")]
     guest_memory: String,
-    #[arg(long, requires = "guest", value_enum, default_value = "off")]
+    #[arg(long, requires = "guest", conflicts_with_all = ["mini", "demo"], value_enum, default_value = "off")]
     guest_gic: GuestGic,
-    #[arg(long, requires = "guest", allow_hyphen_values = true)]
+    #[arg(long, requires = "guest", conflicts_with_all = ["mini", "demo"], allow_hyphen_values = true)]
     guest_append: Vec<String>,
-    #[arg(long, requires = "mini")]
+    #[arg(long, requires = "mini", conflicts_with_all = ["guest", "demo"])]
     vm: Vec<String>,
-    #[arg(long, requires = "mini")]
+    #[arg(long, requires = "mini", conflicts_with_all = ["guest", "demo"])]
     check: Vec<String>,
     #[arg(long, requires = "own", value_parser = clap::value_parser!(u8).range(1..=MAX_VCPUS as i64))]
     vcpus: Option<u8>,
-    #[arg(long, requires = "mini", value_parser = memory_size)]
+    #[arg(long, requires = "mini", conflicts_with_all = ["guest", "demo"], value_parser = vm_memory)]
     vm_memory: Option<String>,
-    #[arg(long, requires = "mini")]
+    #[arg(long, requires = "mini", conflicts_with_all = ["guest", "demo"])]
     vm_initrd: Option<PathBuf>,
-    #[arg(long, requires = "mini", allow_hyphen_values = true)]
+    #[arg(long, requires = "mini", conflicts_with_all = ["guest", "demo"], allow_hyphen_values = true)]
     vm_append: Vec<String>,
     #[arg(long, requires = "own", conflicts_with = "no_core")]
     protected: bool,
@@ -132,27 +137,6 @@ impl RunArgs {
         let own = self.vm.is_empty() && self.check.iter().any(|check| check == "snapshot");
         let first = if own { Vms::for_snapshot() } else { Vms::new() };
         self.mini.then(|| checks.fold(vms.fold(first, Vms::vm), Vms::line))
-    }
-
-    /// What can be said before anything is made for the machine: the files that are named are there, and its guest can have the interrupt controller that it wants.
-    ///
-    /// # Errors
-    /// The first that is not so.
-    pub(super) fn check(&self) -> Result<(), CliError> {
-        if self.guest && !self.guest_gic.works_on(self.machine().gic_version()) {
-            return Err(KvmError::Gic { guest: self.guest_gic.name() }.into());
-        }
-        let payloads = self.payloads().into_iter().filter_map(|payload| match payload {
-            Payload::File(file) => Some(file),
-            Payload::Debian(_) | Payload::Guest(_) => None,
-        });
-        let kernels = [&self.host.kernel, &self.guest_kernel].into_iter().filter(|kernel| !is_version(kernel));
-        let files = [&self.dtb, &self.host.initrd, &self.script, &self.vm_initrd, &self.key, &self.raw_image];
-        let files = files.into_iter().flatten().chain(&self.drive).cloned();
-        for file in files.chain(payloads).chain(kernels.map(PathBuf::from)) {
-            std::fs::metadata(&file).map_err(FileError::at("find", &file))?;
-        }
-        Ok(())
     }
 
     fn payloads(&self) -> Vec<Payload> {
@@ -270,10 +254,10 @@ pub(super) fn run(args: &RunArgs) -> Result<ExitCode, CliError> {
         run = host.disks(run);
         match host.files(run.clone()) {
             Ok(whole) => run = whole,
-            Err(missing) if args.dry_run => {
+            Err(missing) if args.dry_run && is_missing(&missing) => {
                 say(&format!("not there yet: {}", chain(&missing)));
             }
-            Err(missing) => return Err(missing.into()),
+            Err(wrong) => return Err(wrong.into()),
         }
         script = Some(start.into_bytes());
     }

@@ -30,7 +30,7 @@ pub(super) struct SignArgs {
     key: Option<PathBuf>,
     #[arg(long, requires = "kernel", conflicts_with = "verify")]
     output: Option<PathBuf>,
-    #[arg(long, conflicts_with_all = ["kernel", "verify"])]
+    #[arg(long, conflicts_with_all = ["kernel", "dtb", "initrd", "entry", "x0", "output", "verify"])]
     public: bool,
     #[arg(long)]
     verify: Option<PathBuf>,

@@ -21,3 +21,23 @@ fn the_command_line_ends_with_what_was_appended() {
     assert_eq!(run.command_line(), "console=ttyAMA0 panic=-1 quiet corevisor.log=debug x=1");
     assert_eq!(run.whole_append("only").command_line(), "only");
 }
+
+#[test]
+fn a_dry_run_goes_on_without_what_is_not_there_yet_and_not_with_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let project = Project::at(dir.path());
+    let image = dir.path().join("Image");
+    std::fs::write(&image, crate::arm64_image::tests::image(4096, 0)).unwrap();
+    let run = Run::new(&project, Machine::virt());
+    assert!(matches!(run.dry_run().unwrap(), (_, Some(RunError::File(_)))), "no host");
+
+    let run = run.kernel(image.display().to_string()).no_initrd();
+    assert!(matches!(run.dry_run().unwrap(), (_, Some(RunError::File(_)))), "no core");
+    write(&project.core(), &[&crate::arm64_image::tests::image(4096, 0)]).unwrap();
+    assert!(run.dry_run().unwrap().1.is_none());
+
+    std::fs::write(&image, [0x1f, 0x8b, 8]).unwrap();
+    assert!(matches!(run.dry_run().unwrap_err(), RunError::Bundle { path, .. } if path == image.display().to_string()));
+    std::fs::write(&image, [0xff; 64]).unwrap();
+    assert!(matches!(run.dry_run().unwrap_err(), RunError::Bundle { .. }));
+}
