@@ -168,7 +168,8 @@ static int fill_core_vm(struct cv_vm *vm)
 /* Makes the core's VM, ready to run. The caller holds `life` for writing, and nobody adds vCPUs. */
 int cv_vm_build(struct cv_vm *vm)
 {
-	unsigned int order = vm->ipa_bits > 39 ? vm->ipa_bits - 39 : 0;
+	/* Beyond 43 bits there is one more level, and one page again. */
+	unsigned int order = vm->ipa_bits > 39 && vm->ipa_bits <= 43 ? vm->ipa_bits - 39 : 0;
 	struct cv_answer answer;
 	struct page *root;
 	int error;

@@ -140,6 +140,9 @@ static int its_access(struct cv_vm *vm, const struct kvm_device_attr *attr, u64 
 	u32 kick = 0;
 	int error;
 
+	/* Commands that a vCPU left behind when it was interrupted: what they do belongs into the tables. */
+	if (write && attr->group == KVM_DEV_ARM_VGIC_GRP_CTRL && attr->attr == KVM_DEV_ARM_ITS_SAVE_TABLES)
+		cv_its_serve(vm, true);
 	if (!write)
 		return cv_with_model(vm, kserv_its_get(vm->model, attr->group, attr->attr, value));
 	error = cv_with_model(vm, kserv_its_set(vm->model, attr->group, attr->attr, value, &kick));

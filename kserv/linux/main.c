@@ -17,6 +17,8 @@
 #include "driver.h"
 
 /* The core's pages have 4 KiB: what a kernel with larger ones calls a page is several there. */
+/* The Rust object uses x18 as any other register. */
+static_assert(!IS_ENABLED(CONFIG_SHADOW_CALL_STACK), "corevisor_kvm is for kernels without shadow call stacks (CONFIG_SHADOW_CALL_STACK)");
 static_assert(PAGE_SIZE == SZ_4K, "corevisor_kvm is for kernels with pages of 4 KiB (CONFIG_ARM64_4K_PAGES)");
 
 struct cv_core cv_core;

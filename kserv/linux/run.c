@@ -405,6 +405,9 @@ static int turn(struct cv_vcpu *vcpu, bool *ended)
 	if (!list_empty(&vcpu->vm->resamplers))
 		cv_irq_resampled(vcpu->vm);
 	*ended = action.kind == KSERV_SYSTEM_EVENT || action.kind == KSERV_FAIL;
+	/* Its memory is gone; another vCPU must not begin anew from the images, which nobody asked for. */
+	if (action.kind == KSERV_FAIL && vcpu->vm->protected)
+		WRITE_ONCE(vcpu->vm->failed, true);
 	vcpu->waits = action.kind == KSERV_BLOCK;
 	result = serve(vcpu, &action);
 	if (!result && (action.kind == KSERV_BLOCK || action.kind == KSERV_OFF || action.kind == KSERV_STOPPED))

@@ -20,12 +20,16 @@ enum hrtimer_restart cv_timer_fired(struct hrtimer *timer)
 /* The vCPU's timer fires at `at`. */
 void cv_set_timer(struct cv_vcpu *vcpu, u64 at)
 {
-	u64 now = cv_now();
-	u64 ticks = at > now ? at - now : 0;
-	/* Whoever waits for longer than a day looks at it again then. Not earlier than it is. */
-	u64 ns = cv_ns_of(min_t(u64, ticks, 86400ull * read_sysreg(cntfrq_el0))) + 1;
+	u64 now, ticks, ns;
 
+	/* Time that passes between the look at the clock and the start would be added. */
+	preempt_disable();
+	now = cv_now();
+	ticks = at > now ? at - now : 0;
+	/* Whoever waits for longer than a day looks at it again then. Not earlier than it is. */
+	ns = cv_ns_of(min_t(u64, ticks, 86400ull * read_sysreg(cntfrq_el0))) + 1;
 	hrtimer_start(&vcpu->timer, ns_to_ktime(ns), HRTIMER_MODE_REL_PINNED_HARD);
+	preempt_enable();
 }
 
 bool cv_has_work(struct cv_vcpu *vcpu)

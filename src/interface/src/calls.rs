@@ -86,7 +86,7 @@ calls! {
     CoreInfo() = HOST_BASE + 3,
 
     /// A new VM, `kind` [`VM_ORDINARY`] or [`VM_PROTECTED`], with `ipa_bits` (32 to the most that CoreInfo says) of address space. The
-    /// host gives the page(s) at `root` for its stage-2 root: 1 page up to 39 bits, else `1 << (ipa_bits - 39)`, aligned to their size.
+    /// host gives the page(s) at `root` for its stage-2 root: `1 << (ipa_bits - 39)` pages from 40 to 43 bits, aligned to their size, else 1.
     /// x0 = 0, x1 = VM id. State: READY. K: `register_kvm`.
     RegisterVm(kind, ipa_bits, root) = HOST_BASE + 0x10,
     /// A new vCPU, whose [`crate::mailbox::Mailbox`] is the host's page at `mailbox`, which stays the host's for as long as the VM lives and
