@@ -102,6 +102,18 @@ pub const FAULTS: &[Fault] = &[
         "its.writer | RETRY ^ 1",
     ),
     fault(
+        "gic_its: a command that is left out stops all others",
+        "src/mmio/gic_its.rs",
+        "words.filter(|_| !its.late)",
+        "words.filter(|_| false)",
+    ),
+    fault(
+        "gic_its: a command that a late ITS has not run is left out",
+        "src/mmio/gic_its.rs",
+        "words.filter(|_| !its.late)",
+        "words.filter(|_| true)",
+    ),
+    fault(
         "gic_its: an ITS that takes nothing is waited for every time",
         "src/mmio/gic_its.rs",
         "settle(machine, its, 1)",
@@ -164,8 +176,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "gic_its: a command is read again once it was looked at",
         "src/mmio/gic_its.rs",
-        "read_command(mem, its).and_then(|words| run",
-        "read_command(mem, its).and_then(|_| read_command(mem, its)).and_then(|words| run",
+        "let words = read_command(mem, its);",
+        "let words = read_command(mem, its).and_then(|_| read_command(mem, its));",
     ),
     fault(
         "gic_its: a device table leads to a page that the ITS does not see yet",
