@@ -13,7 +13,7 @@
 //! Below: MmioCoreAux, MemoryOps. Above: MmioOpsAux. Specification: `spec::mmio`. Source: SeKVM layer MmioCore; K §2 L24; docs/architecture.md, Devices.
 #![forbid(unsafe_code)]
 
-use super::its::{Its, Itt};
+use super::its::{Its, Itt, LEVEL1_ENTRY};
 use super::its_command::{self, Command, WORDS};
 use super::mmio_raw::{Access, merge, part_of};
 use crate::abstract_machine::Machine;
@@ -205,11 +205,10 @@ fn has_entry<M: Machine>(machine: &M, its: &mut Its, device: u32) -> Option<bool
     const VALID: u64 = 1 << 63;
     let Some(level1) = its.setup.level1 else { return Some(true) };
     let page = PAGE_SIZE << its.setup.page_order;
-    let (slot, slots) = (u64::from(device) / (page / its.setup.device_entry), page / 8);
-    if slot >= slots {
+    let slot = level1.base().checked_add(u64::from(device) / (page / its.setup.device_entry) * LEVEL1_ENTRY)?;
+    if !level1.contains(slot) {
         return Some(false);
     }
-    let slot = level1.checked_add(slot * 8)?;
     if machine.pt_load(slot) & VALID == 0 {
         let table = take_pages(machine, its, its.setup.page_order)?;
         // An interrupt of any device makes the ITS look there at once.

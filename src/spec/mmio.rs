@@ -94,6 +94,8 @@ pub struct Its {
     pub words: Words,
     /// Type and entry size of GITS_BASER.
     pub fixed: [u64; 8],
+    /// Bits of a device's number.
+    pub device_bits: u32,
     /// What the host said.
     pub basers: [u64; 8],
     /// What the host said.
@@ -110,13 +112,16 @@ pub struct Its {
     pub blocks: BTreeSet<u32>,
 }
 
-/// What the host loads from an ITS. Virtual LPIs are none of its features; it has 16 bits of devices.
+/// What the host loads from an ITS. Virtual LPIs are none of its features; it has the bits of devices that the core has a table for.
 pub fn its_load(its: &Its, offset: u64, size: u64) -> u64 {
     let part = |value| load(&Words::from([(offset & !7, value)]), offset, size);
     match offset & !7 {
         0x08 => {
             let typer = load(&its.words, 0x08, 8);
-            let (keep, bits) = (!(1 << 1 | 0x1f << 13 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41), 15 << 13);
+            let (keep, bits) = (
+                !(1 << 1 | 0x1f << 13 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41),
+                u64::from(its.device_bits - 1) << 13,
+            );
             part(typer & keep | bits)
         }
         0x80 => part(its.cbaser),
@@ -178,7 +183,7 @@ fn its_command(its: &mut Its, words: [u64; 4]) -> Option<Given> {
         0x08 if words[2] >> 63 == 1 => {
             let events = ((words[1] & 0x1f) as u32 + 1).min(11);
             let pages = (12u64 << events).div_ceil(4096).next_power_of_two();
-            if device >> 16 != 0 {
+            if device >> its.device_bits != 0 {
                 return None;
             }
             // No more than 96 pages in all, a block's page first.

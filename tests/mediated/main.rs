@@ -8,7 +8,7 @@ mod random;
 
 use common::mediated::{
     BASER, Bed, CBASER, CORES, CREADR, CTLR, CWRITER, GICR, ITS, PENDBASER, POOL, PROPBASER, QUEUE, RAM, STALLED,
-    TABLES, TYPER, VALID, VLPI, bed, bed_with, command, described,
+    TABLES, TYPER, VALID, VLPI, bed, bed_of, bed_with, command, described,
 };
 use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{Pa, Pfn};
@@ -392,6 +392,29 @@ fn a_device_beyond_the_table_takes_interrupts_from_no_other() {
     assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (0x80, 0x60));
     assert_eq!((bed.given(0)[0], bed.given(1), bed.given(2)), (known[0], event(8), [0x05, 0, 0, 0]));
     assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 1);
+}
+
+#[test]
+fn devices_of_20_bits_have_their_places_with_pages_of_every_size() {
+    for (order, devices) in [(0, 512), (2, 2048), (4, 8192)] {
+        let mut bed = bed_of(16, 20, order);
+        bed.set_queue(QUEUE);
+        assert_eq!(bed.load(ITS + TYPER, 8) >> 13 & 0x1f, 19);
+        let known: [u64; 5] = [0, 0x4_0000, 0xa_0000, 0xe_0000, 0xf_ffff];
+        let commands: Vec<_> =
+            known.iter().chain(&[0x10_0000]).map(|device| map_device(*device as u32, 5, Pa::new(0))).collect();
+        bed.commands(0, &commands);
+        assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (6 * 32, 5 * 32), "the last one is beyond");
+        let (sim, level1) = (bed.world.sim(), bed.level1);
+        let entries = (level1.base().raw()..level1.end().raw()).step_by(8).map(|at| sim.pt_load(Pa::new(at)));
+        let pages: Vec<_> = (0..).zip(entries).filter(|(_, entry)| *entry != 0).collect();
+        assert_eq!(pages.iter().map(|(slot, _)| *slot).collect::<Vec<u64>>(), known.map(|device| device / devices));
+        for (slot, entry) in &pages {
+            let page = Pa::new(entry & !VALID);
+            assert!(entry & VALID != 0 && sim.pool().contains(page) && page.is_aligned(0x1000 << order), "{slot}");
+            assert!(pages.iter().filter(|(_, other)| entry == other).count() == 1 && !level1.contains(page), "{slot}");
+        }
+    }
 }
 
 #[test]

@@ -84,6 +84,12 @@ pub const FAULTS: &[Fault] = &[
         "let known = true;",
     ),
     fault(
+        "its: half of the devices have no place in the first level",
+        "src/mmio/its.rs",
+        "let bytes = LEVEL1_ENTRY << device_bits.saturating_sub(devices);",
+        "let bytes = LEVEL1_ENTRY << device_bits.saturating_sub(devices + 1);",
+    ),
+    fault(
         "gic_its: the pool is an ITS's for ever",
         "src/mmio/gic_its.rs",
         ".filter(|pages| *pages <= MOST_PAGES)?",
