@@ -6,13 +6,14 @@
 //!
 //! What the host writes to GITS_BASER, GITS_CBASER and GITS_CWRITER it reads again, but the ITS has none of it: its device table, its collections, its queue and every device's interrupt
 //! translation table stand in pages of the core's pool. When the host moves GITS_CWRITER on, each command is read once from the host's queue, looked at, and given to the ITS, a MAPD with a
-//! table of the core's; then the host sees GITS_CREADR moved on. A queue outside the host's memory, a command that there is no room for, and one that the ITS itself refuses, stall the ITS as the host sees it. The
-//! real one never stays at a command: it gets one in its place that does nothing, and goes on.
+//! table of the core's; then the host sees GITS_CREADR moved on. A command that the host does not have, one that there is no room for, and one that the ITS itself refuses, are counted and left out, as an
+//! ITS may do with a command that is in error: the other devices need those behind it. The real ITS never stays at one: it gets one in its place that does nothing, and goes on. A queue outside
+//! the host's memory, where there is no command to leave out, and an ITS that is late stall it as the host sees it.
 //!
 //! Below: MmioCoreAux, MemoryOps. Above: MmioOpsAux. Specification: `spec::mmio`. Source: SeKVM layer MmioCore; K §2 L24; docs/architecture.md, Devices.
 #![forbid(unsafe_code)]
 
-use super::its::{Its, Itt};
+use super::its::{Its, Itt, LEVEL1_ENTRY};
 use super::its_command::{self, Command, WORDS};
 use super::mmio_raw::{Access, merge, part_of};
 use crate::abstract_machine::Machine;
@@ -121,12 +122,18 @@ fn run_commands<M: Machine>(mem: &Memory<M>, its: &mut Its) {
         if control & ENABLED == 0 || its.stalled || its.host_reader == its.host_writer {
             return;
         }
-        let done = read_command(mem, its).and_then(|words| run_command(mem.machine(), its, words));
+        let words = read_command(mem, its);
+        let done = words.and_then(|words| run_command(mem.machine(), its, words));
         if done.is_none() {
             let level = mem.machine().count_to_tell(Event::HostAccessDenied);
-            log::log!(level, "host: the ITS at {} stalls at command {:#x}", its.setup.frame, its.host_reader);
-            its.stalled = true;
-            return;
+            let (frame, at) = (its.setup.frame, its.host_reader);
+            let Some([first, ..]) = words.filter(|_| !its.late) else {
+                // The same command again, once there is one, or the ITS has come to it.
+                log::log!(level, "host: the ITS at {frame} stalls at command {at:#x}");
+                its.stalled = true;
+                return;
+            };
+            log::log!(level, "host: the ITS at {frame} leaves out command {first:#x}, at {at:#x}");
         }
         let size = ((its.cbaser & QUEUE_PAGES) + 1) * PAGE_SIZE;
         its.host_reader = (its.host_reader + its_command::SIZE) % size;
@@ -144,7 +151,7 @@ fn read_command<M: Machine>(mem: &Memory<M>, its: &Its) -> Option<[u64; WORDS]> 
     Some(words)
 }
 
-/// Runs one command. `None` if the ITS cannot have it, or does not take it.
+/// Runs one command. `None` if the ITS cannot have it, or does not take it; if it is late then, it may yet take it.
 fn run_command<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> Option<()> {
     if its.late {
         // It had its time: whether it is there by now is asked once, and what became of that command is no matter.
@@ -155,14 +162,7 @@ fn run_command<M: Machine>(machine: &M, its: &mut Its, words: [u64; WORDS]) -> O
     }
     match Command::decode(words) {
         Command::Plain => give(machine, its, words),
-        Command::Unknown => {
-            log::log!(
-                machine.count_to_tell(Event::HostAccessDenied),
-                "host: command {:#x} is none of the ITS's",
-                words.first()?
-            );
-            Some(())
-        }
+        Command::Unknown => None,
         Command::MapDevice { device, event_bits } => {
             let events = event_bits.min(MOST_EVENT_BITS);
             let known = device >> its.setup.device_bits == 0;
@@ -205,11 +205,10 @@ fn has_entry<M: Machine>(machine: &M, its: &mut Its, device: u32) -> Option<bool
     const VALID: u64 = 1 << 63;
     let Some(level1) = its.setup.level1 else { return Some(true) };
     let page = PAGE_SIZE << its.setup.page_order;
-    let (slot, slots) = (u64::from(device) / (page / its.setup.device_entry), page / 8);
-    if slot >= slots {
+    let slot = level1.base().checked_add(u64::from(device) / (page / its.setup.device_entry) * LEVEL1_ENTRY)?;
+    if !level1.contains(slot) {
         return Some(false);
     }
-    let slot = level1.checked_add(slot * 8)?;
     if machine.pt_load(slot) & VALID == 0 {
         let table = take_pages(machine, its, its.setup.page_order)?;
         // An interrupt of any device makes the ITS look there at once.

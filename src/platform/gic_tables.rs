@@ -12,7 +12,7 @@ use crate::abstract_machine::cpu::{Cpu, pool};
 use crate::abstract_machine::gic_registers as regs;
 use crate::mmio::gic_its::{GITS_BASER, GITS_CBASER, GITS_CTLR, GITS_CWRITER, GITS_TYPER};
 use crate::mmio::gic_redistributor::GICR_CTLR;
-use crate::mmio::its::{Its, Setup};
+use crate::mmio::its::{Its, Level1, MOST_DEVICE_BITS, Setup};
 use crate::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
 use crate::npt::descriptor::CoreAccess;
 use regs::GITS_BASER::Type::Value as Kind;
@@ -28,9 +28,7 @@ const GICD_TYPER: u64 = 0x04;
 
 /// How often a register is asked until it shows what was wanted.
 const PATIENCE: u32 = 1 << 20;
-/// Most bits of a device's number: those of a PCI segment.
-const MOST_DEVICE_BITS: u32 = 16;
-/// log2 of the pages of a device table of one level.
+/// log2 of the pages of a device table of one level: 13 bits of devices, of 8 bytes each.
 const FLAT_ORDER: u32 = 4;
 
 /// Why the core cannot stand between host and GIC.
@@ -263,16 +261,15 @@ fn table(baser: Pa, base: Pa, count: u64) -> FieldValue<u64, regs::GITS_BASER::R
 fn device_table(baser: Pa, setup: &mut Setup) -> Result<u64, Trouble> {
     setup.page_order = page_order(baser);
     setup.device_entry = regs::GITS_BASER::Entry_Size.read(Cpu.mmio_read(baser, 8)) + 1;
-    let page = PAGE_SIZE << setup.page_order;
-    let fitting = |bytes: u64| (bytes / setup.device_entry).ilog2();
     Cpu.mmio_write(baser, 8, regs::GITS_BASER::Indirect::SET.value);
     if regs::GITS_BASER::Indirect.is_set(Cpu.mmio_read(baser, 8)) {
-        let level1 = pages(setup.page_order)?;
-        setup.level1 = Some(level1);
-        setup.device_bits = setup.device_bits.min(fitting(page) + (page / 8).ilog2());
-        return Ok((table(baser, level1, 1) + regs::GITS_BASER::Indirect::SET).value);
+        let Level1 { order, device_bits } = Level1::new(setup.device_bits, setup.page_order, setup.device_entry);
+        let base = pages(order)?;
+        setup.level1 = PhysRange::new(base, PAGE_SIZE << order);
+        setup.device_bits = device_bits;
+        return Ok((table(baser, base, 1 << (order - setup.page_order)) + regs::GITS_BASER::Indirect::SET).value);
     }
     let order = FLAT_ORDER.max(setup.page_order);
-    setup.device_bits = setup.device_bits.min(fitting(PAGE_SIZE << order));
+    setup.device_bits = setup.device_bits.min(((PAGE_SIZE << order) / setup.device_entry).ilog2());
     Ok(table(baser, pages(order)?, 1 << (order - setup.page_order)).value)
 }

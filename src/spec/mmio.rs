@@ -94,6 +94,8 @@ pub struct Its {
     pub words: Words,
     /// Type and entry size of GITS_BASER.
     pub fixed: [u64; 8],
+    /// Bits of a device's number.
+    pub device_bits: u32,
     /// What the host said.
     pub basers: [u64; 8],
     /// What the host said.
@@ -102,7 +104,7 @@ pub struct Its {
     pub writer: u64,
     /// How far the ITS has come.
     pub reader: u64,
-    /// It has stopped at a command.
+    /// Its next command is not in the host's memory.
     pub stalled: bool,
     /// Each table of the core's: its pages, and the device that has it.
     pub tables: Vec<(u64, Option<u32>)>,
@@ -110,13 +112,16 @@ pub struct Its {
     pub blocks: BTreeSet<u32>,
 }
 
-/// What the host loads from an ITS. Virtual LPIs are none of its features; it has 16 bits of devices.
+/// What the host loads from an ITS. Virtual LPIs are none of its features; it has the bits of devices that the core has a table for.
 pub fn its_load(its: &Its, offset: u64, size: u64) -> u64 {
     let part = |value| load(&Words::from([(offset & !7, value)]), offset, size);
     match offset & !7 {
         0x08 => {
             let typer = load(&its.words, 0x08, 8);
-            let (keep, bits) = (!(1 << 1 | 0x1f << 13 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41), 15 << 13);
+            let (keep, bits) = (
+                !(1 << 1 | 0x1f << 13 | 1 << 37 | 1 << 39 | 1 << 40 | 0b11 << 41),
+                u64::from(its.device_bits - 1) << 13,
+            );
             part(typer & keep | bits)
         }
         0x80 => part(its.cbaser),
@@ -160,33 +165,31 @@ pub fn its_run(s: &State, mut its: Its, most: usize, read: impl Fn(Pa) -> [u64; 
         }
         let at = Pa::new((its.cbaser & ((1 << 52) - 1) >> 12 << 12) + its.reader);
         let hosts = Pfn::containing(at) != Pfn::new(0) && lend(s.clone(), &[Pfn::containing(at)]).is_some();
-        let command = if hosts { its_command(&mut its, read(at)) } else { Err(()) };
-        match command {
-            Ok(command) => {
-                given.extend(command);
-                its.reader = (its.reader + 32) % (((its.cbaser & 0xff) + 1) * 4096);
-            }
-            Err(()) => its.stalled = true,
+        if !hosts {
+            its.stalled = true;
+            break;
         }
+        given.extend(its_command(&mut its, read(at)));
+        its.reader = (its.reader + 32) % (((its.cbaser & 0xff) + 1) * 4096);
     }
     (its, given)
 }
 
-/// One command: what the ITS gets of it, or that there is no room.
-fn its_command(its: &mut Its, words: [u64; 4]) -> Result<Option<Given>, ()> {
+/// One command: what the ITS gets of it. Nothing of one that is none of the host's, or that there is no room for.
+fn its_command(its: &mut Its, words: [u64; 4]) -> Option<Given> {
     let device = (words[0] >> 32) as u32;
     let forget = |its: &mut Its| its.tables.iter_mut().filter(|t| t.1 == Some(device)).for_each(|t| t.1 = None);
     match words[0] & 0xff {
         0x08 if words[2] >> 63 == 1 => {
             let events = ((words[1] & 0x1f) as u32 + 1).min(11);
             let pages = (12u64 << events).div_ceil(4096).next_power_of_two();
-            if device >> 16 != 0 {
-                return Err(());
+            if device >> its.device_bits != 0 {
+                return None;
             }
             // No more than 96 pages in all, a block's page first.
             let used = |its: &Its| its.tables.iter().map(|(pages, _)| pages).sum::<u64>() + its.blocks.len() as u64;
             if !its.blocks.contains(&(device >> 9)) && used(its) + 1 > 96 {
-                return Err(());
+                return None;
             }
             its.blocks.insert(device >> 9);
             let free = its.tables.iter().position(|(have, owner)| owner.is_none() && *have >= pages);
@@ -196,17 +199,17 @@ fn its_command(its: &mut Its, words: [u64; 4]) -> Result<Option<Given>, ()> {
                     its.tables.push((pages, None));
                     its.tables.len() - 1
                 }
-                None => return Err(()),
+                None => return None,
             };
             forget(its);
             its.tables[table].1 = Some(device);
-            Ok(Some(Given::Map(device, events)))
+            Some(Given::Map(device, events))
         }
         0x08 => {
             forget(its);
-            Ok(Some(Given::Command(words)))
+            Some(Given::Command(words))
         }
-        0x01 | 0x03 | 0x04 | 0x05 | 0x09..=0x0f => Ok(Some(Given::Command(words))),
-        _ => Ok(None),
+        0x01 | 0x03 | 0x04 | 0x05 | 0x09..=0x0f => Some(Given::Command(words)),
+        _ => None,
     }
 }

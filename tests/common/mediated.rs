@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use corevisor::abstract_machine::Machine;
-use corevisor::abstract_machine::addr::{Pa, Pfn};
+use corevisor::abstract_machine::addr::{PAGE_SIZE, Pa, Pfn, PhysRange};
 use corevisor::abstract_machine::regs::TrapFrame;
 use corevisor::abstract_machine::sim::{Trapped, run_as};
-use corevisor::mmio::its::{Its, Setup};
+use corevisor::mmio::its::{Its, Level1, Setup};
 use corevisor::mmio::{Frame, FrameKind, MOST_ITS, Mediated};
 use corevisor::spec::invariants::View;
 use corevisor::spec::mmio::{self as spec, Gicr, Given, gicr_store, its_load, its_run, its_store};
@@ -100,6 +100,8 @@ pub struct Bed {
     pub registers: Arc<Mutex<Registers>>,
     /// The core's queue.
     pub queue: Pa,
+    /// The first level of the device table.
+    pub level1: PhysRange,
 }
 
 /// A redistributor, its page of virtual LPIs, and an ITS of 16 bits of devices with a device table of two levels, on.
@@ -109,13 +111,20 @@ pub fn bed() -> Bed {
 
 /// The same with a GIC of so many bits of interrupt numbers.
 pub fn bed_with(lpi_bits: u32) -> Bed {
+    bed_of(lpi_bits, 16, 0)
+}
+
+/// The same with an ITS of so many bits of devices, whose tables have pages of `4 KiB << page_order`.
+pub fn bed_of(lpi_bits: u32, device_bits: u32, page_order: u32) -> Bed {
     let regions = vec![(RAM, 4 << 20, true)];
     let mut world = World::new(&Layout { regions, pool: POOL, pool_pages: 200, ia_bits: 40, cpus: 2, smmu: None });
     let registers = Arc::new(Mutex::new(Registers::default()));
     let inside = registers.clone();
     world.sim().set_registers(Box::new(move |at, size, store| inside.lock().unwrap().access(at.raw(), size, store)));
-    let page = || world.sim().alloc_table(0).unwrap();
-    let (queue, level1) = (page(), page());
+    let shape = Level1::new(device_bits, page_order, 8);
+    assert_eq!(shape.device_bits, device_bits);
+    let [queue, base] = [0, shape.order].map(|order| world.sim().alloc_table(order).unwrap());
+    let level1 = PhysRange::new(base, PAGE_SIZE << shape.order).unwrap();
     world.sim().publish_tables();
     world.sim().load_its(Pa::new(ITS + CWRITER), Some(level1));
     let mut basers = [0; 8];
@@ -124,10 +133,10 @@ pub fn bed_with(lpi_bits: u32) -> Bed {
         frame: Pa::new(ITS),
         queue,
         level1: Some(level1),
-        page_order: 0,
+        page_order,
         device_entry: 8,
         itt_entry: 12,
-        device_bits: 16,
+        device_bits,
         basers,
     };
     let mut its = [const { None }; MOST_ITS];
@@ -143,7 +152,7 @@ pub fn bed_with(lpi_bits: u32) -> Bed {
     all.values.insert(ITS + CTLR, 1);
     all.values.insert(ITS + TYPER, 1 | 1 << 1 | 0xb << 4 | 0xf << 8 | 0x13 << 13 | 1 << 37 | 1 << 40);
     drop(all);
-    Bed { world, registers, queue }
+    Bed { world, registers, queue, level1 }
 }
 
 impl Bed {
@@ -226,12 +235,13 @@ pub struct Both {
 }
 
 impl Both {
-    pub fn new() -> Self {
-        let bed = bed();
+    /// With an ITS of so many bits of devices.
+    pub fn new(device_bits: u32) -> Self {
+        let bed = bed_of(16, device_bits, 0);
         let words = [CTLR, TYPER].map(|register| (register, bed.real(ITS + register))).into();
         let mut fixed = [0; 8];
         (fixed[0], fixed[1]) = (VALID | 1 << 56 | 7 << 48, VALID | 4 << 56 | 7 << 48);
-        let its = spec::Its { words, fixed, ..spec::Its::default() };
+        let its = spec::Its { words, fixed, device_bits, ..spec::Its::default() };
         Self { bed, gicr: Gicr::new(), its, tables: BTreeMap::new(), expected: vec![], at: 0 }
     }
 
@@ -329,7 +339,7 @@ fn value(rng: &mut Rng) -> u64 {
 /// A command: mostly one that exists, of a few devices.
 pub fn command(rng: &mut Rng) -> [u64; 4] {
     let code = rng.pick(&[1, 3, 4, 5, 8, 8, 8, 9, 10, 11, 12, 13, 14, 15, 0x29, 0, 0xff]);
-    let device = rng.pick(&[0, 1, 2, 0x108, 0x7fff, 0xffff, 0x1_0000, 0xffff_ffff]);
+    let device = rng.pick(&[0, 1, 2, 0x108, 0x7fff, 0xffff, 0x1_0000, 0xe_0000, 0xf_ffff, 0x10_0000, 0xffff_ffff]);
     [code | device << 32 | rng.next() & 0xff00, rng.below(40), VALID & rng.next() | CORES, rng.next()]
 }
 

@@ -8,7 +8,7 @@ mod random;
 
 use common::mediated::{
     BASER, Bed, CBASER, CORES, CREADR, CTLR, CWRITER, GICR, ITS, PENDBASER, POOL, PROPBASER, QUEUE, RAM, STALLED,
-    TABLES, TYPER, VALID, VLPI, bed, bed_with, command, described,
+    TABLES, TYPER, VALID, VLPI, bed, bed_of, bed_with, command, described,
 };
 use corevisor::abstract_machine::Machine;
 use corevisor::abstract_machine::addr::{Pa, Pfn};
@@ -293,22 +293,18 @@ fn an_its_that_takes_no_command_hangs_nobody() {
 }
 
 #[test]
-fn an_its_that_refuses_a_command_goes_on_with_the_next_one_and_the_host_sees_which_it_was() {
+fn a_command_that_the_its_refuses_is_left_out_and_it_goes_on_with_the_next_one() {
     let mut bed = bed();
     bed.set_queue(QUEUE);
     bed.registers.lock().unwrap().refused = [0x20, 0x40].into();
-    let commands = [[0x05, 1, 0, 0], [0x0a | 8 << 32, 2, 0xffff, 0], [0x05, 3, 0, 0]];
+    let commands = [[0x05, 1, 0, 0], [0x0a | 8 << 32, 2, 0xffff, 0], [0x0c | 8 << 32, 2, 0, 0], [0x05, 4, 0, 0]];
     bed.commands(0, &commands);
-    assert_eq!(bed.load(ITS + CREADR, 8), 0x20 | STALLED);
+    assert_eq!(bed.load(ITS + CREADR, 8), 0x80);
     // What the ITS stood at is none any more: it waits for a redistributor, and it has gone on.
-    assert_eq!((bed.given(0), bed.given(1), bed.given(2)), (commands[0], [0x05, 0, 0, 0], [0; 4]));
-    assert_eq!((bed.real(ITS + CREADR), bed.real(ITS + CWRITER)), (0x40, 0x40));
-    // The host tries again, in vain, and then has another command there.
-    bed.store(ITS + CWRITER, 8, 0x60);
-    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (0x20 | STALLED, 0x60));
-    bed.commands(1, &[[0x05, 2, 0, 0], commands[2]]);
-    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (0x60, 0xa0));
-    assert_eq!((bed.given(3), bed.given(4)), ([0x05, 2, 0, 0], commands[2]));
+    let nothing = [0x05, 0, 0, 0];
+    assert_eq!([0, 1, 2, 3].map(|n| bed.given(n)), [commands[0], nothing, nothing, commands[3]]);
+    assert_eq!((bed.real(ITS + CREADR), bed.real(ITS + CWRITER)), (0x80, 0x80));
+    assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 2);
     assert!(bed.registers.lock().unwrap().asked < 20, "it is asked for what never comes");
 }
 
@@ -321,16 +317,17 @@ fn a_device_keeps_its_table_while_the_its_refuses_to_take_it_away_or_to_give_ano
     let next = |bed: &mut Bed, command| {
         bed.set_queue(QUEUE);
         bed.commands(0, &[command]);
-        bed.load(ITS + CREADR, 8)
+        assert_eq!(bed.load(ITS + CREADR, 8), 0x20, "{command:x?}");
+        bed.world.sim().counted(Event::HostAccessDenied)
     };
-    assert_eq!(next(&mut bed, map(1)), 0x20);
-    assert_eq!((next(&mut bed, unmap), next(&mut bed, map(1))), (STALLED, STALLED));
+    assert_eq!(next(&mut bed, map(1)), 0);
+    assert_eq!((next(&mut bed, unmap), next(&mut bed, map(1))), (1, 2));
     let free = bed.world.sim().free_pages();
-    assert_eq!(next(&mut bed, map(2)), 0x20);
+    assert_eq!(next(&mut bed, map(2)), 2);
     assert_eq!(bed.world.sim().free_pages(), free, "the table of the refused MAPD is nobody's");
     assert!(bed.given(3)[2] & VALID != 0 && bed.given(3)[2] != bed.given(0)[2], "two devices have one table");
     // Once the ITS has done it, the first one's is free.
-    assert_eq!((next(&mut bed, unmap), next(&mut bed, map(3))), (0x20, 0x20));
+    assert_eq!((next(&mut bed, unmap), next(&mut bed, map(3))), (2, 2));
     assert_eq!(bed.given(5)[2], bed.given(0)[2]);
 }
 
@@ -352,15 +349,16 @@ fn a_table_that_a_late_its_may_yet_take_is_no_other_devices() {
 }
 
 #[test]
-fn more_devices_than_there_is_room_for_stall_the_its_and_the_pool_has_pages_left() {
+fn devices_that_there_is_no_room_for_are_left_out_and_the_pool_has_pages_left() {
     let mut bed = bed();
     bed.set_queue(QUEUE);
+    let denied = |bed: &Bed| bed.world.sim().counted(Event::HostAccessDenied);
     let before = bed.world.sim().free_pages();
     for n in 0..70 {
         bed.commands(n, &[map_device(n as u32, 11, Pa::new(0))]);
     }
     // 12 bytes for each of 2048 events: eight pages; eleven devices have room in 96, with a page of the device table.
-    assert_eq!(bed.load(ITS + CREADR, 8), (11 * 32) | STALLED);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR), denied(&bed)), (70 * 32, 11 * 32, 59));
     assert_eq!(before - bed.world.sim().free_pages(), 11 * 8 + 1);
     // Devices far from one another take a page of the device table each.
     let mut spread = self::bed();
@@ -369,13 +367,54 @@ fn more_devices_than_there_is_room_for_stall_the_its_and_the_pool_has_pages_left
     for n in 0..70 {
         spread.commands(n, &[map_device(n as u32 * 512, 5, Pa::new(0))]);
     }
-    assert_eq!(spread.load(ITS + CREADR, 8), (48 * 32) | STALLED);
+    assert_eq!((spread.load(ITS + CREADR, 8), spread.real(ITS + CREADR), denied(&spread)), (70 * 32, 48 * 32, 22));
     assert_eq!(before - spread.world.sim().free_pages(), 96);
-    // A device beyond the table's last is refused as well.
-    let mut other = self::bed();
-    other.set_queue(QUEUE);
-    other.commands(0, &[map_device(1 << 16, 5, Pa::new(0))]);
-    assert_eq!((other.load(ITS + CREADR, 8), other.given(0)), (STALLED, [0; 4]));
+    // A device that is unmapped makes room for the next one.
+    bed.commands(70, &[[0x08 | 3 << 32, 0, 0, 0], map_device(71, 11, Pa::new(0)), map_device(72, 11, Pa::new(0))]);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR), denied(&bed)), (73 * 32, 13 * 32, 60));
+    assert_eq!((bed.given(12)[0] >> 32, bed.given(12)[2]), (71, bed.given(3)[2]));
+    // No more devices than 64 have a table, however small.
+    let mut many = self::bed();
+    many.set_queue(QUEUE);
+    for n in 0..70 {
+        many.commands(n, &[map_device(n as u32, 5, Pa::new(0))]);
+    }
+    assert_eq!((many.load(ITS + CREADR, 8), many.real(ITS + CREADR), denied(&many)), (70 * 32, 64 * 32, 6));
+}
+
+#[test]
+fn a_device_beyond_the_table_takes_interrupts_from_no_other() {
+    let mut bed = bed();
+    bed.set_queue(QUEUE);
+    let (beyond, known) = (map_device(1 << 16, 5, Pa::new(0)), map_device(8, 5, Pa::new(0)));
+    let event = |device: u64| [0x0a | device << 32, 1 | 8200 << 32, 0, 0];
+    bed.commands(0, &[beyond, known, event(8), [0x05, 0, 0, 0]]);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (0x80, 0x60));
+    assert_eq!((bed.given(0)[0], bed.given(1), bed.given(2)), (known[0], event(8), [0x05, 0, 0, 0]));
+    assert_eq!(bed.world.sim().counted(Event::HostAccessDenied), 1);
+}
+
+#[test]
+fn devices_of_20_bits_have_their_places_with_pages_of_every_size() {
+    for (order, devices) in [(0, 512), (2, 2048), (4, 8192)] {
+        let mut bed = bed_of(16, 20, order);
+        bed.set_queue(QUEUE);
+        assert_eq!(bed.load(ITS + TYPER, 8) >> 13 & 0x1f, 19);
+        let known: [u64; 5] = [0, 0x4_0000, 0xa_0000, 0xe_0000, 0xf_ffff];
+        let commands: Vec<_> =
+            known.iter().chain(&[0x10_0000]).map(|device| map_device(*device as u32, 5, Pa::new(0))).collect();
+        bed.commands(0, &commands);
+        assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (6 * 32, 5 * 32), "the last one is beyond");
+        let (sim, level1) = (bed.world.sim(), bed.level1);
+        let entries = (level1.base().raw()..level1.end().raw()).step_by(8).map(|at| sim.pt_load(Pa::new(at)));
+        let pages: Vec<_> = (0..).zip(entries).filter(|(_, entry)| *entry != 0).collect();
+        assert_eq!(pages.iter().map(|(slot, _)| *slot).collect::<Vec<u64>>(), known.map(|device| device / devices));
+        for (slot, entry) in &pages {
+            let page = Pa::new(entry & !VALID);
+            assert!(entry & VALID != 0 && sim.pool().contains(page) && page.is_aligned(0x1000 << order), "{slot}");
+            assert!(pages.iter().filter(|(_, other)| entry == other).count() == 1 && !level1.contains(page), "{slot}");
+        }
+    }
 }
 
 #[test]
@@ -383,14 +422,14 @@ fn a_pool_that_is_empty_costs_an_its_nothing_of_what_it_may_have() {
     let mut bed = bed();
     bed.set_queue(QUEUE);
     let all: Vec<Pa> = std::iter::from_fn(|| bed.world.sim().alloc_table(0)).collect();
-    for _ in 0..200 {
-        bed.commands(0, &[map_device(1, 5, Pa::new(0))]);
-        assert_eq!(bed.load(ITS + CREADR, 8), STALLED);
+    for n in 0..200 {
+        bed.commands(n, &[map_device(1, 5, Pa::new(0))]);
+        assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), ((n + 1) % 128 * 32, 0));
     }
     bed.world.sim().publish_tables();
     all.into_iter().for_each(|page| bed.world.sim().free_table(page, 0));
-    bed.commands(0, &[map_device(1, 5, Pa::new(0))]);
-    assert_eq!(bed.load(ITS + CREADR, 8), 0x20);
+    bed.commands(200, &[map_device(1, 5, Pa::new(0))]);
+    assert_eq!((bed.load(ITS + CREADR, 8), bed.real(ITS + CREADR)), (201 % 128 * 32, 0x20));
 }
 
 #[test]

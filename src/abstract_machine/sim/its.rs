@@ -11,7 +11,7 @@
 use std::format;
 
 use super::{Sim, State};
-use crate::abstract_machine::addr::{PAGE_SIZE, Pa};
+use crate::abstract_machine::addr::{Pa, PhysRange};
 
 /// An entry of a device table of two levels: there is a page, and where.
 const VALID: u64 = 1 << 63;
@@ -20,12 +20,12 @@ const ADDRESS: u64 = ((1 << 52) - 1) & !0xfff;
 /// Where an ITS is told of commands, and where it looks for devices.
 pub(super) struct Its {
     writer: Pa,
-    level1: Option<Pa>,
+    level1: Option<PhysRange>,
 }
 
 impl Sim {
-    /// There is an ITS with GITS_CWRITER at `writer`; `level1` is the first page of a device table of two levels.
-    pub fn load_its(&self, writer: Pa, level1: Option<Pa>) {
+    /// There is an ITS with GITS_CWRITER at `writer`; `level1` is the first level of a device table of two.
+    pub fn load_its(&self, writer: Pa, level1: Option<PhysRange>) {
         self.state().itss.push(Its { writer, level1 });
     }
 }
@@ -42,7 +42,7 @@ impl State {
 
     /// The core stores to the pool.
     pub(super) fn link_its_table(&mut self, entry: Pa, value: u64) {
-        let in_table = |its: &Its| its.level1.is_some_and(|level1| level1 == entry.align_down(PAGE_SIZE));
+        let in_table = |its: &Its| its.level1.is_some_and(|level1| level1.contains(entry));
         if value & VALID != 0 && self.itss.iter().any(in_table) && !self.tables.is_published(value & ADDRESS) {
             let text = format!("a device table of an ITS leads to {:#x} before it was published", value & ADDRESS);
             self.tables.violation(text);

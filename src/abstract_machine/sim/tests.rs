@@ -377,7 +377,7 @@ fn an_its_is_told_of_commands_after_they_were_published() {
         let (sim, _) = sim();
         let [queue, devices, table] = [(); 3].map(|()| sim.alloc_table(0).unwrap());
         sim.set_registers(Box::new(|_, _, _| 0));
-        sim.load_its(writer, Some(devices));
+        sim.load_its(writer, PhysRange::new(devices, PAGE_SIZE));
         sim.pt_store(queue, 0x05);
         publish(&sim);
         if level1 {

@@ -34,7 +34,7 @@ pub fn host_calls(bytes: &[u8]) {
 /// Accesses of the host to a GICv3's registers behind the core.
 pub fn registers(bytes: &[u8]) {
     let rng = &mut Rng::of(bytes);
-    let mut both = mediated::Both::new();
+    let mut both = mediated::Both::new(20);
     for _ in 0..STEPS {
         if rng.is_spent() {
             break;

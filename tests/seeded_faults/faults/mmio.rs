@@ -84,6 +84,12 @@ pub const FAULTS: &[Fault] = &[
         "let known = true;",
     ),
     fault(
+        "its: half of the devices have no place in the first level",
+        "src/mmio/its.rs",
+        "let bytes = LEVEL1_ENTRY << device_bits.saturating_sub(devices);",
+        "let bytes = LEVEL1_ENTRY << device_bits.saturating_sub(devices + 1);",
+    ),
+    fault(
         "gic_its: the pool is an ITS's for ever",
         "src/mmio/gic_its.rs",
         ".filter(|pages| *pages <= MOST_PAGES)?",
@@ -100,6 +106,18 @@ pub const FAULTS: &[Fault] = &[
         "src/mmio/gic_its.rs",
         "its.writer | RETRY",
         "its.writer | RETRY ^ 1",
+    ),
+    fault(
+        "gic_its: a command that is left out stops all others",
+        "src/mmio/gic_its.rs",
+        "words.filter(|_| !its.late)",
+        "words.filter(|_| false)",
+    ),
+    fault(
+        "gic_its: a command that a late ITS has not run is left out",
+        "src/mmio/gic_its.rs",
+        "words.filter(|_| !its.late)",
+        "words.filter(|_| true)",
     ),
     fault(
         "gic_its: an ITS that takes nothing is waited for every time",
@@ -164,8 +182,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "gic_its: a command is read again once it was looked at",
         "src/mmio/gic_its.rs",
-        "read_command(mem, its).and_then(|words| run",
-        "read_command(mem, its).and_then(|_| read_command(mem, its)).and_then(|words| run",
+        "let words = read_command(mem, its);",
+        "let words = read_command(mem, its).and_then(|_| read_command(mem, its));",
     ),
     fault(
         "gic_its: a device table leads to a page that the ITS does not see yet",

@@ -272,7 +272,7 @@ pub fn translations(ground: &Ground) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Commands that this host does not have are counted, and left out.
+/// Commands that this host does not have, or that there is no room for, are counted, and left out.
 pub fn unknown(ground: &Ground) -> Result<(), Failure> {
     ground.service.start(1);
     for (what, place) in &ground.places {
@@ -281,6 +281,9 @@ pub fn unknown(ground: &Ground) -> Result<(), Failure> {
             ground.service.run(&commands)
         })?;
     }
+    // A device that there is no room for anywhere: one that there is gets its own in spite of it.
+    let beyond = map_device(u32::MAX.into(), ground.used(0));
+    ground.refused("a device beyond all tables", 2, || ground.service.run(&[beyond, beyond]))?;
     let before = counted(super::HOST_ACCESS_DENIED)?;
     interrupts(ground, 0, ground.used(0))?;
     ensure(counted(super::HOST_ACCESS_DENIED)? == before, "commands that this host has are refused")
