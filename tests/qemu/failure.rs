@@ -74,6 +74,10 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new("failure", "no way into the core needs more than its stack, the report of a panic on it", stacks),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
+        Case::new("failure", "a stack that is used up runs into its guard page on a machine with many CPUs", |bed| {
+            let run = bed.run(Machine::virt().smp(9).cpu("cortex-a72"));
+            fails(bed, run, 9, "4", &["synchronous exception in the core", "ESR_EL2 0x96000047", "deeper"])
+        }),
     ]
 }
 
