@@ -218,7 +218,7 @@ impl PerCpu {
         }
     }
 
-    /// The same data with an area for the host's vectors at the address `area`: [`VECTORS_SIZE`] bytes that are this CPU's for good.
+    /// The same data with an area for the host's vectors at the address `area`: [`VECTORS_SIZE`] bytes that are this CPU's for good; 0 if there is none yet.
     pub fn with_vectors(mut self, area: u64) -> Self {
         self.world.get_mut().vectors = area;
         self

@@ -7,6 +7,7 @@
 //! used up runs into a page that is not there, as in the pool. Pure.
 #![forbid(unsafe_code)]
 
+use super::device_tree::MAX_CPUS;
 use crate::abstract_machine::addr::{BLOCK_2M, PAGE_SIZE, Pa, PhysRange};
 use crate::abstract_machine::per_cpu::{EMERGENCY_STACK_SIZE, PerCpu, STACK_SIZE, VECTORS_SIZE};
 
@@ -15,54 +16,48 @@ pub const FEW: usize = 8;
 
 /// Bytes of guard page, stack and emergency stack.
 pub const STACKS_SIZE: u64 = PAGE_SIZE + STACK_SIZE + EMERGENCY_STACK_SIZE;
-
 /// Bytes of all that a CPU has besides its data.
 const AREA_SIZE: u64 = STACKS_SIZE + VECTORS_SIZE;
-
-/// Bytes of the data of `cpus` CPUs, in whole pages.
-pub const fn data_size(cpus: usize) -> u64 {
-    (size_of::<PerCpu>() * cpus).next_multiple_of(PAGE_SIZE as usize) as u64
-}
+/// Bytes of the data of as many CPUs as there may be, in whole pages: behind them stand the areas.
+const DATA_SIZE: u64 = (size_of::<PerCpu>() * MAX_CPUS).next_multiple_of(PAGE_SIZE as usize) as u64;
+/// Bytes of it all.
+const SIZE: u64 = (DATA_SIZE + MAX_CPUS as u64 * AREA_SIZE).next_multiple_of(BLOCK_2M);
 
 /// Bytes of memory of their own for `cpus` CPUs, whole 2 MiB blocks; 0 if the pool has room for them.
 pub const fn size(cpus: usize) -> u64 {
-    if cpus <= FEW { 0 } else { (data_size(cpus) + cpus as u64 * AREA_SIZE).next_multiple_of(BLOCK_2M) }
+    if cpus <= FEW { 0 } else { SIZE }
 }
 
-/// Where one CPU's stacks and vectors stand. Its guard page is the one below `stack`.
+/// Where one CPU's stacks and vectors stand.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Area {
-    /// The stack on which traps of the host are served.
-    pub stack: PhysRange,
-    /// The one for a trap of the core itself, above it.
-    pub emergency: PhysRange,
-    /// The host's vectors while a VM has the CPU.
-    pub vectors: PhysRange,
+    /// All that is to be mapped of it: what lies above the guard page.
+    pub mapped: PhysRange,
+    /// The end of the stack on which traps of the host are served; the one for a trap of the core itself begins there.
+    pub stack_top: Pa,
+    /// The host's vectors while a VM has the CPU: [`VECTORS_SIZE`] bytes.
+    pub vectors: Pa,
 }
 
-impl Area {
-    /// All that is to be mapped of it.
-    pub const fn mapped(&self) -> PhysRange {
-        PhysRange::between(self.stack.base(), self.vectors.end())
-    }
+/// Where the data of all CPUs stand in `memory`, which has [`size`] bytes.
+pub const fn data(memory: PhysRange) -> PhysRange {
+    PhysRange::between(memory.base(), Pa::new(memory.base().raw().wrapping_add(DATA_SIZE)))
 }
 
-/// That of CPU `n` of `cpus` in `memory`, which has [`size`] bytes.
-pub const fn area(memory: PhysRange, cpus: usize, n: usize) -> Area {
-    let guard = memory.base().raw() + data_size(cpus) + n as u64 * AREA_SIZE;
-    let stack = Pa::new(guard + PAGE_SIZE);
-    let emergency = Pa::new(stack.raw() + STACK_SIZE);
-    let vectors = Pa::new(emergency.raw() + EMERGENCY_STACK_SIZE);
+/// The area of CPU `n`, less than [`MAX_CPUS`], there.
+pub const fn area(memory: PhysRange, n: usize) -> Area {
+    // All of it lies in `memory`: nothing wraps.
+    let guard = data(memory).end().raw().wrapping_add((n as u64).wrapping_mul(AREA_SIZE));
+    let stack = Pa::new(guard.wrapping_add(PAGE_SIZE));
     Area {
-        stack: PhysRange::between(stack, emergency),
-        emergency: PhysRange::between(emergency, vectors),
-        vectors: PhysRange::between(vectors, Pa::new(vectors.raw() + VECTORS_SIZE)),
+        mapped: PhysRange::between(stack, Pa::new(guard.wrapping_add(AREA_SIZE))),
+        stack_top: Pa::new(stack.raw().wrapping_add(STACK_SIZE)),
+        vectors: Pa::new(guard.wrapping_add(STACKS_SIZE)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::device_tree::MAX_CPUS;
     use super::*;
 
     #[test]
@@ -73,21 +68,18 @@ mod tests {
 
     #[test]
     fn nothing_of_a_cpu_overlaps_anothers_and_a_page_below_each_stack_is_nobodys() {
-        for cpus in [FEW + 1, 33, MAX_CPUS - 1, MAX_CPUS] {
-            let memory = PhysRange::new(Pa::new(0xffe0_0000), size(cpus)).unwrap();
-            let mut free_from = Pa::new(memory.base().raw() + data_size(cpus));
-            assert!(data_size(cpus) >= (cpus * size_of::<PerCpu>()) as u64);
-            for n in 0..cpus {
-                let area = area(memory, cpus, n);
-                assert_eq!(area.mapped().base(), Pa::new(free_from.raw() + PAGE_SIZE), "the guard page of CPU {n}");
-                assert!(
-                    [area.stack, area.emergency, area.vectors].iter().all(|part| part.base().is_aligned(PAGE_SIZE))
-                );
-                assert_eq!((area.stack.size(), area.emergency.size()), (STACK_SIZE, EMERGENCY_STACK_SIZE));
-                assert_eq!((area.stack.end(), area.emergency.end()), (area.emergency.base(), area.vectors.base()));
-                assert!(memory.contains_range(area.mapped()), "CPU {n} of {cpus}");
-                free_from = area.mapped().end();
-            }
+        let memory = PhysRange::new(Pa::new(0xffe0_0000), size(MAX_CPUS)).unwrap();
+        assert!(data(memory).base() == memory.base() && data(memory).size() >= (MAX_CPUS * size_of::<PerCpu>()) as u64);
+        let mut below = data(memory).end();
+        for n in 0..MAX_CPUS {
+            let area = area(memory, n);
+            let [bottom, end] = [area.mapped.base(), area.mapped.end()].map(Pa::raw);
+            assert_eq!(bottom - PAGE_SIZE, below.raw(), "the guard page of CPU {n}");
+            assert_eq!(area.stack_top.raw() - bottom, STACK_SIZE);
+            assert_eq!(area.vectors.raw() - area.stack_top.raw(), EMERGENCY_STACK_SIZE);
+            assert_eq!(end - area.vectors.raw(), VECTORS_SIZE);
+            assert!(bottom % PAGE_SIZE == 0 && memory.contains_range(area.mapped), "CPU {n}");
+            below = area.mapped.end();
         }
     }
 }

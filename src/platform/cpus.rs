@@ -90,35 +90,36 @@ pub fn allocate(description: &MachineDescription, plan: &mut Plan<'_>) -> Result
         return Err(CpuError::BootCpuUnknown(boot).into());
     }
     let size = cpu_memory::size(known.len());
-    let bytes = cpu_memory::data_size(known.len());
     let own = if size == 0 { None } else { Some(plan.place("the data of all CPUs", size, BLOCK_2M)?) };
     let array = match own {
         Some(own) => {
             plan.core.cpus = own;
-            map_zeroed(PhysRange::between(own.base(), Pa::new(own.base().raw() + bytes)))?
+            map_zeroed(cpu_memory::data(own))?
         }
-        None => pool::alloc((bytes / PAGE_SIZE).next_power_of_two().ilog2()).ok_or(CpuError::OutOfMemory)?,
+        None => {
+            let bytes = (size_of::<PerCpu>() * known.len()) as u64;
+            pool::alloc(bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(CpuError::OutOfMemory)?
+        }
     };
     let array = array.raw() as *mut PerCpu;
     let others = known.iter().map(|cpu| cpu.mpidr.raw()).filter(|mpidr| *mpidr != boot);
     let mut count = 0;
     for mpidr in core::iter::once(boot).chain(others) {
-        let cpu = CpuId::new(count as u16);
-        let data = match own {
+        let (stack_top, vectors) = match own {
             Some(own) => {
-                let area = cpu_memory::area(own, known.len(), count);
+                let area = cpu_memory::area(own, count);
                 // The guard page below was never mapped.
-                map_zeroed(area.mapped())?;
-                let data = PerCpu::new(cpu, mpidr, area.stack.end().raw(), area.emergency.end().raw());
-                data.with_vectors(area.vectors.base().raw())
+                map_zeroed(area.mapped)?;
+                (area.stack_top.raw(), area.vectors.raw())
             }
             None => {
                 let area = pool::alloc(AREA_ORDER).ok_or(CpuError::OutOfMemory)?;
                 own_map::unmap(PhysRange::between(area, Pa::new(area.raw() + PAGE_SIZE)));
-                let stack_top = area.raw() + PAGE_SIZE + STACK_SIZE;
-                PerCpu::new(cpu, mpidr, stack_top, stack_top + EMERGENCY_STACK_SIZE)
+                (area.raw() + PAGE_SIZE + STACK_SIZE, 0)
             }
         };
+        let data = PerCpu::new(CpuId::new(count as u16), mpidr, stack_top, stack_top + EMERGENCY_STACK_SIZE);
+        let data = data.with_vectors(vectors);
         // SAFETY: the run of pages has room for as many as there are CPUs, and nothing refers to it yet.
         unsafe { array.add(count).write(data) };
         count += 1;
