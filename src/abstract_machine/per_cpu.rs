@@ -3,6 +3,7 @@
 //! boot/entry.S and boot/vectors.S read the first fields; their offsets come from this type.
 
 use core::cell::UnsafeCell;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::addr::{BLOCK_PAGES, CpuId, Pfn, VcpuId, VmId};
@@ -14,6 +15,8 @@ use super::world::VgicInfo;
 pub const STACK_SIZE: u64 = 8 * 1024;
 /// Size in bytes of the stack that a trap of the core itself runs on.
 pub const EMERGENCY_STACK_SIZE: u64 = 4 * 1024;
+/// Size in bytes of an area that holds z0-z31, p0-p15 and FFR of any CPU: the architecture's longest vectors have 2,048 bits. Whole pages.
+pub const VECTORS_SIZE: u64 = 12 * 1024;
 
 macro_rules! events {
     ($($(#[doc = $doc:literal])* $event:ident = $name:literal,)*) => {
@@ -215,6 +218,20 @@ impl PerCpu {
         }
     }
 
+    /// The same data with an area for the host's vectors at the address `area`: [`VECTORS_SIZE`] bytes that are this CPU's for good; 0 if there is none yet.
+    pub fn with_vectors(mut self, area: u64) -> Self {
+        self.world.get_mut().vectors = area;
+        self
+    }
+
+    /// Addresses of both stacks, which lie one above the other; none for the data of early boot, whose stacks are the image's.
+    pub const fn stacks(&self) -> Range<u64> {
+        match self.stack_top.checked_sub(STACK_SIZE) {
+            Some(bottom) => bottom..self.emergency_top,
+            None => 0..0,
+        }
+    }
+
     /// Whether this CPU found `page` to be adopted, and no page has been released since: `releases` counts them.
     #[inline]
     pub fn has_found(&self, page: u64, releases: u64) -> bool {
@@ -294,6 +311,13 @@ mod tests {
         for pfn in (0..64).map(Pfn::new) {
             assert!(!cpu.has_seen(pfn) && !cpu.has_changed(pfn), "{pfn:?}");
         }
+    }
+
+    #[test]
+    fn a_cpus_stacks_end_above_its_guard_page_and_early_boot_has_none() {
+        let cpu = PerCpu::new(CpuId::new(0), 0, 0x8000_3000, 0x8000_4000);
+        assert_eq!(cpu.stacks(), 0x8000_1000..0x8000_4000);
+        assert!(PerCpu::new(CpuId::new(0), 0, 0, 0x8000_4000).stacks().is_empty());
     }
 
     #[test]

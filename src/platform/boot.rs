@@ -1,7 +1,7 @@
 //! The order of boot: from the boot loader's registers to the host's first instruction.
 //!
-//! Own map and page pool (the core's house), device tree and console, data of all CPUs, the host's kernel (found and
-//! checked), who owns each page (the core's own first), PSCI, the host's device tree, the host.
+//! Own map and page pool (the core's house), device tree and console, the host's kernel (found and checked), data of
+//! all CPUs, who owns each page (the core's own first), PSCI, the host's device tree, the host.
 //!
 //! Whatever is missing or broken ends here with one line that names it.
 
@@ -143,9 +143,10 @@ fn start(dtb: Pa, base: Pa, entered_at: u64) -> Result<HostStart, BootError> {
     let smmus = smmu::take(description)?;
     let mediated = gic_tables::mediate(description)?;
     let description: &'static MachineDescription = description;
-    let cpus = cpus::allocate(description)?;
     let mut plan = Plan::new(description, &layout)?;
     let kernel = host_start::find_kernel(description, base, &mut plan)?;
+    // Where the kernel lies is known: what is placed now may be anywhere else.
+    let cpus = cpus::allocate(description, &mut plan)?;
     let has_its = matches!(description.gic, Some(Gic::V3 { its, .. }) if mediated.is_some() && !its.is_empty());
     let confined = Confined { devices: smmus.is_some(), gic: mediated.is_some() };
     let set_up = SetUp { smmus: smmus.is_some(), its: has_its };

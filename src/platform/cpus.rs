@@ -10,7 +10,10 @@ use aarch64_cpu::asm::{barrier, sev, wfi};
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTPCT_EL0, Readable};
 use spin::Once;
 
+use super::boot_error::BootError;
+use super::cpu_memory::{self, STACKS_SIZE};
 use super::device_tree::{EnableMethod, MAX_CPUS, MachineDescription, PsciConduit};
+use super::host_start::Plan;
 use super::own_map::{self, MapError};
 use super::psci::{
     After, Bcm2835Pm, Below, BoardMachine, CpuPower, Leave, ProbeError, Psci, PsciOutcome, SetUp, SmcCall, SmcFirmware,
@@ -18,14 +21,14 @@ use super::psci::{
 };
 use super::{boot, entry};
 use crate::abstract_machine::SmcOutcome;
-use crate::abstract_machine::addr::{CpuId, Ipa, PAGE_SIZE, Pa, PhysRange, Va};
-use crate::abstract_machine::cpu::{self, SmcServer, el2, halt, pool};
+use crate::abstract_machine::addr::{BLOCK_2M, CpuId, Ipa, PAGE_SIZE, Pa, PhysRange, Va};
+use crate::abstract_machine::cpu::{self, SmcServer, el2, halt, maintenance, pool};
 use crate::abstract_machine::per_cpu::{EMERGENCY_STACK_SIZE, PerCpu, STACK_SIZE};
 use crate::npt::descriptor::CoreAccess;
 
-/// log2 of the pages of a CPU's area: guard page, stack, emergency stack, from the bottom up.
+/// log2 of the pages of a CPU's area in the page pool: guard page, stack, emergency stack, from the bottom up.
 const AREA_ORDER: u32 = 2;
-const _: () = assert!(PAGE_SIZE << AREA_ORDER == PAGE_SIZE + STACK_SIZE + EMERGENCY_STACK_SIZE);
+const _: () = assert!(PAGE_SIZE << AREA_ORDER == STACKS_SIZE);
 
 /// How many seconds a CPU may take out of its spin table: it has nothing to do on the way.
 const PATIENCE: u64 = 5;
@@ -76,26 +79,47 @@ impl From<MapError> for CpuError {
     }
 }
 
-/// Makes the data of all CPUs, the boot CPU first, then in the tree's order.
+/// Makes the data of all CPUs, the boot CPU first, then in the tree's order: in the page pool, or where there are many of them in memory that `plan` finds.
 ///
 /// # Errors
-/// [`CpuError`].
-pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], CpuError> {
+/// [`BootError`]: no such memory, or it cannot be mapped; [`CpuError`].
+pub fn allocate(description: &MachineDescription, plan: &mut Plan<'_>) -> Result<&'static [PerCpu], BootError> {
     let boot = el2::affinity();
     let known = &description.cpus;
     if !known.iter().any(|cpu| cpu.mpidr.raw() == boot) {
-        return Err(CpuError::BootCpuUnknown(boot));
+        return Err(CpuError::BootCpuUnknown(boot).into());
     }
-    let bytes = (size_of::<PerCpu>() * known.len()) as u64;
-    let order = bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
-    let array = pool::alloc(order).ok_or(CpuError::OutOfMemory)?.raw() as *mut PerCpu;
+    let size = cpu_memory::size(known.len());
+    let own = if size == 0 { None } else { Some(plan.place("the data of all CPUs", size, BLOCK_2M)?) };
+    let array = match own {
+        Some(own) => {
+            plan.core.cpus = own;
+            map_zeroed(cpu_memory::data(own))?
+        }
+        None => {
+            let bytes = (size_of::<PerCpu>() * known.len()) as u64;
+            pool::alloc(bytes.div_ceil(PAGE_SIZE).next_power_of_two().ilog2()).ok_or(CpuError::OutOfMemory)?
+        }
+    };
+    let array = array.raw() as *mut PerCpu;
     let others = known.iter().map(|cpu| cpu.mpidr.raw()).filter(|mpidr| *mpidr != boot);
     let mut count = 0;
     for mpidr in core::iter::once(boot).chain(others) {
-        let area = pool::alloc(AREA_ORDER).ok_or(CpuError::OutOfMemory)?;
-        own_map::unmap(PhysRange::between(area, Pa::new(area.raw() + PAGE_SIZE)));
-        let stack_top = area.raw() + PAGE_SIZE + STACK_SIZE;
+        let (stack_top, vectors) = match own {
+            Some(own) => {
+                let area = cpu_memory::area(own, count);
+                // The guard page below was never mapped.
+                map_zeroed(area.mapped)?;
+                (area.stack_top.raw(), area.vectors.raw())
+            }
+            None => {
+                let area = pool::alloc(AREA_ORDER).ok_or(CpuError::OutOfMemory)?;
+                own_map::unmap(PhysRange::between(area, Pa::new(area.raw() + PAGE_SIZE)));
+                (area.raw() + PAGE_SIZE + STACK_SIZE, 0)
+            }
+        };
         let data = PerCpu::new(CpuId::new(count as u16), mpidr, stack_top, stack_top + EMERGENCY_STACK_SIZE);
+        let data = data.with_vectors(vectors);
         // SAFETY: the run of pages has room for as many as there are CPUs, and nothing refers to it yet.
         unsafe { array.add(count).write(data) };
         count += 1;
@@ -105,6 +129,13 @@ pub fn allocate(description: &MachineDescription) -> Result<&'static [PerCpu], C
     cpu::set_all(cpus);
     cpu::set_this(cpus.first());
     Ok(cpus)
+}
+
+/// Maps `range`, free RAM that is the core's from now on, and zeroes it: no CPU reads it before its MMU is on. Its first byte.
+fn map_zeroed(range: PhysRange) -> Result<Pa, MapError> {
+    own_map::map(range, CoreAccess::ReadWrite)?;
+    maintenance::zero(range);
+    Ok(range.base())
 }
 
 /// Starts PSCI for the host on what the board has, and takes the CPUs of spin tables into the core.

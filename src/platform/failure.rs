@@ -121,12 +121,14 @@ fn backtrace(out: &mut PanicWriter<'_>, pc: Option<u64>, mut frame_pointer: u64)
     if let Some(pc) = pc {
         let _ = write!(out, " {:#x}", pc.wrapping_sub(base));
     }
+    // Those of a CPU's own need not lie in the core's block.
+    let stacks = cpu::this().map_or(0..0, |data| data.stacks());
     for _ in 0..MAX_FRAMES {
-        let in_stack = |at: u64| layout.data.contains(Pa::new(at)) || layout.free.contains(Pa::new(at));
+        let in_stack = |at: u64| layout.data.contains(Pa::new(at)) || stacks.contains(&at);
         if frame_pointer & 7 != 0 || !in_stack(frame_pointer) || !in_stack(frame_pointer + 15) {
             break;
         }
-        // SAFETY: 16 aligned bytes of the core's own data or stacks, which are mapped; a guard page would trap, and
+        // SAFETY: 16 aligned bytes of the core's own data or this CPU's stacks, which are mapped; the boot stack's guard page would trap, and
         // the second report stays silent.
         let [next, link] = unsafe { (frame_pointer as *const [u64; 2]).read_volatile() };
         let _ = write!(out, " {:#x}", link.wrapping_sub(base));

@@ -20,15 +20,17 @@ pub struct CoreMemory {
     pub records: PhysRange,
     /// The SMMUs' table; empty where there is none.
     pub smmu_table: PhysRange,
+    /// Data and stacks of the CPUs, where there are many; else empty.
+    pub cpus: PhysRange,
 }
 
 impl CoreMemory {
     /// Number of its parts.
-    pub const PARTS: usize = 3;
+    pub const PARTS: usize = 4;
 
     /// All of it.
     pub const fn ranges(&self) -> [PhysRange; Self::PARTS] {
-        [self.block, self.records, self.smmu_table]
+        [self.block, self.records, self.smmu_table, self.cpus]
     }
 }
 
@@ -52,8 +54,8 @@ impl<'d> Plan<'d> {
             return Err(BootError::NotInRam(block));
         }
         let nothing = PhysRange::default();
-        let mut plan =
-            Self { ram, taken: List::new(nothing), core: CoreMemory { block, records: nothing, smmu_table: nothing } };
+        let core = CoreMemory { block, records: nothing, smmu_table: nothing, cpus: nothing };
+        let mut plan = Self { ram, taken: List::new(nothing), core };
         plan.take(block)?;
         for reserved in description.reserved.iter() {
             plan.take(reserved.range)?;

@@ -8,6 +8,7 @@
 //! | [`psci`]          | PSCI for the host, on firmware or without                                    |
 //! | [`host_image`], [`checksum`] | the host's kernel: where it travels, whether it is whole          |
 //! | [`memory_plan`]   | where the core's own memory goes                                             |
+//! | [`cpu_memory`]    | how the memory of many CPUs is laid out                                      |
 //! | `entry`           | from boot/entry.S to Rust, and from Rust to the host                         |
 //! | `el3`             | what only the secure side can do, if the core is entered there               |
 //! | `own_map`         | the core's own stage-1 map                                                   |
@@ -21,6 +22,7 @@
 
 pub mod checksum;
 pub mod console;
+pub mod cpu_memory;
 pub mod device_tree;
 pub mod host_image;
 pub mod logger;

@@ -36,6 +36,12 @@ pub fn cases() -> Vec<Case> {
             fails(bed, bed.run(Machine::virt().smp(1).cpu("cortex-a72")), 1, kind, texts)
         })
     };
+    // From 9 CPUs on their stacks are not in the core's block.
+    let many = |what: &str, kind: &'static str, texts: &'static [&'static str]| {
+        let name = format!("{what} is told with names on a machine with many CPUs");
+        let run = |bed: &Bed| bed.run(Machine::virt().smp(9).cpu("cortex-a72"));
+        Case::new("failure", name, move |bed| fails(bed, run(bed), 9, kind, texts)).only_in_full_if(true)
+    };
     vec![
         Case::new("failure", "a panic of the core is told with a backtrace, and stops four busy CPUs", |bed| {
             let run = bed.stock(Machine::virt().smp(4));
@@ -83,6 +89,8 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new("failure", "no way into the core needs more than its stack, the report of a panic on it", stacks),
         new("a stack that is used up runs into its guard page", "4", &["synchronous exception in the core", "deeper"]),
+        many("a stack that is used up", "4", &["synchronous exception in the core", "ESR_EL2 0x96000047", "deeper"]),
+        many("a panic", "0", &["panic: asked for by a test", "if_asked"]),
     ]
 }
 

@@ -37,6 +37,9 @@ pub fn cases() -> Vec<Case> {
     }
     cases.push(virt("6.12", 3, "max", 4, "64G").only_in_full_if(true));
     cases.push(virt("6.12", 4, "max", 2, "2G").only_in_full_if(true));
+    cases.push(
+        Case::new("matrix", "Debian's 6.12 lives on GICv3, 64 x cortex-a72, 4G", many_cpus).only_in_full_if(true),
+    );
     cases
 }
 
@@ -48,6 +51,12 @@ fn virt(kernel: &'static str, gic: u32, cpu: &'static str, number: u32, memory: 
         let more = if gic == 4 { [SEEDED, VERSION_4].join("\n") } else { SEEDED.to_owned() };
         lives(bed, machine, kernel, number, &more).map(|_| ())
     })
+}
+
+/// As many CPUs as the core drives, all of which come up. They take turns: 64 threads would wait for each other here.
+fn many_cpus(bed: &Bed) -> Result<(), Failure> {
+    let machine = Machine::virt().gic(3).cpu("cortex-a72").smp(64).memory("4G");
+    healthy(bed.run(machine), 64, "").map(|_| ())
 }
 
 /// The loader's seed is the core's, which gives the host another one. Linux takes it out of its tree as soon as it has it.

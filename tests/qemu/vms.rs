@@ -28,6 +28,10 @@ pub fn cases() -> Vec<Case> {
         new("a VM signed with a key that the core was not given does not start", other_key),
         new("the demo: three VMs at work, and every attempt to read a protected one refused", demo).mostly_waits(),
         new("guests run on a machine with 64 GiB", much_memory),
+        new("guests run on a machine with 64 CPUs that all have SVE", |bed| many_cpus(bed, 64)),
+        new("guests run on a machine with 63 CPUs that all have SVE", |bed| many_cpus(bed, 63)).only_in_full_if(true),
+        new("guests run on a machine with 33 CPUs that all have SVE", |bed| many_cpus(bed, 33)).only_in_full_if(true),
+        new("guests run on a machine with 9 CPUs that all have SVE", |bed| many_cpus(bed, 9)).only_in_full_if(true),
         new("on a Raspberry Pi 4 guests run, ordinary and protected", raspi_guests),
         new("on a Raspberry Pi 4 Debian in a protected VM powers off", raspi_debian).only_in_full_if(true),
     ];
@@ -254,6 +258,17 @@ fn much_memory(bed: &Bed) -> Result<(), Failure> {
     let done =
         well(run(bed, matrix::much_memory(machine(3).smp(2)), both(&Vm::guest("hello"))), &["65536 MiB of RAM"])?;
     done.says_times("guest hello: ok, ", 2)
+}
+
+/// The mini host starts all CPUs, each of which gets what it needs of the core's memory, before it asks for VMs. CPUs that take turns cost next to nothing.
+fn many_cpus(bed: &Bed, cpus: u32) -> Result<(), Failure> {
+    let machine = machine(3).smp(cpus).memory("4G").arg("-accel").arg("tcg,thread=single");
+    let started = format!("mini: {cpus} CPUs, ");
+    let done = well(run(bed, machine, both(&Vm::guest("hello"))), &[&format!("corevisor: {cpus} CPUs, "), &started])?;
+    done.says_times("guest hello: ok, ", 2)?;
+    // Records of 4 GiB, the core's block, and one for the CPUs.
+    let kept = done.number("the core keeps ")?;
+    done.check(kept == 12 << 10, format!("the core keeps {kept} KiB"))
 }
 
 fn raspi_guests(bed: &Bed) -> Result<(), Failure> {

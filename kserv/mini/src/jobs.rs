@@ -4,12 +4,32 @@
 #![forbid(unsafe_code)]
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::ops::Deref;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::arch::cpu;
 use crate::arch::entry::MAX_CPUS;
 use crate::scheduler;
 use crate::sync::Mutex;
+
+/// A number for each CPU, by its index; at first 0.
+#[derive(Debug)]
+pub struct Numbers([AtomicU64; MAX_CPUS]);
+
+// Arrays of more than 32 have no default.
+impl Default for Numbers {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; MAX_CPUS])
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
 
 /// What each CPU calls once.
 pub type Job = Arc<dyn Fn() + Send + Sync>;

@@ -15,7 +15,7 @@ use aarch64_cpu::asm::barrier;
 
 use super::super::addr::PAGE_SIZE;
 use super::super::features::Features;
-use super::super::per_cpu::World;
+use super::super::per_cpu::{VECTORS_SIZE, World};
 use super::super::shadow::Context;
 use super::{pool, sysreg, traps, with_world};
 
@@ -32,7 +32,16 @@ const _: () = assert!(core::mem::offset_of!(Context, fp_control) == core::mem::o
 
 const SVCR_SM: u64 = 1;
 
-/// Gives this CPU its area, once its vectors have their full length (`el2::init_for_host`). `false` if the pool is empty.
+/// Bytes of an area by those of a vector: z0-z31; p0-p15 and FFR are an eighth of a vector each.
+const fn area_size(vector: u64) -> u64 {
+    vector * 35
+}
+
+/// Bytes of the architecture's longest vector.
+const LONGEST: u64 = 256;
+const _: () = assert!(area_size(LONGEST) <= VECTORS_SIZE);
+
+/// Gives this CPU its area, once its vectors have their full length (`el2::init_for_host`), unless it has one for any length. `false` if the pool is empty.
 pub fn prepare() -> bool {
     let features = with_world(|world| world.features);
     let mut vector = 0;
@@ -49,8 +58,7 @@ pub fn prepare() -> bool {
     if vector == 0 {
         return true;
     }
-    // z0-z31; p0-p15 and FFR are an eighth of a vector each.
-    let order = (vector * 35).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
+    let order = area_size(vector).div_ceil(PAGE_SIZE).next_power_of_two().ilog2();
     with_world(|world| {
         if world.vectors == 0 {
             world.vectors = pool::alloc(order).map_or(0, |area| area.raw());

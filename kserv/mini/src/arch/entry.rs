@@ -5,8 +5,8 @@ use core::cell::UnsafeCell;
 
 use super::mmu;
 
-/// Most CPUs.
-pub const MAX_CPUS: usize = 16;
+/// Most CPUs: as many as the core drives.
+pub const MAX_CPUS: usize = 64;
 const STACK_SIZE: usize = 128 * 1024;
 
 /// Memory that assembly uses.

@@ -11,9 +11,10 @@ use kserv_model::layout::RAM_BASE;
 
 use super::stage::{Stage, play};
 use super::{Bare, Context, ensure, returned};
-use crate::arch::entry::{Access, MAX_CPUS, RETURN, try_access, try_write};
+use crate::arch::entry::{Access, RETURN, try_access, try_write};
 use crate::arch::{cpu, memory, mmu};
 use crate::guest::{Failure, at};
+use crate::jobs::Numbers;
 use crate::pages::{self, BLOCK, PAGE};
 use crate::{calls, scheduler};
 
@@ -196,9 +197,9 @@ struct Bait {
     /// The page that is gone: it was given away, and the call is over.
     gone: AtomicU64,
     /// Successes and refusals of each CPU for this page; and the page that it has in hand.
-    reached: [AtomicU64; MAX_CPUS],
-    refused: [AtomicU64; MAX_CPUS],
-    hand: [AtomicU64; MAX_CPUS],
+    reached: Numbers,
+    refused: Numbers,
+    hand: Numbers,
     total: [AtomicU64; 2],
 }
 
@@ -252,7 +253,7 @@ impl Bait {
         let neighbour = page + 2 * PAGE;
         let other = if apart { Some(Bare::with_root(VM_PROTECTED, neighbour)?) } else { None };
         let mut taker = Taker::new(way)?;
-        self.reached.iter().chain(&self.refused).for_each(|count| count.store(0, SeqCst));
+        self.reached.iter().chain(self.refused.iter()).for_each(|count| count.store(0, SeqCst));
         self.page.store(page, SeqCst);
         Self::all(stage, |cpu| self.reached[cpu].load(SeqCst) >= WARM);
         taker.take(page)?;

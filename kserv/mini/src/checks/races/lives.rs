@@ -14,11 +14,12 @@ use kserv_model::layout::RAM_BASE;
 use super::super::drive::{RUN_FOR, run, run_for};
 use super::super::stage::{Stage, play};
 use super::{Bare, Context, DATA, Small, Work, ensure, linger, reclaim, rounds, strange};
-use crate::arch::entry::{MAX_CPUS, try_read, try_write};
+use crate::arch::entry::{try_read, try_write};
 use crate::arch::{cpu, memory};
 use crate::calls;
 use crate::checks::returned;
 use crate::guest::{Failure, at};
+use crate::jobs::Numbers;
 use crate::pages::{self, BLOCK, PAGE};
 use crate::scheduler;
 
@@ -37,7 +38,7 @@ struct Shared {
     busy: AtomicU64,
     maps: AtomicU64,
     /// Faults of each CPU's vCPU.
-    faults: [AtomicU64; MAX_CPUS],
+    faults: Numbers,
 }
 
 impl Shared {

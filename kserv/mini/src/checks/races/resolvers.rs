@@ -13,6 +13,7 @@ use super::{Bare, Context, POOL, ensure, rounds, strange};
 use crate::arch::entry::{MAX_CPUS, try_read, try_write};
 use crate::calls;
 use crate::guest::{Failure, at};
+use crate::jobs::Numbers;
 use crate::pages::{self, BLOCK, PAGE};
 use crate::scheduler;
 
@@ -41,7 +42,7 @@ struct Table {
     vm: AtomicU64,
     block: AtomicU64,
     /// x0 of each CPU's call.
-    answers: [AtomicU64; MAX_CPUS],
+    answers: Numbers,
 }
 
 impl Wish {
