@@ -329,8 +329,8 @@ pub const FAULTS: &[Fault] = &[
     fault(
         "vm_table: a page is the core's before the host lost it",
         "src/memory/mem_manager/vm_table.rs",
-        "    take_from_host(mem, pfn, count);\n    for (n, page) in run(pfn, count).enumerate() {\n        if !mem.machine().adopt_page(page) {",
-        "    let all = run(pfn, count).enumerate().find(|(_, page)| !mem.machine().adopt_page(*page));\n    take_from_host(mem, pfn, count);\n    if let Some((n, _)) = all {\n        {",
+        "    take_from_host(mem, pfn, count);\n    for (n, page) in run(pfn, count).enumerate() {\n        if !adopt(mem, page) {",
+        "    let all = run(pfn, count).enumerate().find(|(_, page)| !adopt(mem, *page));\n    take_from_host(mem, pfn, count);\n    if let Some((n, _)) = all {\n        {",
     ),
     fault(
         "protected: an image is cleaned before the host lost it",
