@@ -75,7 +75,7 @@
 
 /* (kind, ipa_bits, root)
  * A new VM, `kind` [`VM_ORDINARY`] or [`VM_PROTECTED`], with `ipa_bits` (32 to the most that CoreInfo says) of address space. The
- * host gives the page(s) at `root` for its stage-2 root: 1 page up to 39 bits, else `1 << (ipa_bits - 39)`, aligned to their size.
+ * host gives the page(s) at `root` for its stage-2 root: `1 << (ipa_bits - 39)` pages from 40 to 43 bits, aligned to their size, else 1.
  * x0 = 0, x1 = VM id. State: READY. K: `register_kvm`.
  */
 #define CV_CALL_REGISTER_VM 0xc6008010ULL
@@ -98,8 +98,8 @@
 #define CV_CALL_POOL_INFO 0xc6008013ULL
 
 /* (vm, gpa, size)
- * One more image of `size` bytes, which the VM will see at `gpa`: both any value, `gpa` page-aligned. x0 = 0, x1 = image index.
- * State READY, protected VMs only. K: `set_boot_info`.
+ * One more image of `size` bytes, which the VM will see at `gpa`, page-aligned; not empty, within the VM's addresses, over no other image. x0 = 0, x1 = image index;
+ * [`CallError::NoSpace`] after [`MAX_IMAGES`]. State READY, protected VMs only. K: `set_boot_info`.
  */
 #define CV_CALL_SET_BOOT_INFO 0xc6008014ULL
 
@@ -132,7 +132,7 @@
 #define CV_CALL_MAP_RUNS 0xc6008024ULL
 
 /* (vm, gpa, pages)
- * Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not.
+ * Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not, at most [`MAX_PAGES`]. State READY, VERIFIED or POWEROFF.
  */
 #define CV_CALL_UNMAP_MEMORY 0xc6008018ULL
 
@@ -143,7 +143,7 @@
 #define CV_CALL_MAP_IO 0xc6008019ULL
 
 /* (vm, offset)
- * What is added to the physical counter, negated, to give the VM's virtual counter. State READY; an ordinary VM also
+ * The VM's virtual counter is the physical one less `offset`, in ticks of CNTFRQ_EL0. State READY; an ordinary VM also
  * VERIFIED, for the entries that follow. K: `TIMER_SET_CNTVOFF`.
  */
 #define CV_CALL_SET_CNTVOFF 0xc600801aULL
@@ -154,12 +154,12 @@
 #define CV_CALL_VCPU_RUN 0xc600801bULL
 
 /* (vm, vcpu, register)
- * Reads register `register` ([`crate::mailbox::Register`]) of a vCPU that does not run. Ordinary VMs only. x0 = 0, x1 = value.
+ * Reads register `register` ([`crate::mailbox::Register`]) of a vCPU that does not run ([`CallError::Busy`] while it does). Ordinary VMs only. x0 = 0, x1 = value. State READY, VERIFIED or POWEROFF.
  */
 #define CV_CALL_GET_REGISTER 0xc600801cULL
 
 /* (vm, vcpu, register, value)
- * Writes it. The vCPU goes on at exactly the program counter that is written, also after an exit that would have gone on behind an instruction.
+ * Writes it, in the same states; [`CallError::InvalidParameter`] for one that can only be read. The vCPU goes on at exactly the program counter that is written, also after an exit that would have gone on behind an instruction.
  */
 #define CV_CALL_SET_REGISTER 0xc600801dULL
 
