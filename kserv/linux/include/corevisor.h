@@ -132,7 +132,7 @@
 #define CV_CALL_MAP_RUNS 0xc6008024ULL
 
 /* (vm, gpa, pages)
- * Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not, at most [`MAX_PAGES`]. State READY, VERIFIED or POWEROFF.
+ * Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not, at most [`MAX_PAGES`]. State READY or VERIFIED.
  */
 #define CV_CALL_UNMAP_MEMORY 0xc6008018ULL
 

@@ -116,7 +116,7 @@ calls! {
     /// its first page, and in bits 11:0 how many more belong to it. Each page is mapped as by MapMemory, in order, none as a part of a block: a page that stands there twice is lent twice, or is
     /// not the host's the second time. x0 = pages mapped: up to the first that cannot be, [`MAX_RUN_PAGES`] at most, and none of another 2 MiB of the VM's than `gpa`. State READY or VERIFIED.
     MapRuns(vm, gpa, runs, flags, run) = HOST_BASE + 0x24,
-    /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not, at most [`MAX_PAGES`]. State READY, VERIFIED or POWEROFF.
+    /// Ordinary VM: takes what was lent at `gpa` back. x0 = pages done, mapped or not, at most [`MAX_PAGES`]. State READY or VERIFIED.
     UnmapMemory(vm, gpa, pages) = HOST_BASE + 0x18,
     /// Maps the GICv2 virtual CPU interface (the only window a VM may have) at `gpa`; for a protected VM below 1 GiB or from 256 GiB on, never where it has memory. State
     /// READY. K: `map_io`.
